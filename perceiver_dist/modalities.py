@@ -1,0 +1,206 @@
+"""What data and model agree on: the modalities, the array each one is decoded to, and how it becomes tokens.
+
+`pipelines` decodes every sample to the array described here (`array_shape`, `array_dtype`), and
+`perceiver_dist.model` cuts that array into a grid of tokens (`grid`, `content_channels`). Arrays stay small
+integers until they are on the training device; the model scales them to [-1, 1] there.
+
+Nothing is imported but the standard library: this module is at the bottom of both packages.
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+from perceiver_dist.errors import UserError
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """Still images: the shorter side resized, the centre cropped, then `patch` x `patch` pixels per token.
+
+    Attributes:
+        height: Pixels after resizing. 28 is Fashion-MNIST's size, the default data; the paper uses 224.
+        width: Pixels after resizing.
+        channels: 1 for grey, 3 for RGB. 3 by default, so that any picture fits.
+        patch: Pixels per side of one token. 1: every pixel is a token, as in the paper (4.1).
+        bands: Fourier bands K per axis; the paper uses 64 at 224 pixels.
+        max_frequency: The paper's mu, twice the highest frequency; None takes the number of tokens on the
+            axis, which is the Nyquist rate of the grid and the paper's choice on ImageNet.
+    """
+
+    height: int = 28
+    width: int = 28
+    channels: int = 3
+    patch: int = 1
+    bands: int = 8
+    max_frequency: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without data.
+
+        Raises:
+            UserError: The sizes are not positive, the patch does not divide them, or channels is not 1 or 3.
+        """
+        _require(
+            self.patch > 0 and min(self.height, self.width) > 0 and self.bands > 0,
+            f"image: height {self.height}, width {self.width}, patch {self.patch} and bands {self.bands} "
+            "must be positive",
+        )
+        _require(
+            self.height % self.patch == 0 and self.width % self.patch == 0,
+            f"image: patch {self.patch} must divide height {self.height} and width {self.width}",
+        )
+        _require(self.channels in (1, 3), f"image: channels is {self.channels}, must be 1 (grey) or 3 (RGB)")
+
+    @property
+    def array_shape(self) -> tuple[int, ...]:
+        """(height, width, channels) of one decoded image."""
+        return (self.height, self.width, self.channels)
+
+    @property
+    def array_dtype(self) -> str:
+        """Numpy name of the decoded array's type."""
+        return "uint8"
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Tokens along each axis: (rows, columns)."""
+        return (self.height // self.patch, self.width // self.patch)
+
+    @property
+    def content_channels(self) -> int:
+        """Values of one token before position features: a patch's pixels."""
+        return self.patch * self.patch * self.channels
+
+
+@dataclass(frozen=True)
+class AudioInput:
+    """Mono sound: resampled, a window of fixed length, cut into raw segments (paper 4.2).
+
+    Attributes:
+        sample_rate: Samples per second after resampling. The paper uses 48,000; 8,000 suffices here.
+        samples: Window length in samples; a multiple of `segment`. Shorter sounds are padded with silence.
+        segment: Samples per token; 128 in the paper.
+        bands: Fourier bands K of the time axis.
+        max_frequency: The paper's mu; None takes the number of tokens.
+    """
+
+    sample_rate: int = 8000
+    samples: int = 8192
+    segment: int = 128
+    bands: int = 8
+    max_frequency: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without data.
+
+        Raises:
+            UserError: A size is not positive, or the segment does not divide the window.
+        """
+        _require(
+            min(self.sample_rate, self.samples, self.segment, self.bands) > 0,
+            f"audio: sample_rate {self.sample_rate}, samples {self.samples}, segment {self.segment} and "
+            f"bands {self.bands} must be positive",
+        )
+        _require(
+            self.samples % self.segment == 0,
+            f"audio: segment {self.segment} must divide samples {self.samples}",
+        )
+
+    @property
+    def array_shape(self) -> tuple[int, ...]:
+        """(samples,) of one decoded window."""
+        return (self.samples,)
+
+    @property
+    def array_dtype(self) -> str:
+        """Numpy name of the decoded array's type."""
+        return "int16"
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Tokens along each axis: (segments,)."""
+        return (self.samples // self.segment,)
+
+    @property
+    def content_channels(self) -> int:
+        """Values of one token before position features: a segment's samples."""
+        return self.segment
+
+
+@dataclass(frozen=True)
+class VideoInput:
+    """Video clips: frames at a fixed rate, resized, centre cropped, cut into space-time patches (paper 4.2).
+
+    Attributes:
+        frames: Frames in a window. The paper uses 32; 8 keeps the default run small.
+        frames_per_second: Rate at which frames are taken. The paper uses 25.
+        height: Pixels after resizing.
+        width: Pixels after resizing.
+        channels: 1 for grey, 3 for RGB.
+        patch: Frames, rows and columns of one token; (2, 8, 8) in the paper.
+        bands: Fourier bands K per axis; 16 in the paper.
+        max_frequency: The paper's mu; None takes the number of tokens on each axis.
+    """
+
+    frames: int = 8
+    frames_per_second: float = 8.0
+    height: int = 32
+    width: int = 32
+    channels: int = 3
+    patch: tuple[int, int, int] = (2, 4, 4)
+    bands: int = 4
+    max_frequency: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without data.
+
+        Raises:
+            UserError: A size is not positive, the patch does not divide it, or channels is not 1 or 3.
+        """
+        sizes = (self.frames, self.height, self.width)
+        _require(
+            min(*sizes, *self.patch, self.bands) > 0 and self.frames_per_second > 0,
+            f"video: window {sizes}, patch {self.patch}, bands {self.bands} and frames_per_second "
+            f"{self.frames_per_second} must be positive",
+        )
+        _require(
+            all(size % step == 0 for size, step in zip(sizes, self.patch, strict=True)),
+            f"video: patch {self.patch} must divide (frames, height, width) {sizes}",
+        )
+        _require(self.channels in (1, 3), f"video: channels is {self.channels}, must be 1 (grey) or 3 (RGB)")
+
+    @property
+    def array_shape(self) -> tuple[int, ...]:
+        """(frames, height, width, channels) of one decoded window."""
+        return (self.frames, self.height, self.width, self.channels)
+
+    @property
+    def array_dtype(self) -> str:
+        """Numpy name of the decoded array's type."""
+        return "uint8"
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Tokens along each axis: (time, rows, columns)."""
+        return (self.frames // self.patch[0], self.height // self.patch[1], self.width // self.patch[2])
+
+    @property
+    def content_channels(self) -> int:
+        """Values of one token before position features: a patch's pixels."""
+        return prod(self.patch) * self.channels
+
+
+ModalityInput = ImageInput | AudioInput | VideoInput
+
+MODALITIES: tuple[str, ...] = ("image", "audio", "video")
+"""Names of the modalities, in the order in which the model concatenates their tokens."""
+
+
+def tokens(spec: ModalityInput) -> int:
+    """Number of tokens M that one sample of this modality gives."""
+    return prod(spec.grid)
