@@ -1,0 +1,110 @@
+"""Which samples make up a unit: a pure function of (seed, source, unit number), computed when needed.
+
+The idea. A unit is one micro-batch. Imagine every epoch's samples written down in a shuffled order, and these
+epochs one after another in one endless line: unit u is the samples at positions [u * unit_size, (u+1) * unit_size)
+of that line. Nothing has to be stored to find them, because the order of an epoch is a permutation that can be
+evaluated at any position. So there is no shuffle buffer, no state to save, no cost of resuming at unit one
+million, and no sample is lost to the end of an epoch: what does not fill a unit is the start of the next one.
+
+What is permuted is chunks of a few consecutive samples, because neighbours in a shard are one byte-range read.
+The trade-off: a larger chunk means fewer reads and a coarser shuffle. The last chunk of an epoch may be shorter,
+so positions after it are shifted; where it stands is one evaluation of the inverse permutation, and everything
+else is division. At the end the unit itself is shuffled, so that chunks do not stay together within it.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from perceiver_dist.errors import UserError
+from pipelines.permutation import Permutation, hash64
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """The endless shuffled line of one source's samples, cut into units.
+
+    Attributes:
+        source: Name of the source; sources with other names are shuffled independently.
+        samples: Number of samples in the source, at least 1.
+        unit_size: Samples per unit (the micro-batch).
+        chunk_size: Consecutive samples that are read together.
+        seed: Seed of the run.
+    """
+
+    source: str
+    samples: int
+    unit_size: int
+    chunk_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        """Check the sizes.
+
+        Raises:
+            UserError: The source has no samples, or a size is not positive.
+        """
+        if self.samples < 1:
+            raise UserError(f"source '{self.source}': has no samples; check its shards")
+        if self.unit_size < 1 or self.chunk_size < 1:
+            raise UserError(
+                f"source '{self.source}': micro_batch is {self.unit_size} and chunk_size {self.chunk_size}; "
+                "both must be at least 1"
+            )
+
+    def unit(self, number: int) -> list[int]:
+        """Return the sample numbers (0 <= n < samples) of unit `number`, in the order of the batch."""
+        start = number * self.unit_size
+        members = [self.sample_at(position) for position in range(start, start + self.unit_size)]
+        order = sorted(
+            range(self.unit_size), key=lambda row: hash64(self.seed, self.source, "unit", number, row)
+        )
+        return [members[row] for row in order]
+
+    def sample_at(self, position: int) -> int:
+        """Return the sample number at a position of the endless line of epochs."""
+        epoch, offset = divmod(position, self.samples)
+        chunks = _epoch_order(self.source, self.seed, epoch, -(-self.samples // self.chunk_size))
+        last = chunks.size - 1
+        last_length = self.samples - last * self.chunk_size
+        start_of_last = chunks.position_of(last) * self.chunk_size
+        if offset < start_of_last:
+            place, within = divmod(offset, self.chunk_size)
+        elif offset < start_of_last + last_length:
+            return last * self.chunk_size + offset - start_of_last
+        else:
+            place, within = divmod(offset - last_length, self.chunk_size)
+            place += 1
+        return chunks(place) * self.chunk_size + within
+
+
+@lru_cache(maxsize=64)
+def _epoch_order(source: str, seed: int, epoch: int, chunks: int) -> Permutation:
+    return Permutation(size=chunks, key=hash64(seed, source, "epoch", epoch))
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """Every sample of a source once, in index order, with the last units padded.
+
+    The number of units is a multiple of `lanes`, because an equal split over ranks drops a remainder.
+
+    Attributes:
+        samples: Number of samples in the source.
+        unit_size: Samples per unit.
+        lanes: Units per optimizer step; any world size divides it.
+    """
+
+    samples: int
+    unit_size: int
+    lanes: int
+
+    @property
+    def units(self) -> int:
+        """Number of units, padded ones included."""
+        filled = -(-self.samples // self.unit_size)
+        return -(-filled // self.lanes) * self.lanes
+
+    def unit(self, number: int) -> list[int]:
+        """Return the sample numbers of unit `number`; fewer than `unit_size`, or none, at the end."""
+        start = number * self.unit_size
+        return list(range(start, min(start + self.unit_size, self.samples)))
