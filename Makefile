@@ -1,0 +1,33 @@
+# Everything a person types. Each target makes .venv first, when it is missing or older than the lists of packages.
+PYTHON ?= python3
+ARGS ?=
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test lint ui
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 12
+
+setup: .venv/.installed  ## make .venv and install the project, with the versions in constraints.txt
+
+train: .venv/.installed  ## run the main job: make train ARGS="--train.steps 50"
+	@.venv/bin/python jobs/train_multimodal.py $(ARGS)
+
+test: .venv/.installed  ## run all tests
+	@.venv/bin/pytest $(ARGS)
+
+lint: .venv/.installed  ## check style, format and types
+	@.venv/bin/ruff check
+	@.venv/bin/ruff format --check
+	@.venv/bin/mypy
+
+ui: .venv/.installed  ## show the local runs in the MLflow UI, on 127.0.0.1 only
+	@mkdir -p runs
+	@.venv/bin/mlflow ui --backend-store-uri sqlite:///runs/mlflow.db --host 127.0.0.1 $(ARGS)
+
+.venv/.installed: pyproject.toml constraints.txt
+	@echo "Installing into .venv: some minutes the first time."
+	@$(PYTHON) -m venv .venv
+	@.venv/bin/pip install -q --disable-pip-version-check --use-pep517 -c constraints.txt -e ".[dev]"
+	@touch $@
