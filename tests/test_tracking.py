@@ -1,0 +1,191 @@
+"""MLflow runs on a real SQLite store: what is written, what a restart finds, and what a failure may not do."""
+
+import logging
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
+
+from perceiver_dist.errors import UserError
+from perceiver_dist.tracking import MlflowLog, absolute_tracking_uri
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One store for the module: MLflow takes seconds to lay out a new database."""
+    uri = f"sqlite:///{tmp_path_factory.mktemp('store')}/deeper/mlflow.db"
+    open_log(uri).close("FINISHED")
+    return uri
+
+
+def open_log(uri: str, run_id: str | None = None, **changed: object) -> MlflowLog:
+    options = {"experiment": "perceiver", "run_name": "a-run", "parameters": {}, "tags": {}} | changed
+    return MlflowLog(uri, run_id=run_id, **options)  # type: ignore[arg-type] # options of several types
+
+
+def stored_run(uri: str, log: MlflowLog) -> Run:
+    return MlflowClient(uri).get_run(log.run_id)
+
+
+def wait_for_load_steps(uri: str, log: MlflowLog, least: int) -> list[int]:
+    """Steps of the recorded CPU load, asked for until there are at least so many."""
+    deadline = time.monotonic() + 30
+    steps: list[int] = []
+    while len(steps) < least and time.monotonic() < deadline:
+        history = MlflowClient(uri).get_metric_history(log.run_id, "system/cpu_utilization_percentage")
+        steps = [point.step for point in history]
+    assert len(steps) >= least
+    return steps
+
+
+def test_a_run_keeps_its_name_parameters_tags_metrics_and_status(store: str) -> None:
+    log = open_log(store, parameters={"model.depth": "6"}, tags={"commit": "abc"})
+    log.metrics(3, {"fashion/loss": 1.5, "clips/loss": float("nan")})
+    log.close("FINISHED")
+    run = stored_run(store, log)
+    assert (run.info.run_name, run.info.status) == ("a-run", "FINISHED")
+    assert run.data.params == {"model.depth": "6"}
+    assert run.data.tags["commit"] == "abc"
+    [loss] = MlflowClient(store).get_metric_history(log.run_id, "fashion/loss")
+    assert (loss.step, loss.value) == (3, 1.5)
+
+
+def test_a_resumed_run_is_running_again_and_repeats_the_steps_after_the_checkpoint(store: str) -> None:
+    first = open_log(store)
+    for step in (1, 2, 3):
+        first.metrics(step, {"loss": float(step)})
+    first.close("FAILED")
+    second = open_log(store, run_id=first.run_id)
+    assert stored_run(store, second).info.status == "RUNNING"
+    second.metrics(3, {"loss": 3.25})
+    second.close("FINISHED")
+    history = MlflowClient(store).get_metric_history(first.run_id, "loss")
+    assert [(point.step, point.value) for point in history] == [(1, 1.0), (2, 2.0), (3, 3.0), (3, 3.25)]
+
+
+def test_more_metrics_and_parameters_than_one_request_takes_all_arrive(store: str) -> None:
+    log = open_log(store, parameters={f"p{i}": str(i) for i in range(101)})
+    log.metrics(1, {f"m{i}": float(i) for i in range(1001)})
+    log.close("FINISHED")
+    data = stored_run(store, log).data
+    assert len(data.params) == 101
+    assert data.metrics["m1000"] == 1000.0
+
+
+def test_a_long_parameter_is_cut_to_what_mlflow_takes(store: str) -> None:
+    log = open_log(store, parameters={"sources": "x" * (MAX_PARAM_VAL_LENGTH + 1)})
+    log.close("FINISHED")
+    kept = stored_run(store, log).data.params["sources"]
+    assert len(kept) == MAX_PARAM_VAL_LENGTH
+    assert kept.endswith("x…")
+
+
+def test_files_are_stored_beside_the_database(store: str, tmp_path: Path) -> None:
+    (tmp_path / "curves.png").write_bytes(b"png")
+    log = open_log(store)
+    log.artifact(tmp_path / "curves.png")
+    log.text("config.yaml", "model: {}\n")
+    log.dictionary("result.json", {"steps": 3})
+    log.close("FINISHED")
+    folder = Path(store.removeprefix("sqlite:///")).parent / "mlflow_artifacts"
+    stored = folder / log.run_id / "artifacts"
+    assert sorted(file.name for file in stored.iterdir()) == ["config.yaml", "curves.png", "result.json"]
+    assert (stored / "result.json").read_text() == '{\n  "steps": 3\n}'
+
+
+def test_the_load_of_the_machine_goes_on_where_the_run_stopped(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    log = open_log(store)
+    before = wait_for_load_steps(store, log, 2)
+    log.close("KILLED")
+    resumed = open_log(store, run_id=log.run_id)
+    after = wait_for_load_steps(store, log, len(before) + 2)
+    resumed.close("FINISHED")
+    assert after == list(range(len(after)))
+
+
+def test_an_experiment_asked_for_by_many_at_once_is_made_once(store: str) -> None:
+    logs: list[MlflowLog] = []
+    threads = [
+        threading.Thread(target=lambda: logs.append(open_log(store, experiment="shared"))) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({stored_run(store, log).info.experiment_id for log in logs}) == 1
+    assert len(logs) == 4
+    for log in logs:
+        log.close("FINISHED")
+
+
+def test_a_store_that_goes_away_costs_one_warning_per_kind_and_stops_nothing(
+    store: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = open_log(store)
+    MlflowClient(store).delete_run(log.run_id)
+    with caplog.at_level(logging.WARNING, "perceiver_dist.tracking"):
+        log.metrics(1, {"loss": 1.0})
+        log.metrics(2, {"loss": 1.0})
+        log.artifact(tmp_path / "missing.png")
+        log.close("FINISHED")
+    said = [record.getMessage() for record in caplog.records if record.name == "perceiver_dist.tracking"]
+    assert len(said) == 3
+    assert said[0].startswith(f"tracking: logging metrics at {store} failed: The run")
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("http://127.0.0.1:9", "cannot open a run at http://127.0.0.1:9"),
+        ("ftp://host/place", "cannot open a run at ftp://host/place"),
+        ("sqlite:////proc/none/mlflow.db", "cannot open a run at sqlite:////proc/none/mlflow.db"),
+    ],
+)
+def test_an_address_that_keeps_no_records_is_named(
+    uri: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match=message):
+        open_log(uri)
+
+
+def test_going_on_with_a_run_that_is_not_there_is_named(store: str) -> None:
+    with pytest.raises(
+        UserError, match=r"cannot go on with run 0123 at .*mlflow.db: Run with id=0123 not found"
+    ):
+        open_log(store, run_id="0123")
+
+
+def test_a_deleted_experiment_is_named_with_the_remedy(store: str) -> None:
+    client = MlflowClient(store)
+    client.delete_experiment(client.create_experiment("gone"))
+    with pytest.raises(
+        UserError, match=r"experiment 'gone' .* was deleted; restore it with `mlflow experiments"
+    ):
+        open_log(store, experiment="gone")
+
+
+def test_a_relative_database_is_the_same_file_in_every_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute_tracking_uri("sqlite:///runs/mlflow.db") == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert absolute_tracking_uri("http://host:5000") == "http://host:5000"
+
+
+def test_a_new_store_is_laid_out_without_a_word(tmp_path: Path) -> None:
+    code = (
+        "from perceiver_dist.tracking import MlflowLog\n"
+        f"MlflowLog('sqlite:///{tmp_path}/mlflow.db', 'e', 'r', None, {{}}, {{}}).close('FINISHED')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    assert (done.stdout, done.stderr) == ("", "")
