@@ -1,0 +1,234 @@
+"""The one configuration tree of a training run: defaults, meaning, unit and reason of every option.
+
+Command line, YAML files and `--help` are made from these dataclasses (see `perceiver_dist.command_line`); the
+reference page docs/configuration.md is generated from them. `model` is documented in perceiver_dist/model/config.py,
+`sources` and `data` in pipelines/source.py.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from perceiver_dist.errors import UserError
+from perceiver_dist.model.config import ModelConfig
+from pipelines.source import DataConfig, SourceConfig
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with a linear warm-up and a cosine decay; biases, norms and latents are not decayed.
+
+    Attributes:
+        learning_rate: Highest learning rate, reached after the warm-up. 2e-3 suits the small default model;
+            larger models need less.
+        warmup_steps: Optimizer steps in which the learning rate rises from 0 in equal parts.
+        final_fraction: Learning rate at the last step, as a fraction of the highest. 0 decays to nothing, which
+            gives the best final weights of a run whose length is fixed.
+        weight_decay: Decoupled weight decay of AdamW. 0.1 is what the authors used in Perceiver IO.
+        beta1: Decay rate of the mean of the gradient per step; AdamW's usual value.
+        beta2: Decay rate of the mean of its square per step; below the usual 0.999, for short runs.
+        clip_norm: Largest global L2 norm of the gradient, 0 for no clipping; 10 is the authors' value, 1 is safer
+            for small batches.
+    """
+
+    learning_rate: float = 2e-3
+    warmup_steps: int = 50
+    final_fraction: float = 0.0
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.99
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            UserError: A number is outside its range.
+        """
+        if not self.learning_rate > 0:
+            raise UserError(f"optim.learning_rate is {self.learning_rate}, must be above 0")
+        for name in ("warmup_steps", "weight_decay", "clip_norm"):
+            if getattr(self, name) < 0:
+                raise UserError(f"optim.{name} is {getattr(self, name)}, must not be negative")
+        for name in ("final_fraction", "beta1", "beta2"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"optim.{name} is {getattr(self, name)}, must be between 0 and 1")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, on how many workers, and how often to look.
+
+    Attributes:
+        steps: Optimizer steps of the whole run; every step learns from one source.
+        micro_batch: Samples of one unit, which a rank processes at once. Limited by memory.
+        lanes: Units per optimizer step, over all ranks: the global batch is lanes * micro_batch. The number of
+            workers must divide it; a rank with several lanes accumulates gradients. Keep it when you change the
+            number of workers, and the samples of every step stay the same.
+        num_workers: Training processes, one per GPU where there are GPUs.
+        device: cuda trains on one GPU per worker, cpu on processor cores; auto takes cuda where Ray has GPUs.
+        cpus_per_worker: CPUs that Ray reserves for each worker; what is left reads and decodes.
+        precision: bf16 runs matrix products in bfloat16 (autocast); parameters, gradients and optimizer state stay
+            in fp32 either way. fp32 is the default because it is reproducible bit for bit on CPU.
+        seed: Seed of the initial weights and of the order of samples.
+        log_every: Optimizer steps between logged losses.
+        eval_every: Optimizer steps between evaluations on the held-out shards; 0 for one at the end only.
+        checkpoint_every: Optimizer steps between checkpoints; there is always one at the end.
+        keep_checkpoints: Newest checkpoints kept; 2 so that one is whole while another is written.
+        max_failures: Times that lost workers are replaced, each time going on from the last checkpoint.
+    """
+
+    steps: int = 1000
+    micro_batch: int = 32
+    lanes: int = 2
+    num_workers: int = 2
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    cpus_per_worker: float = 1.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 0
+    log_every: int = 10
+    eval_every: int = 0
+    checkpoint_every: int = 250
+    keep_checkpoints: int = 2
+    max_failures: int = 3
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            UserError: A number is outside its range, or the number of workers does not divide the lanes.
+        """
+        positive = (
+            "steps",
+            "micro_batch",
+            "lanes",
+            "num_workers",
+            "log_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+        )
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise UserError(f"train.{name} is {getattr(self, name)}, must be at least 1")
+        for name in ("eval_every", "max_failures", "seed", "cpus_per_worker"):
+            if getattr(self, name) < 0:
+                raise UserError(f"train.{name} is {getattr(self, name)}, must not be negative")
+        if self.lanes % self.num_workers:
+            divisors = [n for n in range(1, self.lanes + 1) if self.lanes % n == 0]
+            raise UserError(
+                f"train.num_workers is {self.num_workers}, which does not divide train.lanes {self.lanes}; "
+                f"choose one of {divisors} workers or other lanes"
+            )
+
+
+@dataclass(frozen=True)
+class DeepSpeedConfig:
+    """What DeepSpeed partitions; batch sizes, precision and clipping are derived from `train` and `optim`.
+
+    Attributes:
+        zero_stage: 0 partitions nothing over the ranks, 1 the optimizer state, 2 gradients too, 3 parameters too.
+            2 costs no more communication than 0 and saves most of the memory.
+        overrides: Entries merged last into DeepSpeed's own configuration, for experts.
+    """
+
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where MLflow records the run.
+
+    Attributes:
+        uri: MLflow tracking URI; null for a SQLite file in storage.path, which serves one machine.
+        experiment: MLflow experiment that the run belongs to.
+        system_metrics: Record CPU, memory and GPU use of the driver's machine beside the training metrics.
+    """
+
+    uri: str | None = None
+    experiment: str = "perceiver"
+    system_metrics: bool = True
+
+
+@dataclass(frozen=True)
+class StorageConfig:
+    """Where runs are kept.
+
+    Attributes:
+        path: Folder or URI (s3://, gs://) that every node can reach; each run has a folder in it.
+        run_name: Name of the run's folder. Starting a name again goes on from its last checkpoint; null makes a new
+            name from the time.
+    """
+
+    path: str = "runs"
+    run_name: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the name.
+
+        Raises:
+            UserError: The name is not fit for a folder.
+        """
+        if self.run_name is not None and (not self.run_name or set(self.run_name) & set("/\\: ")):
+            raise UserError(
+                f"storage.run_name is '{self.run_name}'; use a name without slashes, colons and spaces"
+            )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All options of a training run.
+
+    Attributes:
+        model: The Perceiver and its inputs.
+        sources: What to learn from; each source is one task.
+        optim: Optimizer and learning rate.
+        train: Steps, batches, workers, evaluation and checkpoints.
+        deepspeed: Partitioning of the training state.
+        data: Reading of shards.
+        tracking: MLflow.
+        storage: Folder of the runs.
+    """
+
+    model: ModelConfig
+    sources: list[SourceConfig]
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+
+    def __post_init__(self) -> None:
+        """Check what concerns several parts.
+
+        Raises:
+            UserError: No source, two sources with one name, a weight that is not positive, or a source with a
+                modality that the model has no input for.
+        """
+        if not self.sources:
+            raise UserError("sources is empty: name at least one source to train on")
+        names = [source.name for source in self.sources]
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(
+                    f"sources: the name '{name}' is used {names.count(name)} times; names must differ"
+                )
+        for source in self.sources:
+            if not source.weight > 0:
+                raise UserError(f"source '{source.name}': weight is {source.weight}, must be above 0")
+            for modality in source.modalities:
+                if getattr(self.model, modality) is None:
+                    raise UserError(
+                        f"source '{source.name}': has modality {modality}, but model.{modality} is null; "
+                        f"set model.{modality}.* to its sizes"
+                    )
+
+    @property
+    def heads(self) -> dict[str, int]:
+        """Number of classes by source name: the model's heads."""
+        return {source.name: source.num_classes for source in self.sources}
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Share of the steps by source name."""
+        return {source.name: source.weight for source in self.sources}

@@ -1,0 +1,105 @@
+"""The DeepSpeed engine of one rank: its configuration is derived here and nowhere else."""
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from perceiver_dist.config import RunConfig
+
+
+def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
+    """Return DeepSpeed's configuration for a run.
+
+    Precision is not in it: parameters are fp32 for every stage, and bf16 is autocast in `forward_loss`.
+
+    Args:
+        config: The run's configuration.
+        world_size: Number of ranks; divides `train.lanes`.
+
+    Returns:
+        A JSON-like mapping for `deepspeed.initialize`, with `deepspeed.overrides` merged last.
+    """
+    derived: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": config.train.micro_batch,
+        "gradient_accumulation_steps": config.train.lanes // world_size,
+        "gradient_clipping": config.optim.clip_norm,
+        "zero_optimization": {"stage": config.deepspeed.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**31,
+    }
+    return _merge(derived, config.deepspeed.overrides)
+
+
+def build_engine(model: nn.Module, config: RunConfig, world_size: int) -> Any:
+    """Wrap a model in a DeepSpeed engine with AdamW. The process group must exist.
+
+    Args:
+        model: The Perceiver with the weights to start from, fp32, on the training device.
+        config: The run's configuration.
+        world_size: Number of ranks.
+
+    Returns:
+        The `deepspeed.DeepSpeedEngine`.
+    """
+    deepspeed = _import_deepspeed()
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, config.optim.weight_decay),
+        lr=config.optim.learning_rate,
+        betas=(config.optim.beta1, config.optim.beta2),
+    )
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=optimizer,
+        config=deepspeed_config(config, world_size),
+        dist_init_required=False,
+    )
+    return engine
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Split parameters into decayed matrices, and biases, norms, latents and encodings, which are not decayed.
+
+    Args:
+        model: The Perceiver.
+        weight_decay: Weight decay of the matrices.
+
+    Returns:
+        Parameter groups for a torch optimizer.
+    """
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        is_matrix = parameter.ndim == 2 and not name.startswith(("latents", "encodings"))
+        (decayed if is_matrix else free).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+
+
+def set_learning_rate(engine: Any, rate: float) -> None:
+    """Set the learning rate of all parameter groups for the next optimizer step."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate
+
+
+def _import_deepspeed() -> Any:
+    # DeepSpeed would pick CUDA from the build of torch, and compile a shared-memory collective with g++ at the
+    # first start on CPU. gloo does the same work, bit-reproducibly, and a machine without g++ can train.
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm_op"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    return deepspeed
+
+
+def _merge(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for name, value in extra.items():
+        old = merged.get(name)
+        merged[name] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged

@@ -1,0 +1,136 @@
+"""Evaluation on held-out shards: every sample once, over all ranks, with any subset of the modalities."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchmetrics import MeanMetric, Metric, SumMetric
+from torchmetrics.classification import MulticlassConfusionMatrix, MultilabelAveragePrecision
+
+from perceiver_dist.training.batches import Batch
+from pipelines.source import SourceConfig
+
+
+@dataclass
+class Scores:
+    """Result of evaluating one source.
+
+    Attributes:
+        metrics: Metric name -> value; softmax: accuracy, loss; multilabel: mean_average_precision, loss; and
+            samples, the number of samples counted. With a subset of modalities the name says which.
+        confusion: (classes, classes) counts, rows true and columns predicted, with all modalities; None for
+            multilabel.
+    """
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    confusion: np.ndarray | None = None
+
+
+def modality_subsets(modalities: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return all modalities first, then every proper subset that is not empty, larger ones first."""
+    return [subset for size in range(len(modalities), 0, -1) for subset in combinations(modalities, size)]
+
+
+@torch.no_grad()
+def evaluate(
+    engine: Any,
+    source: SourceConfig,
+    batches: Iterable[Batch],
+    subsets: Sequence[tuple[str, ...]],
+    precision: str,
+) -> Scores:
+    """Evaluate one source; every rank must call this with its own batches, the same number on each.
+
+    Args:
+        engine: DeepSpeed engine; called as (arrays, present, source name) -> logits (B, classes).
+        source: The source that the batches come from.
+        batches: This rank's units, padded ones included.
+        subsets: Modalities to look at; each subset is evaluated on the same samples.
+        precision: fp32 or bf16.
+
+    Returns:
+        Scores over all ranks' samples, the same on every rank.
+    """
+    engine.eval()
+    totals = {subset: _Totals(source, engine.device) for subset in subsets}
+    for batch in batches:
+        for subset, total in totals.items():
+            present = {
+                modality: flags if modality in subset else torch.zeros_like(flags)
+                for modality, flags in batch.present.items()
+            }
+            with autocast(engine.device, precision):
+                logits = engine(batch.arrays, present, source.name)
+            total.update(logits.float(), batch)
+    engine.train()
+    scores = Scores()
+    for subset, total in totals.items():
+        suffix = "" if set(subset) == set(source.modalities) else f"_{'_and_'.join(subset)}_only"
+        scores.metrics.update({f"{name}{suffix}": value for name, value in total.compute().items()})
+        if not suffix and total.confusion is not None:
+            scores.confusion = total.confusion.compute().cpu().numpy()
+    return scores
+
+
+def loss_per_sample(logits: Tensor, labels: Tensor, task: str) -> Tensor:
+    """Return the loss of each sample.
+
+    Args:
+        logits: (B, classes).
+        labels: (B,) int64 for softmax, (B, classes) for multilabel.
+        task: softmax (cross entropy) or multilabel (binary cross entropy, mean over classes).
+
+    Returns:
+        (B,) losses in nats.
+    """
+    if task == "softmax":
+        return functional.cross_entropy(logits, labels, reduction="none")
+    return functional.binary_cross_entropy_with_logits(
+        logits, labels.to(logits.dtype), reduction="none"
+    ).mean(1)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the context for a forward pass: bfloat16 matrix products for bf16, nothing for fp32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+class _Totals:
+    """Running totals of one source and subset; torchmetrics adds them up over the ranks."""
+
+    def __init__(self, source: SourceConfig, device: torch.device) -> None:
+        self._task = source.task
+        self._loss = MeanMetric().to(device)
+        self._samples = SumMetric().to(device)
+        self.confusion: Metric | None = None
+        self._precision: Metric | None = None
+        if source.task == "softmax":
+            self.confusion = MulticlassConfusionMatrix(source.num_classes).to(device)
+        else:
+            self._precision = MultilabelAveragePrecision(source.num_classes).to(device)
+
+    def update(self, logits: Tensor, batch: Batch) -> None:
+        """Add a batch: logits (B, classes); padded rows are left out."""
+        logits, labels = logits[batch.real], batch.labels[batch.real]
+        self._samples.update(batch.real.sum())
+        if not len(labels):
+            return
+        self._loss.update(loss_per_sample(logits, labels, self._task))
+        if self.confusion is not None:
+            self.confusion.update(logits.argmax(1), labels)
+        if self._precision is not None:
+            self._precision.update(logits.sigmoid(), labels.long())
+
+    def compute(self) -> dict[str, float]:
+        result = {"samples": self._samples.compute().item(), "loss": self._loss.compute().item()}
+        if self.confusion is not None:
+            counts = self.confusion.compute()
+            result["accuracy"] = (counts.trace() / counts.sum()).item()
+        if self._precision is not None:
+            result["mean_average_precision"] = self._precision.compute().item()
+        return result

@@ -1,0 +1,197 @@
+"""The index of a source: where every field of every sample lies, so that reading is byte ranges.
+
+One Parquet file per shard, made by reading the shard once from end to end: a row per sample with its key and,
+for each field, name, byte offset and length; the shard's size, modification time and SHA-256 in the file's
+metadata. Fields are grouped by key wherever they stand in the tar, so any order of members will do.
+A shard is indexed once and found again by its URI, size and modification time.
+"""
+
+import hashlib
+import json
+import tarfile
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import accumulate
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from pipelines.errors import ShardError
+from pipelines.storage import join, open_storage
+
+_METADATA_KEY = b"shard"
+_END_OF_ARCHIVE = 2 * tarfile.BLOCKSIZE
+_READ_BYTES = 1 << 20
+_COMPRESSION = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
+
+
+@dataclass(frozen=True)
+class ShardSummary:
+    """What is known of one shard without opening its index.
+
+    Attributes:
+        uri: Path or URI of the tar file.
+        index: Path or URI of its index file.
+        bytes: Size of the tar file.
+        modified: Modification time in nanoseconds since 1970, 0 where the storage has none.
+        sha256: Hex digest of the tar file.
+        samples: Number of samples.
+    """
+
+    uri: str
+    index: str
+    bytes: int
+    modified: int
+    sha256: str
+    samples: int
+
+
+class SourceIndex:
+    """All shards of a source in order, with samples numbered through.
+
+    Args:
+        shards: Summaries in the order in which samples are numbered.
+    """
+
+    def __init__(self, shards: Sequence[ShardSummary]) -> None:
+        self.shards = list(shards)
+        self._starts = [0, *accumulate(shard.samples for shard in shards)]
+
+    @property
+    def samples(self) -> int:
+        """Number of samples in all shards."""
+        return self._starts[-1]
+
+    def locate(self, sample: int) -> tuple[int, int]:
+        """Return (shard number, row within the shard) of a sample number."""
+        shard = bisect_right(self._starts, sample) - 1
+        return shard, sample - self._starts[shard]
+
+
+def index_shard(uri: str, index_directory: str) -> ShardSummary:
+    """Index one shard, or find the index made before.
+
+    Args:
+        uri: Path or URI of an uncompressed tar file.
+        index_directory: Path or URI of the folder that index files are kept in; made if missing.
+
+    Returns:
+        The shard's summary.
+
+    Raises:
+        ShardError: The shard is missing, empty, compressed, truncated, or holds one field of a sample twice.
+    """
+    filesystem, path = open_storage(uri)
+    info = filesystem.get_file_info(path)
+    if info.type is not fs.FileType.File:
+        raise ShardError(f"shard {uri}: no such file; check the source's shards")
+    modified = info.mtime_ns or 0
+    name = hashlib.sha256(f"{uri}|{info.size}|{modified}".encode()).hexdigest()[:24]
+    index_uri = join(index_directory, f"{name}.parquet")
+    index_filesystem, index_path = open_storage(index_uri)
+    if index_filesystem.get_file_info(index_path).type is fs.FileType.File:
+        stored = pq.read_schema(index_path, filesystem=index_filesystem).metadata[_METADATA_KEY]
+        return ShardSummary(**{**json.loads(stored), "index": index_uri})
+    with filesystem.open_input_stream(path) as stream:
+        hashed = _HashedStream(stream)
+        rows = _group_by_key(uri, _members(uri, info.size, hashed))
+    summary = ShardSummary(uri, index_uri, info.size, modified, hashed.hexdigest(), len(rows))
+    _write_index(summary, rows, index_filesystem, index_path)
+    return summary
+
+
+class _HashedStream:
+    """A readable that keeps the digest, the position and the last bytes of all that went through it."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._digest = hashlib.sha256()
+        self.start = b""
+        self.tail = b""
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self._digest.update(data)
+        self.start = self.start or data[:4]
+        self.tail = (self.tail + data)[-_END_OF_ARCHIVE:]
+        return data
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+
+def _members(uri: str, size: int, stream: _HashedStream) -> Iterator[tarfile.TarInfo]:
+    """Yield the regular files of a tar, then read on to the end so that the digest is of the whole shard.
+
+    Raises:
+        ShardError: The file is empty, compressed, truncated or no tar.
+    """
+    try:
+        with tarfile.open(fileobj=stream, mode="r|", bufsize=_READ_BYTES) as archive:  # type: ignore[call-overload]
+            for member in archive:
+                if member.isfile():
+                    yield member
+    except tarfile.TarError as error:
+        compression = _COMPRESSION.get(stream.start[:2])
+        if compression:
+            raise ShardError(
+                f"shard {uri}: is compressed ({compression}); byte ranges need a plain tar: decompress it first"
+            ) from error
+        if size == 0:
+            raise ShardError(f"shard {uri}: is empty (0 bytes); write it again or leave it out") from error
+        raise ShardError(
+            f"shard {uri}: is truncated or not a tar ({error}) at {size} bytes; write it again or leave it out"
+        ) from error
+    while stream.read(_READ_BYTES):
+        pass
+    if stream.tail.strip(b"\0") or len(stream.tail) < _END_OF_ARCHIVE:
+        raise ShardError(
+            f"shard {uri}: is truncated: its {size} bytes do not end in the tar end mark; "
+            "write it again or leave it out"
+        )
+
+
+def _group_by_key(uri: str, members: Iterator[tarfile.TarInfo]) -> dict[str, dict[str, tuple[int, int]]]:
+    """Group members into samples: key -> field -> (offset, length), by the WebDataset naming convention.
+
+    Raises:
+        ShardError: A field stands twice in a sample, or there is no sample.
+    """
+    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    for member in members:
+        folder, slash, name = member.name.rpartition("/")
+        stem, dot, field = name.partition(".")
+        if not (stem and dot and field):
+            continue
+        fields = samples.setdefault(folder + slash + stem, {})
+        if field.lower() in fields:
+            raise ShardError(
+                f"shard {uri}: sample '{folder + slash + stem}' has the field '{field.lower()}' twice; "
+                "keys must be unique within a shard: write it again or leave it out"
+            )
+        fields[field.lower()] = (member.offset_data, member.size)
+    if not samples:
+        raise ShardError(f"shard {uri}: holds no samples (files named KEY.FIELD); leave it out")
+    return samples
+
+
+def _write_index(
+    summary: ShardSummary,
+    rows: dict[str, dict[str, tuple[int, int]]],
+    filesystem: fs.FileSystem,
+    path: str,
+) -> None:
+    columns: dict[str, pa.Array] = {
+        "key": pa.array(rows.keys(), pa.string()),
+        "fields": pa.array([list(fields) for fields in rows.values()], pa.list_(pa.string())),
+        "offsets": pa.array([[o for o, _ in f.values()] for f in rows.values()], pa.list_(pa.int64())),
+        "lengths": pa.array([[n for _, n in f.values()] for f in rows.values()], pa.list_(pa.int64())),
+    }
+    metadata: dict[Any, Any] = {_METADATA_KEY: json.dumps(asdict(summary))}
+    table = pa.table(columns).replace_schema_metadata(metadata)
+    filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+    pq.write_table(table, f"{path}.partial", filesystem=filesystem)
+    filesystem.move(f"{path}.partial", path)

@@ -1,0 +1,98 @@
+"""A source: a set of shards with its modalities, one task, and a weight."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from perceiver_dist.errors import UserError
+from perceiver_dist.modalities import MODALITIES
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One source of samples.
+
+    Attributes:
+        name: Short name; metrics are logged as name/metric, and the head of the task is called by it.
+        train_shards: Tar shards to learn from: path or URI with braces and globs, as in
+            "s3://bucket/train-{000000..000099}.tar" or "data/train-*.tar".
+        eval_shards: Held-out shards; empty for none.
+        modalities: What the model sees of a sample: image, audio, video. Audio is the sample's sound file or, where
+            it has none, the sound track of its video. Any of them may be missing from any sample.
+        num_classes: Number of classes; labels are 0 .. num_classes - 1.
+        task: softmax: exactly one class per sample. multilabel: any number of classes per sample.
+        label: Field that holds the label: "cls" (a number as text), or "json.KEY" for an entry of the json field.
+            For multilabel a list of numbers (json) or numbers separated by commas (text).
+        weight: Share of the optimizer steps, relative to the other sources' weights.
+        class_names: Names of the classes for figures and tables; empty to show numbers.
+    """
+
+    name: str
+    train_shards: str
+    modalities: list[str]
+    num_classes: int
+    eval_shards: str = ""
+    task: Literal["softmax", "multilabel"] = "softmax"
+    label: str = "cls"
+    weight: float = 1.0
+    class_names: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without data.
+
+        Raises:
+            UserError: A modality is unknown or named twice, the name is not a plain word, the number of classes is
+                below 1 or differs from the number of names, or the label field is neither cls-like nor json.KEY.
+        """
+        where = f"source '{self.name}'"
+        if not self.name.isidentifier():
+            raise UserError(
+                f"{where}: a name must be letters, digits and underscores, not starting with a digit"
+            )
+        unknown = [modality for modality in self.modalities if modality not in MODALITIES]
+        if unknown:
+            raise UserError(
+                f"{where}: modality '{unknown[0]}' is unknown; choose from {', '.join(MODALITIES)}"
+            )
+        if not self.modalities or len(set(self.modalities)) < len(self.modalities):
+            raise UserError(f"{where}: modalities is {self.modalities}; name each wanted modality once")
+        if self.num_classes < 1:
+            raise UserError(f"{where}: num_classes is {self.num_classes}, must be at least 1")
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise UserError(
+                f"{where}: class_names has {len(self.class_names)} names for {self.num_classes} classes; "
+                "name all or none"
+            )
+        if self.label.startswith("json") and not self.label.startswith("json."):
+            raise UserError(f"{where}: label is '{self.label}'; name the entry, as in json.label")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How samples are read.
+
+    Attributes:
+        chunk_size: Consecutive samples read together. More means fewer requests and a coarser shuffle;
+            4 halves the requests of remote storage twice and is far below any micro-batch's diversity.
+        units_per_task: Units that one Ray Data task makes. A task costs about 0.5 ms to plan and must be
+            short beside the run; 16 keeps both.
+        tasks: Read tasks at a time per source, each on one CPU. At least 1 CPU per source must be free of
+            trainers, or nothing is ever read.
+        prefetch_units: Units each rank holds ready; enough to ride out one slow sample.
+        index_path: Folder or URI in which shard indexes are kept; None: "index" under storage.path.
+    """
+
+    chunk_size: int = 4
+    units_per_task: int = 16
+    tasks: int = 1
+    prefetch_units: int = 4
+    index_path: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            UserError: A number is below 1.
+        """
+        for name in ("chunk_size", "units_per_task", "tasks", "prefetch_units"):
+            if getattr(self, name) < 1:
+                raise UserError(f"data.{name} is {getattr(self, name)}, must be at least 1")
