@@ -1,0 +1,129 @@
+"""What the documentation says that a program can check: links, paths, commands, options, the path of a batch.
+
+Like the checks of the code: text in, offences out.
+"""
+
+import ast
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"`([^`\n]+)`")
+LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
+PATH_SUFFIXES = "py|md|yaml|yml|toml|sh|txt|png|svg"
+TRACE_HEADING = "## The path of a batch"
+
+
+def code_in(text: str) -> list[str]:
+    """Code blocks and code spans, with continued lines joined."""
+    blocks = [block.replace("\\\n", " ") for block in FENCE.findall(text)]
+    return blocks + SPAN.findall(FENCE.sub("", text))
+
+
+def anchors(text: str) -> set[str]:
+    """Anchors that GitHub gives to the headings of a page, and explicit ones."""
+    headings = re.findall(r"^#+ +(.+)$", FENCE.sub("", text), re.MULTILINE)
+    slugs = {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
+    return slugs | set(re.findall(r"(?:id|name)=\"([^\"]+)\"", text))
+
+
+def broken_links(text: str, page: Path) -> list[str]:
+    """Relative links to files or headings that are not there."""
+    offences = []
+    for first, second in LINK.findall(FENCE.sub("", text)):
+        target, _, anchor = (first or second).partition("#")
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        file = page.parent / target if target else page
+        if not file.exists():
+            offences.append(f"{page.name} links to {target}, which does not exist")
+        elif anchor and anchor not in anchors(file.read_text()):
+            offences.append(f"{page.name} links to {target}#{anchor}, which has no such heading")
+    return offences
+
+
+def missing_paths(text: str, root: Path) -> list[str]:
+    """Paths to files in code spans that do not exist under the repository; what a run writes is not among them."""
+    pattern = re.compile(rf"(?<![\w/.:-])((?!runs/)[\w.-]+/[\w./-]+\.(?:{PATH_SUFFIXES}))\b")
+    named = {path for span in SPAN.findall(FENCE.sub("", text)) for path in pattern.findall(span)}
+    return [f"{path} does not exist" for path in sorted(named) if not (root / path).exists()]
+
+
+def unknown_targets(text: str, makefile: str) -> list[str]:
+    """Commands `make x` in code for which the Makefile has no target x."""
+    targets = set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
+    used = {
+        target
+        for code in code_in(text)
+        for target in re.findall(r"(?:^|&& *|\$ *)make +([a-z][\w-]*)", code, re.MULTILINE)
+    }
+    return [f"make {target} is not a target" for target in sorted(used - targets)]
+
+
+def unknown_options(text: str, options_of: Callable[[str], set[str]]) -> list[str]:
+    """Options given in code to a job that the job does not have.
+
+    `options_of` takes a job's path, such as `jobs/x.py`, and returns its option strings; a job that is not there
+    raises FileNotFoundError.
+    """
+    offences = set()
+    for code in code_in(text):
+        for job, arguments in re.findall(r"\b(jobs/\w+\.py)([^\n|#]*)", code):
+            try:
+                known = options_of(job)
+            except FileNotFoundError:
+                offences.add(f"{job} does not exist")
+                continue
+            given = re.findall(r"(?<!\S)(--[A-Za-z][\w.-]*)", arguments)
+            offences |= {f"{job} has no option {option}" for option in given if option not in known}
+    return sorted(offences)
+
+
+def first_command_line(text: str) -> int:
+    """Line number of the first code block; one past the end where there is none."""
+    lines = text.splitlines()
+    return next((number for number, line in enumerate(lines, 1) if line.startswith("```")), len(lines) + 1)
+
+
+def traced_functions(text: str) -> list[tuple[str, str]]:
+    """(file, function) of every `file.py:function` in the section about the path of a batch."""
+    _, _, after = text.partition(TRACE_HEADING + "\n")
+    section = re.split(r"^## ", after, maxsplit=1, flags=re.MULTILINE)[0]
+    return re.findall(r"([\w./-]+\.py):([A-Za-z_][\w.]*)", section)
+
+
+def defines(source: str, name: str) -> bool:
+    """Whether the source defines a function, class, or `Class.method` of this name at its top level."""
+    body: list[ast.stmt] = ast.parse(source).body
+    for part in name.split("."):
+        found = [
+            node
+            for node in body
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name == part
+        ]
+        if not found:
+            return False
+        body = found[0].body
+    return True
+
+
+def trace_offences(text: str, root: Path, most_files: int, most_lines: int) -> list[str]:
+    """Why the path of a batch cannot be followed: stations that are not there, or too much to read."""
+    stations = traced_functions(text)
+    if not stations:
+        return [f"no `file.py:function` under {TRACE_HEADING!r}"]
+    files = sorted({file for file, _ in stations})
+    sources = {file: (root / file).read_text() for file in files if (root / file).exists()}
+    offences = [f"{file} does not exist" for file in files if file not in sources]
+    offences += [
+        f"{file} does not define {name}"
+        for file, name in stations
+        if file in sources and not defines(sources[file], name)
+    ]
+    lines = sum(len(source.splitlines()) for source in sources.values())
+    if len(files) > most_files:
+        offences.append(f"{len(files)} files, at most {most_files}")
+    if lines > most_lines:
+        offences.append(f"{lines} lines, at most {most_lines}")
+    return offences

@@ -1,0 +1,219 @@
+"""Every check finds the offence it is for, and leaves good code alone."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import code_checks
+import doc_checks
+import pytest
+
+SLASH = "/"  # keeps the planted paths out of the check that reads this very file
+
+PLANTED_CODE: list[tuple[Callable[[str], list[str]], str, list[str]]] = [
+    (
+        lambda source: code_checks.long_functions(source, most=2),
+        "def f():\n    a = 1\n    return a\n",
+        ["1: f has 3 lines, at most 2"],
+    ),
+    (
+        code_checks.missing_docstrings,
+        "class A:\n    def f(self): ...\n    def _g(self): ...\ndef _h(): ...\n",
+        ["1: the module has no docstring", "1: A has no docstring", "2: f has no docstring"],
+    ),
+    (
+        code_checks.undocumented_arguments,
+        'def f(a, *, b, **c):\n    """F.\n\n    Args:\n        a: One.\n    """\n',
+        ["1: f does not document b", "1: f does not document c"],
+    ),
+    (
+        code_checks.undocumented_raises,
+        'def f():\n    """F."""\n    if f:\n        raise ValueError\n',
+        ["1: f raises and has no Raises section"],
+    ),
+    (
+        code_checks.tensors_without_shapes,
+        'def f(x: "Tensor | None") -> int:\n    """F (see BN)."""\ndef g() -> torch.Tensor:\n    """G."""\n',
+        [
+            "1: f takes or gives a Tensor and states no shape",
+            "3: g takes or gives a Tensor and states no shape",
+        ],
+    ),
+    (
+        code_checks.forbidden_statements,
+        "print(1)\nassert x\ntry: ...\nexcept (OSError, Exception): ...\ntry: ...\nexcept: ...\n",
+        [
+            "2: assert; raise a UserError or state the invariant in the types",
+            "1: print; only jobs print",
+            "4: except of everything; name what is expected",
+            "6: except of everything; name what is expected",
+        ],
+    ),
+    (
+        code_checks.unexplained_ignores,
+        "a = 1  # type: ignore\nb = 2  # noqa\n",
+        ["1: # type: ignore names no code", "2: # noqa names no code"],
+    ),
+    (code_checks.vague_names, "perceiver_dist/data_utils.py", ["utils"]),
+    (
+        lambda source: code_checks.imports_outside(source, {"torch", "perceiver_dist.errors"}),
+        "import math\nimport torch.nn\nfrom perceiver_dist import errors, tracking\ndef f():\n    import ray\n",
+        ["3: imports perceiver_dist.tracking", "5: imports ray"],
+    ),
+    (
+        lambda source: code_checks.imports_under(source, {"jobs", "lib"}, but=frozenset({"lib.errors"})),
+        "import jobs_of_mine\nimport jobs\nfrom lib.errors import E\nfrom lib import model\nfrom . import x\n",
+        ["2: imports jobs", "4: imports lib.model", "5: imports ..x"],
+    ),
+    (
+        code_checks.machine_paths,
+        f"see ~/work/x, http://host/work/y, /home/ray/z\n{SLASH}work/x\n{SLASH}home/me/x\nfile:{SLASH * 3}x",
+        [f"2: {SLASH}work/x", f"3: {SLASH}home/me/x", f"4: file:{SLASH * 3}x"],
+    ),
+    (
+        code_checks.skips_without_reason,
+        "@pytest.mark.skip\ndef test_a():\n    pytest.skip()\n@pytest.mark.skipif(True)\ndef test_b(): ...\n",
+        [
+            "2: test_a is skipped without a reason",
+            "4: pytest.mark.skipif(True) gives no reason",
+            "3: pytest.skip() gives no reason",
+        ],
+    ),
+    (
+        lambda source: code_checks.size_offences(code_checks.sizes_of_tests(source), usual=1, most=2),
+        "def test_a():\n    a = 1\n    return a\ndef other():\n    ...\n",
+        ["a test has 3 lines, at most 2", "the median test has 3 lines, at most 1"],
+    ),
+]
+
+GOOD_CODE = '''"""A module."""
+
+from torch import Tensor
+
+
+class Encoder:
+    """Encodes.
+
+    Args:
+        width: Channels.
+    """
+
+    def __init__(self, width: int) -> None:
+        """Prepare."""
+        self.width = width
+
+    def forward(self, tokens: Tensor, *rest: Tensor) -> Tensor:
+        """Encode.
+
+        Args:
+            tokens: (batch B, M, C) floats.
+            *rest: The same.
+
+        Raises:
+            ValueError: Never.
+        """
+        try:
+            return tokens  # type: ignore[return-value] # a reason
+        except Exception:
+            self.width = 0
+            raise
+'''
+
+
+@pytest.mark.parametrize(("check", "source", "offences"), PLANTED_CODE)
+def test_a_planted_offence_is_found(
+    check: Callable[[str], list[str]], source: str, offences: list[str]
+) -> None:
+    assert check(source) == offences
+
+
+@pytest.mark.parametrize("check", [check for check, _, _ in PLANTED_CODE[1:9]])
+def test_good_code_passes(check: Callable[[str], list[str]]) -> None:
+    assert check(GOOD_CODE) == []
+
+
+@pytest.mark.parametrize(
+    "shape", ["(B, M, C)", "(rows, columns, C)", "(N,)", "a scalar", "(B * M, C)", "of any shape"]
+)
+def test_shapes_are_recognised(shape: str) -> None:
+    assert code_checks.SHAPE.search(f"The tokens, {shape} floats.")
+
+
+PAGE = """# Title
+
+[here](#the-data-1) [there](other.md#missing) [gone](gone.md) [web](https://x.org/y.md) ![f](figure.svg)
+`lib/there.py`, `lib/there.py:found`, `lib/gone.py`, `runs/x/config.yaml`, `make test`, make sure, `make dance`
+
+## The data, 1
+
+```
+make train && make jump
+python jobs/train.py --known 3 \\
+    --unknown 4 | grep --only
+python jobs/absent.py
+```
+
+## The path of a batch
+1. `lib/there.py:found`, `lib/there.py:Loader.next`
+2. `lib/there.py:Loader.gone` and `lib/gone.py:f`
+
+## Later
+`lib/later.py:f`
+"""
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "there.py").write_text("def found(): ...\nclass Loader:\n    def next(self): ...\n")
+    (tmp_path / "other.md").write_text("# Other\n")
+    (tmp_path / "page.md").write_text(PAGE)
+    return tmp_path / "page.md"
+
+
+def test_broken_links_are_found(page: Path) -> None:
+    assert doc_checks.broken_links(PAGE, page) == [
+        "page.md links to other.md#missing, which has no such heading",
+        "page.md links to gone.md, which does not exist",
+        "page.md links to figure.svg, which does not exist",
+    ]
+
+
+def test_missing_paths_are_found(page: Path) -> None:
+    assert doc_checks.missing_paths(PAGE, page.parent) == [
+        "lib/gone.py does not exist",
+        "lib/later.py does not exist",
+    ]
+
+
+def test_unknown_commands_are_found() -> None:
+    assert doc_checks.unknown_targets(PAGE, "test: x\ntrain:\n") == [
+        "make dance is not a target",
+        "make jump is not a target",
+    ]
+
+
+def test_unknown_options_are_found() -> None:
+    def options_of(job: str) -> set[str]:
+        if job != "jobs/train.py":
+            raise FileNotFoundError(job)
+        return {"--known"}
+
+    assert doc_checks.unknown_options(PAGE, options_of) == [
+        "jobs/absent.py does not exist",
+        "jobs/train.py has no option --unknown",
+    ]
+
+
+def test_the_first_command_is_found() -> None:
+    assert doc_checks.first_command_line(PAGE) == 8
+    assert doc_checks.first_command_line("no command\n") == 2
+
+
+def test_a_broken_path_of_a_batch_is_found(page: Path) -> None:
+    assert doc_checks.trace_offences(PAGE, page.parent, most_files=1, most_lines=2) == [
+        "lib/gone.py does not exist",
+        "lib/there.py does not define Loader.gone",
+        "2 files, at most 1",
+        "3 lines, at most 2",
+    ]
+    assert doc_checks.trace_offences("# Nothing", page.parent, 8, 2500) != []

@@ -1,0 +1,88 @@
+"""The project's own code against its habits, file by file."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import code_checks as checks
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def python_files(*folders: str) -> list[str]:
+    return sorted(str(file.relative_to(ROOT)) for folder in folders for file in (ROOT / folder).rglob("*.py"))
+
+
+CODE = python_files("perceiver_dist", "pipelines", "jobs")
+LIBRARY = python_files("perceiver_dist", "pipelines")
+MODEL = python_files("perceiver_dist/model")
+PIPELINES = python_files("pipelines")
+TESTS = python_files("tests")
+
+SHARED_CONTRACT = frozenset({"perceiver_dist.modalities", "perceiver_dist.errors"})
+MODEL_IMPORTS = {"torch", "perceiver_dist.model", *SHARED_CONTRACT}
+
+HABITS: list[tuple[str, list[str], Callable[[str], list[str]]]] = [
+    ("functions have at most 60 lines", CODE, lambda source: checks.long_functions(source, most=60)),
+    ("public names have docstrings", CODE, checks.missing_docstrings),
+    ("arguments are documented", CODE, checks.undocumented_arguments),
+    ("raises are documented", CODE, checks.undocumented_raises),
+    ("tensors have shapes", MODEL, checks.tensors_without_shapes),
+    ("no print, assert or blanket except", LIBRARY, checks.forbidden_statements),
+    ("ignores name their code", CODE + TESTS, checks.unexplained_ignores),
+    ("the model imports torch only", MODEL, lambda source: checks.imports_outside(source, MODEL_IMPORTS)),
+    (
+        "pipelines know nothing of the model",
+        PIPELINES,
+        lambda source: checks.imports_under(source, {"perceiver_dist", "torch"}, but=SHARED_CONTRACT),
+    ),
+    ("the library knows nothing of jobs", LIBRARY, lambda source: checks.imports_under(source, {"jobs"})),
+    ("skips give a reason", TESTS, checks.skips_without_reason),
+]
+
+
+@pytest.mark.parametrize(
+    ("file", "check"),
+    [pytest.param(file, check, id=f"{habit}: {file}") for habit, files, check in HABITS for file in files],
+)
+def test_habit(file: str, check: Callable[[str], list[str]]) -> None:
+    offences = check((ROOT / file).read_text())
+    assert offences == [], "\n".join(f"{file}:{offence}" for offence in offences)
+
+
+@pytest.mark.parametrize(
+    "files", [CODE, MODEL, PIPELINES, TESTS], ids=["code", "model", "pipelines", "tests"]
+)
+def test_there_is_something_to_check(files: list[str]) -> None:
+    assert files
+
+
+@pytest.mark.parametrize("file", CODE + TESTS)
+def test_files_are_short_and_named_for_what_is_in_them(file: str) -> None:
+    assert len((ROOT / file).read_text().splitlines()) <= 400
+    assert checks.vague_names(file) == []
+
+
+def test_nearly_all_functions_fit_on_a_screen() -> None:
+    sizes = [size for file in CODE for size in checks.function_sizes((ROOT / file).read_text())]
+    assert sum(size <= 45 for size in sizes) >= 0.95 * len(sizes)
+
+
+def test_tests_are_short() -> None:
+    sizes = [size for file in TESTS for size in checks.sizes_of_tests((ROOT / file).read_text())]
+    assert checks.size_offences(sizes, usual=12, most=60) == []
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="git lists the files; this copy has no repository")
+def test_no_file_names_a_path_of_one_machine() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S607
+    offences = {}
+    for name in listed.stdout.splitlines():
+        try:
+            text = (ROOT / name).read_text()
+        except (UnicodeDecodeError, FileNotFoundError):
+            continue
+        if found := checks.machine_paths(text):
+            offences[name] = found
+    assert offences == {}

@@ -1,0 +1,58 @@
+"""README and docs against the repository they describe."""
+
+import importlib
+from argparse import ArgumentParser
+from functools import cache
+from pathlib import Path
+
+import doc_checks as checks
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))]
+
+
+def all_options(parser: ArgumentParser) -> set[str]:
+    """Option strings of a parser and of its subcommands."""
+    found = set(parser._option_string_actions)
+    for action in parser._actions:
+        if isinstance(action.choices, dict):
+            found = found.union(*(all_options(sub) for sub in action.choices.values()))
+    return found
+
+
+@cache
+def options_of(job: str) -> set[str]:
+    if not (ROOT / job).exists():
+        raise FileNotFoundError(job)
+    return all_options(importlib.import_module(job.removesuffix(".py").replace("/", ".")).build_parser())
+
+
+@pytest.fixture(params=PAGES)
+def page(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.syspath_prepend(ROOT)
+    return ROOT / str(request.param)
+
+
+def test_links_lead_somewhere(page: Path) -> None:
+    assert checks.broken_links(page.read_text(), page) == []
+
+
+def test_paths_exist(page: Path) -> None:
+    assert checks.missing_paths(page.read_text(), ROOT) == []
+
+
+def test_commands_and_their_options_exist(page: Path) -> None:
+    assert checks.unknown_targets(page.read_text(), (ROOT / "Makefile").read_text()) == []
+    assert checks.unknown_options(page.read_text(), options_of) == []
+
+
+def test_the_readme_is_short_and_starts_with_a_command() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 200
+    assert checks.first_command_line(text) < 30
+
+
+def test_a_batch_can_be_followed() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    assert checks.trace_offences(text, ROOT, most_files=8, most_lines=2500) == []
