@@ -1,0 +1,178 @@
+"""Media files held in memory: opening them, choosing tracks, and reading one track from a point in time on.
+
+Only the demuxers that FIELD_MODALITY needs are allowed, so that bytes cannot pose as a playlist that opens other
+files. FFmpeg decodes in one thread: a decoding task has one core. Times are seconds on the file's own clock,
+which need not begin at 0.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+
+import av
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from pipelines.errors import SampleError
+
+Track = VideoStream | AudioStream
+
+DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flac,wav,mp3,ogg"
+
+MISSING = 0.25
+"""Seconds that may be missing at a track's end: headers round, and encoders state their padding or do not."""
+
+
+@contextmanager
+def opened(data: bytes, kind: str) -> Iterator[InputContainer]:
+    """Open a media file; whatever FFmpeg says against it, now or while it is read, becomes a SampleError.
+
+    Args:
+        data: The whole file.
+        kind: What to call it in the error: audio or video.
+
+    Yields:
+        The container, closed at the end.
+
+    Raises:
+        SampleError: There are no bytes, or FFmpeg cannot read them.
+    """
+    if not data:
+        raise SampleError(f"{kind} is empty (0 bytes)")
+    options = {"format_whitelist": DEMUXERS}
+    try:
+        with av.open(BytesIO(data), mode="r", metadata_errors="replace", options=options) as container:
+            yield container
+    except (av.error.FFmpegError, ValueError) as error:  # ValueError: the sound's layout changes midway.
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SampleError(f"{kind} cannot be decoded: {' '.join(reason.split())}") from error
+
+
+def video_track(container: InputContainer) -> VideoStream | None:
+    """The track with pictures, or None.
+
+    Raises:
+        SampleError: There is one, of a codec that FFmpeg does not know.
+    """
+    track = container.streams.best("video")
+    if not isinstance(track, VideoStream):
+        return None
+    _prepare_decoder(track)
+    return track
+
+
+def audio_track(container: InputContainer) -> AudioStream | None:
+    """The track with sound, or None.
+
+    Raises:
+        SampleError: There is one, of a codec that FFmpeg does not know.
+    """
+    track = container.streams.best("audio")
+    if not isinstance(track, AudioStream):
+        return None
+    _prepare_decoder(track)
+    return track
+
+
+def _prepare_decoder(track: Track) -> None:
+    # PyAV leaves the context None, against its type, where this build of FFmpeg lacks the codec.
+    if getattr(track, "codec_context", None) is None:
+        raise SampleError(f"{track.type} track {track.index} is of a codec that cannot be decoded here")
+    track.codec_context.thread_count = 1
+
+
+def window_start(container: InputContainer, track: Track, window: float, position: float) -> float:
+    """Where a window begins that is to lie inside a track.
+
+    Args:
+        container: The file.
+        track: The track.
+        window: Length of the window in seconds.
+        position: 0 for the first possible start, 0.5 for the one in the middle, 1 for the last.
+
+    Returns:
+        Seconds; the track's beginning where it is shorter than the window.
+    """
+    first, end = _extent(container, track)
+    return first + position * max(0.0, end - first - window)
+
+
+def _extent(container: InputContainer, track: Track) -> tuple[float, float]:
+    """First and last instant of a track: as track or container state, or else found by reading it."""
+    tick = float(track.time_base or 0)
+    first = (track.start_time or 0) * tick
+    stated = _stated_end(track)
+    if stated is not None:
+        return first, stated
+    if container.duration:
+        return first, container.duration / av.time_base
+    # Recorders that write as they go, browsers among them, state no duration.
+    ends = [
+        packet.pts + (packet.duration or 0) for packet in container.demux(track) if packet.pts is not None
+    ]
+    return first, max(ends, default=0) * tick
+
+
+def _stated_end(track: Track) -> float | None:
+    """Last instant as the file states it for this very track."""
+    if track.duration and track.time_base:
+        return float(((track.start_time or 0) + track.duration) * track.time_base)
+    tag = re.fullmatch(
+        r"(\d+):(\d+):(\d+\.?\d*)", track.metadata.get("DURATION", "")
+    )  # Matroska has no other.
+    return None if tag is None else int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
+
+
+def require_reached(track: Track, wanted: float, reached: float) -> None:
+    """Tell a track that is shorter than the window from one that was cut off.
+
+    Args:
+        track: The track, read to its end.
+        wanted: Time up to which it was wanted.
+        reached: Time at which it ended.
+
+    Raises:
+        SampleError: By its own header the track lasts longer.
+    """
+    stated = _stated_end(track)
+    if stated is not None and min(wanted, stated) > reached + MISSING:
+        raise SampleError(
+            f"{track.type} track {track.index} is truncated: "
+            f"ends at {reached:.2f} s, its header states {stated:.2f} s"
+        )
+
+
+def beginning(container: InputContainer) -> float:
+    """Time of the container's first instant."""
+    return (container.start_time or 0) / av.time_base
+
+
+def decoded_from(
+    container: InputContainer, track: Track, time: float
+) -> Iterator[tuple[float, AudioFrame | VideoFrame]]:
+    """Seek to a keyframe at or before a time, by the container's index, and decode one track from there.
+
+    Args:
+        container: The file; it may stand anywhere.
+        track: The track to decode.
+        time: Where to seek to; before the beginning means the beginning.
+
+    Yields:
+        The time and the frame, for every frame that has a time, to the end of the track.
+
+    Raises:
+        SampleError: A packet is cut off.
+    """
+    container.seek(max(int(time * av.time_base), container.start_time or 0))
+    for packet in container.demux(track):
+        if packet.is_corrupt:
+            raise SampleError(
+                f"{track.type} track {track.index} is truncated or damaged at byte {packet.pos}"
+            )
+        for frame in packet.decode():
+            if isinstance(frame, AudioFrame | VideoFrame) and frame.time is not None:
+                yield frame.time, frame
