@@ -1,0 +1,95 @@
+"""The model's options: sizes, sharing rules and modalities, checked before anything is built."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from perceiver_dist.errors import UserError
+from perceiver_dist.modalities import MODALITIES, AudioInput, ImageInput, ModalityInput, VideoInput
+
+CrossAttendSharing = Literal["all_but_first", "all", "none"]
+CrossAttentionPath = Literal["auto", "dense", "factored"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Size, weight sharing and inputs of one Perceiver.
+
+    Attributes:
+        latents: Number of latent vectors N. 32 trains in minutes on a laptop; the paper uses 512.
+        width: Channels D of a latent. 64 for the same reason; the paper uses 1024.
+        cross_attends: Number T of cross-attends, each followed by a latent block. 2 is the smallest number
+            that shows the iteration; the paper uses 8 on ImageNet and 2 on AudioSet and ModelNet40.
+        self_attends_per_block: Latent self-attention layers in a block. 2 keeps the default small; the paper
+            uses 6 on ImageNet and ModelNet40, 8 on AudioSet.
+        heads: Heads H of the latent self-attention; must divide width. 4 gives 16 channels a head at the
+            default width; the authors use 8. Cross-attention always has one head, as in the paper.
+        share_cross_attends: Which cross-attends have the same weights. "all_but_first" is the paper's ImageNet
+            rule and its best (table 7): the first has weights of its own, all later ones share one set.
+            "all": one set. "none": each has its own (the paper's AudioSet).
+        share_latent_blocks: Whether all T latent blocks have the same weights. True is the paper's ImageNet
+            setting; false is its AudioSet one.
+        modality_channels: Channels of the smallest learned modality encoding; the other modalities' encodings
+            are longer, which pads all to one channel count C. 4 is what the paper's 487 channels on AudioSet
+            imply. Without effect when one modality is configured: there is then no encoding.
+        activation_checkpointing: Recompute each layer in the backward pass instead of keeping its
+            activations: about a third more compute, memory of one layer instead of all. False: small models
+            fit. Not stated in the paper.
+        cross_attention: How cross-attention is computed; the function is the same (see `attention.py`).
+            "dense" is fastest on GPUs, "factored" on CPUs; "auto" takes that choice by the device.
+        image: Image input, or none. The paper's ImageNet: 224 x 224 x 3, patch 1, 64 bands.
+        audio: Audio input, or none. The paper's AudioSet: 61,440 samples in segments of 128.
+        video: Video input, or none. The paper's AudioSet: 32 frames of 224 x 224, patch (2, 8, 8), 16 bands.
+    """
+
+    latents: int = 32
+    width: int = 64
+    cross_attends: int = 2
+    self_attends_per_block: int = 2
+    heads: int = 4
+    share_cross_attends: CrossAttendSharing = "all_but_first"
+    share_latent_blocks: bool = True
+    modality_channels: int = 4
+    activation_checkpointing: bool = False
+    cross_attention: CrossAttentionPath = "auto"
+    image: ImageInput | None = None
+    audio: AudioInput | None = None
+    video: VideoInput | None = None
+
+    def __post_init__(self) -> None:
+        """Check the options that do not need data.
+
+        Raises:
+            UserError: A size is below 1, heads does not divide width, or a choice is unknown.
+        """
+        sizes = ("latents", "width", "cross_attends", "self_attends_per_block", "heads", "modality_channels")
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise UserError(f"model.{name} is {getattr(self, name)}, must be at least 1: raise it")
+        if self.width % self.heads:
+            raise UserError(
+                f"model.heads is {self.heads}, which does not divide model.width {self.width}: "
+                "take a width that is a multiple of heads"
+            )
+        choices = {"share_cross_attends": CrossAttendSharing, "cross_attention": CrossAttentionPath}
+        for name, choice in choices.items():
+            if getattr(self, name) not in get_args(choice):
+                raise UserError(
+                    f"model.{name} is {getattr(self, name)!r}, must be one of {', '.join(get_args(choice))}"
+                )
+
+    @property
+    def modalities(self) -> dict[str, ModalityInput]:
+        """The configured modalities by name, in the order of `MODALITIES`."""
+        specs = {name: getattr(self, name) for name in MODALITIES}
+        return {name: spec for name, spec in specs.items() if spec is not None}
+
+    @property
+    def cross_attend_order(self) -> tuple[int, ...]:
+        """Which distinct cross-attend each of the T iterations uses, for example (0, 1, 1, 1)."""
+        first_shared = {"all": 0, "all_but_first": 1, "none": self.cross_attends}[self.share_cross_attends]
+        return tuple(min(step, first_shared) for step in range(self.cross_attends))
+
+    @property
+    def latent_block_order(self) -> tuple[int, ...]:
+        """Which distinct latent block each of the T iterations uses, for example (0, 0, 0, 0)."""
+        return tuple(0 if self.share_latent_blocks else step for step in range(self.cross_attends))

@@ -1,0 +1,271 @@
+"""From decoded arrays to tokens: content, Fourier position features, learned modality encoding, LN statistics.
+
+A token's C channels are, in this order,
+
+    [content | raw positions | sin of every axis | cos of every axis | modality encoding]
+
+which is the order of the published Perceiver IO weights (PAPER: RGB, (y, x), sin y, sin x, cos y, cos x). They
+are kept apart, because the parts differ in what they depend on: content on sample and token, position on the
+token only, encoding on neither. `attention.py` says what that buys.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from perceiver_dist.errors import UserError
+from perceiver_dist.modalities import ModalityInput
+from perceiver_dist.model.config import ModelConfig
+
+LAYER_NORM_EPS = 1e-5
+
+
+def position_channels(spec: ModalityInput) -> int:
+    """Fourier position channels P of a modality: axes * (2K + 1).
+
+    Args:
+        spec: The modality's input.
+
+    Returns:
+        Number of channels: K sines, K cosines and the raw position per axis.
+    """
+    return len(spec.grid) * (2 * spec.bands + 1)
+
+
+def encoding_channels(config: ModelConfig) -> dict[str, int]:
+    """Length of each modality's learned encoding, which pads all modalities to one channel count C.
+
+    Args:
+        config: The model's options.
+
+    Returns:
+        Channels by modality name: all 0 with one modality, at least `modality_channels` with several.
+
+    Raises:
+        UserError: No modality is configured.
+    """
+    if not config.modalities:
+        raise UserError("model has no input: set at least one of model.image, model.audio, model.video")
+    own = {name: spec.content_channels + position_channels(spec) for name, spec in config.modalities.items()}
+    smallest = config.modality_channels if len(own) > 1 else 0
+    return {name: max(own.values()) + smallest - channels for name, channels in own.items()}
+
+
+def token_channels(config: ModelConfig) -> int:
+    """Channels C of one token: content, position and, with several modalities, encoding.
+
+    Args:
+        config: The model's options.
+
+    Returns:
+        C, the same for all modalities.
+
+    Raises:
+        UserError: No modality is configured.
+    """
+    name, encoding = next(iter(encoding_channels(config).items()))
+    spec = config.modalities[name]
+    return spec.content_channels + position_channels(spec) + encoding
+
+
+def fourier_features(spec: ModalityInput) -> Tensor:
+    """Position features of every token of the modality's grid (paper 3.2).
+
+    Positions run from -1 to 1 on each axis; the K frequencies f are linear from 1 to mu / 2, mu being the
+    input's max_frequency or the number of tokens on the axis. Computed in fp64: sin(pi * 112 * x) needs it.
+
+    Args:
+        spec: The modality's input.
+
+    Returns:
+        (M, P) fp32, tokens in row-major order of the grid, channels [x, sin(pi f x), cos(pi f x)], each axis
+        by axis.
+    """
+    axes = [torch.linspace(-1, 1, size, dtype=torch.float64) for size in spec.grid]
+    positions = torch.cartesian_prod(*axes).reshape(-1, len(axes))
+    frequencies = torch.stack(
+        [
+            torch.linspace(1, (spec.max_frequency or size) / 2, spec.bands, dtype=torch.float64)
+            for size in spec.grid
+        ]
+    )
+    phases = (torch.pi * positions[:, :, None] * frequencies).flatten(1)
+    return torch.cat([positions, phases.sin(), phases.cos()], dim=1).float()
+
+
+def cut_into_tokens(array: Tensor, spec: ModalityInput) -> Tensor:
+    """Cut each sample into the patches or segments of the modality's grid.
+
+    Args:
+        array: (B, *spec.array_shape).
+        spec: The modality's input.
+
+    Returns:
+        (B, M, c) of the same dtype: tokens row-major over the grid; within a token row-major over the patch,
+        colour channels last.
+    """
+    axes = len(spec.grid)
+    steps = [size // count for size, count in zip(spec.array_shape, spec.grid, strict=False)]
+    split = [size for pair in zip(spec.grid, steps, strict=True) for size in pair]
+    blocks = array.reshape(array.shape[0], *split, *spec.array_shape[axes:])
+    grid_axes, patch_axes = range(1, 2 * axes, 2), range(2, 2 * axes + 1, 2)
+    blocks = blocks.permute(0, *grid_axes, *patch_axes, *range(2 * axes + 1, blocks.dim()))
+    return blocks.reshape(array.shape[0], prod(spec.grid), spec.content_channels)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One modality's tokens of a batch, in parts; fp32, or fp64 for an fp64 model.
+
+    Attributes:
+        content: (B, M, c) in [-1, 1].
+        position: (M, P), the same for the whole batch.
+        encoding: (E,), the same for all tokens; E is 0 when one modality is configured.
+        mean: (B, M), mean of a token's C = c + P + E channels.
+        rstd: (B, M), 1 / sqrt(variance of the C channels + eps).
+    """
+
+    content: Tensor
+    position: Tensor
+    encoding: Tensor
+    mean: Tensor
+    rstd: Tensor
+
+    @property
+    def channels(self) -> tuple[int, int, int]:
+        """Channels (c, P, E) of content, position and encoding."""
+        return (self.content.shape[-1], self.position.shape[-1], self.encoding.shape[-1])
+
+
+class Tokenizer(nn.Module):
+    """Turns one modality's arrays into `Tokens`; has no parameters.
+
+    Args:
+        name: The modality's name, for error messages.
+        spec: The modality's input.
+    """
+
+    position: Tensor
+
+    def __init__(self, name: str, spec: ModalityInput) -> None:
+        super().__init__()
+        self.name = name
+        self.spec = spec
+        self.register_buffer("position", fourier_features(spec), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Tokenizer":
+        # module.bfloat16() casts buffers too; positions stay fp32, since LN statistics are made from them.
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch does not annotate it
+        if self.position.itemsize < torch.float32.itemsize:
+            self.position = fourier_features(self.spec).to(self.position.device)
+        return self
+
+    def forward(self, array: Tensor, encoding: Tensor) -> Tokens:
+        """Scale, cut and measure one batch of arrays.
+
+        Args:
+            array: (B, *spec.array_shape), uint8 (scaled as x / 127.5 - 1) or int16 (x / 32768).
+            encoding: (E,) learned modality encoding.
+
+        Returns:
+            The tokens, with LN statistics from sums over the parts: the C channels are never put together.
+
+        Raises:
+            UserError: The array's shape or dtype is not the modality's.
+        """
+        expected_dtype = getattr(torch, self.spec.array_dtype)
+        if tuple(array.shape[1:]) != self.spec.array_shape or array.dtype != expected_dtype:
+            raise UserError(
+                f"{self.name}: array of {array.dtype} and shape (B, *{tuple(array.shape[1:])}), expected "
+                f"{expected_dtype} and (B, *{self.spec.array_shape}): decode to model.{self.name}'s sizes"
+            )
+        position = self.position
+        patches = cut_into_tokens(array, self.spec).to(position.dtype)
+        content = patches / 127.5 - 1 if array.dtype == torch.uint8 else patches / 32768
+        encoding = encoding.to(position.dtype)
+        parts = (content, position, encoding)
+        channels = sum(part.shape[-1] for part in parts)
+        mean = sum((part.sum(-1) for part in parts), start=torch.zeros_like(content[..., 0])) / channels
+        square = sum((part.square().sum(-1) for part in parts), start=torch.zeros_like(mean)) / channels
+        rstd = (square - mean.square() + LAYER_NORM_EPS).rsqrt()
+        return Tokens(content, position, encoding, mean, rstd)
+
+
+class ModalityEncodings(nn.Module):
+    """The learned modality encodings, one vector per modality; of length 0 when one modality is configured.
+
+    Args:
+        lengths: Channels of each modality's encoding, as `encoding_channels` gives them.
+    """
+
+    def __init__(self, lengths: Mapping[str, int]) -> None:
+        super().__init__()
+        self.lengths = dict(lengths)
+        for name, length in lengths.items():
+            if length > 0:
+                self.register_parameter(
+                    name, nn.Parameter(nn.init.trunc_normal_(torch.empty(length), std=0.02))
+                )
+
+    def forward(self, like: Tensor) -> dict[str, Tensor]:
+        """All encodings, whichever modalities the step has.
+
+        Args:
+            like: Any tensor of the device and dtype wanted for encodings of length 0.
+
+        Returns:
+            (E,) per modality. Copies: ZeRO-3 takes a parameter's memory back when its module returns.
+        """
+        parameters = dict(self.named_parameters())
+        return {
+            name: parameters[name].clone() if length > 0 else like.new_zeros(0)
+            for name, length in self.lengths.items()
+        }
+
+
+@dataclass(frozen=True)
+class Presence:
+    """Which samples have which of the step's K modalities.
+
+    Attributes:
+        visible: (B, K) bool, whether attention sees the modality. All true where a sample has nothing, so
+            that its softmax is defined; `nonempty` then removes the result.
+        nonempty: (B, 1, 1) bool, false where a sample has nothing.
+    """
+
+    visible: Tensor
+    nonempty: Tensor
+
+
+def read_presence(present: Mapping[str, Tensor], names: list[str], batch: int) -> Presence | None:
+    """Put the presence masks of a step together.
+
+    Args:
+        present: (B,) bool per modality; a modality it does not name is there in every sample.
+        names: The step's modalities, in the order of the tokens.
+        batch: B.
+
+    Returns:
+        The presence, or None when nothing is missing: attention then needs no mask.
+
+    Raises:
+        UserError: A mask is not bool of shape (B,).
+    """
+    masks = {name: present[name] for name in names if name in present}
+    for name, mask in masks.items():
+        if mask.dtype != torch.bool or mask.shape != (batch,):
+            raise UserError(
+                f"present[{name!r}] is {mask.dtype} of shape {tuple(mask.shape)}, expected torch.bool of "
+                f"shape ({batch},): one value per sample"
+            )
+    if not masks:
+        return None
+    everywhere = torch.ones_like(next(iter(masks.values())))
+    visible = torch.stack([masks.get(name, everywhere) for name in names], dim=1)
+    if bool(visible.all()):
+        return None
+    nonempty = visible.any(dim=1, keepdim=True)
+    return Presence(visible | ~nonempty, nonempty[:, :, None])

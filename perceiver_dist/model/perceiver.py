@@ -1,0 +1,136 @@
+"""The Perceiver (Jaegle et al. 2021, arXiv 2103.03206): latents that read tokens, then think, T times."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from perceiver_dist.errors import UserError
+from perceiver_dist.model.attention import AttendableTokens, CrossAttend, DenseTokens, attention_path
+from perceiver_dist.model.config import ModelConfig
+from perceiver_dist.model.factored import FactoredTokens
+from perceiver_dist.model.inputs import (
+    ModalityEncodings,
+    Presence,
+    Tokenizer,
+    Tokens,
+    encoding_channels,
+    read_presence,
+    token_channels,
+)
+from perceiver_dist.model.layers import SelfAttend, linear, no_effect
+
+
+class Perceiver(nn.Module):
+    """One set of weights for all modalities and sources, with a linear head per source.
+
+    Weights depend on torch's random state when it is built; the forward pass is without randomness.
+
+    Args:
+        config: Sizes, sharing and modalities.
+        heads: Number of classes of each source, by source name.
+
+    Raises:
+        UserError: No modality is configured, there is no head, a head has no classes, or a source's name is
+            not one that torch accepts for a module.
+    """
+
+    def __init__(self, config: ModelConfig, heads: Mapping[str, int]) -> None:
+        super().__init__()
+        _check_heads(heads)
+        self.config = config
+        channels = token_channels(config)
+        self.tokenizers = nn.ModuleDict(
+            {name: Tokenizer(name, spec) for name, spec in config.modalities.items()}
+        )
+        self.encodings = ModalityEncodings(encoding_channels(config))
+        # The paper's init: standard deviation 0.02, cut at +-2.
+        self.latents = nn.Parameter(
+            nn.init.trunc_normal_(torch.empty(config.latents, config.width), std=0.02, a=-2.0, b=2.0)
+        )
+        self.cross_attends = nn.ModuleList(
+            CrossAttend(config.width, channels) for _ in set(config.cross_attend_order)
+        )
+        self.latent_blocks = nn.ModuleList(
+            nn.ModuleList(
+                SelfAttend(config.width, config.heads) for _ in range(config.self_attends_per_block)
+            )
+            for _ in set(config.latent_block_order)
+        )
+        self.heads = nn.ModuleDict(
+            {source: linear(config.width, classes) for source, classes in heads.items()}
+        )
+
+    def forward(self, arrays: Mapping[str, Tensor], present: Mapping[str, Tensor], source: str) -> Tensor:
+        """Logits of a batch of one source.
+
+        What is not present in a sample has no influence on that sample's logits. A sample with nothing
+        present gets the finite logits of the learned latents and biases alone.
+
+        Args:
+            arrays: (B, *array_shape) per modality the source has, uint8 or int16 as decoded.
+            present: (B,) bool per modality; one it does not name is there in every sample.
+            source: Whose head to use.
+
+        Returns:
+            (B, classes of the source) in the parameters' dtype.
+
+        Raises:
+            UserError: The source or a modality is unknown, there is no array, or an array or mask has another
+                shape or dtype than configured.
+        """
+        names = self._modalities_of(arrays, source)
+        encodings: dict[str, Tensor] = self.encodings(like=self.latents)
+        tokens = [self.tokenizers[name](arrays[name], encodings[name]) for name in names]
+        batch = tokens[0].content.shape[0]
+        readable = self._attendable(tokens, read_presence(present, names, batch))
+        latents = self.latents.expand(batch, -1, -1)
+        orders = zip(self.config.cross_attend_order, self.config.latent_block_order, strict=True)
+        for cross_attend, block in orders:
+            latents = self._run(self.cross_attends[cross_attend], latents, readable)
+            for layer in self.latent_blocks[block].children():
+                latents = self._run(layer, latents)
+        pooled = latents.mean(dim=1)
+        logits: dict[str, Tensor] = {name: head(pooled) for name, head in self.heads.items()}
+        unused = [value for name, value in logits.items() if name != source]
+        unused += [value for name, value in encodings.items() if name not in names]
+        return logits[source] + no_effect(unused, like=pooled)
+
+    def _modalities_of(self, arrays: Mapping[str, Tensor], source: str) -> list[str]:
+        if source not in self.heads:
+            raise UserError(f"source {source!r} has no head, expected one of: {', '.join(self.heads)}")
+        unknown = [name for name in arrays if name not in self.tokenizers]
+        if unknown or not arrays:
+            raise UserError(
+                f"source {source!r} gives the arrays {list(arrays)}, the model reads "
+                f"{', '.join(self.tokenizers)}: configure model.<modality> for each, and give at least one"
+            )
+        return [name for name in self.tokenizers if name in arrays]
+
+    def _attendable(self, tokens: list[Tokens], presence: Presence | None) -> AttendableTokens:
+        path = attention_path(self.config, self.latents.device.type)
+        if path == "factored":
+            return FactoredTokens(tokens, presence)
+        return DenseTokens(tokens, presence, self.latents.dtype)
+
+    def _run(self, layer: nn.Module, *inputs: Tensor | AttendableTokens) -> Tensor:
+        if not (self.config.activation_checkpointing and torch.is_grad_enabled()):
+            result: Tensor = layer(*inputs)
+            return result
+        # The reentrant kind breaks ZeRO on weights that are used more than once in a forward pass.
+        recomputed: Tensor = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return recomputed
+
+
+def _check_heads(heads: Mapping[str, int]) -> None:
+    if not heads:
+        raise UserError("the model has no head: give at least one source and its number of classes")
+    for source, classes in heads.items():
+        if classes < 1:
+            raise UserError(f"source {source!r} has {classes} classes, must be at least 1")
+        if not source or "." in source or hasattr(nn.ModuleDict(), source):
+            raise UserError(
+                f"source name {source!r} cannot name a module in torch (empty, with a dot, or a method's name): "
+                "rename the source"
+            )
