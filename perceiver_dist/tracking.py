@@ -8,10 +8,12 @@ A training that restarts from the checkpoint of step s goes on in the same run a
 MLflow keeps both values of such a step; the newer one has the later timestamp, and the UI draws both.
 """
 
+import fcntl
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,14 +88,14 @@ class MlflowLog:
         self._tracking_uri = absolute_tracking_uri(tracking_uri)
         self._warned: set[str] = set()
         try:
-            _make_parent_folder(self._tracking_uri)
-            self._client = MlflowClient(self._tracking_uri)
-            if run_id is None:
-                self.run_id = self._new_run(experiment, run_name, tags)
-                self._write_parameters(parameters)
-            else:
-                self.run_id = run_id
-                self._client.update_run(run_id, status="RUNNING")
+            with _one_process_at_a_time(self._tracking_uri):
+                self._client = MlflowClient(self._tracking_uri)
+                if run_id is None:
+                    self.run_id = self._new_run(experiment, run_name, tags)
+                    self._write_parameters(parameters)
+                else:
+                    self.run_id = run_id
+                    self._client.update_run(run_id, status="RUNNING")
         except _LOGGING_FAILURES as failure:
             if run_id is None or _is_missing(failure):
                 raise UserError(
@@ -174,14 +176,13 @@ class MlflowLog:
         return str(run.info.run_id)
 
     def _experiment_id(self, name: str) -> str:
+        # To make it first and look second leaves no moment in which another process could come between.
+        try:
+            return str(self._client.create_experiment(name, _artifact_folder(self._tracking_uri)))
+        except MlflowException as failure:
+            if failure.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
         found = self._client.get_experiment_by_name(name)
-        if found is None:
-            try:
-                return str(self._client.create_experiment(name, _artifact_folder(self._tracking_uri)))
-            except MlflowException as failure:
-                if failure.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
-                found = self._client.get_experiment_by_name(name)
         if found is None or found.lifecycle_stage != "active":
             raise UserError(
                 f"tracking: experiment {name!r} at {self._tracking_uri} was deleted; restore it with "
@@ -211,9 +212,17 @@ def _quiet_mlflow() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _make_parent_folder(tracking_uri: str) -> None:
-    if tracking_uri.startswith(_SQLITE):
-        Path(tracking_uri.removeprefix(_SQLITE)).parent.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def _one_process_at_a_time(tracking_uri: str) -> Iterator[None]:
+    """Hold a lock beside a local database: two processes that lay out a new one at once leave it half made."""
+    if not tracking_uri.startswith(_SQLITE):
+        yield
+        return
+    database = Path(tracking_uri.removeprefix(_SQLITE))
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with database.with_name(f"{database.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _artifact_folder(tracking_uri: str) -> str | None:
