@@ -25,7 +25,11 @@ VAGUE_NAMES = {
     "handler",
     "handlers",
 }
-SHAPE = re.compile(r"\((?:[^()]*[^\w()])?[BMNCDH]\b[^()]*\)|\b[Ss]calar\b|any shape")
+SHAPE = re.compile(
+    r"\((?:[^()]*[^\w()])?[BMNCDH]\b[^()]*\)|(?:^|: ) *\([^()]+,[^()]*\)|\b[Ss]calar\b|any shape",
+    re.MULTILINE,
+)
+"""A tuple with a letter of the legend; any tuple that opens the text of an argument; or words for no shape."""
 SKIPS = {"skip", "skipif", "xfail", "importorskip"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -216,7 +220,9 @@ def _is_under(name: str, parents: set[str] | frozenset[str]) -> bool:
 
 def machine_paths(text: str) -> list[str]:
     """Absolute paths that exist on one machine only; the user `ray` of Ray's own container images is not one."""
-    pattern = re.compile(r"(?<![\w.:}/~-])/(?:work|root)/|/home/(?!ray\b)\w+/|file:/{3}")
+    pattern = re.compile(
+        r"(?<![\w.:}/~-])/(?:work|root)/|/home/(?!ray\b)\w+/|file:/{3}(?:work|root|home|opt|tmp)/"
+    )
     return [
         f"{number}: {line.strip()}"
         for number, line in enumerate(text.splitlines(), 1)

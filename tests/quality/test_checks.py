@@ -32,7 +32,7 @@ PLANTED_CODE: list[tuple[Callable[[str], list[str]], str, list[str]]] = [
     ),
     (
         code_checks.tensors_without_shapes,
-        'def f(x: "Tensor | None") -> int:\n    """F (see BN)."""\ndef g() -> torch.Tensor:\n    """G."""\n',
+        'def f(x: "Tensor | None") -> int:\n    """F (see BN), good (or so, they say)."""\ndef g() -> torch.Tensor:\n    """G."""\n',
         [
             "1: f takes or gives a Tensor and states no shape",
             "3: g takes or gives a Tensor and states no shape",
@@ -66,8 +66,8 @@ PLANTED_CODE: list[tuple[Callable[[str], list[str]], str, list[str]]] = [
     ),
     (
         code_checks.machine_paths,
-        f"see ~/work/x, http://host/work/y, /home/ray/z\n{SLASH}work/x\n{SLASH}home/me/x\nfile:{SLASH * 3}x",
-        [f"2: {SLASH}work/x", f"3: {SLASH}home/me/x", f"4: file:{SLASH * 3}x"],
+        f"see ~/work/x, http://host/work/y, /home/ray/z\n{SLASH}work/x\n{SLASH}home/me/x\nfile:{SLASH * 3}opt/x",
+        [f"2: {SLASH}work/x", f"3: {SLASH}home/me/x", f"4: file:{SLASH * 3}opt/x"],
     ),
     (
         code_checks.skips_without_reason,
@@ -132,10 +132,19 @@ def test_good_code_passes(check: Callable[[str], list[str]]) -> None:
 
 
 @pytest.mark.parametrize(
-    "shape", ["(B, M, C)", "(rows, columns, C)", "(N,)", "a scalar", "(B * M, C)", "of any shape"]
+    "text",
+    [
+        "Maps (B, M, C) floats.",
+        "Of (N,).",
+        "A scalar.",
+        "(B * M, C)",
+        "Of any shape.",
+        "w: (out, in).",
+        "    (E,) each.",
+    ],
 )
-def test_shapes_are_recognised(shape: str) -> None:
-    assert code_checks.SHAPE.search(f"The tokens, {shape} floats.")
+def test_shapes_are_recognised(text: str) -> None:
+    assert code_checks.SHAPE.search(text)
 
 
 PAGE = """# Title
