@@ -32,7 +32,7 @@ PLANTED_CODE: list[tuple[Callable[[str], list[str]], str, list[str]]] = [
     ),
     (
         code_checks.tensors_without_shapes,
-        'def f(x: "Tensor | None") -> int:\n    """F (see BN), good (or so, they say)."""\ndef g() -> torch.Tensor:\n    """G."""\n',
+        'def f(x: "Tensor") -> int:\n    """F (BN), good (or so, they say)."""\ndef g() -> Tensor:\n    """G."""\n',
         [
             "1: f takes or gives a Tensor and states no shape",
             "3: g takes or gives a Tensor and states no shape",
