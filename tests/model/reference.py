@@ -1,0 +1,163 @@
+"""The Perceiver as the paper writes it, slowly: one sample at a time, every token built, keys and values projected."""
+
+import itertools
+import math
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from hypothesis import strategies as st
+from torch import Tensor
+
+from perceiver_dist.modalities import MODALITIES, AudioInput, ImageInput, ModalityInput, VideoInput
+from perceiver_dist.model.config import ModelConfig
+from perceiver_dist.model.perceiver import Perceiver
+
+SMALL = {
+    "image": ImageInput(height=4, width=6, channels=3, patch=2, bands=3),
+    "audio": AudioInput(samples=40, segment=8, bands=2, max_frequency=11.0),
+    "video": VideoInput(frames=4, height=4, width=6, channels=1, patch=(2, 2, 3), bands=1),
+}
+HEADS = {"clips": 5, "pictures": 3}
+Parameters = dict[str, Tensor]
+
+
+@st.composite
+def small_configs(draw: st.DrawFn, **fixed: object) -> ModelConfig:
+    """Any sharing rule, any non-empty set of modalities, odd sizes."""
+    names = draw(st.sets(st.sampled_from(MODALITIES), min_size=1))
+    heads = draw(st.integers(1, 3))
+    options = {
+        "latents": draw(st.integers(1, 5)),
+        "width": heads * draw(st.integers(4, 6)),
+        "heads": heads,
+        "cross_attends": draw(st.integers(1, 3)),
+        "self_attends_per_block": draw(st.integers(1, 2)),
+        "share_cross_attends": draw(st.sampled_from(["all_but_first", "all", "none"])),
+        "share_latent_blocks": draw(st.booleans()),
+        "modality_channels": draw(st.integers(1, 4)),
+        "activation_checkpointing": draw(st.booleans()),
+        **{name: SMALL[name] for name in names},
+    }
+    return ModelConfig(**(options | fixed))
+
+
+def random_arrays(config: ModelConfig, batch: int) -> dict[str, Tensor]:
+    """Random bytes and samples for every configured modality."""
+    generator = torch.Generator().manual_seed(batch)
+    arrays = {}
+    for name, spec in config.modalities.items():
+        low, high = (0, 256) if spec.array_dtype == "uint8" else (-32768, 32768)
+        dtype = getattr(torch, spec.array_dtype)
+        arrays[name] = torch.randint(low, high, (batch, *spec.array_shape), generator=generator, dtype=dtype)
+    return arrays
+
+
+def random_model(config: ModelConfig, heads: dict[str, int] = HEADS) -> Perceiver:
+    """A model whose biases and gains are not 0 and 1, so that leaving one out shows."""
+    torch.manual_seed(0)
+    model = Perceiver(config, heads)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+def content_of(sample: Tensor, spec: ModalityInput) -> Tensor:
+    """(M, c): the patch at each place of the grid, flattened."""
+    steps = [size // count for size, count in zip(spec.array_shape, spec.grid, strict=False)]
+    rows = []
+    for place in itertools.product(*(range(count) for count in spec.grid)):
+        patch = sample[tuple(slice(i * step, (i + 1) * step) for i, step in zip(place, steps, strict=True))]
+        rows.append(patch.flatten().double())
+    content = torch.stack(rows)
+    return content / 127.5 - 1 if sample.dtype == torch.uint8 else content / 32768
+
+
+def position_of(spec: ModalityInput) -> Tensor:
+    """(M, P): raw positions, then sines, then cosines."""
+    rows = []
+    for place in itertools.product(*(range(count) for count in spec.grid)):
+        raw, sines, cosines = [], [], []
+        for index, count in zip(place, spec.grid, strict=True):
+            x = -1 + 2 * index / (count - 1) if count > 1 else -1.0
+            raw.append(x)
+            highest = (spec.max_frequency or count) / 2
+            for band in range(spec.bands):
+                frequency = 1 + (highest - 1) * band / (spec.bands - 1) if spec.bands > 1 else 1.0
+                sines.append(math.sin(math.pi * frequency * x))
+                cosines.append(math.cos(math.pi * frequency * x))
+        rows.append(raw + sines + cosines)
+    # The features are made in fp64 and kept in fp32, by definition.
+    return torch.tensor(rows, dtype=torch.float64).float().double()
+
+
+def layer_norm(x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], gain, bias, eps=1e-5)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return (query @ key.T / math.sqrt(query.shape[-1])).softmax(-1) @ value
+
+
+def linear(p: Parameters, name: str, x: Tensor) -> Tensor:
+    return x @ p[f"{name}.weight"].T + p[f"{name}.bias"]
+
+
+def norm(p: Parameters, name: str, x: Tensor) -> Tensor:
+    return layer_norm(x, p[f"{name}.weight"], p[f"{name}.bias"])
+
+
+def dense(p: Parameters, name: str, x: Tensor) -> Tensor:
+    hidden = linear(p, f"{name}.expand", norm(p, f"{name}.norm", x))
+    return x + linear(p, f"{name}.project", F.gelu(hidden))
+
+
+def cross_attend(p: Parameters, name: str, x: Tensor, tokens: Tensor | None) -> Tensor:
+    """One cross-attend of latents (N, D) to tokens (M, C); with no token, to the normalised token 0."""
+    gain, bias = p[f"{name}.token_gain"], p[f"{name}.token_bias"]
+    normalised = bias[None] if tokens is None else layer_norm(tokens, gain, bias)
+    query = linear(p, f"{name}.query", norm(p, f"{name}.latent_norm", x))
+    # The model stores W_k the usual way round, (out, in).
+    key = normalised @ p[f"{name}.key_weight"].T + p[f"{name}.key_bias"]
+    value = linear(p, f"{name}.value", normalised)
+    return dense(p, f"{name}.dense", x + linear(p, f"{name}.output", attention(query, key, value)))
+
+
+def self_attend(p: Parameters, name: str, x: Tensor, heads: int) -> Tensor:
+    query, key, value = linear(p, f"{name}.query_key_value", norm(p, f"{name}.norm", x)).chunk(3, dim=-1)
+    pieces = zip(query.chunk(heads, -1), key.chunk(heads, -1), value.chunk(heads, -1), strict=True)
+    mixed = torch.cat([attention(*piece) for piece in pieces], dim=-1)
+    return dense(p, f"{name}.dense", x + linear(p, f"{name}.output", mixed))
+
+
+def tokens_of(
+    p: Parameters, config: ModelConfig, arrays: Parameters, present: Parameters, row: int
+) -> Tensor | None:
+    """(M, C) of one sample: only what is present."""
+    parts = []
+    for name in arrays:
+        if name in present and not present[name][row]:
+            continue
+        spec = config.modalities[name]
+        channels = [content_of(arrays[name][row], spec), position_of(spec)]
+        if len(config.modalities) > 1:
+            channels.append(p[f"encodings.{name}"].expand(len(channels[0]), -1))
+        parts.append(torch.cat(channels, dim=-1))
+    return torch.cat(parts) if parts else None
+
+
+def reference(
+    p: Parameters, config: ModelConfig, arrays: Parameters, present: Parameters, source: str
+) -> Tensor:
+    """Logits (B, classes) from the parameters of a `Perceiver`, by name, in fp64."""
+    logits = []
+    for row in range(len(next(iter(arrays.values())))):
+        tokens, x = tokens_of(p, config, arrays, present, row), p["latents"]
+        for step in range(config.cross_attends):
+            cross = {"all": 0, "all_but_first": min(step, 1), "none": step}[config.share_cross_attends]
+            block = 0 if config.share_latent_blocks else step
+            x = cross_attend(p, f"cross_attends.{cross}", x, tokens)
+            for layer in range(config.self_attends_per_block):
+                x = self_attend(p, f"latent_blocks.{block}.{layer}", x, config.heads)
+        logits.append(linear(p, f"heads.{source}", x.mean(0)))
+    return torch.stack(logits)

@@ -1,0 +1,88 @@
+"""Arrays become tokens in the documented order, with the paper's channel counts and exact statistics."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from reference import SMALL, content_of, position_of, random_arrays, small_configs
+
+from perceiver_dist.errors import UserError
+from perceiver_dist.modalities import AudioInput, ImageInput, VideoInput
+from perceiver_dist.model.config import ModelConfig
+from perceiver_dist.model.inputs import (
+    Tokenizer,
+    cut_into_tokens,
+    encoding_channels,
+    fourier_features,
+    token_channels,
+)
+
+
+def test_imagenet_tokens_have_261_channels_and_no_encoding():
+    config = ModelConfig(image=ImageInput(224, 224, 3, patch=1, bands=64))
+    assert token_channels(config) == 261
+    assert encoding_channels(config) == {"image": 0}
+
+
+def test_audioset_video_and_audio_tokens_have_487_channels():
+    video = VideoInput(32, 25.0, 224, 224, 3, patch=(2, 8, 8), bands=16)
+    config = ModelConfig(audio=AudioInput(48000, 61440, 128, bands=64), video=video)
+    assert token_channels(config) == 487
+    assert encoding_channels(config) == {"audio": 487 - 128 - 129, "video": 4}
+
+
+def test_a_model_without_modalities_is_refused():
+    with pytest.raises(UserError, match=r"model\.image, model\.audio, model\.video"):
+        token_channels(ModelConfig())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_patches_and_positions_are_those_of_the_plain_loops(name: str):
+    spec = SMALL[name]
+    array = random_arrays(ModelConfig(**{name: spec}), 2)[name]
+    tokens = Tokenizer(name, spec)(array, torch.zeros(0))
+    torch.testing.assert_close(tokens.content[1].double(), content_of(array[1], spec), atol=1e-6, rtol=0)
+    torch.testing.assert_close(tokens.position.double(), position_of(spec), atol=1e-6, rtol=0)
+
+
+def test_a_token_is_its_patch_row_by_row_with_colours_last():
+    spec = ImageInput(height=2, width=4, channels=3, patch=2, bands=1)
+    array = torch.arange(24, dtype=torch.uint8).view(1, 2, 4, 3)
+    first = [0, 1, 2, 3, 4, 5, 12, 13, 14, 15, 16, 17]
+    assert cut_into_tokens(array, spec).tolist() == [[first, [value + 6 for value in first]]]
+
+
+def test_the_highest_frequency_is_half_of_mu():
+    features = fourier_features(AudioInput(samples=40, segment=8, bands=2, max_frequency=7.0))
+    x = torch.linspace(-1, 1, 5, dtype=torch.float64)
+    torch.testing.assert_close(features[:, 2].double(), (torch.pi * 3.5 * x).sin(), atol=1e-6, rtol=0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(config=small_configs())
+def test_statistics_are_those_of_the_whole_token(config: ModelConfig):
+    arrays = random_arrays(config, 2)
+    for name, length in encoding_channels(config).items():
+        tokens = Tokenizer(name, config.modalities[name]).double()(arrays[name], torch.linspace(0, 1, length))
+        parts = [
+            tokens.content,
+            tokens.position.expand(2, -1, -1),
+            tokens.encoding.expand(*tokens.mean.shape, -1),
+        ]
+        whole = torch.cat(parts, dim=-1)
+        assert whole.shape[-1] == token_channels(config)
+        torch.testing.assert_close(tokens.mean, whole.mean(-1))
+        torch.testing.assert_close(tokens.rstd, (whole.var(-1, correction=0) + 1e-5).rsqrt())
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"latents": 0}, r"model\.latents is 0"),
+        ({"width": 10, "heads": 4}, r"model\.heads is 4.*width 10"),
+        ({"cross_attention": "fast"}, "'fast'.*auto, dense, factored"),
+        ({"share_cross_attends": "some"}, "'some'.*all_but_first, all, none"),
+    ],
+)
+def test_wrong_options_are_named(options: dict[str, object], text: str):
+    with pytest.raises(UserError, match=text):
+        ModelConfig(**options)

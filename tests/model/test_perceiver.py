@@ -1,0 +1,231 @@
+"""The model computes the paper's function, by every path, whatever is missing, and all of it takes part."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import HEADS, SMALL, random_arrays, random_model, reference, small_configs
+from torch import Tensor
+
+from perceiver_dist.errors import UserError
+from perceiver_dist.modalities import MODALITIES
+from perceiver_dist.model import factored
+from perceiver_dist.model.config import ModelConfig
+from perceiver_dist.model.perceiver import Perceiver
+
+PATHS = ("dense", "factored")
+ALL = ModelConfig(latents=4, width=8, heads=2, **SMALL)
+
+
+def with_path(model: Perceiver, path: str) -> Perceiver:
+    model.config = replace(model.config, cross_attention=path)
+    return model
+
+
+def gradients(logits: Tensor, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    weights = torch.arange(logits.numel(), dtype=logits.dtype).view_as(logits)
+    loss = (logits * weights.cos()).sum()
+    grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    return {
+        name: torch.zeros_like(p) if grad is None else grad
+        for (name, p), grad in zip(parameters.items(), grads, strict=True)
+    }
+
+
+@pytest.mark.parametrize("path", PATHS)
+@settings(max_examples=40, deadline=None)
+@given(config=small_configs(), data=st.data())
+def test_outputs_and_gradients_are_the_reference_s_in_fp64(
+    path: str, config: ModelConfig, data: st.DataObject
+):
+    model = with_path(random_model(config).double(), path)
+    names = data.draw(st.sets(st.sampled_from(list(config.modalities)), min_size=1))
+    arrays = {name: array for name, array in random_arrays(config, 3).items() if name in names}
+    masks = st.lists(st.booleans(), min_size=3, max_size=3).map(torch.tensor)
+    present = {name: data.draw(masks) for name in sorted(names) if data.draw(st.booleans())}
+    parameters = dict(model.named_parameters())
+    expected = reference(parameters, config, arrays, present, "clips")
+    logits = model(arrays, present, "clips")
+    torch.testing.assert_close(logits, expected, atol=1e-10, rtol=0)
+    expected_gradients = gradients(expected, parameters)
+    for name, gradient in gradients(logits, parameters).items():
+        size = max(1.0, expected_gradients[name].abs().max().item())
+        torch.testing.assert_close(gradient, expected_gradients[name], atol=1e-10 * size, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("scores", [1, 8, 24, 100])
+def test_the_tile_size_does_not_change_the_factored_result(monkeypatch: pytest.MonkeyPatch, scores: int):
+    model = with_path(random_model(ALL).double(), "factored")
+    arrays, parameters = random_arrays(ALL, 3), dict(model.named_parameters())
+    expected = model(arrays, {}, "clips")
+    expected_gradients = gradients(expected, parameters)
+    monkeypatch.setitem(factored._TILE_SCORES, "cpu", scores)
+    logits = model(arrays, {}, "clips")
+    torch.testing.assert_close(logits, expected, atol=1e-12, rtol=0)
+    for name, gradient in gradients(logits, parameters).items():
+        torch.testing.assert_close(gradient, expected_gradients[name], atol=1e-12, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("missing", MODALITIES)
+def test_the_bytes_of_a_missing_modality_change_nothing(path: str, missing: str):
+    model = with_path(random_model(ALL), path)
+    arrays = random_arrays(ALL, 2)
+    present = {missing: torch.tensor([False, True])}
+    before = model(arrays, present, "clips")
+    arrays[missing][0] = 17
+    assert torch.equal(model(arrays, present, "clips"), before)
+    arrays[missing][1] = 17
+    assert not torch.equal(model(arrays, present, "clips")[1], before[1])
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_sample_with_nothing_present_is_finite_and_independent_of_its_bytes(path: str):
+    model = with_path(random_model(ALL), path)
+    present = {name: torch.tensor([False, True]) for name in MODALITIES}
+    arrays = random_arrays(ALL, 2)
+    logits = model(arrays, present, "clips")
+    logits.sum().backward()
+    for array in arrays.values():
+        array[0] = 3
+    assert torch.equal(model(arrays, present, "clips"), logits)
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_tokens_permuted_with_their_positions_give_the_same_logits(path: str):
+    config = replace(ALL, image=replace(SMALL["image"], patch=1), audio=None, video=None)
+    model = with_path(random_model(config).double(), path)
+    array = random_arrays(config, 2)["image"]
+    before = model({"image": array}, {}, "clips")
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
+    permuted = array.flatten(1, 2)[:, order].view_as(array)
+    assert (model({"image": permuted}, {}, "clips") - before).abs().max() > 1e-3
+    model.tokenizers["image"].position = model.tokenizers["image"].position[order]
+    torch.testing.assert_close(model({"image": permuted}, {}, "clips"), before, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("source", HEADS)
+@pytest.mark.parametrize("names", [("image",), ("audio", "video"), MODALITIES])
+@pytest.mark.parametrize("path", PATHS)
+def test_every_parameter_gets_a_gradient_whatever_the_step(path: str, names: tuple[str, ...], source: str):
+    model = with_path(random_model(ALL), path)
+    arrays = {name: array for name, array in random_arrays(ALL, 2).items() if name in names}
+    model(arrays, {}, source).square().sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    unused = "heads.pictures.weight" if source == "clips" else "heads.clips.weight"
+    assert not model.get_parameter(unused).grad.any()
+
+
+def test_modules_run_in_the_same_order_whatever_the_step():
+    model, calls = random_model(ALL), []
+    for name, module in model.named_modules():
+        if list(module.parameters(recurse=False)):
+            module.register_forward_pre_hook(lambda *_, name=name: calls.append(name))
+    arrays = random_arrays(ALL, 2)
+    model(arrays, {}, "clips")
+    first = calls.copy()
+    calls.clear()
+    model({"audio": arrays["audio"]}, {}, "pictures")
+    assert calls == first
+    assert set(calls) == {n for n, m in model.named_modules() if list(m.parameters(recurse=False))}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_checkpointing_changes_no_bit(path: str):
+    model = with_path(random_model(ALL), path)
+    arrays, parameters = random_arrays(ALL, 2), dict(model.named_parameters())
+    plain = gradients(model(arrays, {}, "clips"), parameters)
+    model.config = replace(model.config, activation_checkpointing=True)
+    for name, gradient in gradients(model(arrays, {}, "clips"), parameters).items():
+        assert torch.equal(gradient, plain[name]), name
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_bf16_is_close_to_fp32_forward_and_backward(path: str):
+    torch.manual_seed(0)
+    model = with_path(Perceiver(ALL, HEADS), path)
+    arrays, parameters = random_arrays(ALL, 4), dict(model.named_parameters())
+    exact = model(arrays, {}, "clips")
+    exact_gradients = gradients(exact, parameters)
+    logits = model.bfloat16()(arrays, {}, "clips")
+    assert logits.dtype == torch.bfloat16
+    torch.testing.assert_close(logits.float(), exact, atol=0.1, rtol=0.05)
+    for name, gradient in gradients(logits, dict(model.named_parameters())).items():
+        difference = (gradient.float() - exact_gradients[name]).norm()
+        assert difference <= 0.2 * exact_gradients[name].norm() + 0.02, name
+
+
+def test_positions_stay_fp32_in_a_bf16_model():
+    model = Perceiver(ALL, HEADS)
+    before = model.tokenizers["video"].position.clone()
+    assert torch.equal(model.bfloat16().tokenizers["video"].position, before)
+
+
+def test_the_seed_alone_decides_the_weights_and_no_buffer_is_saved():
+    torch.manual_seed(5)
+    first = Perceiver(ALL, HEADS)
+    torch.manual_seed(5)
+    second = Perceiver(ALL, HEADS)
+    assert set(first.state_dict()) == {name for name, _ in first.named_parameters()}
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_initial_weights_have_the_authors_spread():
+    torch.manual_seed(0)
+    model = Perceiver(replace(ALL, width=256, latents=64), HEADS)
+    weight = model.cross_attends[0].dense.expand.weight
+    assert weight.std().item() == pytest.approx(256**-0.5, rel=0.02)
+    assert weight.abs().max().item() <= 2 * 256**-0.5 / 0.8796
+    assert model.latents.std().item() == pytest.approx(0.02, rel=0.03)
+    assert not model.cross_attends[0].dense.expand.bias.any()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "present", "source", "text"),
+    [
+        (
+            {"audio": torch.zeros(2, 40, dtype=torch.int16)},
+            {},
+            "films",
+            "'films' has no head.*clips, pictures",
+        ),
+        ({}, {}, "clips", "give at least one"),
+        ({"smell": torch.zeros(2)}, {}, "clips", r"\['smell'\].*image, audio, video"),
+        ({"audio": torch.zeros(2, 40)}, {}, "clips", r"audio: array of torch.float32.*expected torch.int16"),
+        ({"audio": torch.zeros(2, 39, dtype=torch.int16)}, {}, "clips", r"\(39,\)\).*\(40,\)\)"),
+        (
+            {"audio": torch.zeros(2, 40, dtype=torch.int16)},
+            {"audio": torch.ones(3, dtype=torch.bool)},
+            "clips",
+            r"present\['audio'\].*\(3,\).*\(2,\)",
+        ),
+    ],
+)
+def test_wrong_inputs_are_named(
+    arrays: dict[str, Tensor], present: dict[str, Tensor], source: str, text: str
+):
+    with pytest.raises(UserError, match=text):
+        random_model(ALL)(arrays, present, source)
+
+
+@pytest.mark.parametrize(
+    ("heads", "text"),
+    [({}, "no head"), ({"a": 0}, "0 classes"), ({"a.b": 2}, "'a.b'"), ({"items": 2}, "'items'")],
+)
+def test_wrong_heads_are_named(heads: dict[str, int], text: str):
+    with pytest.raises(UserError, match=text):
+        Perceiver(ALL, heads)
+
+
+def test_the_model_needs_none_of_the_training_stack():
+    code = (
+        "import sys, perceiver_dist.model.perceiver, perceiver_dist.model.cost\n"
+        "print([m for m in ('ray', 'deepspeed', 'mlflow', 'pipelines', 'perceiver_dist.training') if m in sys.modules])"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    assert output.stdout.strip() == "[]"
