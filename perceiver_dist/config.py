@@ -141,12 +141,13 @@ class TrackingConfig:
     Attributes:
         uri: MLflow tracking URI; null for a SQLite file in storage.path, which serves one machine.
         experiment: MLflow experiment that the run belongs to.
-        system_metrics: Record CPU, memory and GPU use of the driver's machine beside the training metrics.
+        samples: Write the keys of every step's samples to samples.jsonl in the run's folder, to audit the order;
+            false because it grows with the run.
     """
 
     uri: str | None = None
     experiment: str = "perceiver"
-    system_metrics: bool = True
+    samples: bool = False
 
 
 @dataclass(frozen=True)

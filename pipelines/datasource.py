@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data import Dataset, Datasource, ReadTask
+from ray.data import DataContext, Dataset, Datasource, ReadTask
 from ray.data.block import BlockAccessor, BlockMetadata
 
 from pipelines.source import DataConfig
@@ -31,7 +31,7 @@ class UnitDatasource(Datasource):
     """
 
     def __init__(self, maker: "ray.ObjectRef[UnitMaker]", first: int, stop: int, units_per_task: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call] # Ray leaves it without types
         self._maker = maker
         self._ranges = [
             range(start, min(start + units_per_task, stop)) for start in range(first, stop, units_per_task)
@@ -87,10 +87,14 @@ def unit_dataset(maker: UnitMaker, first: int, stop: int, data: DataConfig) -> D
     Returns:
         The dataset, to be handed to Ray Train.
     """
+    context = DataContext.get_current()
+    context.target_max_block_size = 1
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True
     source = UnitDatasource(ray.put(maker), first, stop, data.units_per_task)
     return ray.data.read_datasource(
         source,
         override_num_blocks=source.tasks,
         concurrency=data.tasks,
-        ray_remote_args={"num_cpus": 1},
+        num_cpus=1,
     )

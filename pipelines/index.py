@@ -11,7 +11,7 @@ import json
 import tarfile
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from typing import IO, Any
 
@@ -71,6 +71,33 @@ class SourceIndex:
         return shard, sample - self._starts[shard]
 
 
+def find_index(uri: str, index_directory: str) -> tuple[ShardSummary, bool]:
+    """Look a shard up in the index folder, without reading the shard.
+
+    Args:
+        uri: Path or URI of a tar file.
+        index_directory: Path or URI of the folder that index files are kept in.
+
+    Returns:
+        The shard's summary and True if it is indexed; else what is known of it (no digest, 0 samples) and False.
+
+    Raises:
+        ShardError: The shard is missing.
+    """
+    filesystem, path = open_storage(uri)
+    info = filesystem.get_file_info(path)
+    if info.type is not fs.FileType.File:
+        raise ShardError(f"shard {uri}: no such file; check the source's shards")
+    modified = info.mtime_ns or 0
+    name = hashlib.sha256(f"{uri}|{info.size}|{modified}".encode()).hexdigest()[:24]
+    index_uri = join(index_directory, f"{name}.parquet")
+    index_filesystem, index_path = open_storage(index_uri)
+    if index_filesystem.get_file_info(index_path).type is not fs.FileType.File:
+        return ShardSummary(uri, index_uri, info.size, modified, sha256="", samples=0), False
+    stored = pq.read_schema(index_path, filesystem=index_filesystem).metadata[_METADATA_KEY]
+    return ShardSummary(**{**json.loads(stored), "index": index_uri}), True
+
+
 def index_shard(uri: str, index_directory: str) -> ShardSummary:
     """Index one shard, or find the index made before.
 
@@ -84,22 +111,15 @@ def index_shard(uri: str, index_directory: str) -> ShardSummary:
     Raises:
         ShardError: The shard is missing, empty, compressed, truncated, or holds one field of a sample twice.
     """
+    known, indexed = find_index(uri, index_directory)
+    if indexed:
+        return known
     filesystem, path = open_storage(uri)
-    info = filesystem.get_file_info(path)
-    if info.type is not fs.FileType.File:
-        raise ShardError(f"shard {uri}: no such file; check the source's shards")
-    modified = info.mtime_ns or 0
-    name = hashlib.sha256(f"{uri}|{info.size}|{modified}".encode()).hexdigest()[:24]
-    index_uri = join(index_directory, f"{name}.parquet")
-    index_filesystem, index_path = open_storage(index_uri)
-    if index_filesystem.get_file_info(index_path).type is fs.FileType.File:
-        stored = pq.read_schema(index_path, filesystem=index_filesystem).metadata[_METADATA_KEY]
-        return ShardSummary(**{**json.loads(stored), "index": index_uri})
     with filesystem.open_input_stream(path) as stream:
         hashed = _HashedStream(stream)
-        rows = _group_by_key(uri, _members(uri, info.size, hashed))
-    summary = ShardSummary(uri, index_uri, info.size, modified, hashed.hexdigest(), len(rows))
-    _write_index(summary, rows, index_filesystem, index_path)
+        rows = _group_by_key(uri, _members(uri, known.bytes, hashed))
+    summary = replace(known, sha256=hashed.hexdigest(), samples=len(rows))
+    _write_index(summary, rows)
     return summary
 
 
@@ -178,12 +198,8 @@ def _group_by_key(uri: str, members: Iterator[tarfile.TarInfo]) -> dict[str, dic
     return samples
 
 
-def _write_index(
-    summary: ShardSummary,
-    rows: dict[str, dict[str, tuple[int, int]]],
-    filesystem: fs.FileSystem,
-    path: str,
-) -> None:
+def _write_index(summary: ShardSummary, rows: dict[str, dict[str, tuple[int, int]]]) -> None:
+    filesystem, path = open_storage(summary.index)
     columns: dict[str, pa.Array] = {
         "key": pa.array(rows.keys(), pa.string()),
         "fields": pa.array([list(fields) for fields in rows.values()], pa.list_(pa.string())),

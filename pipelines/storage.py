@@ -7,8 +7,10 @@ from urllib.parse import urlsplit
 
 import braceexpand
 import fsspec
+import pyarrow as pa
 from pyarrow import fs
 
+from perceiver_dist.errors import UserError
 from pipelines.errors import ShardError
 
 _ARROW_SCHEMES = {"file", "s3", "gs", "gcs", "hdfs"}
@@ -75,3 +77,60 @@ def expand_shards(pattern: str, source: str) -> list[str]:
             )
         shards.extend(join(folder, match) for match in found)
     return shards
+
+
+def write_text(uri: str, content: str) -> None:
+    """Write a small file as a whole: beside first, then renamed.
+
+    Args:
+        uri: Path or URI; its folder is made if missing.
+        content: What the file holds afterwards, as UTF-8.
+
+    Raises:
+        OSError: The storage refuses.
+    """
+    filesystem, path = open_storage(uri)
+    filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+    with filesystem.open_output_stream(f"{path}.partial") as stream:
+        stream.write(content.encode())
+    filesystem.move(f"{path}.partial", path)
+
+
+def read_text(uri: str) -> str | None:
+    """Return the content of a small UTF-8 file, or None if there is no such file."""
+    filesystem, path = open_storage(uri)
+    if filesystem.get_file_info(path).type is not fs.FileType.File:
+        return None
+    with filesystem.open_input_stream(path) as stream:
+        return bytes(stream.read()).decode()
+
+
+def copy_file(local: str, uri: str) -> None:
+    """Copy a local file to a path or URI, as a whole: beside first, then renamed."""
+    filesystem, path = open_storage(uri)
+    filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+    with open(local, "rb") as source, filesystem.open_output_stream(f"{path}.partial") as stream:
+        stream.write(source.read())
+    filesystem.move(f"{path}.partial", path)
+
+
+def check_writable(folder: str, option: str) -> None:
+    """Make sure that a folder exists and files can be written into it.
+
+    Args:
+        folder: Path or URI.
+        option: Name of the option it came from, for the error.
+
+    Raises:
+        UserError: It cannot be made or written.
+    """
+    probe = join(folder, f".writable-{os.getpid()}")
+    try:
+        write_text(probe, "")
+        filesystem, path = open_storage(probe)
+        filesystem.delete_file(path)
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{option} is '{folder}', which cannot be written ({reason}); choose another folder"
+        ) from error

@@ -23,11 +23,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from perceiver_dist.errors import UserError
+from perceiver_dist.training.engine import MOMENTS, set_adam_step
 
 WEIGHTS = "weights.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 PROGRESS = "progress.json"
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def save_checkpoint(engine: Any, progress: Progress, folder: Path | None) -> Non
     weights: dict[str, Tensor] = {}
     moments: dict[str, Tensor] = {}
     for name, parameter in engine.module.named_parameters():
-        whole = {moment: _whole_tensor(engine, parameter, moment) for moment in (None, *_MOMENTS)}
+        whole = {moment: _whole_tensor(engine, parameter, moment) for moment in (None, *MOMENTS)}
         if folder is not None:
             weights[name] = whole.pop(None).cpu().contiguous()
             moments.update(
@@ -139,29 +139,10 @@ def load_optimizer(engine: Any, folder: Path, steps: int) -> None:
         steps: Optimizer steps taken, for AdamW's bias correction.
     """
     moments = load_file(folder / OPTIMIZER)
-    stage = engine.zero_optimization_stage()
-    base = engine.optimizer.optimizer if stage else engine.optimizer
-    for flat in _optimizer_tensors(engine):
-        base.state[flat] = {
-            "step": torch.tensor(float(steps)),
-            **{moment: torch.zeros_like(flat) for moment in _MOMENTS},
-        }
-    if stage in (1, 2):
-        # DeepSpeed links parameters to their pieces of the state at the first step; the state is set before it.
-        engine.optimizer._lazy_init_hp_params_optimizer_state()
+    set_adam_step(engine, steps)
     for name, parameter in engine.module.named_parameters():
-        for moment in _MOMENTS:
+        for moment in MOMENTS:
             _set_moment(engine, parameter, moment, moments[f"{name}/{moment}"].to(engine.device))
-
-
-def _optimizer_tensors(engine: Any) -> list[Tensor]:
-    """Return the fp32 tensors that AdamW updates: flat pieces under ZeRO, the parameters themselves without."""
-    stage = engine.zero_optimization_stage()
-    if stage == 3:
-        return list(engine.optimizer.fp32_partitioned_groups_flat)
-    if stage in (1, 2):
-        return list(engine.optimizer.single_partition_of_fp32_groups)
-    return [parameter for group in engine.optimizer.param_groups for parameter in group["params"]]
 
 
 def _whole_tensor(engine: Any, parameter: nn.Parameter, moment: str | None) -> Tensor:

@@ -10,6 +10,9 @@ from torch import nn
 
 from perceiver_dist.config import RunConfig
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Names of AdamW's running mean of the gradient and of its square."""
+
 
 def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
     """Return DeepSpeed's configuration for a run.
@@ -57,6 +60,7 @@ def build_engine(model: nn.Module, config: RunConfig, world_size: int) -> Any:
         config=deepspeed_config(config, world_size),
         dist_init_required=False,
     )
+    _create_adam_state(engine)
     return engine
 
 
@@ -84,6 +88,37 @@ def set_learning_rate(engine: Any, rate: float) -> None:
         group["lr"] = rate
 
 
+def set_adam_step(engine: Any, steps: int) -> None:
+    """Set how many steps AdamW's bias correction believes were taken."""
+    for state in _base_optimizer(engine).state.values():
+        state["step"].fill_(float(steps))
+
+
+def _create_adam_state(engine: Any) -> None:
+    """Create AdamW's state, as its first step would, so that a checkpoint can be put into it before that step."""
+    stage = engine.zero_optimization_stage()
+    base = _base_optimizer(engine)
+    if stage == 3:
+        updated = list(engine.optimizer.fp32_partitioned_groups_flat)
+    elif stage in (1, 2):
+        updated = list(engine.optimizer.single_partition_of_fp32_groups)
+    else:
+        updated = [parameter for group in base.param_groups for parameter in group["params"]]
+    for tensor in updated:
+        base.state[tensor] = {
+            "step": torch.tensor(0.0),
+            **{name: torch.zeros_like(tensor) for name in MOMENTS},
+        }
+    if stage in (1, 2):
+        # DeepSpeed links parameters to their pieces of the state after stepping the first parameter group, when
+        # the other groups have no state yet, and their state could never be read. Linking here, it can.
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _base_optimizer(engine: Any) -> torch.optim.Optimizer:
+    return engine.optimizer.optimizer if engine.zero_optimization_stage() else engine.optimizer
+
+
 def _import_deepspeed() -> Any:
     # DeepSpeed would pick CUDA from the build of torch, and compile a shared-memory collective with g++ at the
     # first start on CPU. gloo does the same work, bit-reproducibly, and a machine without g++ can train.
@@ -92,7 +127,7 @@ def _import_deepspeed() -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     import deepspeed
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm_op"] = False
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     return deepspeed
 

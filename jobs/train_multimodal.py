@@ -1,0 +1,48 @@
+"""Train one Perceiver on several sources: `python jobs/train_multimodal.py [--config F] [--a.b value ...]`."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+
+from perceiver_dist.command_line import parse_run, run_job, run_parser
+
+DEFAULT_CONFIG = Path(__file__).parent / "configs" / "default.yaml"
+
+
+def build_parser() -> ArgumentParser:
+    """Return the job's parser."""
+    parser = run_parser("Train one Perceiver on several sources and record it in MLflow.")
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="start nothing; print parameters, FLOPs, tokens and memory as JSON",
+    )
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train, or with --dry_run compute what training would cost.
+
+    Args:
+        arguments: The command line without the program's name.
+
+    Returns:
+        Exit status: 0 if the run was completed, 1 if training failed.
+    """
+    config, parsed = parse_run(build_parser(), arguments, str(DEFAULT_CONFIG))
+    if parsed.dry_run:
+        from perceiver_dist.dry_run import dry_run
+
+        print(json.dumps(dry_run(config), indent=1))
+        return 0
+    from perceiver_dist.training.driver import run_training
+
+    result = run_training(config, Console(highlight=False))
+    return 0 if result["exit"] == "completed" else 1
+
+
+if __name__ == "__main__":
+    run_job(main)

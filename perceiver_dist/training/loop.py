@@ -1,0 +1,244 @@
+"""The training loop of one rank: restore, step, evaluate, save."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from ray.exceptions import RayTaskError
+from torch import Tensor, distributed
+
+from perceiver_dist.config import RunConfig
+from perceiver_dist.errors import UserError
+from perceiver_dist.model.perceiver import Perceiver
+from perceiver_dist.training.batches import UnitStream
+from perceiver_dist.training.checkpoint import (
+    Progress,
+    checkpoint_name,
+    load_optimizer,
+    load_progress,
+    load_weights,
+    save_checkpoint,
+)
+from perceiver_dist.training.engine import build_engine, set_learning_rate
+from perceiver_dist.training.evaluation import Scores, autocast, evaluate, loss_per_sample, modality_subsets
+from perceiver_dist.training.learning_rate import learning_rate
+from pipelines.schedule import Schedule
+from pipelines.source import SourceConfig
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker is started with.
+
+    Attributes:
+        config: The run's resolved configuration.
+        tracker: The `Tracker` actor.
+    """
+
+    config: RunConfig
+    tracker: Any
+
+
+def train_worker(job: Job) -> None:
+    """Train as one rank of a group of Ray Train workers, from the newest checkpoint to the last step.
+
+    Args:
+        job: Configuration and tracker.
+
+    Raises:
+        UserError: The data or the checkpoint has a fault that the user can mend; the tracker knows it too.
+        RayTaskError: The same, from a task that reads data.
+    """
+    try:
+        rank = _Rank(job)
+        rank.train()
+    except (UserError, RayTaskError) as error:
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        if isinstance(cause, UserError):
+            ray.get(job.tracker.stop_for.remote(str(cause)))
+        raise
+
+
+class _Rank:
+    """One rank's engine, data and place in the run."""
+
+    def __init__(self, job: Job) -> None:
+        context = ray.train.get_context()
+        self.config, self.tracker = job.config, job.tracker
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        self.schedule = Schedule(self.config.weights)
+        self.sources = {source.name: source for source in self.config.sources}
+        self.engine, self.step = self._restore()
+        self.streams = {
+            name: UnitStream(shard, name, self.device, self.config.data.prefetch_units)
+            for name in self.sources
+            if (shard := _dataset_shard(name)) is not None
+        }
+        self.window = _Window(list(self.sources), self.device)
+        if self.rank == 0:
+            self.tracker.workers_started.remote(self.step)
+
+    def train(self) -> None:
+        """Take all steps that are left, then evaluate with every subset of the modalities."""
+        train = self.config.train
+        while self.step < train.steps:
+            self._take_step()
+            if self.step % train.log_every == 0 or self.step == train.steps:
+                self._log()
+            if self.step % train.checkpoint_every == 0 or self.step == train.steps:
+                with self.window.paused():
+                    self._save()
+            if train.eval_every and self.step % train.eval_every == 0 and self.step < train.steps:
+                with self.window.paused():
+                    self._evaluate(all_subsets=False)
+        self._evaluate(all_subsets=True)
+
+    def _restore(self) -> tuple[Any, int]:
+        torch.manual_seed(self.config.train.seed)
+        model = Perceiver(self.config.model, self.config.heads).to(self.device)
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return build_engine(model, self.config, self.world_size), 0
+        with checkpoint.as_directory() as directory:
+            folder = Path(directory)
+            progress = load_progress(folder)
+            load_weights(model, folder)
+            engine = build_engine(model, self.config, self.world_size)
+            load_optimizer(engine, folder, progress.steps)
+        return engine, progress.steps
+
+    def _take_step(self) -> None:
+        """Take one optimizer step: this rank's lanes of the step's source, accumulated."""
+        train = self.config.train
+        source = self.sources[self.schedule.source_at(self.step)]
+        stream = self.streams[source.name]
+        first = self.schedule.steps_before(source.name, self.step) * train.lanes
+        set_learning_rate(self.engine, learning_rate(self.step, train.steps, self.config.optim))
+        for unit in range(first + self.rank, first + train.lanes, self.world_size):
+            batch = stream.take(unit)
+            with autocast(self.device, train.precision):
+                logits = self.engine(batch.arrays, batch.present, source.name)
+            loss = loss_per_sample(logits.float(), batch.labels, source.task).mean()
+            self.engine.backward(loss)
+            self.engine.step()
+            self.window.add(source.name, loss.detach())
+            if self.config.tracking.samples:
+                self.tracker.saw_samples.remote(self.step, unit, batch.keys)
+        self.step += 1
+
+    def _log(self) -> None:
+        train = self.config.train
+        waited = sum(stream.seconds_waited for stream in self.streams.values())
+        values = self.window.close(waited, self.world_size)
+        values["train/learning_rate"] = learning_rate(self.step - 1, train.steps, self.config.optim)
+        values["train/gradient_norm"] = float(self.engine.get_global_grad_norm() or 0.0)
+        values["train/samples_per_second"] = (
+            values.pop("train/units") * train.micro_batch / values["train/seconds"]
+        )
+        values["train/samples_seen"] = float(self.step * train.lanes * train.micro_batch)
+        if self.rank == 0:
+            self.tracker.trained.remote(self.step, values)
+
+    def _evaluate(self, all_subsets: bool) -> None:
+        scores: dict[str, Scores] = {}
+        for source in self.sources.values():
+            shard = _dataset_shard(evaluation_dataset(source))
+            if shard is None:
+                continue
+            batches = UnitStream(shard, source.name, self.device, self.config.data.prefetch_units)
+            subsets = modality_subsets(source.modalities)
+            scores[source.name] = evaluate(
+                self.engine,
+                source,
+                batches,
+                subsets if all_subsets else subsets[:1],
+                self.config.train.precision,
+            )
+        if self.rank == 0:
+            ray.get(self.tracker.evaluated.remote(self.step, scores))
+
+    def _save(self) -> None:
+        train = self.config.train
+        progress = Progress(
+            steps=self.step,
+            samples_seen=self.step * train.lanes * train.micro_batch,
+            world_size=self.world_size,
+            zero_stage=self.config.deepspeed.zero_stage,
+        )
+        # Not TemporaryDirectory: the upload goes on after this function and removes the folder itself.
+        folder = Path(tempfile.mkdtemp(prefix="checkpoint-")) if self.rank == 0 else None
+        save_checkpoint(self.engine, progress, folder)
+        ray.train.report(
+            {"steps": self.step},
+            checkpoint=ray.train.Checkpoint.from_directory(folder) if folder else None,
+            checkpoint_dir_name=checkpoint_name(self.step),
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=True,
+        )
+
+
+class _Window:
+    """Losses and times since the last log, summed on the device so that a step never waits for them."""
+
+    def __init__(self, sources: list[str], device: torch.device) -> None:
+        self._sources = sources
+        self._sums = torch.zeros(len(sources), 2, dtype=torch.float64, device=device)
+        self._waited_before = 0.0
+        self._started = time.perf_counter()
+
+    def add(self, source: str, loss: Tensor) -> None:
+        row = self._sums[self._sources.index(source)]
+        row[0] += loss
+        row[1] += 1
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time spent inside: an evaluation or a checkpoint."""
+        began = time.perf_counter()
+        yield
+        self._started += time.perf_counter() - began
+
+    def close(self, waited: float, world_size: int) -> dict[str, float]:
+        """Add up over the ranks and begin anew; every rank must call it."""
+        seconds = time.perf_counter() - self._started
+        times = torch.tensor(
+            [[seconds, waited - self._waited_before]], dtype=torch.float64, device=self._sums.device
+        )
+        totals = torch.cat([self._sums, times])
+        distributed.all_reduce(totals)
+        *losses, (all_seconds, all_waited) = totals.tolist()
+        self._sums.zero_()
+        self._waited_before = waited
+        self._started = time.perf_counter()
+        units = sum(count for _, count in losses)
+        values = {
+            f"{name}/train_loss": total / count
+            for name, (total, count) in zip(self._sources, losses, strict=True)
+            if count
+        }
+        values["train/loss"] = sum(total for total, _ in losses) / units
+        values["train/seconds"] = all_seconds / world_size
+        values["train/data_wait_fraction"] = all_waited / all_seconds
+        values["train/units"] = units
+        return values
+
+
+def evaluation_dataset(source: SourceConfig) -> str:
+    """Return the name under which a source's held-out units are handed to Ray Train."""
+    return f"{source.name}/eval"
+
+
+def _dataset_shard(name: str) -> Any:
+    """Return this rank's part of a dataset, or None if the run has no such dataset."""
+    try:
+        return ray.train.get_dataset_shard(name)
+    except KeyError:
+        return None
