@@ -75,5 +75,5 @@ def show_result(result: dict[str, Any], config: RunConfig, folder: str, console:
     if config.tracking.uri and config.tracking.uri.startswith("sqlite"):
         places["UI"] = f"mlflow ui --backend-store-uri {config.tracking.uri}"
     if result["error"]:
-        console.print(f"training failed at step {result['steps']}: {result['error']}", markup=False)
+        console.print(f"training failed at step {result['steps']}: {result['error']}", markup=False, soft_wrap=True)
     console.print(result_table(result["metrics"], places))

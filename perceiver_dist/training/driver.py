@@ -24,7 +24,7 @@ from perceiver_dist.errors import UserError
 from perceiver_dist.model.cost import parameter_count
 from perceiver_dist.progress import ProgressLine
 from perceiver_dist.tracking import absolute_tracking_uri
-from perceiver_dist.training.checkpoint import steps_of
+from perceiver_dist.training.checkpoint import checkpoint_name, steps_of
 from perceiver_dist.training.console import news_on, show_result, start_ray
 from perceiver_dist.training.loop import Job, evaluation_dataset, train_worker
 from perceiver_dist.training.tracker import News, Tracker
@@ -207,7 +207,6 @@ def _cluster_has_gpus() -> bool:
 @dataclass(frozen=True)
 class _Outcome:
     exit: str
-    checkpoint: str | None
     error: str
 
 
@@ -234,14 +233,15 @@ def _fit(
     )
     with news_on(line, tracker, config.train.steps):
         try:
-            fitted = trainer.fit()
+            trainer.fit()
         except ray.train.TrainingFailedError as error:
-            return _Outcome("failed", None, str(error).strip().splitlines()[-1])
-    return _Outcome("completed", fitted.checkpoint.path if fitted.checkpoint else None, "")
+            return _Outcome("failed", str(error).strip().splitlines()[-1])
+    return _Outcome("completed", "")
 
 
 def _result(config: RunConfig, outcome: _Outcome, news: News, run_id: str, folder: str) -> dict[str, Any]:
-    steps = news.step or newest_step(folder)
+    saved = newest_step(folder)
+    steps = news.step or saved
     return {
         "exit": outcome.exit,
         "error": outcome.error,
@@ -254,7 +254,7 @@ def _result(config: RunConfig, outcome: _Outcome, news: News, run_id: str, folde
         "data_wait_fraction": news.data_wait_fraction,
         "restarts": news.restarts,
         "mlflow_run_id": run_id,
-        "checkpoint": outcome.checkpoint,
+        "checkpoint": join(folder, checkpoint_name(saved)) if saved else None,
     }
 
 

@@ -233,7 +233,7 @@ class _Window:
 
 def evaluation_dataset(source: SourceConfig) -> str:
     """Return the name under which a source's held-out units are handed to Ray Train."""
-    return f"{source.name}/eval"
+    return f"{source.name}-eval"
 
 
 def _dataset_shard(name: str) -> Any:
