@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from typing import IO, Any
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -109,7 +110,8 @@ def index_shard(uri: str, index_directory: str) -> ShardSummary:
         The shard's summary.
 
     Raises:
-        ShardError: The shard is missing, empty, compressed, truncated, or holds one field of a sample twice.
+        ShardError: The shard is missing, empty, compressed, truncated, damaged, holds no sample, or holds one
+            field of a sample twice.
     """
     known, indexed = find_index(uri, index_directory)
     if indexed:
@@ -124,19 +126,23 @@ def index_shard(uri: str, index_directory: str) -> ShardSummary:
 
 
 class _HashedStream:
-    """A readable that keeps the digest, the position and the last bytes of all that went through it."""
+    """A readable that keeps the digest, the first bytes, and where the last byte that is not 0 ended."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
         self._digest = hashlib.sha256()
+        self._position = 0
         self.start = b""
-        self.tail = b""
+        self.content_end = 0
 
     def read(self, size: int) -> bytes:
         data = self._stream.read(size)
         self._digest.update(data)
         self.start = self.start or data[:4]
-        self.tail = (self.tail + data)[-_END_OF_ARCHIVE:]
+        content = data.rstrip(b"\0")
+        if content:
+            self.content_end = self._position + len(content)
+        self._position += len(data)
         return data
 
     def hexdigest(self) -> str:
@@ -147,13 +153,15 @@ def _members(uri: str, size: int, stream: _HashedStream) -> Iterator[tarfile.Tar
     """Yield the regular files of a tar, then read on to the end so that the digest is of the whole shard.
 
     Raises:
-        ShardError: The file is empty, compressed, truncated or no tar.
+        ShardError: The file is empty, compressed, truncated, damaged or no tar.
     """
+    options = {"bufsize": _READ_BYTES, "encoding": "utf-8", "errors": "backslashreplace"}
     try:
-        with tarfile.open(fileobj=stream, mode="r|", bufsize=_READ_BYTES) as archive:  # type: ignore[call-overload]
+        with tarfile.open(fileobj=stream, mode="r|", **options) as archive:  # type: ignore[call-overload]
             for member in archive:
                 if member.isfile():
                     yield member
+            end = archive.offset
     except tarfile.TarError as error:
         compression = _COMPRESSION.get(stream.start[:2])
         if compression:
@@ -167,9 +175,15 @@ def _members(uri: str, size: int, stream: _HashedStream) -> Iterator[tarfile.Tar
         ) from error
     while stream.read(_READ_BYTES):
         pass
-    if stream.tail.strip(b"\0") or len(stream.tail) < _END_OF_ARCHIVE:
+    if size - end < _END_OF_ARCHIVE:
         raise ShardError(
             f"shard {uri}: is truncated: its {size} bytes do not end in the tar end mark; "
+            "write it again or leave it out"
+        )
+    if stream.content_end > end:
+        # tarfile stops without a word at a damaged header, and at the end of the first of two joined tars.
+        raise ShardError(
+            f"shard {uri}: cannot be read beyond byte {end} of {size}: a damaged header, or two tars joined; "
             "write it again or leave it out"
         )
 
@@ -209,5 +223,7 @@ def _write_index(summary: ShardSummary, rows: dict[str, dict[str, tuple[int, int
     metadata: dict[Any, Any] = {_METADATA_KEY: json.dumps(asdict(summary))}
     table = pa.table(columns).replace_schema_metadata(metadata)
     filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-    pq.write_table(table, f"{path}.partial", filesystem=filesystem)
-    filesystem.move(f"{path}.partial", path)
+    # The name is this process's own: two sources may have the same shard indexed at the same time.
+    partial = f"{path}.{uuid4().hex}.partial"
+    pq.write_table(table, partial, filesystem=filesystem)
+    filesystem.move(partial, path)

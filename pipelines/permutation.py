@@ -7,9 +7,11 @@ Black and Rogaway 2002) until they fall inside. Since the network is a bijection
 its cycle from a point inside always returns inside, and two points never meet: the walk is a bijection of
 range(n). The larger range is less than 4n, so fewer than four walks are needed on average.
 
-Both are plain integer arithmetic: the values do not depend on a numpy or Python version, and tests pin them.
+Both are integer arithmetic (and BLAKE2 for texts): the values do not depend on a numpy or Python version, and
+tests pin them.
 """
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,16 +32,18 @@ def hash64(*values: int | str) -> int:
     """
     state = 0
     for value in values:
-        number = int.from_bytes(value.encode(), "little") if isinstance(value, str) else value
-        while True:
-            state = (state + (number & _MASK) + 0x9E3779B97F4A7C15) & _MASK
-            state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-            state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
-            state ^= state >> 31
-            number >>= 64
-            if number in (0, -1):
-                break
+        word = value if isinstance(value, int) and 0 <= value <= _MASK else _digest(value)
+        state = (state + word + 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
     return state
+
+
+def _digest(value: int | str) -> int:
+    """Bring what is no 64-bit word to one, so that "a" is not 97 and -1 is not 2**64 - 1."""
+    text = f"{type(value).__name__} {value}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def uniform(*values: int | str) -> float:

@@ -8,7 +8,7 @@ before step s is one division and one look-up, so resuming at any step costs the
 
 from collections.abc import Mapping
 from fractions import Fraction
-from math import gcd, lcm
+from math import gcd, inf, lcm
 
 from perceiver_dist.errors import UserError
 
@@ -19,18 +19,18 @@ class Schedule:
     """The deterministic order in which sources take optimizer steps.
 
     Args:
-        weights: Relative share of the steps by source name; each positive.
+        weights: Relative share of the steps by source name; each positive and finite.
 
     Raises:
-        UserError: There is no source, or a weight is not positive.
+        UserError: There is no source, or a weight is not positive and finite.
     """
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         if not weights:
             raise UserError("sources is empty: name at least one source to train on")
         for name, weight in weights.items():
-            if not weight > 0:
-                raise UserError(f"source '{name}': weight is {weight}, must be above 0")
+            if not 0 < weight < inf:
+                raise UserError(f"source '{name}': weight is {weight}, must be a number above 0")
         self._cycle = _smooth_round_robin(_whole_numbers(weights))
         self._before = {name: [0] for name in weights}
         for chosen in self._cycle:

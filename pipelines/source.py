@@ -41,7 +41,7 @@ class SourceConfig:
 
         Raises:
             UserError: A modality is unknown or named twice, the name is not a plain word, the number of classes is
-                below 1 or differs from the number of names, or the label field is neither cls-like nor json.KEY.
+                below 2 or differs from the number of names, or the label field is neither cls-like nor json.KEY.
         """
         where = f"source '{self.name}'"
         if not self.name.isidentifier():
@@ -55,14 +55,14 @@ class SourceConfig:
             )
         if not self.modalities or len(set(self.modalities)) < len(self.modalities):
             raise UserError(f"{where}: modalities is {self.modalities}; name each wanted modality once")
-        if self.num_classes < 1:
-            raise UserError(f"{where}: num_classes is {self.num_classes}, must be at least 1")
+        if self.num_classes < 2:
+            raise UserError(f"{where}: num_classes is {self.num_classes}, must be at least 2")
         if self.class_names and len(self.class_names) != self.num_classes:
             raise UserError(
                 f"{where}: class_names has {len(self.class_names)} names for {self.num_classes} classes; "
                 "name all or none"
             )
-        if self.label.startswith("json") and not self.label.startswith("json."):
+        if self.label in ("json", "json."):
             raise UserError(f"{where}: label is '{self.label}'; name the entry, as in json.label")
 
 

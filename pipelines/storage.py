@@ -2,11 +2,10 @@
 
 import fnmatch
 import os
-from functools import lru_cache
 from urllib.parse import urlsplit
 
 import braceexpand
-import fsspec
+import fsspec.core
 import pyarrow as pa
 from pyarrow import fs
 
@@ -21,11 +20,6 @@ def absolute_uri(path: str) -> str:
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))
 
 
-@lru_cache(maxsize=64)
-def _filesystem_of(scheme: str, host: str) -> fs.FileSystem:
-    return fs.PyFileSystem(fs.FSSpecHandler(fsspec.filesystem(scheme, host=host)))
-
-
 def open_storage(uri: str) -> tuple[fs.FileSystem, str]:
     """Return the filesystem of a path or URI and the path within it.
 
@@ -35,12 +29,12 @@ def open_storage(uri: str) -> tuple[fs.FileSystem, str]:
     Returns:
         A pyarrow filesystem, and the path to hand to its methods.
     """
-    scheme, host = urlsplit(uri)[:2] if "://" in uri else ("", "")
-    if not scheme:
-        return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
-    if scheme in _ARROW_SCHEMES:
+    if "://" not in uri:
+        return fs.LocalFileSystem(), absolute_uri(uri)
+    if urlsplit(uri).scheme in _ARROW_SCHEMES:
         return fs.FileSystem.from_uri(uri)
-    return _filesystem_of(scheme, host), uri
+    filesystem, path = fsspec.core.url_to_fs(uri)
+    return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
 
 
 def join(base: str, *parts: str) -> str:
@@ -59,10 +53,10 @@ def expand_shards(pattern: str, source: str) -> list[str]:
         Absolute paths or URIs, in the order written; a shard named twice appears twice.
 
     Raises:
-        ShardError: A glob matches nothing, or its folder does not exist.
+        ShardError: Braces are not closed, a glob matches nothing, or its folder does not exist.
     """
     shards: list[str] = []
-    for path in braceexpand.braceexpand(pattern):
+    for path in _expand_braces(pattern, source):
         uri = absolute_uri(path)
         folder, _, name = uri.rpartition("/")
         if not any(mark in name for mark in "*?["):
@@ -77,6 +71,13 @@ def expand_shards(pattern: str, source: str) -> list[str]:
             )
         shards.extend(join(folder, match) for match in found)
     return shards
+
+
+def _expand_braces(pattern: str, source: str) -> list[str]:
+    try:
+        return list(braceexpand.braceexpand(pattern))
+    except ValueError as error:
+        raise ShardError(f"source '{source}': shards is '{pattern}'; close every brace it opens") from error
 
 
 def write_text(uri: str, content: str) -> None:
