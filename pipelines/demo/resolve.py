@@ -1,9 +1,11 @@
 """Shards that need no download: "demo:NAME/PATTERN" in a source's configuration."""
 
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 from perceiver_dist.errors import UserError
+from pipelines.demo.sights_and_sounds import write_sights_and_sounds
 from pipelines.source import SourceConfig
 
 _PREFIX = "demo:"
@@ -36,8 +38,21 @@ def _resolve(shards: str, storage_path: str, source: str) -> str:
     if not shards.startswith(_PREFIX):
         return shards
     name, _, pattern = shards.removeprefix(_PREFIX).partition("/")
-    if (_SHIPPED / name).is_dir():
+    if (_SHIPPED / name / "LICENSE").is_file():
         return f"{_SHIPPED / name}/{pattern}"
     if name != _RENDERED:
         raise UserError(f"source '{source}': there is no demo '{name}'; choose fashion_mnist or {_RENDERED}")
-    return f"{storage_path}/{pattern}"
+    if "://" in storage_path:
+        raise UserError(f"source '{source}': demo clips are rendered to a local folder, storage.path is {storage_path}")
+    folder = Path(storage_path) / "demo" / name
+    _render(folder)
+    return f"{folder}/{pattern}"
+
+
+def _render(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    partial = folder.with_name(f"{folder.name}.partial")
+    with get_context("spawn").Pool() as pool:
+        write_sights_and_sounds(partial, starmap=pool.starmap)
+    partial.rename(folder)

@@ -1,0 +1,84 @@
+"""A training small enough to run many times: two sources of coloured squares and tones, a few hundred samples."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from PIL import Image
+
+from perceiver_dist.config import OptimConfig, RunConfig, StorageConfig, TrackingConfig, TrainConfig
+from perceiver_dist.modalities import AudioInput, ImageInput
+from perceiver_dist.model.config import ModelConfig
+from pipelines.source import DataConfig, SourceConfig
+from pipelines.write import write_shards
+
+CLASSES = 4
+
+
+def picture(label: int, random: np.random.Generator) -> bytes:
+    """A noisy PNG with a bright square in the corner that the label names."""
+    pixels = random.integers(0, 60, (8, 8), dtype=np.uint8)
+    row, column = 4 * (label // 2), 4 * (label % 2)
+    pixels[row : row + 4, column : column + 4] += 150
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def tone(label: int, random: np.random.Generator) -> bytes:
+    """A WAV of a tone whose pitch the label names."""
+    time = np.arange(512) / 8000
+    wave = 8000 * np.sin(2 * np.pi * 400 * (label + 1) * time + random.uniform(0, 6))
+    file = io.BytesIO()
+    with av.open(file, "w", format="wav") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(wave.astype(np.int16)[None], format="s16", layout="mono")
+        frame.sample_rate = 8000
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    return file.getvalue()
+
+
+def write_data(folder: Path, train: int = 90, evaluation: int = 21) -> None:
+    """Write the shards of both sources; the counts fill neither units nor shards."""
+    for name, make, field in (("squares", picture, "png"), ("tones", tone, "wav")):
+        for split, count, seed in (("train", train, 0), ("eval", evaluation, 1)):
+            random = np.random.default_rng(seed)
+            samples = [
+                {"__key__": f"{n:04d}", field: make(n % CLASSES, random), "cls": n % CLASSES}
+                for n in range(count)
+            ]
+            write_shards(samples, folder / name, split, samples_per_shard=40)
+
+
+def small_config(data: Path, storage: Path, run_name: str, **train: Any) -> RunConfig:
+    """Return a configuration for the data of `write_data`; `train` replaces its training options."""
+    options: dict[str, Any] = {
+        "steps": 20, "micro_batch": 8, "lanes": 4, "num_workers": 2, "cpus_per_worker": 0.5, "log_every": 1,
+        "checkpoint_every": 10,
+    }  # fmt: skip
+    sources = [
+        SourceConfig(
+            name=name,
+            train_shards=f"{data}/{name}/train-*.tar",
+            eval_shards=f"{data}/{name}/eval-*.tar",
+            modalities=[modality],
+            num_classes=CLASSES,
+        )
+        for name, modality in (("squares", "image"), ("tones", "audio"))
+    ]
+    return RunConfig(
+        model=ModelConfig(
+            latents=8,
+            width=32,
+            image=ImageInput(height=8, width=8, channels=1, bands=4),
+            audio=AudioInput(samples=512, segment=64, bands=4),
+        ),
+        sources=sources,
+        optim=OptimConfig(warmup_steps=5),
+        train=TrainConfig(**{**options, **train}),
+        data=DataConfig(units_per_task=4),
+        tracking=TrackingConfig(samples=True),
+        storage=StorageConfig(path=str(storage), run_name=run_name),
+    )

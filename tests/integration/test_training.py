@@ -1,0 +1,151 @@
+"""Whole runs with real Ray, DeepSpeed, MLflow and files: what is learned, in which order, and what is left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import small_run
+import yaml
+from rich.console import Console
+
+from perceiver_dist.command_line import parse_run, run_parser, to_yaml
+from perceiver_dist.training.driver import newest_step, run_training
+
+GOLDEN = Path(__file__).parent / "golden.json"
+"""Written anew by `PERCEIVER_WRITE_GOLDEN=1 .venv/bin/pytest tests/integration`, after a change meant to alter it."""
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    small_run.write_data(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="session")
+def trained(data: Path, storage: Path, ray_cluster: None) -> Callable[[int], dict[str, Any]]:
+    """Return a function that gives the finished run with that many workers, trained once."""
+    runs: dict[int, dict[str, Any]] = {}
+
+    def train(workers: int) -> dict[str, Any]:
+        if workers not in runs:
+            config = small_run.small_config(data, storage, f"workers{workers}", num_workers=workers)
+            screen = StringIO()
+            result = run_training(config, Console(file=screen))
+            runs[workers] = {**result, "screen": screen.getvalue(), "folder": storage / f"workers{workers}"}
+        return runs[workers]
+
+    return train
+
+
+def losses(folder: Path) -> list[float]:
+    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [entry["train/loss"] for entry in entries if "train/loss" in entry]
+
+
+def samples(folder: Path) -> list[list[str]]:
+    """Return the sorted keys of each step's samples, without the folder of the shards."""
+    steps = [json.loads(line)["units"] for line in (folder / "samples.jsonl").read_text().splitlines()]
+    return [
+        sorted("/".join(key.split("/")[-3:]) for keys in step.values() for key in keys) for step in steps
+    ]
+
+
+def test_a_run_is_completed_and_says_what_it_did(trained: Callable[[int], dict[str, Any]]) -> None:
+    result = json.loads((trained(2)["folder"] / "result.json").read_text())
+    assert (result["exit"], result["steps"], result["samples_seen"]) == ("completed", 20, 20 * 4 * 8)
+    assert (result["world_size"], result["zero_stage"]) == (2, 2)
+    assert 0 <= result["data_wait_fraction"] <= 1
+    assert result["samples_per_second"] > 0
+
+
+def test_every_held_out_sample_counts_once(trained: Callable[[int], dict[str, Any]]) -> None:
+    metrics = trained(2)["metrics"]
+    assert (metrics["squares/samples"], metrics["tones/samples"]) == (21, 21)
+
+
+def test_the_squares_are_learned(trained: Callable[[int], dict[str, Any]]) -> None:
+    assert trained(2)["metrics"]["squares/accuracy"] > 0.5
+
+
+def test_the_screen_shows_progress_and_results_only(trained: Callable[[int], dict[str, Any]]) -> None:
+    lines = trained(2)["screen"].splitlines()
+    assert lines[0] == "run workers2: preparing data"
+    assert any(line.startswith("step 20/20  loss ") for line in lines)
+    assert len(lines) < 16
+
+
+def test_the_folder_holds_a_configuration_that_reads_back(trained: Callable[[int], dict[str, Any]]) -> None:
+    file = trained(2)["folder"] / "config.yaml"
+    config, _ = parse_run(run_parser("test"), ["--config", str(file)], "")
+    assert to_yaml(config) == file.read_text()
+    assert yaml.safe_load(file.read_text())["train"]["steps"] == 20
+
+
+def test_mlflow_has_parameters_metrics_and_figures(
+    trained: Callable[[int], dict[str, Any]], storage: Path
+) -> None:
+    client = mlflow.MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    run = client.get_run(trained(2)["mlflow_run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.steps"] == "20"
+    assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 20
+    files = {entry.path for entry in client.list_artifacts(run.info.run_id)}
+    assert files >= {"config.yaml", "result.json", "confusion_squares.png", "learning_curves.png"}
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_any_number_of_workers_learns_from_the_same_samples(
+    trained: Callable[[int], dict[str, Any]], workers: int
+) -> None:
+    assert samples(trained(workers)["folder"]) == samples(trained(2)["folder"])
+    assert losses(trained(workers)["folder"]) == pytest.approx(losses(trained(2)["folder"]), rel=1e-4)
+
+
+def test_order_and_losses_are_the_golden_ones(trained: Callable[[int], dict[str, Any]]) -> None:
+    folder = trained(2)["folder"]
+    found = {"first_steps": samples(folder)[:3], "losses": losses(folder)}
+    if os.environ.get("PERCEIVER_WRITE_GOLDEN"):
+        GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
+    golden = json.loads(GOLDEN.read_text())
+    assert found["first_steps"] == golden["first_steps"]
+    # Other processors sum in another order; a change of the mathematics is far larger.
+    assert found["losses"] == pytest.approx(golden["losses"], rel=1e-3)
+
+
+def test_a_killed_driver_goes_on_and_ends_with_the_same_losses(
+    data: Path, tmp_path: Path, ray_cluster: None
+) -> None:
+    undisturbed = small_run.small_config(data, tmp_path, "undisturbed", steps=120)
+    run_training(undisturbed, Console(file=StringIO()))
+    killed = tmp_path / "killed.yaml"
+    killed.write_text(to_yaml(small_run.small_config(data, tmp_path, "killed", steps=120)))
+    command = [sys.executable, "jobs/train_multimodal.py", "--config", str(killed)]
+    with subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL) as first:
+        wait_for_checkpoint(tmp_path / "killed", first)
+        os.killpg(first.pid, signal.SIGKILL)
+    assert not (tmp_path / "killed" / "result.json").exists()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert losses(tmp_path / "killed") == losses(tmp_path / "undisturbed")
+    assert samples(tmp_path / "killed")[-20:] == samples(tmp_path / "undisturbed")[-20:]
+
+
+def wait_for_checkpoint(folder: Path, run: subprocess.Popen[bytes]) -> None:
+    """Return as soon as a checkpoint is registered."""
+    while newest_step(str(folder)) == 0:
+        assert run.poll() is None, "the run ended before it was killed"
+        threading.Event().wait(0.02)

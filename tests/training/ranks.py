@@ -1,0 +1,121 @@
+"""A small training with real DeepSpeed engines in processes of its own, for tests of what the ZeRO stages do.
+
+Each rank learns from the same fixed images: lane l of step s is a function of (s, l) only, so any world size that
+divides the two lanes takes the same steps.
+"""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import multiprocessing
+
+from perceiver_dist.config import DeepSpeedConfig, RunConfig, TrainConfig
+from perceiver_dist.modalities import AudioInput, ImageInput
+from perceiver_dist.model.config import ModelConfig
+from pipelines.source import SourceConfig
+
+LANES = 2
+STEPS = 20
+SAVED_AT = 10
+
+CONFIG = RunConfig(
+    model=ModelConfig(
+        latents=8,
+        width=24,
+        image=ImageInput(height=6, width=6, channels=1, bands=3),
+        audio=AudioInput(samples=64, segment=16, bands=2),
+    ),
+    sources=[
+        SourceConfig("pictures", "none", ["image"], num_classes=3),
+        SourceConfig("both", "none", ["image", "audio"], num_classes=5),
+    ],
+    train=TrainConfig(steps=STEPS, micro_batch=4, lanes=LANES, num_workers=1),
+)
+
+
+def run_ranks(world_size: int, folder: Path, *work: Any) -> dict[str, list[float]]:
+    """Run `_work` on that many ranks and return its results: losses by name, the mean over lanes and ranks."""
+    multiprocessing.spawn(_rank, (world_size, folder, work), nprocs=world_size)
+    return torch.load(folder / "results.pt", weights_only=True)
+
+
+def _rank(rank: int, world_size: int, folder: Path, work: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous{world_size}", rank=rank, world_size=world_size
+    )
+    results = {name: function(world_size, folder, *arguments) for name, function, *arguments in work}
+    if rank == 0:
+        torch.save(results, folder / "results.pt")
+    torch.distributed.destroy_process_group()
+
+
+def train_and_save(world_size: int, folder: Path, stage: int) -> list[float]:
+    """Train from the seed, saving a checkpoint on the way; return the loss of every step."""
+    from perceiver_dist.training.checkpoint import Progress, save_checkpoint
+
+    engine = _engine(world_size, stage, None)
+    losses = _steps(engine, world_size, 0, SAVED_AT)
+    target = folder / f"stage{stage}"
+    target.mkdir(exist_ok=True)
+    progress = Progress(SAVED_AT, 0, world_size, stage)
+    save_checkpoint(engine, progress, target if torch.distributed.get_rank() == 0 else None)
+    return losses + _steps(engine, world_size, SAVED_AT, STEPS)
+
+
+def resume(world_size: int, folder: Path, saved_stage: int, stage: int) -> list[float]:
+    """Train on from the checkpoint that `train_and_save` left; return the loss of every step after it."""
+    engine = _engine(world_size, stage, folder / f"stage{saved_stage}")
+    return _steps(engine, world_size, SAVED_AT, STEPS)
+
+
+def _engine(world_size: int, stage: int, checkpoint: Path | None) -> Any:
+    from perceiver_dist.model.perceiver import Perceiver
+    from perceiver_dist.training.checkpoint import load_optimizer, load_progress, load_weights
+    from perceiver_dist.training.engine import build_engine
+
+    config = replace(CONFIG, deepspeed=DeepSpeedConfig(zero_stage=stage))
+    torch.manual_seed(0 if checkpoint is None else 1)
+    model = Perceiver(config.model, config.heads)
+    if checkpoint is None:
+        return build_engine(model, config, world_size)
+    steps = load_progress(checkpoint).steps
+    load_weights(model, checkpoint)
+    engine = build_engine(model, config, world_size)
+    load_optimizer(engine, checkpoint, steps)
+    return engine
+
+
+def _steps(engine: Any, world_size: int, first: int, stop: int) -> list[float]:
+    from perceiver_dist.training.engine import set_learning_rate
+    from perceiver_dist.training.learning_rate import learning_rate
+
+    losses = []
+    for step in range(first, stop):
+        set_learning_rate(engine, learning_rate(step, STEPS, replace(CONFIG.optim, warmup_steps=5)))
+        total = torch.zeros(())
+        for lane in range(torch.distributed.get_rank(), LANES, world_size):
+            loss = _lane_loss(engine, step, lane)
+            engine.backward(loss)
+            engine.step()
+            total += loss.detach() / LANES
+        torch.distributed.all_reduce(total)
+        losses.append(total.item())
+    return losses
+
+
+def _lane_loss(engine: Any, step: int, lane: int) -> torch.Tensor:
+    source = CONFIG.sources[step % 2]
+    random = torch.Generator().manual_seed(1000 * step + lane)
+    arrays = {
+        "image": torch.randint(0, 256, (4, 6, 6, 1), generator=random, dtype=torch.uint8),
+        "audio": torch.randint(-999, 999, (4, 64), generator=random, dtype=torch.int16),
+    }
+    arrays = {name: arrays[name] for name in source.modalities}
+    labels = torch.randint(0, source.num_classes, (4,), generator=random)
+    present = {name: torch.ones(4, dtype=torch.bool) for name in arrays}
+    return torch.nn.functional.cross_entropy(engine(arrays, present, source.name), labels)
