@@ -104,6 +104,8 @@ def _read_manifest(manifest: Path) -> list[_File]:
         ]
     if not any(file.split == "train" for file in files):
         raise UserError(f"manifest {manifest}: lists {len(files)} files, none of them for training")
+    if len({file.label for file in files}) < 2:
+        raise UserError(f"manifest {manifest}: has 1 label, a classification needs at least 2")
     return files
 
 

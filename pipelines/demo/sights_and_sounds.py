@@ -52,8 +52,8 @@ X264_OPTIONS = {
     "preset": "veryfast",
     "crf": "24",
     "threads": "1",
-    # mbtree looks ahead over many frames, which these clips do not have, and at this size x264's vector code for it
-    # gave other bytes in about one clip of ten.
+    # With mbtree on, about one clip of ten came out differently when encoded twice: at this size x264's vector code
+    # for it reads beyond the frame. The other option gives the same bytes on other processors too.
     "x264-params": "cpu-independent=1:mbtree=0",
 }
 

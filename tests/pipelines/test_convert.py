@@ -51,7 +51,7 @@ def test_a_manifest_becomes_shards_by_split(tmp_path):
 
 
 def test_the_order_is_shuffled_by_the_seed_alone(tmp_path):
-    manifest = write_manifest(tmp_path, [f"{i}.png,a,train" for i in range(20)])
+    manifest = write_manifest(tmp_path, [f"{i}.png,{i % 2},train" for i in range(20)])
     written = [convert_manifest(manifest, tmp_path / str(i), seed=seed) for i, seed in enumerate((0, 0, 1))]
     first, again, other = (Path(source.train_shards).read_bytes() for source in written)
     assert first == again
@@ -77,6 +77,7 @@ def test_numbers_as_labels_keep_their_order(tmp_path):
     [
         ("file,label\n", "has no column 'path', only file, label"),
         ("path,label\n", "lists 0 files"),
+        ("path,label\na.png,x\na.png,x\n", "has 1 label, a classification needs at least 2"),
         ("path,label\na.png,\n", "line 2: path is 'a.png' and label is ''"),
         ("path,label\na.png,x\nb.png,y\n", "line 3: .*b.png: no such file"),
         ("path,label\na.npy,x\n", "line 2: a.npy is no medium known here; known are jpg"),
