@@ -51,7 +51,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def source_block(source: SourceConfig) -> str:
-    """Return a source as the YAML that goes into a config file."""
+    """Return a source as the YAML that goes into a config file.
+
+    Args:
+        source: The source.
+    """
     return yaml.safe_dump({"sources": [asdict(source)]}, sort_keys=False, allow_unicode=True, width=100)
 
 

@@ -55,6 +55,9 @@ def opened(data: bytes, kind: str) -> Iterator[InputContainer]:
 def video_track(container: InputContainer) -> VideoStream | None:
     """The track with pictures, or None.
 
+    Args:
+        container: The file.
+
     Raises:
         SampleError: There is one, of a codec that FFmpeg does not know.
     """
@@ -67,6 +70,9 @@ def video_track(container: InputContainer) -> VideoStream | None:
 
 def audio_track(container: InputContainer) -> AudioStream | None:
     """The track with sound, or None.
+
+    Args:
+        container: The file.
 
     Raises:
         SampleError: There is one, of a codec that FFmpeg does not know.
@@ -147,7 +153,11 @@ def require_reached(track: Track, wanted: float, reached: float) -> None:
 
 
 def beginning(container: InputContainer) -> float:
-    """Time of the container's first instant."""
+    """Time of the container's first instant.
+
+    Args:
+        container: The file.
+    """
     return (container.start_time or 0) / av.time_base
 
 
