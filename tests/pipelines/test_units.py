@@ -1,0 +1,252 @@
+"""Units: arrays of fixed shape from samples that may lack anything, and the same bytes each time they are made."""
+
+import json
+import wave
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tar_files import index_of, write_tar
+
+from perceiver_dist.modalities import AudioInput, ImageInput, VideoInput
+from pipelines.demo.sights_and_sounds import render_clip
+from pipelines.errors import SampleError
+from pipelines.plan import EvaluationPlan, TrainingPlan
+from pipelines.source import SourceConfig
+from pipelines.units import Unit, UnitMaker
+
+INPUTS = {
+    "image": ImageInput(height=4, width=6, channels=1),
+    "audio": AudioInput(sample_rate=8000, samples=800, segment=100),
+    "video": VideoInput(frames=4, frames_per_second=16.0, height=8, width=8),
+}
+LENGTH = 3000  # Samples of a sound; value i stands at place i, so that a window shows where it was cut.
+
+Fields = dict[str, bytes]
+
+
+def picture(shade: int) -> bytes:
+    target = BytesIO()
+    Image.new("L", (6, 4), shade).save(target, "PNG")
+    return target.getvalue()
+
+
+@cache
+def rising_sound(length: int = LENGTH) -> bytes:
+    target = BytesIO()
+    with wave.open(target, "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(np.arange(length, dtype="<i2").tobytes())
+    return target.getvalue()
+
+
+@cache
+def clip() -> bytes:
+    return render_clip(0, np.random.default_rng(0))
+
+
+def maker(folder: Path, samples: list[Fields], modalities: str, plan=None, **settings) -> UnitMaker:
+    """A maker of units of these samples, by default of one evaluation unit that holds them all."""
+    members = [
+        (f"{number}.{field}", content)
+        for number, fields in enumerate(samples)
+        for field, content in fields.items()
+    ]
+    names = modalities.split()
+    return UnitMaker(
+        source=SourceConfig("clips", "x.tar", names, **{"num_classes": 3, **settings}),
+        inputs={name: INPUTS[name] for name in names},
+        index=index_of(write_tar(folder / "x.tar", members)),
+        plan=plan or EvaluationPlan(len(samples), len(samples), lanes=1),
+    )
+
+
+def error_of(folder: Path, sample: Fields, **settings) -> str:
+    with pytest.raises(SampleError) as caught:
+        maker(folder, [{"png": picture(1), **sample}], "image", **settings).make(0)
+    prefix = f"source 'clips': sample '0' of shard {folder}/x.tar: "
+    assert str(caught.value).startswith(prefix)
+    return str(caught.value).removeprefix(prefix)
+
+
+def labels_of(folder: Path, field: str, content: str, **settings) -> list:
+    return maker(folder, [{field: content.encode()}], "image", **settings).make(0)["label"][0].tolist()
+
+
+def same(first: Unit, second: Unit) -> bool:
+    return list(first) == list(second) and all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_shapes_and_dtypes_of_a_unit(tmp_path):
+    sample = {"png": picture(9), "wav": rising_sound(), "mp4": clip(), "cls": b"2"}
+    unit = maker(tmp_path, [sample] * 2, "image audio video").make(0)
+    assert {name: (str(array.dtype), array.shape) for name, array in unit.items()} == {
+        "unit": ("int64", (1,)),
+        "keys": ("object", (2,)),
+        "real": ("bool", (2,)),
+        "label": ("int64", (2,)),
+        "image": ("uint8", (2, 4, 6, 1)),
+        "image_present": ("bool", (2,)),
+        "audio": ("int16", (2, 800)),
+        "audio_present": ("bool", (2,)),
+        "video": ("uint8", (2, 4, 8, 8, 3)),
+        "video_present": ("bool", (2,)),
+    }
+    assert all(unit[name].all() for name in ("real", "image_present", "audio_present", "video_present"))
+    assert unit["keys"].tolist() == [f"{tmp_path}/x.tar/0", f"{tmp_path}/x.tar/1"]
+    assert unit["label"].tolist() == [2, 2]
+
+
+def test_what_a_sample_lacks_is_zeros_and_not_present(tmp_path):
+    samples = [{"png": picture(9), "cls": b"0"}, {"wav": rising_sound(), "cls": b"1"}, {"cls": b"2"}]
+    unit = maker(tmp_path, samples, "image audio").make(0)
+    assert unit["image_present"].tolist() == [True, False, False]
+    assert unit["audio_present"].tolist() == [False, True, False]
+    assert [int(image.max()) for image in unit["image"]] == [9, 0, 0]
+    assert [bool(sound.any()) for sound in unit["audio"]] == [False, True, False]
+    assert unit["real"].all()
+
+
+def test_sound_is_the_clips_own_where_there_is_no_sound_file(tmp_path):
+    samples = [{"mp4": clip(), "cls": b"0"}, {"mp4": clip(), "wav": rising_sound(), "cls": b"0"}]
+    unit = maker(tmp_path, samples, "audio video").make(0)
+    assert unit["audio_present"].tolist() == [True, True]
+    assert not np.array_equal(unit["audio"][0], unit["audio"][1])
+    assert np.array_equal(np.diff(unit["audio"][1]), np.ones(799))
+    assert np.array_equal(unit["video"][0], unit["video"][1])
+
+
+def test_sound_of_a_clip_whose_pictures_are_not_asked_for(tmp_path):
+    unit = maker(tmp_path, [{"mp4": clip(), "cls": b"0"}], "audio").make(0)
+    assert "video" not in unit
+    assert unit["audio_present"].tolist() == [True]
+    assert unit["audio"].any()
+
+
+def test_evaluation_units_are_padded(tmp_path):
+    samples = [{"png": picture(9), "cls": b"1"} for _ in range(3)]
+    units = [
+        maker(tmp_path, samples, "image", EvaluationPlan(3, 2, lanes=3)).make(number) for number in range(3)
+    ]
+    assert [unit["real"].tolist() for unit in units] == [[True, True], [True, False], [False, False]]
+    assert units[1]["keys"].tolist() == [f"{tmp_path}/x.tar/2", ""]
+    assert [unit["image"].shape for unit in units] == [(2, 4, 6, 1)] * 3
+    assert not units[2]["image"].any()
+    assert not units[2]["image_present"].any()
+
+
+def test_a_unit_is_the_same_bytes_each_time(tmp_path):
+    samples = [{"wav": rising_sound(), "cls": b"1"} for _ in range(5)]
+    plan = TrainingPlan("clips", 5, unit_size=4, chunk_size=2, seed=0)
+    first = maker(tmp_path, samples, "audio", plan)
+    units = [first.make(number) for number in range(3)]
+    again = maker(tmp_path, samples, "audio", plan)
+    assert all(same(again.make(number), units[number]) for number in (2, 0, 1))
+
+
+def test_training_windows_vary_and_lie_inside_the_sound(tmp_path):
+    plan = TrainingPlan("clips", 1, unit_size=8, chunk_size=1, seed=0)
+    training = maker(tmp_path, [{"wav": rising_sound(), "cls": b"1"}], "audio", plan)
+    starts = [int(sound[0]) for number in range(4) for sound in training.make(number)["audio"]]
+    assert len(set(starts)) == 32
+    assert min(starts) < 0.2 * (LENGTH - 800)
+    assert 0.8 * (LENGTH - 800) < max(starts) <= LENGTH - 800
+
+
+def test_windows_depend_on_the_seed(tmp_path):
+    units = []
+    for seed in (0, 1):
+        plan = TrainingPlan("clips", 1, unit_size=1, chunk_size=1, seed=seed)
+        units.append(maker(tmp_path, [{"wav": rising_sound(), "cls": b"1"}], "audio", plan).make(0))
+    assert not same(*units)
+
+
+def test_evaluation_windows_are_centred(tmp_path):
+    unit = maker(tmp_path, [{"wav": rising_sound(), "cls": b"1"}], "audio").make(0)
+    assert unit["audio"][0].tolist() == list(range((LENGTH - 800) // 2, (LENGTH + 800) // 2))
+
+
+@pytest.mark.parametrize(
+    ("label", "field", "content", "value"),
+    [
+        ("cls", "cls", "2", 2),
+        ("cls", "cls", " 1\n", 1),
+        ("json.label", "json", json.dumps({"label": 2, "other": "x"}), 2),
+        ("json.label", "json", json.dumps({"label": [1]}), 1),
+        ("txt", "TXT", "0", 0),
+    ],
+)
+def test_one_label(tmp_path, label, field, content, value):
+    assert labels_of(tmp_path, field, content, label=label) == value
+
+
+@pytest.mark.parametrize(
+    ("label", "content", "classes"),
+    [
+        ("txt", "0,2", [1, 0, 1]),
+        ("txt", " 2 , 1\n", [0, 1, 1]),
+        ("txt", "", [0, 0, 0]),
+        ("json.tags", '{"tags": [0, 1, 1]}', [1, 1, 0]),
+        ("json.tags", '{"tags": []}', [0, 0, 0]),
+        ("json.tags", '{"tags": 2}', [0, 0, 1]),
+    ],
+)
+def test_any_number_of_labels(tmp_path, label, content, classes):
+    field = label.partition(".")[0]
+    assert labels_of(tmp_path, field, content, label=label, task="multilabel") == classes
+
+
+def test_labels_of_a_multilabel_unit_are_bytes(tmp_path):
+    unit = maker(tmp_path, [{"cls": b"0"}] * 2, "image", task="multilabel").make(0)
+    assert (unit["label"].dtype, unit["label"].shape) == (np.uint8, (2, 3))
+
+
+@pytest.mark.parametrize(
+    ("fields", "settings", "message"),
+    [
+        (
+            {"cls": b"3"},
+            {},
+            "label 3 is out of range 0 .. 2; correct the sample or the source's num_classes",
+        ),
+        (
+            {"cls": b"0,-1"},
+            {"task": "multilabel"},
+            "label -1 is out of range 0 .. 2; correct the sample or the source's num_classes",
+        ),
+        ({"txt": b"1"}, {}, "has no label field 'cls'"),
+        ({"cls": b"1"}, {"label": "json.label"}, "has no label field 'json'"),
+        ({"cls": b"cat\n"}, {}, r"label field 'cls' holds 'cat\n', expected whole numbers"),
+        ({"cls": b"1.0"}, {}, "label field 'cls' holds '1.0', expected whole numbers"),
+        ({"cls": b"\xff"}, {}, "label field 'cls' holds '\ufffd', expected whole numbers"),
+        ({"cls": b"0,1"}, {}, "has 2 labels [0, 1], a softmax source needs exactly one"),
+        ({"cls": b""}, {}, "has 0 labels [], a softmax source needs exactly one"),
+    ],
+)
+def test_a_bad_label_is_named_with_its_sample(tmp_path, fields, settings, message):
+    assert error_of(tmp_path, fields, **settings) == message
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"other": 1}',
+        '{"label": "1"}',
+        '{"label": 1.0}',
+        '{"label": true}',
+        '{"label": null}',
+        "[1]",
+        "{",
+        "1",
+    ],
+)
+def test_a_json_entry_that_is_no_whole_number(tmp_path, content):
+    message = error_of(tmp_path, {"json": content.encode()}, label="json.label")
+    assert message == f"label field 'json.label' holds {content!r}, expected whole numbers"
+
+
+def test_a_picture_that_cannot_be_decoded_is_named(tmp_path):
+    assert error_of(tmp_path, {"png": b"", "cls": b"1"}) == "image is empty (0 bytes)"
