@@ -4,7 +4,7 @@ ARGS ?=
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint ui
+.PHONY: help setup train test lint docs ui
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 12
@@ -21,6 +21,9 @@ lint: .venv/.installed  ## check style, format and types
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
+
+docs: .venv/.installed  ## write docs/configuration.md anew from the code
+	@.venv/bin/python -m perceiver_dist.configuration_page
 
 ui: .venv/.installed  ## show the local runs in the MLflow UI, on 127.0.0.1 only
 	@mkdir -p runs

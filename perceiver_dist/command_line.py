@@ -4,37 +4,24 @@ import dataclasses
 import difflib
 import re
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from argparse import ArgumentError, RawDescriptionHelpFormatter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from perceiver_dist.config import RunConfig
 from perceiver_dist.errors import UserError
+from perceiver_dist.options import parts_of, value_types
 
 EXIT_USAGE = 2
 
 
-class _OneLineParser(ArgumentParser):
-    """A parser whose errors are `UserError`s."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Turn the parser's report into one line.
-
-        Args:
-            message: What argparse or jsonargparse found.
-            ex: The exception behind it, if there is one.
-
-        Raises:
-            UserError: Always.
-        """
-        unknown = re.search(r"unrecognized arguments: -*([\w.]+)", message)
-        if unknown:
-            near = difflib.get_close_matches(unknown[1], [action.dest for action in self._actions], n=3)
-            hint = f"did you mean {' or '.join('--' + name for name in near)}?" if near else "see --help"
-            raise UserError(f"option --{unknown[1]} does not exist; {hint}")
-        raise UserError(_reason(ex) if ex else _one_line(message)) from ex
+class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Names types and defaults, and leaves the text after the options as it is."""
 
 
 def run_parser(description: str) -> ArgumentParser:
@@ -43,7 +30,14 @@ def run_parser(description: str) -> ArgumentParser:
     Args:
         description: What the job does, for `--help`.
     """
-    parser = _OneLineParser(description=description, allow_abbrev=False)
+    parser = ArgumentParser(
+        description=description,
+        usage="%(prog)s [--config FILE] [--OPTION VALUE ...]",
+        epilog=_help_of_nested_options(),
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     parser.add_class_arguments(RunConfig, fail_untyped=True)
     return parser
@@ -65,14 +59,17 @@ def parse_run(
     Raises:
         UserError: An option is unknown, or a value is not allowed; one line.
     """
-    named = any(argument.split("=")[0] == "--config" for argument in arguments)
-    parsed = parser.parse_args([*([] if named else ["--config", default_config]), *arguments])
+    if not list(_config_files(arguments)):
+        arguments = ["--config", default_config, *arguments]
+    for file in _config_files(arguments):
+        _check_config_file(file)
     names = [field.name for field in dataclasses.fields(RunConfig)]
     try:
+        parsed = parser.parse_args(list(arguments))
         built = parser.instantiate(parsed)
         return RunConfig(**{name: built[name] for name in names}), parsed
-    except (TypeError, ValueError) as error:
-        raise UserError(_reason(error)) from error
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise UserError(_reason(error, parser)) from error
 
 
 def to_yaml(config: Any) -> str:
@@ -98,14 +95,86 @@ def run_job(main: Callable[[Sequence[str]], int]) -> NoReturn:
     raise SystemExit(status)
 
 
-def _reason(error: BaseException) -> str:
-    """Return our own message if one of ours is behind the parser's, else the parser's as one line."""
+def _help_of_nested_options() -> str:
+    """Return the help of the options that the parser hides, since their part may be absent or there many times."""
+    titles = {"optional": "--{0}.NAME VALUE sets the part {0}:", "list": "Each entry of --{0} has:"}
+    lines = []
+    for part in parts_of(RunConfig):
+        if part.place != "always":
+            lines += ["", titles[part.place].format(part.name)]
+            for option in part.options:
+                facts = f"{option.meaning} (type: {option.type}, default: {option.default})"
+                lines.append(f"  {option.name}")
+                lines += textwrap.wrap(facts, 78, initial_indent=" " * 24, subsequent_indent=" " * 24)
+    return "\n".join(lines).lstrip()
+
+
+def _config_files(arguments: Sequence[str]) -> Iterator[str]:
+    """Yield the files given as `--config FILE` or `--config=FILE`."""
+    for position, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        if option == "--config" and (equals or position + 1 < len(arguments)):
+            yield value if equals else arguments[position + 1]
+
+
+def _check_config_file(file: str) -> None:
+    """Make sure that a file is there and holds a YAML mapping.
+
+    Raises:
+        UserError: It is not so.
+    """
+    try:
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is no text"
+        raise UserError(f"--config is '{file}', which cannot be read ({reason}); name a YAML file") from error
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", str(error))
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"--config is '{file}', which is not YAML{line}: {_one_line(problem)}") from error
+    if not isinstance(content, dict):
+        raise UserError(
+            f"--config is '{file}', which holds {_type_name(content)}, must hold a mapping such as "
+            "'train: {steps: 10}'"
+        )
+
+
+def _type_name(content: object) -> str:
+    return "nothing" if content is None else f"a {type(content).__name__}"
+
+
+def _reason(error: BaseException, parser: ArgumentParser) -> str:
+    """Return why parsing failed as one line: our own message if one is behind the parser's, else from its text.
+
+    jsonargparse reports the way to a wrong value in lines `Parser key "..."`, one for each level, followed by what
+    is wrong there.
+    """
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, UserError):
             return str(cause)
         cause = cause.__cause__ or cause.__context__
-    return _one_line(error)
+    text = str(error)
+    way = list(dict.fromkeys(re.findall(r'(?:Parser key "|Group \')([\w.]+)', text)))
+    unknown = re.search(r"(?:unrecognized arguments: -*|accept option '|Option ')([^\s=']+)", text)
+    if unknown:
+        return _no_such_option(".".join([*way, unknown[1]]), parser)
+    missing = re.search(r"arguments are required: (\w+)", text)
+    if missing:
+        return f"{'.'.join([*way, missing[1]])} has no default: give it in the config file or on the command line"
+    name, value = ".".join(way), re.search(r"(?:Got value: |Given value: |load config ')([^\n']*)", text)
+    if value and name in value_types():
+        return f"{name} is '{value[1]}', must be {value_types()[name]}"
+    return _one_line(text)
+
+
+def _no_such_option(name: str, parser: ArgumentParser) -> str:
+    known = {*value_types(), *parser.get_defaults().keys()}
+    levels = name.split(".")
+    prefixes = [".".join(levels[: depth + 1]) for depth in range(len(levels))]
+    unknown = next((prefix for prefix in prefixes if prefix not in known), name)
+    near = difflib.get_close_matches(unknown, sorted(known), n=1)
+    return f"there is no option {unknown}; {f'did you mean {near[0]}?' if near else 'see --help'}"
 
 
 def _one_line(message: object) -> str:

@@ -1,0 +1,68 @@
+"""Write docs/configuration.md, the reference of every option: `python -m perceiver_dist.configuration_page`."""
+
+from pathlib import Path
+
+from perceiver_dist.config import RunConfig
+from perceiver_dist.options import Option, Part, parts_of
+
+PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
+
+_INTRODUCTION = """\
+# Configuration
+
+Every option of a training run: its dotted name, type, default and meaning. This page is made from the dataclasses of
+the code by `make docs`; change the docstrings there, not this page.
+
+An option is given in a YAML file, as a dotted name on the command line, or both; the command line wins:
+
+```bash
+python jobs/train_multimodal.py --config jobs/configs/default.yaml --train.steps 200 --optim.learning_rate 1e-3
+```
+
+In YAML the dots are levels, so `train.steps` is
+
+```yaml
+train:
+  steps: 200
+```
+
+`--print_config` prints all options with the values they would have, as a file that `--config` reads. `--dry_run`
+prints what the run would cost. A name or value that is not allowed ends the job in one line, before anything starts.
+"""
+
+_PLACES = {
+    "always": "",
+    "optional": " Not part of the model unless one of these options is given.",
+    "list": " A list: each entry has these options.",
+}
+
+
+def configuration_page() -> str:
+    """Return the page as Markdown."""
+    parts = [part for part in parts_of(RunConfig) if part.options]
+    return "\n".join([_INTRODUCTION, *(_section(part) for part in parts)])
+
+
+def _section(part: Part) -> str:
+    return "\n".join(
+        [
+            f"## {part.name}",
+            "",
+            part.summary + _PLACES[part.place],
+            "",
+            "| option | type | default | meaning |",
+            "| --- | --- | --- | --- |",
+            *(_row(option) for option in part.options),
+            "",
+        ]
+    )
+
+
+def _row(option: Option) -> str:
+    default = option.default if option.default == "required" else f"`{option.default}`"
+    cells = (f"`{option.name}`", option.type, default, option.meaning)
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(configuration_page())
