@@ -73,9 +73,12 @@ def parse_run(
 
 
 def to_yaml(config: Any) -> str:
-    """Return a configuration dataclass as YAML that `--config` reads back to an equal configuration."""
-    plain = _plain(dataclasses.asdict(config))
-    return str(yaml.safe_dump(plain, sort_keys=False, width=100, allow_unicode=True))
+    """Return a configuration as YAML that `--config` reads back to an equal configuration.
+
+    Args:
+        config: A configuration dataclass, usually a `RunConfig`.
+    """
+    return str(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, width=100, allow_unicode=True))
 
 
 def run_job(main: Callable[[Sequence[str]], int]) -> NoReturn:
@@ -179,11 +182,3 @@ def _no_such_option(name: str, parser: ArgumentParser) -> str:
 
 def _one_line(message: object) -> str:
     return re.sub(r"\s*\n\s*", " ", str(message)).strip()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return value

@@ -82,7 +82,11 @@ def parts_of(config: type, name: str = "", place: Place = "always") -> list[Part
 
 
 def documented_fields(config: type) -> dict[str, str]:
-    """Return what the docstring of a dataclass says of each attribute, as one paragraph by name."""
+    """Return what the docstring of a dataclass says of each attribute, as one paragraph by name.
+
+    Args:
+        config: The dataclass.
+    """
     parsed = docstring_parser.parse(inspect.getdoc(config) or "", docstring_parser.DocstringStyle.GOOGLE)
     return {entry.arg_name: " ".join((entry.description or "").split()) for entry in parsed.params}
 
@@ -118,9 +122,8 @@ def _type_text(hint: Any) -> str:
         return "null"
     if dataclasses.is_dataclass(hint):
         return "mapping"
-    return (
-        hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")
-    )
+    is_plain_class = isinstance(hint, type) and not get_args(hint)
+    return hint.__name__ if is_plain_class else str(hint).replace("typing.", "")
 
 
 def _default_text(field: dataclasses.Field[Any]) -> str:
