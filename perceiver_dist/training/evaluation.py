@@ -22,7 +22,8 @@ class Scores:
 
     Attributes:
         metrics: Metric name -> value; softmax: accuracy, loss; multilabel: mean_average_precision, loss; and
-            samples, the number of samples counted. With a subset of modalities the name says which.
+            samples, the number of samples counted. With a subset of modalities the name says which. A class
+            that no sample has counts as a precision of 0.
         confusion: (classes, classes) counts, rows true and columns predicted, with all modalities; None for
             multilabel.
     """
@@ -115,11 +116,13 @@ class _Totals:
             self._precision = MultilabelAveragePrecision(source.num_classes).to(device)
 
     def update(self, logits: Tensor, batch: Batch) -> None:
-        """Add a batch: logits (B, classes); padded rows are left out."""
+        """Add a batch: logits (B, classes); padded rows are left out.
+
+        A batch without real rows is added too: torchmetrics can gather what has no rows, but not what was never
+        updated, whose shape and dtype are unknown.
+        """
         logits, labels = logits[batch.real], batch.labels[batch.real]
         self._samples.update(batch.real.sum())
-        if not len(labels):
-            return
         self._loss.update(loss_per_sample(logits, labels, self._task))
         if self.confusion is not None:
             self.confusion.update(logits.argmax(1), labels)
