@@ -62,7 +62,8 @@ def train_worker(job: Job) -> None:
     except (UserError, RayTaskError) as error:
         cause = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(cause, UserError):
-            ray.get(job.tracker.stop_for.remote(str(cause)))
+            # Ray Data adds lines of its own, on retries.
+            ray.get(job.tracker.stop_for.remote(str(cause).splitlines()[0]))
         raise
 
 
