@@ -11,6 +11,7 @@ from typing import Any, Literal
 from perceiver_dist.errors import UserError
 from perceiver_dist.model.config import ModelConfig
 from pipelines.source import DataConfig, SourceConfig
+from pipelines.storage import absolute_uri, join
 
 
 @dataclass(frozen=True)
@@ -233,3 +234,8 @@ class RunConfig:
     def weights(self) -> dict[str, float]:
         """Share of the steps by source name."""
         return {source.name: source.weight for source in self.sources}
+
+    @property
+    def index_folder(self) -> str:
+        """Absolute path or URI of the folder that shard indexes are kept in."""
+        return absolute_uri(self.data.index_path or join(self.storage.path, "index"))

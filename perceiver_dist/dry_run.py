@@ -18,7 +18,7 @@ from pipelines.errors import ShardError
 from pipelines.index import find_index
 from pipelines.schedule import Schedule
 from pipelines.source import SourceConfig
-from pipelines.storage import absolute_uri, expand_shards, join
+from pipelines.storage import absolute_uri, expand_shards
 
 _FP32_BYTES = 4
 
@@ -105,12 +105,13 @@ def _training_samples(source: SourceConfig, config: RunConfig) -> int | None:
         ShardError: A shard is missing, held-out ones included, and is not a demo's that training would render.
     """
     storage = absolute_uri(config.storage.path)
-    indexes = absolute_uri(config.data.index_path or join(storage, "index"))
     found = resolve_demo(source, storage, render=False)
     try:
-        train = [find_index(uri, indexes) for uri in expand_shards(found.train_shards, source.name)]
+        train = [
+            find_index(uri, config.index_folder) for uri in expand_shards(found.train_shards, source.name)
+        ]
         for uri in expand_shards(found.eval_shards, source.name) if found.eval_shards else []:
-            find_index(uri, indexes)
+            find_index(uri, config.index_folder)
     except ShardError:
         if found != source and found.train_shards.startswith(storage):
             return None

@@ -4,6 +4,7 @@ On a terminal the line is redrawn in place. Where output is kept (a file, a job'
 few seconds and once at the end, so that a log of an hour has hundreds of lines, not hundreds of thousands.
 """
 
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -15,6 +16,9 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+
+_SUBSET = re.compile(r"(?P<metric>accuracy|loss|mean_average_precision)_(?P<modalities>\w+)_only")
+"""A metric of an evaluation that was shown some of a source's modalities only."""
 
 _RECENT_STEPS = 30
 """Updates whose pace the ETA is computed from."""
@@ -124,7 +128,7 @@ def result_table(metrics: Mapping[str, float], paths: Mapping[str, str]) -> Grou
     """Lay out the results of a run: a row of metrics per source, then where things are.
 
     Args:
-        metrics: `<source>/<metric>` and its value.
+        metrics: `<source>/<metric>` and its value; what was seen of a subset of modalities gets a row of its own.
         paths: What it is ("run", "checkpoint", "UI") and where it is: a path, an address or a command.
 
     Returns:
@@ -133,7 +137,9 @@ def result_table(metrics: Mapping[str, float], paths: Mapping[str, str]) -> Grou
     rows: dict[str, dict[str, float]] = {}
     for name, value in metrics.items():
         source, _, metric = name.rpartition("/")
-        rows.setdefault(source or "all", {})[metric] = value
+        subset = _SUBSET.fullmatch(metric)
+        seen = f"  {subset['modalities'].replace('_and_', ' + ')} only" if subset else ""
+        rows.setdefault(f"{source or 'all'}{seen}", {})[subset["metric"] if subset else metric] = value
     columns = list(dict.fromkeys(metric for row in rows.values() for metric in row))
     table = Table("source", show_edge=False, pad_edge=False, box=None, header_style="bold")
     for column in columns:

@@ -13,10 +13,10 @@ settings.load_profile("project")
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """A Ray of this session's own, with 4 CPUs whatever the machine has."""
+    """A Ray of this session's own, with 6 CPUs whatever the machine has."""
     ray.init(
         address="local",
-        num_cpus=4,
+        num_cpus=6,
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",

@@ -223,6 +223,6 @@ def test_a_file_that_cannot_be_read_is_named(
 
 def test_a_real_process_exits_with_status_2_and_one_line(file: str):
     command = [sys.executable, str(JOB), "--config", file, "--train.steps", "many"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: train.steps is 'many', must be int\n"

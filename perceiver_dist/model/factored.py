@@ -58,7 +58,11 @@ class FactoredTokens:
         Returns:
             (B, N, C) in the query's dtype.
         """
-        exact = query.to(self.tokens[0].content.dtype)
+        # Autocast would hand bfloat16 to products that add into fp32 sums, and scores need fp32 anyway.
+        with torch.autocast(query.device.type, enabled=False):
+            return self._attend(query.to(self.tokens[0].content.dtype)).to(query.dtype)
+
+    def _attend(self, exact: Tensor) -> Tensor:
         pairs = zip(self.tokens, self.own, strict=True)
         attended, normalisers = zip(*(_attend_one(exact, part, own) for part, own in pairs), strict=True)
         stacked = torch.stack(normalisers, dim=-1)
@@ -70,7 +74,7 @@ class FactoredTokens:
         ).sum(0)
         if self.presence is not None:
             result = result * self.presence.nonempty
-        return result.to(query.dtype)
+        return result
 
 
 def _own_features(tokens: Tokens) -> Tensor:

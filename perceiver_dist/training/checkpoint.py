@@ -47,16 +47,6 @@ class Progress:
     zero_stage: int
 
 
-def checkpoint_name(steps: int) -> str:
-    """Return the folder name of the checkpoint after `steps` optimizer steps."""
-    return f"step-{steps:08d}"
-
-
-def steps_of(name: str) -> int:
-    """Return the number of optimizer steps in a checkpoint's folder name; the inverse of `checkpoint_name`."""
-    return int(name.rpartition("-")[2])
-
-
 def save_checkpoint(engine: Any, progress: Progress, folder: Path | None) -> None:
     """Gather the training state and write it. Every rank must call this after the same optimizer step.
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from perceiver_dist.config import RunConfig
 from perceiver_dist.progress import ProgressLine, result_table
-from perceiver_dist.training.tracker import News
+from perceiver_dist.training.news import News
 
 _SECONDS_BETWEEN_NEWS = 0.5
 
@@ -75,5 +75,7 @@ def show_result(result: dict[str, Any], config: RunConfig, folder: str, console:
     if config.tracking.uri and config.tracking.uri.startswith("sqlite"):
         places["UI"] = f"mlflow ui --backend-store-uri {config.tracking.uri}"
     if result["error"]:
-        console.print(f"training failed at step {result['steps']}: {result['error']}", markup=False, soft_wrap=True)
+        console.print(
+            f"training failed at step {result['steps']}: {result['error']}", markup=False, soft_wrap=True
+        )
     console.print(result_table(result["metrics"], places))

@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -14,7 +13,7 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 
 import ray
 import ray.train
-from ray.data import Dataset, ExecutionOptions
+from ray.data import ExecutionOptions
 from ray.train.torch import TorchTrainer
 from rich.console import Console
 
@@ -24,32 +23,14 @@ from perceiver_dist.errors import UserError
 from perceiver_dist.model.cost import parameter_count
 from perceiver_dist.progress import ProgressLine
 from perceiver_dist.tracking import absolute_tracking_uri
-from perceiver_dist.training.checkpoint import checkpoint_name, steps_of
 from perceiver_dist.training.console import news_on, show_result, start_ray
-from perceiver_dist.training.loop import Job, evaluation_dataset, train_worker
-from perceiver_dist.training.tracker import News, Tracker
-from pipelines.datasource import unit_dataset
+from perceiver_dist.training.datasets import SourceData, index_sources, list_shards, make_datasets
+from perceiver_dist.training.loop import Job, train_worker
+from perceiver_dist.training.news import News
+from perceiver_dist.training.run_folder import CONFIG, RESULT, checkpoint_name, newest_step
+from perceiver_dist.training.tracker import Tracker
 from pipelines.demo.resolve import resolve_demo
-from pipelines.index import SourceIndex, index_shard
-from pipelines.plan import EvaluationPlan, TrainingPlan
-from pipelines.schedule import Schedule
-from pipelines.storage import absolute_uri, check_writable, expand_shards, join, read_text, write_text
-from pipelines.units import UnitMaker
-
-_SNAPSHOT = "checkpoint_manager_snapshot.json"
-
-
-@dataclass(frozen=True)
-class SourceData:
-    """The indexed shards of one source.
-
-    Attributes:
-        train: Shards to learn from.
-        evaluation: Held-out shards; None if the source names none.
-    """
-
-    train: SourceIndex
-    evaluation: SourceIndex | None
+from pipelines.storage import absolute_uri, check_writable, join, write_text
 
 
 def run_training(config: RunConfig, console: Console) -> dict[str, Any]:
@@ -76,7 +57,7 @@ def run_training(config: RunConfig, console: Console) -> dict[str, Any]:
         shards = list_shards(config)
         start_ray(config)
         data = index_sources(config, shards)
-        write_text(join(folder, "config.yaml"), to_yaml(config))
+        write_text(join(folder, CONFIG), to_yaml(config))
         facts = {"parameters": str(parameter_count(config.model, config.heads))}
         tracker: Any = ray.remote(num_cpus=0)(Tracker).remote(config, folder, facts)
         run_id = ray.get(tracker.run_id.remote())
@@ -87,116 +68,33 @@ def run_training(config: RunConfig, console: Console) -> dict[str, Any]:
     ray.get(tracker.close.remote("FINISHED" if outcome.exit == "completed" else "FAILED", result))
     if news.user_error:
         raise UserError(news.user_error)
-    write_text(join(folder, "result.json"), json.dumps(result, indent=1) + "\n")
+    write_text(join(folder, RESULT), json.dumps(result, indent=1) + "\n")
     show_result(result, config, folder, console)
     return result
 
 
 def resolve(config: RunConfig) -> RunConfig:
-    """Return the configuration with the run's name, absolute paths and the tracking URI filled in."""
+    """Return the configuration with the run's name, the absolute storage path and the tracking URI filled in.
+
+    Args:
+        config: As the user gave it.
+
+    Raises:
+        UserError: Storage is remote and no tracking URI is given.
+    """
     path = absolute_uri(config.storage.path)
+    if "://" in path and config.tracking.uri is None:
+        raise UserError(
+            f"tracking.uri is null and storage.path is {path}: MLflow's default is a local SQLite file; "
+            "set tracking.uri to a server (http://...) or a local file (sqlite:///...)"
+        )
     name = config.storage.run_name or datetime.now(UTC).strftime("run-%Y%m%d-%H%M%S")
     tracking = config.tracking.uri or f"sqlite:///{path}/mlflow.db"
     return replace(
         config,
         storage=replace(config.storage, path=path, run_name=name),
         tracking=replace(config.tracking, uri=absolute_tracking_uri(tracking)),
-        data=replace(config.data, index_path=absolute_uri(config.data.index_path or join(path, "index"))),
     )
-
-
-def list_shards(config: RunConfig) -> dict[str, list[str]]:
-    """Return the shards of every source and evaluation dataset by dataset name, without opening them.
-
-    Raises:
-        ShardError: A pattern matches nothing.
-    """
-    shards: dict[str, list[str]] = {}
-    for source in config.sources:
-        shards[source.name] = expand_shards(source.train_shards, source.name)
-        if source.eval_shards:
-            shards[evaluation_dataset(source)] = expand_shards(source.eval_shards, source.name)
-    return shards
-
-
-def index_sources(config: RunConfig, shards: dict[str, list[str]]) -> dict[str, SourceData]:
-    """Index all shards on the cluster, those known already at no cost.
-
-    Args:
-        config: The resolved configuration.
-        shards: From `list_shards`.
-
-    Returns:
-        The indexed shards by source name.
-
-    Raises:
-        UserError: A shard is missing, damaged or empty; the first one found is named.
-    """
-    task: Any = ray.remote(index_shard)
-    pending = {
-        name: [task.remote(uri, config.data.index_path) for uri in uris] for name, uris in shards.items()
-    }
-    try:
-        indexes = {name: SourceIndex(ray.get(references)) for name, references in pending.items()}
-    except UserError as error:
-        raise UserError(str(getattr(error, "cause", error))) from None
-    return {
-        source.name: SourceData(indexes[source.name], indexes.get(evaluation_dataset(source)))
-        for source in config.sources
-    }
-
-
-def make_datasets(
-    config: RunConfig, folder: str, data: dict[str, SourceData], tracker: Any
-) -> dict[str, Callable[[], Dataset]]:
-    """Return a function per dataset that Ray Train calls in its controller at each start of a worker group.
-
-    Args:
-        config: The resolved configuration.
-        folder: The run's folder, where Ray Train keeps the name of the newest checkpoint.
-        data: Indexed shards by source name.
-        tracker: Asked whether the run has stopped for an error that a restart cannot mend.
-    """
-    datasets: dict[str, Callable[[], Dataset]] = {}
-    schedule = Schedule(config.weights)
-    for source in config.sources:
-        inputs = {modality: getattr(config.model, modality) for modality in source.modalities}
-        train = config.train
-        plan = TrainingPlan(
-            source.name,
-            data[source.name].train.samples,
-            train.micro_batch,
-            config.data.chunk_size,
-            train.seed,
-        )
-        maker = UnitMaker(source, inputs, data[source.name].train, plan)
-        if schedule.steps_before(source.name, train.steps):
-            datasets[source.name] = partial(_training_dataset, config, folder, maker, tracker)
-        held_out = data[source.name].evaluation
-        if held_out is not None:
-            every = EvaluationPlan(held_out.samples, train.micro_batch, train.lanes)
-            evaluator = UnitMaker(source, inputs, held_out, every)
-            datasets[evaluation_dataset(source)] = partial(
-                unit_dataset, evaluator, 0, every.units, config.data
-            )
-    return datasets
-
-
-def newest_step(folder: str) -> int:
-    """Return the step of the checkpoint that Ray Train restores next in a run's folder, 0 if there is none."""
-    snapshot = json.loads(read_text(join(folder, _SNAPSHOT)) or "{}")
-    newest = snapshot.get("latest_checkpoint_result")
-    return steps_of(newest["checkpoint_dir_name"]) if newest else 0
-
-
-def _training_dataset(config: RunConfig, folder: str, maker: UnitMaker, tracker: Any) -> Dataset:
-    news: News = ray.get(tracker.news.remote())
-    if news.user_error:
-        raise UserError(news.user_error)
-    schedule, train, name = Schedule(config.weights), config.train, maker.source.name
-    stop = schedule.steps_before(name, train.steps) * train.lanes
-    first = schedule.steps_before(name, newest_step(folder)) * train.lanes
-    return unit_dataset(maker, min(first, stop - train.lanes), stop, config.data)
 
 
 def _cluster_has_gpus() -> bool:
@@ -250,8 +148,8 @@ def _result(config: RunConfig, outcome: _Outcome, news: News, run_id: str, folde
         "world_size": config.train.num_workers,
         "zero_stage": config.deepspeed.zero_stage,
         "metrics": news.scores,
-        "samples_per_second": news.samples_per_second,
-        "data_wait_fraction": news.data_wait_fraction,
+        "samples_per_second": news.mean_samples_per_second,
+        "data_wait_fraction": news.mean_data_wait_fraction,
         "restarts": news.restarts,
         "mlflow_run_id": run_id,
         "checkpoint": join(folder, checkpoint_name(saved)) if saved else None,

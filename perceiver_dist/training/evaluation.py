@@ -1,11 +1,9 @@
 """Evaluation on held-out shards: every sample once, over all ranks, with any subset of the modalities."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -13,23 +11,8 @@ from torchmetrics import MeanMetric, Metric, SumMetric
 from torchmetrics.classification import MulticlassConfusionMatrix, MultilabelAveragePrecision
 
 from perceiver_dist.training.batches import Batch
+from perceiver_dist.training.news import Scores
 from pipelines.source import SourceConfig
-
-
-@dataclass
-class Scores:
-    """Result of evaluating one source.
-
-    Attributes:
-        metrics: Metric name -> value; softmax: accuracy, loss; multilabel: mean_average_precision, loss; and
-            samples, the number of samples counted. With a subset of modalities the name says which. A class
-            that no sample has counts as a precision of 0.
-        confusion: (classes, classes) counts, rows true and columns predicted, with all modalities; None for
-            multilabel.
-    """
-
-    metrics: dict[str, float] = field(default_factory=dict)
-    confusion: np.ndarray | None = None
 
 
 def modality_subsets(modalities: Sequence[str]) -> list[tuple[str, ...]]:
@@ -72,7 +55,10 @@ def evaluate(
     scores = Scores()
     for subset, total in totals.items():
         suffix = "" if set(subset) == set(source.modalities) else f"_{'_and_'.join(subset)}_only"
-        scores.metrics.update({f"{name}{suffix}": value for name, value in total.compute().items()})
+        values = total.compute()
+        if suffix:
+            del values["samples"]
+        scores.metrics.update({f"{name}{suffix}": value for name, value in values.items()})
         if not suffix and total.confusion is not None:
             scores.confusion = total.confusion.compute().cpu().numpy()
     return scores

@@ -20,17 +20,18 @@ from perceiver_dist.model.perceiver import Perceiver
 from perceiver_dist.training.batches import UnitStream
 from perceiver_dist.training.checkpoint import (
     Progress,
-    checkpoint_name,
     load_optimizer,
     load_progress,
     load_weights,
     save_checkpoint,
 )
+from perceiver_dist.training.datasets import evaluation_dataset
 from perceiver_dist.training.engine import build_engine, set_learning_rate
-from perceiver_dist.training.evaluation import Scores, autocast, evaluate, loss_per_sample, modality_subsets
+from perceiver_dist.training.evaluation import autocast, evaluate, loss_per_sample, modality_subsets
 from perceiver_dist.training.learning_rate import learning_rate
+from perceiver_dist.training.news import Scores
+from perceiver_dist.training.run_folder import checkpoint_name
 from pipelines.schedule import Schedule
-from pipelines.source import SourceConfig
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,9 @@ class _Rank:
         # Not TemporaryDirectory: the upload goes on after this function and removes the folder itself.
         folder = Path(tempfile.mkdtemp(prefix="checkpoint-")) if self.rank == 0 else None
         save_checkpoint(self.engine, progress, folder)
+        if self.rank == 0:
+            # A run that dies after this goes on from here, with the record of the steps before.
+            ray.get(self.tracker.save.remote())
         ray.train.report(
             {"steps": self.step},
             checkpoint=ray.train.Checkpoint.from_directory(folder) if folder else None,
@@ -230,11 +234,6 @@ class _Window:
         values["train/data_wait_fraction"] = all_waited / all_seconds
         values["train/units"] = units
         return values
-
-
-def evaluation_dataset(source: SourceConfig) -> str:
-    """Return the name under which a source's held-out units are handed to Ray Train."""
-    return f"{source.name}-eval"
 
 
 def _dataset_shard(name: str) -> Any:

@@ -7,44 +7,16 @@ worker never waits for MLflow: telling an actor takes a fraction of a millisecon
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 from perceiver_dist.command_line import to_yaml
 from perceiver_dist.config import RunConfig
 from perceiver_dist.figures import confusion_matrix_figure, learning_curves_figure
 from perceiver_dist.tracking import MlflowLog, RunStatus
-from perceiver_dist.training.evaluation import Scores
+from perceiver_dist.training.news import News, Scores
+from perceiver_dist.training.run_folder import CONFIG, METRICS, MLFLOW_RUN_ID, SAMPLES
 from pipelines.storage import copy_file, join, read_text, write_text
-
-_HISTORY = "metrics.jsonl"
-_SAMPLES = "samples.jsonl"
-_RUN_ID = "mlflow_run_id.txt"
-
-
-@dataclass
-class News:
-    """What the driver shows of a run.
-
-    Attributes:
-        step: Optimizer steps taken; 0 before the first.
-        loss: Mean training loss since the last news, in nats.
-        samples_per_second: Over all ranks.
-        data_wait_fraction: Share of the time that ranks waited for data, 0 to 1.
-        scores: `<source>/<metric>` of the newest evaluation of each source.
-        user_error: One line that the user can mend, after which nothing is retried; "" for none.
-        started_from: Step that the newest group of workers started from; None while none has started.
-        restarts: Groups of workers that were started after the first.
-    """
-
-    step: int = 0
-    loss: float = float("nan")
-    samples_per_second: float = 0.0
-    data_wait_fraction: float = 0.0
-    scores: dict[str, float] = field(default_factory=dict)
-    user_error: str = ""
-    started_from: int | None = None
-    restarts: int = -1
 
 
 class Tracker:
@@ -60,9 +32,10 @@ class Tracker:
         self._config = config
         self._folder = folder
         self._news = News()
-        self._history = [json.loads(line) for line in (read_text(join(folder, _HISTORY)) or "").splitlines()]
+        self._pace = _Pace()
+        self._history = [json.loads(line) for line in (read_text(join(folder, METRICS)) or "").splitlines()]
         self._samples: dict[int, dict[int, list[str]]] = {}
-        run_id = read_text(join(folder, _RUN_ID))
+        run_id = read_text(join(folder, MLFLOW_RUN_ID))
         self._log = MlflowLog(
             config.tracking.uri or "",
             config.tracking.experiment,
@@ -71,8 +44,8 @@ class Tracker:
             {**flatten(to_plain(config)), **model_facts},
             {"sources": ",".join(config.heads), "zero_stage": str(config.deepspeed.zero_stage)},
         )
-        write_text(join(folder, _RUN_ID), self._log.run_id)
-        self._log.text("config.yaml", to_yaml(config))
+        write_text(join(folder, MLFLOW_RUN_ID), self._log.run_id)
+        self._log.text(CONFIG, to_yaml(config))
 
     def run_id(self) -> str:
         """Return the id of the MLflow run."""
@@ -86,6 +59,7 @@ class Tracker:
         """Note that a group of workers starts at `step`; what was recorded after it happens again."""
         self._news.started_from = step
         self._news.restarts += 1
+        self._pace = _Pace()
         self._history = [entry for entry in self._history if entry["step"] <= step]
 
     def trained(self, step: int, values: Mapping[str, float]) -> None:
@@ -99,6 +73,8 @@ class Tracker:
         self._news.loss = values["train/loss"]
         self._news.samples_per_second = values["train/samples_per_second"]
         self._news.data_wait_fraction = values["train/data_wait_fraction"]
+        self._pace.add(values)
+        self._news.mean_samples_per_second, self._news.mean_data_wait_fraction = self._pace.means()
         self._record(step, values)
 
     def evaluated(self, step: int, scores: Mapping[str, Scores]) -> None:
@@ -136,13 +112,13 @@ class Tracker:
 
     def save(self) -> None:
         """Write the history to the run's folder."""
-        write_text(join(self._folder, _HISTORY), "".join(json.dumps(entry) + "\n" for entry in self._history))
+        write_text(join(self._folder, METRICS), "".join(json.dumps(entry) + "\n" for entry in self._history))
         if self._samples:
             lines = [
                 json.dumps({"step": step, "units": {str(unit): units[unit] for unit in sorted(units)}}) + "\n"
                 for step, units in sorted(self._samples.items())
             ]
-            write_text(join(self._folder, _SAMPLES), "".join(lines))
+            write_text(join(self._folder, SAMPLES), "".join(lines))
 
     def close(self, status: RunStatus, result: Mapping[str, object]) -> None:
         """End the record.
@@ -162,6 +138,27 @@ class Tracker:
     def _keep(self, path: Path) -> None:
         copy_file(str(path), join(self._folder, path.name))
         self._log.artifact(path)
+
+
+class _Pace:
+    """Speed since a group of workers started, the first window left out: it waits for the first units."""
+
+    def __init__(self) -> None:
+        self._first = True
+        self._seconds = self._samples = self._waited = 0.0
+
+    def add(self, values: Mapping[str, float]) -> None:
+        if not self._first:
+            seconds = values["train/seconds"]
+            self._seconds += seconds
+            self._samples += seconds * values["train/samples_per_second"]
+            self._waited += seconds * values["train/data_wait_fraction"]
+        self._first = False
+
+    def means(self) -> tuple[float, float]:
+        if not self._seconds:
+            return 0.0, 0.0
+        return self._samples / self._seconds, self._waited / self._seconds
 
 
 def to_plain(config: RunConfig) -> dict[str, object]:

@@ -18,7 +18,8 @@ import yaml
 from rich.console import Console
 
 from perceiver_dist.command_line import parse_run, run_parser, to_yaml
-from perceiver_dist.training.driver import newest_step, run_training
+from perceiver_dist.training.driver import run_training
+from perceiver_dist.training.run_folder import newest_step
 
 GOLDEN = Path(__file__).parent / "golden.json"
 """Written anew by `PERCEIVER_WRITE_GOLDEN=1 .venv/bin/pytest tests/integration`, after a change meant to alter it."""
@@ -37,8 +38,9 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained(data: Path, storage: Path, ray_cluster: None) -> Callable[[int], dict[str, Any]]:
+def trained(data: Path, storage: Path, request: pytest.FixtureRequest) -> Callable[[int], dict[str, Any]]:
     """Return a function that gives the finished run with that many workers, trained once."""
+    request.getfixturevalue("ray_cluster")
     runs: dict[int, dict[str, Any]] = {}
 
     def train(workers: int) -> dict[str, Any]:
@@ -60,9 +62,7 @@ def losses(folder: Path) -> list[float]:
 def samples(folder: Path) -> list[list[str]]:
     """Return the sorted keys of each step's samples, without the folder of the shards."""
     steps = [json.loads(line)["units"] for line in (folder / "samples.jsonl").read_text().splitlines()]
-    return [
-        sorted("/".join(key.split("/")[-3:]) for keys in step.values() for key in keys) for step in steps
-    ]
+    return [sorted("/".join(key.split("/")[-3:]) for keys in step.values() for key in keys) for step in steps]
 
 
 def test_a_run_is_completed_and_says_what_it_did(trained: Callable[[int], dict[str, Any]]) -> None:
@@ -127,9 +127,8 @@ def test_order_and_losses_are_the_golden_ones(trained: Callable[[int], dict[str,
     assert found["losses"] == pytest.approx(golden["losses"], rel=1e-3)
 
 
-def test_a_killed_driver_goes_on_and_ends_with_the_same_losses(
-    data: Path, tmp_path: Path, ray_cluster: None
-) -> None:
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_killed_driver_goes_on_and_ends_with_the_same_losses(data: Path, tmp_path: Path) -> None:
     undisturbed = small_run.small_config(data, tmp_path, "undisturbed", steps=120)
     run_training(undisturbed, Console(file=StringIO()))
     killed = tmp_path / "killed.yaml"

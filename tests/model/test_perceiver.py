@@ -227,5 +227,17 @@ def test_the_model_needs_none_of_the_training_stack():
         "import sys, perceiver_dist.model.perceiver, perceiver_dist.model.cost\n"
         "print([m for m in ('ray', 'deepspeed', 'mlflow', 'pipelines', 'perceiver_dist.training') if m in sys.modules])"
     )
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert output.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_autocast_to_bf16_keeps_parameters_in_fp32_and_stays_close(path: str):
+    torch.manual_seed(0)
+    model = with_path(Perceiver(ALL, HEADS), path)
+    arrays, parameters = random_arrays(ALL, 4), dict(model.named_parameters())
+    exact = model(arrays, {}, "clips")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model(arrays, {}, "clips")
+    torch.testing.assert_close(logits.float(), exact, atol=0.1, rtol=0.05)
+    assert all(gradient.dtype == torch.float32 for gradient in gradients(logits, parameters).values())

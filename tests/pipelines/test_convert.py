@@ -134,7 +134,7 @@ def test_what_is_no_idx_file_is_refused(tmp_path, data):
 
 def prepare_data(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, str(PROJECT / "jobs" / "prepare_data.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own job
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_the_job_prints_the_source_as_a_config_takes_it(tmp_path):

@@ -36,7 +36,11 @@ def test_shares_are_off_by_little_where_weights_have_no_small_ratio(weights):
     for name, weight in weights.items():
         share = schedule.steps_before(name, 10**9) / 10**9
         assert share == pytest.approx(weight / sum(weights.values()), abs=0.006)
-        assert share > 0
+
+
+def test_a_source_of_tiny_weight_has_its_turn():
+    schedule = Schedule({"image": 1.0, "audio": 1e-9})
+    assert schedule.steps_before("audio", 1001) == 1
 
 
 def test_a_golden_cycle():

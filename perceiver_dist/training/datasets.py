@@ -1,0 +1,128 @@
+"""From a run's configuration to its Ray Datasets: shards are listed, indexed, planned."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ray
+from ray.data import Dataset
+
+from perceiver_dist.config import RunConfig
+from perceiver_dist.errors import UserError
+from perceiver_dist.training.news import News
+from perceiver_dist.training.run_folder import newest_step
+from pipelines.datasource import unit_dataset
+from pipelines.index import SourceIndex, index_shard
+from pipelines.plan import EvaluationPlan, TrainingPlan
+from pipelines.schedule import Schedule
+from pipelines.source import SourceConfig
+from pipelines.storage import expand_shards
+from pipelines.units import UnitMaker
+
+
+@dataclass(frozen=True)
+class SourceData:
+    """The indexed shards of one source.
+
+    Attributes:
+        train: Shards to learn from.
+        evaluation: Held-out shards; None if the source names none.
+    """
+
+    train: SourceIndex
+    evaluation: SourceIndex | None
+
+
+def list_shards(config: RunConfig) -> dict[str, list[str]]:
+    """Return the shards of every source and evaluation dataset by dataset name, without opening them.
+
+    Raises:
+        ShardError: A pattern matches nothing.
+    """
+    shards: dict[str, list[str]] = {}
+    for source in config.sources:
+        shards[source.name] = expand_shards(source.train_shards, source.name)
+        if source.eval_shards:
+            shards[evaluation_dataset(source)] = expand_shards(source.eval_shards, source.name)
+    return shards
+
+
+def index_sources(config: RunConfig, shards: dict[str, list[str]]) -> dict[str, SourceData]:
+    """Index all shards on the cluster, those known already at no cost.
+
+    Args:
+        config: The resolved configuration.
+        shards: From `list_shards`.
+
+    Returns:
+        The indexed shards by source name.
+
+    Raises:
+        UserError: A shard is missing, damaged or empty; the first one found is named.
+    """
+    task: Any = ray.remote(index_shard)
+    pending = {name: [task.remote(uri, config.index_folder) for uri in uris] for name, uris in shards.items()}
+    try:
+        indexes = {name: SourceIndex(ray.get(references)) for name, references in pending.items()}
+    except UserError as error:
+        raise UserError(str(getattr(error, "cause", error))) from None
+    return {
+        source.name: SourceData(indexes[source.name], indexes.get(evaluation_dataset(source)))
+        for source in config.sources
+    }
+
+
+def make_datasets(
+    config: RunConfig, folder: str, data: dict[str, SourceData], tracker: Any
+) -> dict[str, Callable[[], Dataset]]:
+    """Return a function per dataset that Ray Train calls in its controller at each start of a worker group.
+
+    Args:
+        config: The resolved configuration.
+        folder: The run's folder, where Ray Train keeps the name of the newest checkpoint.
+        data: Indexed shards by source name.
+        tracker: Asked whether the run has stopped for an error that a restart cannot mend.
+    """
+    datasets: dict[str, Callable[[], Dataset]] = {}
+    schedule = Schedule(config.weights)
+    for source in config.sources:
+        inputs = {modality: getattr(config.model, modality) for modality in source.modalities}
+        train = config.train
+        plan = TrainingPlan(
+            source.name,
+            data[source.name].train.samples,
+            train.micro_batch,
+            config.data.chunk_size,
+            train.seed,
+        )
+        maker = UnitMaker(source, inputs, data[source.name].train, plan)
+        if schedule.steps_before(source.name, train.steps):
+            datasets[source.name] = partial(_training_dataset, config, folder, maker, tracker)
+        held_out = data[source.name].evaluation
+        if held_out is not None:
+            every = EvaluationPlan(held_out.samples, train.micro_batch, train.lanes)
+            evaluator = UnitMaker(source, inputs, held_out, every)
+            datasets[evaluation_dataset(source)] = partial(
+                unit_dataset, evaluator, 0, every.units, config.data
+            )
+    return datasets
+
+
+def _training_dataset(config: RunConfig, folder: str, maker: UnitMaker, tracker: Any) -> Dataset:
+    news: News = ray.get(tracker.news.remote())
+    if news.user_error:
+        raise UserError(news.user_error)
+    schedule, train, name = Schedule(config.weights), config.train, maker.source.name
+    stop = schedule.steps_before(name, train.steps) * train.lanes
+    first = schedule.steps_before(name, newest_step(folder)) * train.lanes
+    return unit_dataset(maker, min(first, stop - train.lanes), stop, config.data)
+
+
+def evaluation_dataset(source: SourceConfig) -> str:
+    """Return the name under which a source's held-out units are handed to Ray Train.
+
+    Args:
+        source: The source.
+    """
+    return f"{source.name}-eval"

@@ -1,0 +1,51 @@
+"""What a run tells about itself: passed between workers, tracker and driver, so light to import."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass
+class Scores:
+    """Result of evaluating one source.
+
+    Attributes:
+        metrics: Metric name -> value; softmax: accuracy, loss; multilabel: mean_average_precision, loss; and
+            samples, the number of samples counted. With a subset of modalities the name says which. A class
+            that no sample has counts as a precision of 0.
+        confusion: (classes, classes) counts, rows true and columns predicted, with all modalities; None for
+            multilabel.
+    """
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    confusion: np.ndarray | None = None
+
+
+@dataclass
+class News:
+    """What the driver shows of a run.
+
+    Attributes:
+        step: Optimizer steps taken; 0 before the first.
+        loss: Mean training loss since the last news, in nats.
+        samples_per_second: Of the last logged steps, over all ranks.
+        data_wait_fraction: Share of their time that ranks waited for data, 0 to 1.
+        mean_samples_per_second: The same since the workers started, without the first logged steps, in which the
+            first units are still being read.
+        mean_data_wait_fraction: The same.
+        scores: `<source>/<metric>` of the newest evaluation of each source.
+        user_error: One line that the user can mend, after which nothing is retried; "" for none.
+        started_from: Step that the newest group of workers started from; None while none has started.
+        restarts: Groups of workers that were started after the first.
+    """
+
+    step: int = 0
+    loss: float = float("nan")
+    samples_per_second: float = 0.0
+    data_wait_fraction: float = 0.0
+    mean_samples_per_second: float = 0.0
+    mean_data_wait_fraction: float = 0.0
+    scores: dict[str, float] = field(default_factory=dict)
+    user_error: str = ""
+    started_from: int | None = None
+    restarts: int = -1

@@ -1,0 +1,90 @@
+"""What a user can get wrong in data and storage ends in one line that names it, and leaves nothing half-written."""
+
+import gzip
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import small_run
+from rich.console import Console
+
+from perceiver_dist.errors import UserError
+from perceiver_dist.training.driver import run_training
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    small_run.write_data(tmp_path / "data", train=40, evaluation=8)
+    return tmp_path / "data"
+
+
+def first_shard(data: Path) -> Path:
+    return data / "squares" / "train-000000.tar"
+
+
+def remove(shard: Path) -> None:
+    shard.unlink()
+
+
+def empty(shard: Path) -> None:
+    shard.write_bytes(b"")
+
+
+def truncate(shard: Path) -> None:
+    shard.write_bytes(shard.read_bytes()[:10_000])
+
+
+def compress(shard: Path) -> None:
+    shard.write_bytes(gzip.compress(shard.read_bytes()))
+
+
+@pytest.mark.parametrize(
+    ("damage", "line"),
+    [
+        (remove, "source 'squares': no file matches .*/squares/train-\\*.tar; write or copy the shards"),
+        (empty, "shard .*/train-000000.tar: is empty"),
+        (truncate, "shard .*/train-000000.tar: is truncated"),
+        (compress, "shard .*/train-000000.tar: is compressed \\(gzip\\)"),
+    ],
+)
+def test_a_bad_shard_is_named_before_training(
+    data: Path, tmp_path: Path, damage: Callable[[Path], None], line: str
+) -> None:
+    damage(first_shard(data))
+    message = failure(small_run.small_config(data, tmp_path / "runs", "bad"))
+    assert re.search(line, message)
+    assert not (tmp_path / "runs" / "bad").exists()
+
+
+def test_a_shard_that_is_not_there_is_named(data: Path, tmp_path: Path) -> None:
+    config = small_run.small_config(data, tmp_path, "missing")
+    source = replace(config.sources[0], train_shards=f"{data}/squares/train-{{000000..000003}}.tar")
+    message = failure(replace(config, sources=[source, config.sources[1]]))
+    assert re.search(r"shard .*/train-000001.tar: no such file", message)
+
+
+def test_a_label_out_of_range_stops_the_run_at_once(data: Path, tmp_path: Path) -> None:
+    config = small_run.small_config(data, tmp_path, "labels")
+    source = replace(config.sources[0], num_classes=3)
+    message = failure(replace(config, sources=[source, config.sources[1]]))
+    assert re.search(r"source 'squares': sample '\d+' of shard .*: label 3 is out of range 0 \.\. 2", message)
+    assert not (tmp_path / "labels" / "result.json").exists()
+
+
+def test_storage_that_cannot_be_written_is_named(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    message = failure(small_run.small_config(data, tmp_path / "file" / "runs", "nowhere"))
+    assert re.search(r"storage.path is '.*/file/runs', which cannot be written", message)
+
+
+def failure(config: small_run.RunConfig) -> str:
+    """Return the one line that a run ends with."""
+    with pytest.raises(UserError) as raised:
+        run_training(config, Console(file=StringIO()))
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
