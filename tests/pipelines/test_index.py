@@ -118,7 +118,10 @@ def test_folders_and_links_are_no_samples(tmp_path):
 
 
 def test_size_and_digest_are_those_of_the_file(tmp_path):
-    shard = Path(write_tar(tmp_path / "x.tar", THREE))
+    shard = tmp_path / "x.tar"
+    shard.write_bytes(
+        tar_bytes(THREE) + bytes(3 << 20)
+    )  # Zeros after the end mark, more than are read at once.
     summary = index_beside(shard)
     assert summary.bytes == shard.stat().st_size
     assert summary.sha256 == hashlib.sha256(shard.read_bytes()).hexdigest()
@@ -137,10 +140,11 @@ def test_an_indexed_shard_is_not_read_again(tmp_path):
 def test_a_changed_shard_is_indexed_anew(tmp_path):
     shard = Path(write_tar(tmp_path / "x.tar", THREE))
     before = index_beside(shard)
-    write_tar(shard, [("z.cls", b"1"), *THREE])
+    write_tar(shard, [(f"new-{name}", content) for name, content in THREE])
     os.utime(shard, ns=(0, before.modified + 1))
+    assert shard.stat().st_size == before.bytes
     assert find_index(str(shard), str(tmp_path / "index"))[1] is False
-    assert list(indexed_samples(index_beside(shard))) == ["z", "a", "b", "c"]
+    assert list(indexed_samples(index_beside(shard))) == ["new-a", "new-b", "new-c"]
 
 
 def test_one_shard_indexed_by_many_at_once(tmp_path):
