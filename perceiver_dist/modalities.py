@@ -202,5 +202,9 @@ MODALITIES: tuple[str, ...] = ("image", "audio", "video")
 
 
 def tokens(spec: ModalityInput) -> int:
-    """Number of tokens M that one sample of this modality gives."""
+    """Number of tokens M that one sample of this modality gives.
+
+    Args:
+        spec: What the modality is decoded to.
+    """
     return prod(spec.grid)

@@ -47,7 +47,13 @@ class UnitDatasource(Datasource):
         return None
 
     def get_read_tasks(self, parallelism: int, *args: Any, **kwargs: Any) -> list[ReadTask]:  # noqa: ARG002
-        """Return one read task per range of units, whatever parallelism Ray suggests."""
+        """Return one read task per range of units.
+
+        Args:
+            parallelism: Ray's wish, not followed.
+            args: What else Ray passes, not used.
+            kwargs: What else Ray passes, not used.
+        """
         return [
             ReadTask(
                 partial(_make_blocks, self._maker, numbers),
@@ -69,7 +75,11 @@ def _fetch(maker: "ray.ObjectRef[UnitMaker]") -> UnitMaker:
 
 
 def unit_block(unit: Unit) -> pa.Table:
-    """Return a unit as a block of exactly one row: every array gets a leading axis of length 1."""
+    """Return a unit as a block of exactly one row: every array gets a leading axis of length 1.
+
+    Args:
+        unit: As `UnitMaker.make` returns it.
+    """
     columns = {name: array[np.newaxis] for name, array in unit.items() if name != "keys"}
     block = BlockAccessor.batch_to_arrow_block(columns)
     return block.append_column("keys", pa.array([list(unit["keys"])], pa.list_(pa.string())))

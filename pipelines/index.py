@@ -67,7 +67,11 @@ class SourceIndex:
         return self._starts[-1]
 
     def locate(self, sample: int) -> tuple[int, int]:
-        """Return (shard number, row within the shard) of a sample number."""
+        """Return (shard number, row within the shard) of a sample number.
+
+        Args:
+            sample: 0 <= sample < samples.
+        """
         shard = bisect_right(self._starts, sample) - 1
         return shard, sample - self._starts[shard]
 

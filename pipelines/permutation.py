@@ -47,7 +47,11 @@ def _digest(value: int | str) -> int:
 
 
 def uniform(*values: int | str) -> float:
-    """Return a number in [0, 1) that depends on `values` only; see `hash64`."""
+    """Return a number in [0, 1) that depends on `values` only; see `hash64`.
+
+    Args:
+        values: What identifies the random number wanted.
+    """
     return (hash64(*values) >> 11) * 2.0**-53
 
 
@@ -88,7 +92,11 @@ class Permutation:
         return value
 
     def position_of(self, element: int) -> int:
-        """Return the position at which `element` stands: the inverse of calling the permutation."""
+        """Return the position at which `element` stands: the inverse of calling the permutation.
+
+        Args:
+            element: 0 <= element < size.
+        """
         value = self._backward(element)
         while value >= self.size:
             value = self._backward(value)

@@ -52,7 +52,11 @@ class TrainingPlan:
             )
 
     def unit(self, number: int) -> list[int]:
-        """Return the sample numbers (0 <= n < samples) of unit `number`, in the order of the batch."""
+        """Return the sample numbers (0 <= n < samples) of unit `number`, in the order of the batch.
+
+        Args:
+            number: The unit's number, from 0.
+        """
         start = number * self.unit_size
         members = [self.sample_at(position) for position in range(start, start + self.unit_size)]
         order = sorted(
@@ -61,7 +65,11 @@ class TrainingPlan:
         return [members[row] for row in order]
 
     def sample_at(self, position: int) -> int:
-        """Return the sample number at a position of the endless line of epochs."""
+        """Return the sample number at a position of the endless line of epochs.
+
+        Args:
+            position: Position, from 0.
+        """
         epoch, offset = divmod(position, self.samples)
         chunks = _epoch_order(self.source, self.seed, epoch, -(-self.samples // self.chunk_size))
         last = chunks.size - 1
@@ -105,6 +113,10 @@ class EvaluationPlan:
         return -(-filled // self.lanes) * self.lanes
 
     def unit(self, number: int) -> list[int]:
-        """Return the sample numbers of unit `number`; fewer than `unit_size`, or none, at the end."""
+        """Return the sample numbers of unit `number`; fewer than `unit_size`, or none, at the end.
+
+        Args:
+            number: The unit's number, from 0.
+        """
         start = number * self.unit_size
         return list(range(start, min(start + self.unit_size, self.samples)))

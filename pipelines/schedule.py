@@ -38,11 +38,20 @@ class Schedule:
                 counts.append(counts[-1] + (name == chosen))
 
     def source_at(self, step: int) -> str:
-        """Return the name of the source that optimizer step `step` (from 0) learns from."""
+        """Return the name of the source that optimizer step `step` (from 0) learns from.
+
+        Args:
+            step: Optimizer step, from 0.
+        """
         return self._cycle[step % len(self._cycle)]
 
     def steps_before(self, source: str, step: int) -> int:
-        """Return how many of the steps 0 .. step-1 learn from `source`."""
+        """Return how many of the steps 0 .. step-1 learn from `source`.
+
+        Args:
+            source: Name of the source.
+            step: Number of steps counted.
+        """
         cycles, rest = divmod(step, len(self._cycle))
         counts = self._before[source]
         return cycles * counts[-1] + counts[rest]

@@ -16,7 +16,11 @@ _ARROW_SCHEMES = {"file", "s3", "gs", "gcs", "hdfs"}
 
 
 def absolute_uri(path: str) -> str:
-    """Return `path` unchanged if it is a URI, else as an absolute local path."""
+    """Return `path` unchanged if it is a URI, else as an absolute local path.
+
+    Args:
+        path: A local path or a URI.
+    """
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))
 
 
@@ -38,7 +42,12 @@ def open_storage(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def join(base: str, *parts: str) -> str:
-    """Join path parts to a path or URI with forward slashes."""
+    """Join path parts to a path or URI with forward slashes.
+
+    Args:
+        base: Path or URI of a folder.
+        *parts: Names below it.
+    """
     return "/".join([base.rstrip("/"), *parts])
 
 
@@ -98,7 +107,11 @@ def write_text(uri: str, content: str) -> None:
 
 
 def read_text(uri: str) -> str | None:
-    """Return the content of a small UTF-8 file, or None if there is no such file."""
+    """Return the content of a small UTF-8 file, or None if there is no such file.
+
+    Args:
+        uri: Path or URI.
+    """
     filesystem, path = open_storage(uri)
     if filesystem.get_file_info(path).type is not fs.FileType.File:
         return None
@@ -107,7 +120,12 @@ def read_text(uri: str) -> str | None:
 
 
 def copy_file(local: str, uri: str) -> None:
-    """Copy a local file to a path or URI, as a whole: beside first, then renamed."""
+    """Copy a local file to a path or URI, as a whole: beside first, then renamed.
+
+    Args:
+        local: Path of the file.
+        uri: Path or URI of the copy.
+    """
     filesystem, path = open_storage(uri)
     filesystem.create_dir(path.rpartition("/")[0], recursive=True)
     with open(local, "rb") as source, filesystem.open_output_stream(f"{path}.partial") as stream:

@@ -22,6 +22,9 @@ def start_ray(config: RunConfig) -> None:
 
     A Ray started here has as many CPUs as training and reading need to make progress together, even on a machine
     with fewer cores: they are Ray's units of scheduling, and with too few no data would ever be read.
+
+    Args:
+        config: The resolved configuration.
     """
     if ray.is_initialized():
         return
@@ -41,7 +44,13 @@ def start_ray(config: RunConfig) -> None:
 
 @contextmanager
 def news_on(line: ProgressLine, tracker: Any, total_steps: int) -> Iterator[None]:
-    """Show the tracker's news on the progress line while `trainer.fit` holds the main thread."""
+    """Show the tracker's news on the progress line while `trainer.fit` holds the main thread.
+
+    Args:
+        line: Where to show it.
+        tracker: The `Tracker` actor, asked twice a second.
+        total_steps: Steps of the whole run.
+    """
     done = threading.Event()
 
     def watch() -> None:
@@ -66,7 +75,14 @@ def news_on(line: ProgressLine, tracker: Any, total_steps: int) -> Iterator[None
 
 
 def show_result(result: dict[str, Any], config: RunConfig, folder: str, console: Console) -> None:
-    """Print a finished run's table of metrics and where everything is."""
+    """Print a finished run's table of metrics and where everything is.
+
+    Args:
+        result: What result.json holds.
+        config: The resolved configuration.
+        folder: The run's folder.
+        console: Where to print.
+    """
     places = {
         "run": folder,
         "checkpoint": result["checkpoint"] or "none",

@@ -37,6 +37,9 @@ class SourceData:
 def list_shards(config: RunConfig) -> dict[str, list[str]]:
     """Return the shards of every source and evaluation dataset by dataset name, without opening them.
 
+    Args:
+        config: The resolved configuration.
+
     Raises:
         ShardError: A pattern matches nothing.
     """

@@ -83,13 +83,23 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def set_learning_rate(engine: Any, rate: float) -> None:
-    """Set the learning rate of all parameter groups for the next optimizer step."""
+    """Set the learning rate of all parameter groups for the next optimizer step.
+
+    Args:
+        engine: The DeepSpeed engine.
+        rate: Learning rate of every parameter group.
+    """
     for group in engine.optimizer.param_groups:
         group["lr"] = rate
 
 
 def set_adam_step(engine: Any, steps: int) -> None:
-    """Set how many steps AdamW's bias correction believes were taken."""
+    """Set how many steps AdamW's bias correction believes were taken.
+
+    Args:
+        engine: The DeepSpeed engine.
+        steps: Optimizer steps taken.
+    """
     for state in _base_optimizer(engine).state.values():
         state["step"].fill_(float(steps))
 

@@ -16,7 +16,11 @@ from pipelines.source import SourceConfig
 
 
 def modality_subsets(modalities: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return all modalities first, then every proper subset that is not empty, larger ones first."""
+    """Return all modalities first, then every proper subset that is not empty, larger ones first.
+
+    Args:
+        modalities: A source's modalities.
+    """
     return [subset for size in range(len(modalities), 0, -1) for subset in combinations(modalities, size)]
 
 
@@ -83,7 +87,12 @@ def loss_per_sample(logits: Tensor, labels: Tensor, task: str) -> Tensor:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return the context for a forward pass: bfloat16 matrix products for bf16, nothing for fp32."""
+    """Return the context for a forward pass: bfloat16 matrix products for bf16, nothing for fp32.
+
+    Args:
+        device: Device of the forward pass.
+        precision: fp32 or bf16.
+    """
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 

@@ -56,7 +56,11 @@ class Tracker:
         return self._news
 
     def workers_started(self, step: int) -> None:
-        """Note that a group of workers starts at `step`; what was recorded after it happens again."""
+        """Note that a group of workers starts at `step`; what was recorded after it happens again.
+
+        Args:
+            step: Optimizer steps that the restored checkpoint had taken; 0 without one.
+        """
         self._news.started_from = step
         self._news.restarts += 1
         self._pace = _Pace()
@@ -103,11 +107,21 @@ class Tracker:
         self.save()
 
     def saw_samples(self, step: int, unit: int, keys: list[str]) -> None:
-        """Record which samples a step learned from, for an audit of the order."""
+        """Record which samples a step learned from, for an audit of the order.
+
+        Args:
+            step: The optimizer step, from 0.
+            unit: The unit's number.
+            keys: Shard and key of each sample, in the order of the batch.
+        """
         self._samples.setdefault(step, {})[unit] = keys
 
     def stop_for(self, message: str) -> None:
-        """Record an error that the user must mend, so that nothing is retried."""
+        """Record an error that the user must mend, so that nothing is retried.
+
+        Args:
+            message: One line.
+        """
         self._news.user_error = message
 
     def save(self) -> None:
@@ -162,14 +176,23 @@ class _Pace:
 
 
 def to_plain(config: RunConfig) -> dict[str, object]:
-    """Return a configuration as nested mappings with the sources by name."""
+    """Return a configuration as nested mappings with the sources by name.
+
+    Args:
+        config: A run's configuration.
+    """
     plain = asdict(config)
     plain["sources"] = {source["name"]: source for source in plain["sources"]}
     return plain
 
 
 def flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    """Return nested mappings as one: {"train.steps": "1000"}."""
+    """Return nested mappings as one: {"train.steps": "1000"}.
+
+    Args:
+        tree: Nested mappings.
+        prefix: What every name begins with.
+    """
     flat: dict[str, str] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping) and value:

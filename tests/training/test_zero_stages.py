@@ -49,4 +49,3 @@ def test_a_checkpoint_of_two_ranks_loads_on_one(
 ) -> None:
     expected = two_ranks[f"train {stage}"][ranks.SAVED_AT :]
     assert one_rank[f"resume {stage}"] == pytest.approx(expected, rel=1e-5)
-
