@@ -176,7 +176,7 @@ from perceiver_dist.tracking import MlflowLog
 MlflowLog("{uri}", "shared", "a-run", None, {{}}, {{}}).close("FINISHED")
 """
     command = [sys.executable, "-c", code]
-    together = [subprocess.Popen(command, stdout=PIPE, stderr=STDOUT, text=True) for _ in range(2)]  # noqa: S603
+    together = [subprocess.Popen(command, stdout=PIPE, stderr=STDOUT, text=True) for _ in range(2)]
     assert [process.communicate()[0] for process in together] == ["", ""]
     client = MlflowClient(uri)
     [experiment] = client.search_experiments(filter_string="name = 'shared'")

@@ -6,7 +6,7 @@ loads at any world size and any ZeRO stage, and its weights can be used without 
 
     weights.safetensors     parameters by name
     optimizer.safetensors   "<parameter>/exp_avg" and "<parameter>/exp_avg_sq" of AdamW
-    progress.json           steps taken, samples seen by source, digests of the two files
+    progress.json           steps taken, samples seen, digests of the two files
 
 Restoring is exact: fp32 values are copied back bit for bit, the learning rate and the order of samples follow
 from the number of steps, and nothing in the forward pass is random.
@@ -88,12 +88,10 @@ def load_progress(folder: Path) -> Progress:
         content = json.loads((folder / PROGRESS).read_text())
         for name, digest in content.pop("sha256").items():
             if _digest(folder / name) != digest:
-                raise UserError(
-                    f"checkpoint {folder}: {name} is damaged; remove the checkpoint to use the one before"
-                )
+                raise UserError(f"checkpoint {folder}: {name} is damaged; start another storage.run_name")
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"checkpoint {folder}: cannot be read ({error}); remove it to use the one before"
+            f"checkpoint {folder}: cannot be read ({error}); start another storage.run_name"
         ) from error
     return Progress(**content)
 

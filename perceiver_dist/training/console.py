@@ -32,6 +32,8 @@ def start_ray(config: RunConfig) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**quiet)
         return
+    # A run has some 12 processes whatever the number of cores; Ray warns on the screen at 4 times this number.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
     workers = math.ceil(config.train.num_workers * config.train.cpus_per_worker)
     readers = config.data.tasks * (len(config.sources) + 1)
     ray.init(

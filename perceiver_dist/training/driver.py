@@ -27,7 +27,7 @@ from perceiver_dist.training.console import news_on, show_result, start_ray
 from perceiver_dist.training.datasets import SourceData, index_sources, list_shards, make_datasets
 from perceiver_dist.training.loop import Job, train_worker
 from perceiver_dist.training.news import News
-from perceiver_dist.training.run_folder import CONFIG, RESULT, checkpoint_name, newest_step
+from perceiver_dist.training.run_folder import CONFIG, RESULT, check_continues, checkpoint_name, newest_step
 from perceiver_dist.training.tracker import Tracker
 from pipelines.demo.resolve import resolve_demo
 from pipelines.storage import absolute_uri, check_writable, join, write_text
@@ -54,6 +54,7 @@ def run_training(config: RunConfig, console: Console) -> dict[str, Any]:
         config = replace(
             config, sources=[resolve_demo(source, config.storage.path) for source in config.sources]
         )
+        check_continues(config, folder)
         shards = list_shards(config)
         start_ray(config)
         data = index_sources(config, shards)

@@ -18,6 +18,11 @@ from perceiver_dist.training.news import News, Scores
 from perceiver_dist.training.run_folder import CONFIG, METRICS, MLFLOW_RUN_ID, SAMPLES
 from pipelines.storage import copy_file, join, read_text, write_text
 
+_CURVES = {
+    "step", "train_loss", "loss", "accuracy", "mean_average_precision", "learning_rate", "gradient_norm",
+    "samples_per_second", "data_wait_fraction",
+}  # fmt: skip
+
 
 class Tracker:
     """The record of one run, in its folder and in MLflow.
@@ -102,7 +107,7 @@ class Tracker:
                     confusion_matrix_figure(counts, names, path)
                     self._keep(path)
             path = Path(scratch) / "learning_curves.png"
-            learning_curves_figure(self._history, path)
+            learning_curves_figure([_drawn(entry) for entry in self._history], path)
             self._keep(path)
         self.save()
 
@@ -173,6 +178,11 @@ class _Pace:
         if not self._seconds:
             return 0.0, 0.0
         return self._samples / self._seconds, self._waited / self._seconds
+
+
+def _drawn(entry: Mapping[str, float]) -> dict[str, float]:
+    """Keep what is worth a panel of the learning curves: counters and single evaluations are not."""
+    return {name: value for name, value in entry.items() if name.rpartition("/")[2] in _CURVES}
 
 
 def to_plain(config: RunConfig) -> dict[str, object]:

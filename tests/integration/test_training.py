@@ -18,6 +18,7 @@ import yaml
 from rich.console import Console
 
 from perceiver_dist.command_line import parse_run, run_parser, to_yaml
+from perceiver_dist.errors import UserError
 from perceiver_dist.training.driver import run_training
 from perceiver_dist.training.run_folder import newest_step
 
@@ -125,6 +126,16 @@ def test_order_and_losses_are_the_golden_ones(trained: Callable[[int], dict[str,
     assert found["first_steps"] == golden["first_steps"]
     # Other processors sum in another order; a change of the mathematics is far larger.
     assert found["losses"] == pytest.approx(golden["losses"], rel=1e-3)
+
+
+@pytest.mark.parametrize(("name", "value"), [("seed", 1), ("lanes", 8), ("micro_batch", 4)])
+def test_a_run_does_not_go_on_in_another_order(
+    trained: Callable[[int], dict[str, Any]], data: Path, storage: Path, name: str, value: int
+) -> None:
+    trained(2)
+    config = small_run.small_config(data, storage, "workers2", **{name: value})
+    with pytest.raises(UserError, match=f"train.{name} is {value}, but run 'workers2' was started with"):
+        run_training(config, Console(file=StringIO()))
 
 
 @pytest.mark.usefixtures("ray_cluster")
