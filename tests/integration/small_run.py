@@ -15,6 +15,7 @@ from pipelines.source import DataConfig, SourceConfig
 from pipelines.write import write_shards
 
 CLASSES = 4
+STEPS = 100
 
 
 def picture(label: int, random: np.random.Generator) -> bytes:
@@ -55,7 +56,7 @@ def write_data(folder: Path, train: int = 90, evaluation: int = 21) -> None:
 def small_config(data: Path, storage: Path, run_name: str, **train: Any) -> RunConfig:
     """Return a configuration for the data of `write_data`; `train` replaces its training options."""
     options: dict[str, Any] = {
-        "steps": 20, "micro_batch": 8, "lanes": 4, "num_workers": 2, "cpus_per_worker": 0.5, "log_every": 1,
+        "steps": STEPS, "micro_batch": 8, "lanes": 4, "num_workers": 2, "cpus_per_worker": 0.5, "log_every": 1,
         "checkpoint_every": 10,
     }  # fmt: skip
     sources = [
