@@ -115,6 +115,8 @@ class _Pace:
         self._seconds_per_step: deque[float] = deque(maxlen=_RECENT_STEPS)
 
     def record(self, step: int, now: float) -> None:
+        if self._last is not None and step == self._last[0]:
+            return
         if self._last is not None and step > self._last[0]:
             self._seconds_per_step.append((now - self._last[1]) / (step - self._last[0]))
         self._last = (step, now)

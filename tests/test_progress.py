@@ -58,10 +58,20 @@ def test_a_line_is_not_printed_twice() -> None:
         ([(0, 1), (2, 2), (90, 3), (2, 4)], "0:12"),
         ([(0, 3), (60, 1), (2, 2)], "0:16"),
         ([(0, 2), (8, 6)], "0:08"),
+        ([(0, 1), (1, 1), (1, 1), (2, 2)], "0:32"),
         ([(0, 1)], "-:--"),
         ([(0, 1), (2, 10)], "0:00"),
     ],
-    ids=["start-up", "resumed", "one slow step", "went back", "several steps", "unknown", "done"],
+    ids=[
+        "start-up",
+        "resumed",
+        "one slow step",
+        "went back",
+        "several steps",
+        "asked often",
+        "unknown",
+        "done",
+    ],
 )
 def test_the_eta_is_the_usual_pace_of_this_run(updates: list[tuple[float, int]], expected: str) -> None:
     assert etas(updates, total_steps=10)[-1] == expected
