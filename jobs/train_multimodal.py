@@ -11,6 +11,8 @@ from perceiver_dist.command_line import parse_run, run_job, run_parser
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "default.yaml"
 
+EXIT_STATUS = {"completed": 0, "failed": 1, "interrupted": 130}
+
 
 def build_parser() -> ArgumentParser:
     """Return the job's parser."""
@@ -30,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
         arguments: The command line without the program's name.
 
     Returns:
-        Exit status: 0 if the run was completed, 1 if training failed.
+        Exit status: 0 if the run was completed, 1 if training failed, 130 if it was interrupted.
     """
     config, parsed = parse_run(build_parser(), arguments, str(DEFAULT_CONFIG))
     if parsed.dry_run:
@@ -41,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     from perceiver_dist.training.driver import run_training
 
     result = run_training(config, Console(highlight=False))
-    return 0 if result["exit"] == "completed" else 1
+    return EXIT_STATUS[result["exit"]]
 
 
 if __name__ == "__main__":

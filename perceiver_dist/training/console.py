@@ -96,4 +96,8 @@ def show_result(result: dict[str, Any], config: RunConfig, folder: str, console:
         console.print(
             f"training failed at step {result['steps']}: {result['error']}", markup=False, soft_wrap=True
         )
+    if result["exit"] == "interrupted":
+        console.print(
+            f"interrupted: --storage.run_name {config.storage.run_name} goes on from the newest checkpoint"
+        )
     console.print(result_table(result["metrics"], places))

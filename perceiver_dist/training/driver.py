@@ -22,7 +22,7 @@ from perceiver_dist.config import RunConfig
 from perceiver_dist.errors import UserError
 from perceiver_dist.model.cost import parameter_count
 from perceiver_dist.progress import ProgressLine
-from perceiver_dist.tracking import absolute_tracking_uri
+from perceiver_dist.tracking import RunStatus, absolute_tracking_uri
 from perceiver_dist.training.console import news_on, show_result, start_ray
 from perceiver_dist.training.datasets import SourceData, index_sources, list_shards, make_datasets
 from perceiver_dist.training.loop import Job, train_worker
@@ -66,7 +66,7 @@ def run_training(config: RunConfig, console: Console) -> dict[str, Any]:
         outcome = _fit(config, folder, data, tracker, line)
     news: News = ray.get(tracker.news.remote())
     result = _result(config, outcome, news, run_id, folder)
-    ray.get(tracker.close.remote("FINISHED" if outcome.exit == "completed" else "FAILED", result))
+    ray.get(tracker.close.remote(_MLFLOW_STATUS[outcome.exit], result))
     if news.user_error:
         raise UserError(news.user_error)
     write_text(join(folder, RESULT), json.dumps(result, indent=1) + "\n")
@@ -103,6 +103,9 @@ def _cluster_has_gpus() -> bool:
     return bool(resources().get("GPU", 0))
 
 
+_MLFLOW_STATUS: dict[str, RunStatus] = {"completed": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
+
+
 @dataclass(frozen=True)
 class _Outcome:
     exit: str
@@ -135,6 +138,9 @@ def _fit(
             trainer.fit()
         except ray.train.TrainingFailedError as error:
             return _Outcome("failed", str(error).strip().splitlines()[-1])
+        except (KeyboardInterrupt, SystemExit):
+            # Ray Train answers Ctrl-C by ending its controller and then the driver, in which a record must be closed.
+            return _Outcome("interrupted", "")
     return _Outcome("completed", "")
 
 
