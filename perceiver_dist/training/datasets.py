@@ -62,12 +62,16 @@ def index_sources(config: RunConfig, shards: dict[str, list[str]]) -> dict[str, 
         The indexed shards by source name.
 
     Raises:
-        UserError: A shard is missing, damaged or empty; the first one found is named.
+        UserError: A shard is missing, damaged or empty; the first such shard is named.
     """
     task: Any = ray.remote(index_shard)
     pending = {name: [task.remote(uri, config.index_folder) for uri in uris] for name, uris in shards.items()}
     try:
-        indexes = {name: SourceIndex(ray.get(references)) for name, references in pending.items()}
+        # One by one, so that of several bad shards the first is named, not the one that was found first.
+        indexes = {
+            name: SourceIndex([ray.get(reference) for reference in references])
+            for name, references in pending.items()
+        }
     except UserError as error:
         raise UserError(str(getattr(error, "cause", error))) from None
     return {

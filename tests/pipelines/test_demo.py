@@ -27,7 +27,7 @@ from pipelines.demo.sights_and_sounds import (
 FASHION_MNIST = Path(pipelines.demo.__file__).parent / "fashion_mnist"
 
 
-@pytest.mark.parametrize(("shard", "per_class"), [("train-000000.tar", 500), ("eval-000000.tar", 100)])
+@pytest.mark.parametrize(("shard", "per_class"), [("train-000000.tar", 800), ("eval-000000.tar", 100)])
 def test_fashion_mnist_is_balanced_and_shuffled(shard, per_class):
     with tarfile.open(FASHION_MNIST / shard) as tar:
         labels = [int(tar.extractfile(member).read()) for member in tar if member.name.endswith(".cls")]
