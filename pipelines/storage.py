@@ -99,11 +99,7 @@ def write_text(uri: str, content: str) -> None:
     Raises:
         OSError: The storage refuses.
     """
-    filesystem, path = open_storage(uri)
-    filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-    with filesystem.open_output_stream(f"{path}.partial") as stream:
-        stream.write(content.encode())
-    filesystem.move(f"{path}.partial", path)
+    _write_whole(uri, content.encode())
 
 
 def read_text(uri: str) -> str | None:
@@ -126,10 +122,15 @@ def copy_file(local: str, uri: str) -> None:
         local: Path of the file.
         uri: Path or URI of the copy.
     """
+    with open(local, "rb") as source:
+        _write_whole(uri, source.read())
+
+
+def _write_whole(uri: str, data: bytes) -> None:
     filesystem, path = open_storage(uri)
     filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-    with open(local, "rb") as source, filesystem.open_output_stream(f"{path}.partial") as stream:
-        stream.write(source.read())
+    with filesystem.open_output_stream(f"{path}.partial") as stream:
+        stream.write(data)
     filesystem.move(f"{path}.partial", path)
 
 

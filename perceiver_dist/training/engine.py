@@ -17,7 +17,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
     """Return DeepSpeed's configuration for a run.
 
-    Precision is not in it: parameters are fp32 for every stage, and bf16 is autocast in `forward_loss`.
+    Precision is not in it: parameters are fp32 for every stage, and bf16 is autocast of the forward pass.
 
     Args:
         config: The run's configuration.
@@ -134,7 +134,6 @@ def _import_deepspeed() -> Any:
     # first start on CPU. gloo does the same work, bit-reproducibly, and a machine without g++ can train.
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

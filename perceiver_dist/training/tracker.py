@@ -15,7 +15,7 @@ from perceiver_dist.config import RunConfig
 from perceiver_dist.figures import confusion_matrix_figure, learning_curves_figure
 from perceiver_dist.tracking import MlflowLog, RunStatus
 from perceiver_dist.training.news import News, Scores
-from perceiver_dist.training.run_folder import CONFIG, METRICS, MLFLOW_RUN_ID, SAMPLES
+from perceiver_dist.training.run_folder import CONFIG, METRICS, MLFLOW_RUN_ID, RESULT, SAMPLES
 from pipelines.storage import copy_file, join, read_text, write_text
 
 _CURVES = {
@@ -147,7 +147,7 @@ class Tracker:
             result: What result.json holds.
         """
         self.save()
-        self._log.dictionary("result.json", result)
+        self._log.dictionary(RESULT, result)
         self._log.close(status)
 
     def _record(self, step: int, values: Mapping[str, float]) -> None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
+from typing import Literal, TypeVar
 
 import av
 from av.audio.frame import AudioFrame
@@ -20,6 +21,7 @@ from av.video.stream import VideoStream
 from pipelines.errors import SampleError
 
 Track = VideoStream | AudioStream
+AnyTrack = TypeVar("AnyTrack", VideoStream, AudioStream)
 
 DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flac,wav,mp3,ogg"
 
@@ -61,11 +63,7 @@ def video_track(container: InputContainer) -> VideoStream | None:
     Raises:
         SampleError: There is one, of a codec that FFmpeg does not know.
     """
-    track = container.streams.best("video")
-    if not isinstance(track, VideoStream):
-        return None
-    _prepare_decoder(track)
-    return track
+    return _best_track(container, "video", VideoStream)
 
 
 def audio_track(container: InputContainer) -> AudioStream | None:
@@ -77,8 +75,14 @@ def audio_track(container: InputContainer) -> AudioStream | None:
     Raises:
         SampleError: There is one, of a codec that FFmpeg does not know.
     """
-    track = container.streams.best("audio")
-    if not isinstance(track, AudioStream):
+    return _best_track(container, "audio", AudioStream)
+
+
+def _best_track(
+    container: InputContainer, kind: Literal["video", "audio"], expected: type[AnyTrack]
+) -> AnyTrack | None:
+    track = container.streams.best(kind)
+    if not isinstance(track, expected):
         return None
     _prepare_decoder(track)
     return track
