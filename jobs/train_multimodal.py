@@ -8,6 +8,7 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from perceiver_dist.command_line import parse_run, run_job, run_parser
+from perceiver_dist.config import RunConfig
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "default.yaml"
 
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
         Exit status: 0 if the run was completed, 1 if training failed, 130 if it was interrupted.
     """
-    config, parsed = parse_run(build_parser(), arguments, str(DEFAULT_CONFIG))
+    config, parsed = parse_run(build_parser(), arguments, [str(DEFAULT_CONFIG)], RunConfig)
     if parsed.dry_run:
         from perceiver_dist.dry_run import dry_run
 

@@ -1,57 +1,63 @@
 """From command line and YAML to a checked `RunConfig`; a wrong option ends in one line and exit status 2."""
 
 import dataclasses
-import difflib
 import re
 import sys
 import textwrap
 from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from perceiver_dist.config import RunConfig
 from perceiver_dist.errors import UserError
-from perceiver_dist.options import parts_of, value_types
+from perceiver_dist.options import nearest_option, parts_of, value_types
 
 EXIT_USAGE = 2
+
+Configuration = TypeVar("Configuration", bound=RunConfig)
 
 
 class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Names types and defaults, and leaves the text after the options as it is."""
 
 
-def run_parser(description: str) -> ArgumentParser:
-    """Return the parser of a job that takes a `RunConfig`: `--config`, `--print_config`, and every option.
+def run_parser(description: str, config: type[RunConfig] = RunConfig) -> ArgumentParser:
+    """Return the parser of a job: `--config`, `--print_config`, and every option of its configuration.
 
     Args:
         description: What the job does, for `--help`.
+        config: The job's configuration.
     """
     parser = ArgumentParser(
         description=description,
         usage="%(prog)s [--config FILE] [--OPTION VALUE ...]",
-        epilog=_help_of_nested_options(),
+        epilog=_help_of_nested_options(config),
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
         exit_on_error=False,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
-    parser.add_class_arguments(RunConfig, fail_untyped=True)
+    parser.add_class_arguments(config, fail_untyped=True)
     return parser
 
 
 def parse_run(
-    parser: ArgumentParser, arguments: Sequence[str], default_config: str
-) -> tuple[RunConfig, Namespace]:
+    parser: ArgumentParser,
+    arguments: Sequence[str],
+    default_configs: Sequence[str],
+    config: type[Configuration],
+) -> tuple[Configuration, Namespace]:
     """Parse a job's arguments.
 
     Args:
         parser: A parser of `run_parser`, perhaps with options added.
         arguments: Command line without the program's name.
-        default_config: YAML file taken when the arguments name none.
+        default_configs: YAML files taken, the later over the earlier, when the arguments name none.
+        config: The job's configuration, as the parser was given it.
 
     Returns:
         The checked configuration, and everything that was parsed.
@@ -60,16 +66,30 @@ def parse_run(
         UserError: An option is unknown, or a value is not allowed; one line.
     """
     if not list(_config_files(arguments)):
-        arguments = ["--config", default_config, *arguments]
+        arguments = [*(f"--config={file}" for file in default_configs), *arguments]
     for file in _config_files(arguments):
         _check_config_file(file)
-    names = [field.name for field in dataclasses.fields(RunConfig)]
     try:
         parsed = parser.parse_args(list(arguments))
-        built = parser.instantiate(parsed)
-        return RunConfig(**{name: built[name] for name in names}), parsed
+        return _build(parser, parsed, config), parsed
     except (ArgumentError, TypeError, ValueError) as error:
-        raise UserError(_reason(error, parser)) from error
+        raise UserError(_reason(error, parser, config)) from error
+
+
+def read_run(text: str) -> RunConfig:
+    """Return the configuration that `to_yaml` wrote.
+
+    Args:
+        text: YAML.
+
+    Raises:
+        UserError: An option is unknown, or a value is not allowed; one line.
+    """
+    parser = run_parser("")
+    try:
+        return _build(parser, parser.parse_object(yaml.safe_load(text)), RunConfig)
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise UserError(_reason(error, parser, RunConfig)) from error
 
 
 def to_yaml(config: Any) -> str:
@@ -98,11 +118,16 @@ def run_job(main: Callable[[Sequence[str]], int]) -> NoReturn:
     raise SystemExit(status)
 
 
-def _help_of_nested_options() -> str:
+def _build(parser: ArgumentParser, parsed: Namespace, config: type[Configuration]) -> Configuration:
+    built = parser.instantiate(parsed)
+    return config(**{field.name: built[field.name] for field in dataclasses.fields(config)})
+
+
+def _help_of_nested_options(config: type) -> str:
     """Return the help of the options that the parser hides, since their part may be absent or there many times."""
     titles = {"optional": "--{0}.NAME VALUE sets the part {0}:", "list": "Each entry of --{0} has:"}
     lines = []
-    for part in parts_of(RunConfig):
+    for part in parts_of(config):
         if part.place != "always":
             lines += ["", titles[part.place].format(part.name)]
             for option in part.options:
@@ -146,7 +171,7 @@ def _type_name(content: object) -> str:
     return "nothing" if content is None else f"a {type(content).__name__}"
 
 
-def _reason(error: BaseException, parser: ArgumentParser) -> str:
+def _reason(error: BaseException, parser: ArgumentParser, config: type) -> str:
     """Return why parsing failed as one line: our own message if one is behind the parser's, else from its text.
 
     jsonargparse reports the way to a wrong value in lines `Parser key "..."`, one for each level, followed by what
@@ -161,23 +186,22 @@ def _reason(error: BaseException, parser: ArgumentParser) -> str:
     way = list(dict.fromkeys(re.findall(r'(?:Parser key "|Group \')([\w.]+)', text)))
     unknown = re.search(r"(?:unrecognized arguments: -*|accept option '|Option ')([^\s=']+)", text)
     if unknown:
-        return _no_such_option(".".join([*way, unknown[1]]), parser)
+        return _no_such_option(".".join([*way, unknown[1]]), parser, config)
     missing = re.search(r"arguments are required: (\w+)", text)
     if missing:
         return f"{'.'.join([*way, missing[1]])} has no default: give it in the config file or on the command line"
     name, value = ".".join(way), re.search(r"(?:Got value: |Given value: |load config ')([^\n']*)", text)
-    if value and name in value_types():
-        return f"{name} is '{value[1]}', must be {value_types()[name]}"
+    if value and name in value_types(config):
+        return f"{name} is '{value[1]}', must be {value_types(config)[name]}"
     return _one_line(text)
 
 
-def _no_such_option(name: str, parser: ArgumentParser) -> str:
-    known = {*value_types(), *parser.get_defaults().keys()}
+def _no_such_option(name: str, parser: ArgumentParser, config: type) -> str:
+    known = {*value_types(config), *parser.get_defaults().keys()}
     levels = name.split(".")
     prefixes = [".".join(levels[: depth + 1]) for depth in range(len(levels))]
     unknown = next((prefix for prefix in prefixes if prefix not in known), name)
-    near = difflib.get_close_matches(unknown, sorted(known), n=1)
-    return f"there is no option {unknown}; {f'did you mean {near[0]}?' if near else 'see --help'}"
+    return f"there is no option {unknown}; {nearest_option(unknown, known)}"
 
 
 def _one_line(message: object) -> str:

@@ -70,6 +70,10 @@ class TrainConfig:
         cpus_per_worker: CPUs that Ray reserves for each worker; what is left reads and decodes.
         precision: bf16 runs matrix products in bfloat16 (autocast); parameters, gradients and optimizer state stay
             in fp32 either way. fp32 is the default because it is reproducible bit for bit on CPU.
+        stop_at: Optimizer step after which the run ends for now; null for its last. `steps` still decides the
+            learning rate, so that the run can go on later as if it had not ended.
+        start_from: Path or URI of another run's checkpoint to begin from, with its weights, optimizer state and step;
+            null begins with new weights at step 0. A run that has checkpoints of its own goes on from those.
         seed: Seed of the initial weights and of the order of samples.
         log_every: Optimizer steps between logged losses.
         eval_every: Optimizer steps between evaluations on the held-out shards; 0 for one at the end only.
@@ -85,6 +89,8 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     cpus_per_worker: float = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
+    stop_at: int | None = None
+    start_from: str | None = None
     seed: int = 0
     log_every: int = 10
     eval_every: int = 0
@@ -113,6 +119,10 @@ class TrainConfig:
         for name in ("eval_every", "max_failures", "seed", "cpus_per_worker"):
             if getattr(self, name) < 0:
                 raise UserError(f"train.{name} is {getattr(self, name)}, must not be negative")
+        if self.stop_at is not None and not 1 <= self.stop_at <= self.steps:
+            raise UserError(
+                f"train.stop_at is {self.stop_at}, must be between 1 and train.steps {self.steps}, or null"
+            )
         if self.lanes % self.num_workers:
             divisors = [n for n in range(1, self.lanes + 1) if self.lanes % n == 0]
             raise UserError(
@@ -224,6 +234,11 @@ class RunConfig:
                         f"source '{source.name}': has modality {modality}, but model.{modality} is null; "
                         f"set model.{modality}.* to its sizes"
                     )
+
+    @property
+    def last_step(self) -> int:
+        """Optimizer step after which the run ends."""
+        return self.train.stop_at or self.train.steps
 
     @property
     def heads(self) -> dict[str, int]:

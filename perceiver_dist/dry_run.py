@@ -60,7 +60,7 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
         },
         "tokens": tokens_per_modality(config.model),
         "channels": token_channels(config.model),
-        "memory_per_rank": _memory_per_rank(config, device),
+        "memory_per_rank": training_memory(config, device),
         "steps": config.train.steps,
         "global_batch": global_batch,
         "samples_per_epoch": samples,
@@ -77,10 +77,14 @@ def _device(config: RunConfig) -> str:
     return config.train.device
 
 
-def _memory_per_rank(config: RunConfig, device: str) -> dict[str, int]:
+def training_memory(config: RunConfig, device: str) -> dict[str, int]:
     """Return bytes by part, as the engine holds them: all in fp32, since bf16 is autocast of the forward pass.
 
     Under autocast the activations are about 0.6 to 1.1 times as many bytes as in fp32, which is what is given.
+
+    Args:
+        config: The configuration.
+        device: Type of the device, cpu or cuda.
     """
     stage, ranks = config.deepspeed.zero_stage, config.train.num_workers
     memory = memory_per_rank(

@@ -54,7 +54,7 @@ def confusion_matrix_figure(counts: np.ndarray[Any, Any], class_names: Sequence[
         axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=shade, fontsize=7)
     accuracy = np.trace(counts) / max(int(counts.sum()), 1)
     axes.set_title(f"{int(counts.sum()):,} samples, accuracy {accuracy:.1%}", fontsize=10)
-    _write_whole(figure, path)
+    write_figure(figure, path)
 
 
 def learning_curves_figure(history: Sequence[Mapping[str, float]], path: Path) -> None:
@@ -89,7 +89,7 @@ def learning_curves_figure(history: Sequence[Mapping[str, float]], path: Path) -
             axes.legend(frameon=False, fontsize=8)
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
-    _write_whole(figure, path)
+    write_figure(figure, path)
 
 
 def _name_the_classes(axes: Axes, class_names: Sequence[str]) -> None:
@@ -126,7 +126,13 @@ def _draw_curve(axes: Axes, source: str, steps: Sequence[float], values: Sequenc
     axes.plot(steps, values, color=line.get_color(), alpha=0.25, linewidth=0.8, zorder=1)
 
 
-def _write_whole(figure: Figure, path: Path) -> None:
+def write_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG, whole or not at all.
+
+    Args:
+        figure: What to write.
+        path: The PNG; its folder exists.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     FigureCanvasAgg(figure)
     figure.savefig(beside, format="png", dpi=_DOTS_PER_INCH)

@@ -4,9 +4,11 @@ The command line's help and error lines and docs/configuration.md are all made f
 """
 
 import dataclasses
+import difflib
 import inspect
 import json
 import types
+from collections.abc import Iterable
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
@@ -75,7 +77,7 @@ def parts_of(config: type, name: str = "", place: Place = "always") -> list[Part
         if inner:
             nested += parts_of(inner[0], full_name, inner[1])
         if not inner or inner[1] == "optional":
-            shown_type = _type_text(hints[field.name])
+            shown_type = type_text(hints[field.name])
             options.append(Option(full_name, shown_type, _default_text(field), meanings.get(field.name, "")))
     summary = inspect.getdoc(config) or ""
     return [Part(name, config, place, summary.partition("\n")[0], options), *nested]
@@ -91,13 +93,16 @@ def documented_fields(config: type) -> dict[str, str]:
     return {entry.arg_name: " ".join((entry.description or "").split()) for entry in parsed.params}
 
 
-def value_types() -> dict[str, str]:
-    """Return what may be given for every option and every part of a `RunConfig`, by dotted name.
+def value_types(config: type = RunConfig) -> dict[str, str]:
+    """Return what may be given for every option and every part of a configuration, by dotted name.
 
     The options of a list's entries stand under the list's name, as in sources.weight.
+
+    Args:
+        config: The root of the configuration.
     """
     types_by_name = {}
-    for part in parts_of(RunConfig):
+    for part in parts_of(config):
         types_by_name[part.name] = _TYPE_OF_PART[part.place]
         types_by_name |= {option.name: option.type for option in part.options}
     return types_by_name
@@ -113,11 +118,27 @@ def _part_within(hint: Any) -> tuple[type, Place] | None:
     return None
 
 
-def _type_text(hint: Any) -> str:
+def nearest_option(name: str, known: Iterable[str] | None = None) -> str:
+    """Return a question or a hint for somebody who named an option that does not exist.
+
+    Args:
+        name: Dotted name that was given.
+        known: Names there are; None for those of a `RunConfig`.
+    """
+    near = difflib.get_close_matches(name, sorted(known or value_types()), n=1)
+    return f"did you mean {near[0]}?" if near else "see --help"
+
+
+def type_text(hint: Any) -> str:
+    """Return a type as a person would say it: "int", "one of fp32, bf16", "str or null".
+
+    Args:
+        hint: A type annotation.
+    """
     if get_origin(hint) is Literal:
         return f"one of {', '.join(str(choice) for choice in get_args(hint))}"
     if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(_type_text(choice) for choice in get_args(hint))
+        return " or ".join(type_text(choice) for choice in get_args(hint))
     if hint is types.NoneType:
         return "null"
     if dataclasses.is_dataclass(hint):

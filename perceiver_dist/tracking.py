@@ -23,7 +23,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
-from mlflow.entities import Metric, Param
+from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
@@ -67,6 +67,7 @@ class MlflowLog:
         run_id: str | None,
         parameters: Mapping[str, str],
         tags: Mapping[str, str],
+        system_metrics: bool = True,
     ) -> None:
         """Open a new run, or go on with an old one.
 
@@ -79,6 +80,7 @@ class MlflowLog:
             parameters: Name and value of what the run was configured with. Values beyond MLflow's 6,000
                 characters are cut. Written once: a run that goes on keeps its first parameters.
             tags: Name and value of what a new run is to be found by.
+            system_metrics: Whether to record this machine's load as well.
 
         Raises:
             UserError: No records can be kept at `tracking_uri`, the experiment was deleted, or there is no run
@@ -103,11 +105,13 @@ class MlflowLog:
                     f"{self._tracking_uri}: {_first_line(failure)}; check tracking.uri and its server"
                 ) from failure
             self._warn("going on with the run", failure)
-        monitor_class: Any = SystemMetricsMonitor  # MLflow leaves it without types
-        self._system_metrics = monitor_class(
-            self.run_id, resume_logging=run_id is not None, tracking_uri=self._tracking_uri
-        )
-        self._system_metrics.start()
+        self._system_metrics: Any = None
+        if system_metrics:
+            monitor_class: Any = SystemMetricsMonitor  # MLflow leaves it without types
+            self._system_metrics = monitor_class(
+                self.run_id, resume_logging=run_id is not None, tracking_uri=self._tracking_uri
+            )
+            self._system_metrics.start()
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Log numbers of one optimizer step.
@@ -123,6 +127,18 @@ class MlflowLog:
                 self._client.log_batch(self.run_id, metrics=entities[first : first + MAX_METRICS_PER_BATCH])
         except _LOGGING_FAILURES as failure:
             self._warn("logging metrics", failure)
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set what the run is to be found by.
+
+        Args:
+            values: Name and value; a tag that is there already gets the new value.
+        """
+        entities = [RunTag(name, value) for name, value in values.items()]
+        try:
+            self._client.log_batch(self.run_id, tags=entities)
+        except _LOGGING_FAILURES as failure:
+            self._warn("setting tags", failure)
 
     def artifact(self, path: Path) -> None:
         """Copy a file into the run.
@@ -165,7 +181,8 @@ class MlflowLog:
         Args:
             status: `FINISHED`, `FAILED` (an error) or `KILLED` (preempted or interrupted).
         """
-        self._system_metrics.finish()
+        if self._system_metrics:
+            self._system_metrics.finish()
         try:
             self._client.set_terminated(self.run_id, status)
         except _LOGGING_FAILURES as failure:

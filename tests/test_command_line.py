@@ -46,7 +46,7 @@ def job(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def parse(*arguments: str, default: str = "not needed") -> RunConfig:
-    return parse_run(run_parser("A job."), arguments, default)[0]
+    return parse_run(run_parser("A job."), arguments, [default], RunConfig)[0]
 
 
 def parse_text(text: str, folder: Path) -> RunConfig:

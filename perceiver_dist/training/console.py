@@ -3,7 +3,7 @@
 import math
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,14 +17,37 @@ from perceiver_dist.training.news import News
 _SECONDS_BETWEEN_NEWS = 0.5
 
 
-def start_ray(config: RunConfig) -> None:
-    """Connect to the cluster that RAY_ADDRESS names, or start Ray in this process.
-
-    A Ray started here has as many CPUs as training and reading need to make progress together, even on a machine
-    with fewer cores: they are Ray's units of scheduling, and with too few no data would ever be read.
+def cpus_of(config: RunConfig) -> int:
+    """Return the CPUs with which training and reading make progress together.
 
     Args:
-        config: The resolved configuration.
+        config: The run's configuration.
+    """
+    workers = math.ceil(config.train.num_workers * config.train.cpus_per_worker)
+    return workers + config.data.tasks * (len(config.sources) + 1)
+
+
+def uses_gpus(config: RunConfig) -> bool:
+    """Return whether training takes a GPU per worker; Ray is running.
+
+    Args:
+        config: The run's configuration.
+    """
+    resources: Any = ray.cluster_resources
+    return config.train.device == "cuda" or (
+        config.train.device == "auto" and bool(resources().get("GPU", 0))
+    )
+
+
+def start_ray(cpus: int, dashboard: bool = False) -> None:
+    """Connect to the cluster that RAY_ADDRESS names, or start Ray in this process.
+
+    A Ray started here has as many CPUs as are needed, even on a machine with fewer cores: they are Ray's units of
+    scheduling, and with too few no data would ever be read.
+
+    Args:
+        cpus: CPUs that are needed.
+        dashboard: Whether to start Ray's dashboard, which also frees what a killed training held.
     """
     if ray.is_initialized():
         return
@@ -34,24 +57,25 @@ def start_ray(config: RunConfig) -> None:
         return
     # A run has some 12 processes whatever the number of cores; Ray warns on the screen at 4 times this number.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
-    workers = math.ceil(config.train.num_workers * config.train.cpus_per_worker)
-    readers = config.data.tasks * (len(config.sources) + 1)
     ray.init(
         address="local",
-        num_cpus=max(os.cpu_count() or 1, workers + readers),
-        include_dashboard=False,
+        num_cpus=max(os.cpu_count() or 1, cpus),
+        include_dashboard=dashboard,
         **quiet,
     )
 
 
 @contextmanager
-def news_on(line: ProgressLine, tracker: Any, total_steps: int) -> Iterator[None]:
+def news_on(
+    line: ProgressLine, tracker: Any, total_steps: int, on_news: Callable[[News], None] | None
+) -> Iterator[None]:
     """Show the tracker's news on the progress line while `trainer.fit` holds the main thread.
 
     Args:
         line: Where to show it.
         tracker: The `Tracker` actor, asked twice a second.
         total_steps: Steps of the whole run.
+        on_news: Called with the news as well.
     """
     done = threading.Event()
 
@@ -66,6 +90,8 @@ def news_on(line: ProgressLine, tracker: Any, total_steps: int) -> Iterator[None
                 line.update(
                     news.step, total_steps, news.loss, news.samples_per_second, news.data_wait_fraction
                 )
+            if on_news:
+                on_news(news)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()

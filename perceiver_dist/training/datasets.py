@@ -11,7 +11,7 @@ from ray.data import Dataset
 from perceiver_dist.config import RunConfig
 from perceiver_dist.errors import UserError
 from perceiver_dist.training.news import News
-from perceiver_dist.training.run_folder import newest_step
+from perceiver_dist.training.run_folder import first_step
 from pipelines.datasource import unit_dataset
 from pipelines.index import SourceIndex, index_shard
 from pipelines.plan import EvaluationPlan, TrainingPlan
@@ -64,7 +64,8 @@ def index_sources(config: RunConfig, shards: dict[str, list[str]]) -> dict[str, 
     Raises:
         UserError: A shard is missing, damaged or empty; the first such shard is named.
     """
-    task: Any = ray.remote(index_shard)
+    # "SPREAD" also keeps the tasks out of the placement group of a search's trial, which has no CPUs to spare.
+    task: Any = ray.remote(index_shard).options(scheduling_strategy="SPREAD")
     pending = {name: [task.remote(uri, config.index_folder) for uri in uris] for name, uris in shards.items()}
     try:
         # One by one, so that of several bad shards the first is named, not the one that was found first.
@@ -122,7 +123,7 @@ def _training_dataset(config: RunConfig, folder: str, maker: UnitMaker, tracker:
         raise UserError(news.user_error)
     schedule, train, name = Schedule(config.weights), config.train, maker.source.name
     stop = schedule.steps_before(name, train.steps) * train.lanes
-    first = schedule.steps_before(name, newest_step(folder)) * train.lanes
+    first = schedule.steps_before(name, first_step(config, folder)) * train.lanes
     return unit_dataset(maker, min(first, stop - train.lanes), stop, config.data)
 
 

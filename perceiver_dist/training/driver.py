@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -23,22 +25,32 @@ from perceiver_dist.errors import UserError
 from perceiver_dist.model.cost import parameter_count
 from perceiver_dist.progress import ProgressLine
 from perceiver_dist.tracking import RunStatus, absolute_tracking_uri
-from perceiver_dist.training.console import news_on, show_result, start_ray
+from perceiver_dist.training.console import cpus_of, news_on, show_result, start_ray, uses_gpus
 from perceiver_dist.training.datasets import SourceData, index_sources, list_shards, make_datasets
-from perceiver_dist.training.loop import Job, train_worker
 from perceiver_dist.training.news import News
-from perceiver_dist.training.run_folder import CONFIG, RESULT, check_continues, checkpoint_name, newest_step
+from perceiver_dist.training.run_folder import (
+    CONFIG,
+    RESULT,
+    check_continues,
+    check_start,
+    checkpoint_name,
+    newest_step,
+)
 from perceiver_dist.training.tracker import Tracker
+from perceiver_dist.training.worker import Job, train_worker
 from pipelines.demo.resolve import resolve_demo
 from pipelines.storage import absolute_uri, check_writable, join, write_text
 
 
-def run_training(config: RunConfig, console: Console) -> dict[str, Any]:
+def run_training(
+    config: RunConfig, console: Console, on_news: Callable[[News], None] | None = None
+) -> dict[str, Any]:
     """Train, and leave config.yaml, result.json, checkpoints and figures in the run's folder.
 
     Args:
         config: The configuration; a run name that exists goes on from its last checkpoint.
         console: Where progress and the result table are shown.
+        on_news: Called twice a second, in another thread, with how training goes.
 
     Returns:
         What result.json holds.
@@ -55,15 +67,16 @@ def run_training(config: RunConfig, console: Console) -> dict[str, Any]:
             config, sources=[resolve_demo(source, config.storage.path) for source in config.sources]
         )
         check_continues(config, folder)
+        check_start(config, folder)
         shards = list_shards(config)
-        start_ray(config)
+        start_ray(cpus_of(config))
         data = index_sources(config, shards)
         write_text(join(folder, CONFIG), to_yaml(config))
         facts = {"parameters": str(parameter_count(config.model, config.heads))}
         tracker: Any = ray.remote(num_cpus=0)(Tracker).remote(config, folder, facts)
         run_id = ray.get(tracker.run_id.remote())
         line.message(f"starting {config.train.num_workers} workers: {_describe(config, data)}")
-        outcome = _fit(config, folder, data, tracker, line)
+        outcome = _fit(config, folder, data, tracker, news_on(line, tracker, config.last_step, on_news))
     news: News = ray.get(tracker.news.remote())
     result = _result(config, outcome, news, run_id, folder)
     ray.get(tracker.close.remote(_MLFLOW_STATUS[outcome.exit], result))
@@ -98,11 +111,6 @@ def resolve(config: RunConfig) -> RunConfig:
     )
 
 
-def _cluster_has_gpus() -> bool:
-    resources: Any = ray.cluster_resources
-    return bool(resources().get("GPU", 0))
-
-
 _MLFLOW_STATUS: dict[str, RunStatus] = {"completed": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 
 
@@ -113,10 +121,14 @@ class _Outcome:
 
 
 def _fit(
-    config: RunConfig, folder: str, data: dict[str, SourceData], tracker: Any, line: ProgressLine
+    config: RunConfig,
+    folder: str,
+    data: dict[str, SourceData],
+    tracker: Any,
+    watching: AbstractContextManager[None],
 ) -> _Outcome:
     train = config.train
-    use_gpu = train.device == "cuda" or (train.device == "auto" and _cluster_has_gpus())
+    use_gpu = uses_gpus(config)
     trainer = TorchTrainer(
         partial(train_worker, Job(config, tracker)),
         scaling_config=ray.train.ScalingConfig(
@@ -133,7 +145,7 @@ def _fit(
         datasets={**make_datasets(config, folder, data, tracker)},
         dataset_config=ray.train.DataConfig(execution_options=ExecutionOptions(preserve_order=True)),
     )
-    with news_on(line, tracker, config.train.steps):
+    with watching:
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:

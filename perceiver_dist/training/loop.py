@@ -4,7 +4,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import torch
 from ray.exceptions import RayTaskError
 from torch import Tensor, distributed
 
-from perceiver_dist.config import RunConfig
 from perceiver_dist.errors import UserError
 from perceiver_dist.model.perceiver import Perceiver
 from perceiver_dist.training.batches import UnitStream
@@ -31,41 +29,41 @@ from perceiver_dist.training.evaluation import autocast, evaluate, loss_per_samp
 from perceiver_dist.training.learning_rate import learning_rate
 from perceiver_dist.training.news import Scores
 from perceiver_dist.training.run_folder import checkpoint_name
+from perceiver_dist.training.worker import Job
 from pipelines.schedule import Schedule
 
 
-@dataclass(frozen=True)
-class Job:
-    """What every worker is started with.
-
-    Attributes:
-        config: The run's resolved configuration.
-        tracker: The `Tracker` actor.
-    """
-
-    config: RunConfig
-    tracker: Any
-
-
-def train_worker(job: Job) -> None:
+def train_rank(job: Job) -> None:
     """Train as one rank of a group of Ray Train workers, from the newest checkpoint to the last step.
 
     Args:
         job: Configuration and tracker.
 
     Raises:
-        UserError: The data or the checkpoint has a fault that the user can mend; the tracker knows it too.
+        UserError: The data or the checkpoint has a fault that the user can mend, or memory does not suffice; the
+            tracker knows it too.
         RayTaskError: The same, from a task that reads data.
+        RuntimeError: As torch raises it.
     """
     try:
         rank = _Rank(job)
         rank.train()
-    except (UserError, RayTaskError) as error:
+    except (UserError, RayTaskError, RuntimeError) as error:
         cause = error.cause if isinstance(error, RayTaskError) else error
+        if _is_out_of_memory(cause):
+            cause = UserError(
+                f"a rank is out of memory ({str(cause).splitlines()[0]}); lower train.micro_batch or the model's "
+                "sizes, or set model.activation_checkpointing or a higher deepspeed.zero_stage"
+            )
         if isinstance(cause, UserError):
             # Ray Data adds lines of its own, on retries.
             ray.get(job.tracker.stop_for.remote(str(cause).splitlines()[0]))
         raise
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # On CPU torch raises a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
 
 
 class _Rank:
@@ -91,22 +89,27 @@ class _Rank:
     def train(self) -> None:
         """Take all steps that are left, then evaluate with every subset of the modalities."""
         train = self.config.train
-        while self.step < train.steps:
+        while self.step < self.config.last_step:
             self._take_step()
-            if self.step % train.log_every == 0 or self.step == train.steps:
+            last = self.step == self.config.last_step
+            if last or self.step % train.log_every == 0:
                 self._log()
-            if self.step % train.checkpoint_every == 0 or self.step == train.steps:
-                with self.window.paused():
-                    self._save()
-            if train.eval_every and self.step % train.eval_every == 0 and self.step < train.steps:
+            evaluates = train.eval_every > 0 and self.step % train.eval_every == 0 and not last
+            if evaluates:
                 with self.window.paused():
                     self._evaluate(all_subsets=False)
+            # After the evaluation, so that a run that goes on from here has it on record.
+            if evaluates or last or self.step % train.checkpoint_every == 0:
+                with self.window.paused():
+                    self._save()
         self._evaluate(all_subsets=True)
 
     def _restore(self) -> tuple[Any, int]:
         torch.manual_seed(self.config.train.seed)
         model = Perceiver(self.config.model, self.config.heads).to(self.device)
         checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None and self.config.train.start_from:
+            checkpoint = ray.train.Checkpoint(self.config.train.start_from)
         if checkpoint is None:
             return build_engine(model, self.config, self.world_size), 0
         with checkpoint.as_directory() as directory:

@@ -34,6 +34,7 @@ class News:
             first units are still being read.
         mean_data_wait_fraction: The same.
         scores: `<source>/<metric>` of the newest evaluation of each source.
+        evaluations: Step and metrics of every evaluation of the run, those before a restart among them.
         user_error: One line that the user can mend, after which nothing is retried; "" for none.
         started_from: Step that the newest group of workers started from; None while none has started.
         restarts: Groups of workers that were started after the first.
@@ -46,6 +47,7 @@ class News:
     mean_samples_per_second: float = 0.0
     mean_data_wait_fraction: float = 0.0
     scores: dict[str, float] = field(default_factory=dict)
+    evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
     user_error: str = ""
     started_from: int | None = None
     restarts: int = -1

@@ -1,6 +1,7 @@
 """What lies in a run's folder, and by which name."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -37,6 +38,43 @@ def newest_step(folder: str) -> int:
     snapshot = json.loads(read_text(join(folder, _SNAPSHOT)) or "{}")
     newest = snapshot.get("latest_checkpoint_result")
     return int(newest["checkpoint_dir_name"].rpartition("-")[2]) if newest else 0
+
+
+def first_step(config: RunConfig, folder: str) -> int:
+    """Return the step that a run goes on from: of its newest checkpoint, else of the one that it is to begin from.
+
+    Args:
+        config: The resolved configuration.
+        folder: Path or URI of the run's folder.
+    """
+    own = newest_step(folder)
+    if own or config.train.start_from is None:
+        return own
+    return int(config.train.start_from.rstrip("/").rpartition("-")[2])
+
+
+def check_start(config: RunConfig, folder: str) -> None:
+    """Make sure that the checkpoint to begin from is there, and before the run's end.
+
+    Args:
+        config: The resolved configuration.
+        folder: Path or URI of the run's folder.
+
+    Raises:
+        UserError: It is not so.
+    """
+    start = config.train.start_from
+    if start is None or newest_step(folder):
+        return
+    if not re.search(r"step-\d{8}/?$", start) or read_text(join(start, "progress.json")) is None:
+        raise UserError(
+            f"train.start_from is {start}, which is no checkpoint; name a folder such as runs/NAME/step-00001000"
+        )
+    if first_step(config, folder) >= config.last_step:
+        raise UserError(
+            f"train.start_from is {start}, which is not before the run's last step {config.last_step}; raise "
+            "train.steps or take an earlier checkpoint"
+        )
 
 
 def check_continues(config: RunConfig, folder: str) -> None:

@@ -39,6 +39,7 @@ class Tracker:
         self._news = News()
         self._pace = _Pace()
         self._history = [json.loads(line) for line in (read_text(join(folder, METRICS)) or "").splitlines()]
+        self._news.evaluations = _evaluations(self._history)
         self._samples: dict[int, dict[int, list[str]]] = {}
         run_id = read_text(join(folder, MLFLOW_RUN_ID))
         self._log = MlflowLog(
@@ -70,6 +71,7 @@ class Tracker:
         self._news.restarts += 1
         self._pace = _Pace()
         self._history = [entry for entry in self._history if entry["step"] <= step]
+        self._news.evaluations = _evaluations(self._history)
 
     def trained(self, step: int, values: Mapping[str, float]) -> None:
         """Record the metrics of a logged step.
@@ -97,6 +99,7 @@ class Tracker:
             f"{name}/{metric}": value for name, of in scores.items() for metric, value in of.metrics.items()
         }
         self._news.scores.update(values)
+        self._news.evaluations[step] = values
         self._record(step, values)
         with tempfile.TemporaryDirectory() as scratch:
             for source in self._config.sources:
@@ -178,6 +181,15 @@ class _Pace:
         if not self._seconds:
             return 0.0, 0.0
         return self._samples / self._seconds, self._waited / self._seconds
+
+
+def _evaluations(history: list[dict[str, float]]) -> dict[int, dict[str, float]]:
+    """Return step and metrics of the entries that `Tracker.evaluated` recorded."""
+    return {
+        int(entry["step"]): {name: value for name, value in entry.items() if name != "step"}
+        for entry in history
+        if "train/loss" not in entry
+    }
 
 
 def _drawn(entry: Mapping[str, float]) -> dict[str, float]:

@@ -17,7 +17,7 @@ import small_run
 import yaml
 from rich.console import Console
 
-from perceiver_dist.command_line import parse_run, run_parser, to_yaml
+from perceiver_dist.command_line import read_run, to_yaml
 from perceiver_dist.errors import UserError
 from perceiver_dist.training.driver import run_training
 from perceiver_dist.training.run_folder import newest_step
@@ -93,7 +93,7 @@ def test_the_screen_shows_progress_and_results_only(trained: Callable[[int], dic
 
 def test_the_folder_holds_a_configuration_that_reads_back(trained: Callable[[int], dict[str, Any]]) -> None:
     file = trained(2)["folder"] / "config.yaml"
-    config, _ = parse_run(run_parser("test"), ["--config", str(file)], "")
+    config = read_run(file.read_text())
     assert to_yaml(config) == file.read_text()
     steps = yaml.safe_load(file.read_text())["train"]["steps"]
     assert steps == small_run.STEPS
@@ -142,6 +142,43 @@ def test_a_run_does_not_go_on_in_another_order(
     config = small_run.small_config(data, storage, "workers2", **{name: value})
     with pytest.raises(UserError, match=f"train.{name} is {value}, but run 'workers2' was started with"):
         run_training(config, Console(file=StringIO()))
+
+
+def test_a_run_that_begins_from_anothers_checkpoint_and_ends_early_has_its_losses(
+    trained: Callable[[int], dict[str, Any]], data: Path, tmp_path: Path
+) -> None:
+    checkpoint = trained(2)["folder"] / "step-00000090"
+    config = small_run.small_config(data, tmp_path, "branch", start_from=str(checkpoint), stop_at=95)
+    result = run_training(config, Console(file=StringIO()))
+    assert (result["exit"], result["steps"], result["metrics"]["squares/samples"]) == ("completed", 95, 21)
+    assert losses(tmp_path / "branch") == losses(trained(2)["folder"])[90:95]
+    assert samples(tmp_path / "branch") == samples(trained(2)["folder"])[90:95]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"start_from": "runs/a"},
+            "train.start_from is runs/a, which is no checkpoint; name a folder such as",
+        ),
+        (
+            {"start_from": "checkpoint", "stop_at": 90},
+            "is not before the run's last step 90; raise train.steps or",
+        ),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_begun_from_is_refused(
+    trained: Callable[[int], dict[str, Any]],
+    data: Path,
+    tmp_path: Path,
+    options: dict[str, Any],
+    message: str,
+) -> None:
+    if options["start_from"] == "checkpoint":
+        options = {**options, "start_from": str(trained(2)["folder"] / "step-00000090")}
+    with pytest.raises(UserError, match=message):
+        run_training(small_run.small_config(data, tmp_path, "branch", **options), Console(file=StringIO()))
 
 
 def test_a_killed_driver_goes_on_and_ends_with_the_same_losses(
