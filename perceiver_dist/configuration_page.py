@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from perceiver_dist.config import RunConfig
 from perceiver_dist.options import Option, Part, parts_of
+from perceiver_dist.search.config import SearchRunConfig
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 
@@ -39,7 +39,7 @@ _PLACES = {
 
 def configuration_page() -> str:
     """Return the page as Markdown."""
-    parts = [part for part in parts_of(RunConfig) if part.options]
+    parts = [part for part in parts_of(SearchRunConfig) if part.options]
     return "\n".join([_INTRODUCTION, *(_section(part) for part in parts)])
 
 

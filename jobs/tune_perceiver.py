@@ -1,0 +1,71 @@
+"""Search for the best Perceiver: `python jobs/tune_perceiver.py [--config F] [--a.b value ...]`."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+
+from perceiver_dist.command_line import parse_run, run_job, run_parser
+from perceiver_dist.search.config import SearchRunConfig
+
+CONFIGS = Path(__file__).parent / "configs"
+DEFAULT_CONFIGS = [str(CONFIGS / "default.yaml"), str(CONFIGS / "search.yaml")]
+
+WIDTH_OF_LOGS = 160
+"""Columns of the result table where output is kept; rich takes 80, in which a trial's values do not fit."""
+
+
+def build_parser() -> ArgumentParser:
+    """Return the job's parser."""
+    parser = run_parser("Search for the best Perceiver for given data and a given budget.", SearchRunConfig)
+    parser.add_argument(
+        "--iso_flops",
+        action="store_true",
+        help="give every trial the same training FLOPs; the same as --search.iso_flops true",
+    )
+    parser.add_argument(
+        "--promote",
+        metavar="NAME@ALIAS",
+        help="register the best trial's model in the MLflow model registry",
+    )
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="start nothing; print the baseline and the candidates with what they cost, as JSON",
+    )
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Search, or with --dry_run show what would be tried first.
+
+    Args:
+        arguments: The command line without the program's name.
+
+    Returns:
+        Exit status: 0 if the search has a best trial, 1 if no trial was completed, 130 if it was interrupted.
+    """
+    config, parsed = parse_run(build_parser(), arguments, DEFAULT_CONFIGS, SearchRunConfig)
+    if parsed.iso_flops:
+        config = replace(config, search=replace(config.search, iso_flops=True))
+    if parsed.dry_run:
+        from perceiver_dist.search.preview import preview
+
+        print(json.dumps(preview(config), indent=1))
+        return 0
+    from perceiver_dist.search.driver import is_interrupted, run_search
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH_OF_LOGS
+    record = run_search(config, console, parsed.promote)
+    if is_interrupted(record):
+        return 130
+    return 0 if record.best else 1
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,1 @@
+"""Search for the best Perceiver for given data and a given budget, with Ray Tune."""

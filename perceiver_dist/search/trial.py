@@ -1,0 +1,77 @@
+"""One trial, as it runs in an actor of Ray Tune: the very training of `jobs/train_multimodal.py`."""
+
+import io
+from dataclasses import dataclass, field
+from typing import Any
+
+from ray import tune
+from rich.console import Console
+
+from perceiver_dist.command_line import read_run
+from perceiver_dist.errors import UserError
+from perceiver_dist.training.driver import run_training
+from perceiver_dist.training.news import News
+from perceiver_dist.training.run_folder import CONFIG, newest_step
+from pipelines.storage import join, read_text
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a trial stands.
+
+    Attributes:
+        step: Optimizer steps taken.
+        loss: Training loss of the newest steps; None if none was taken, as by a trial that was killed after its last.
+        evaluations: Step and metrics of all evaluations that a checkpoint stands behind.
+        checkpoint_step: Step of the newest checkpoint, 0 if there is none.
+        exit: How the training ended, "" while it runs: completed or failed.
+        reason: Why it failed, one line.
+    """
+
+    step: int
+    loss: float | None = None
+    evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
+    checkpoint_step: int = 0
+    exit: str = ""
+    reason: str = ""
+
+
+def run_trial(parameters: dict[str, Any]) -> None:
+    """Train, and report to Ray Tune twice a second.
+
+    An evaluation is reported once a checkpoint of its step is registered. So a search that is killed never has to
+    compute again what it has decided by.
+
+    Args:
+        parameters: "folder": path or URI of the run's folder, which holds its configuration.
+    """
+    folder = parameters["folder"]
+    newest = Report(step=0)
+
+    def on_news(news: News) -> None:
+        nonlocal newest
+        saved = newest_step(folder)
+        covered = {step: metrics for step, metrics in news.evaluations.items() if step <= saved}
+        newest = Report(news.step, news.loss if news.step else None, covered, saved)
+        tune.report({"report": newest})
+
+    try:
+        training = read_run(read_text(join(folder, CONFIG)) or "")
+        result = run_training(training, Console(file=io.StringIO()), on_news)
+    except UserError as error:
+        tune.report({"report": Report(newest.step, exit="failed", reason=str(error))})
+        return
+    last = {result["steps"]: result["metrics"]} if result["exit"] == "completed" else {}
+    evaluations = {**newest.evaluations, **last}
+    tune.report(
+        {
+            "report": Report(
+                result["steps"],
+                newest.loss,
+                evaluations,
+                newest_step(folder),
+                result["exit"],
+                result["error"],
+            )
+        }
+    )
