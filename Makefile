@@ -4,18 +4,24 @@ ARGS ?=
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint docs ui
+.PHONY: help setup train search test test-long lint docs ui
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 18
 
 setup: .venv/.installed  ## make .venv and install the project, with the versions in constraints.txt
 
 train: .venv/.installed  ## run the main job: make train ARGS="--train.steps 50"
 	@.venv/bin/python jobs/train_multimodal.py $(ARGS)
 
+search: .venv/.installed  ## search shapes of the default model: make search ARGS="--search.trials 4"
+	@.venv/bin/python jobs/tune_perceiver.py $(ARGS)
+
 test: .venv/.installed  ## run all tests
 	@.venv/bin/pytest $(ARGS)
+
+test-long: .venv/.installed  ## kill a search at random moments and compare: some eight minutes
+	@.venv/bin/pytest -m long -s $(ARGS)
 
 lint: .venv/.installed  ## check style, format and types
 	@.venv/bin/ruff check
