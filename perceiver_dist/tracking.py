@@ -12,6 +12,7 @@ import fcntl
 import logging
 import os
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from perceiver_dist.errors import UserError
 
 _SQLITE = "sqlite:///"
+_IDENTITY = "identity"
 _LOGGING_FAILURES = (MlflowException, OSError, SQLAlchemyError)
 _log = logging.getLogger(__name__)
 
@@ -56,6 +58,11 @@ def absolute_tracking_uri(tracking_uri: str) -> str:
     return _SQLITE + str(Path(tracking_uri.removeprefix(_SQLITE)).absolute())
 
 
+def new_identity() -> str:
+    """Return what no run in any store has been opened with yet."""
+    return uuid.uuid4().hex
+
+
 class MlflowLog:
     """An open MLflow run: metrics, files and the machine's own load go into it until it is closed."""
 
@@ -67,9 +74,13 @@ class MlflowLog:
         run_id: str | None,
         parameters: Mapping[str, str],
         tags: Mapping[str, str],
+        identity: str,
         system_metrics: bool = True,
     ) -> None:
         """Open a new run, or go on with an old one.
+
+        Whoever opens a new run writes down `identity` before and the run's id afterwards. If it is killed in between,
+        the same call finds the run that nobody knows the id of, instead of leaving it open for ever.
 
         Args:
             tracking_uri: Where MLflow keeps its records: `sqlite:///path/mlflow.db` on one machine, the address of
@@ -80,6 +91,7 @@ class MlflowLog:
             parameters: Name and value of what the run was configured with. Values beyond MLflow's 6,000
                 characters are cut. Written once: a run that goes on keeps its first parameters.
             tags: Name and value of what a new run is to be found by.
+            identity: What tells the run from every other one in the experiment, from `new_identity`.
             system_metrics: Whether to record this machine's load as well.
 
         Raises:
@@ -93,7 +105,7 @@ class MlflowLog:
             with _one_process_at_a_time(self._tracking_uri):
                 self._client = MlflowClient(self._tracking_uri)
                 if run_id is None:
-                    self.run_id = self._new_run(experiment, run_name, tags)
+                    self.run_id = self._new_run(experiment, run_name, {**tags, _IDENTITY: identity})
                     self._write_parameters(parameters)
                 else:
                     self.run_id = run_id
@@ -189,7 +201,11 @@ class MlflowLog:
             self._warn("closing the run", failure)
 
     def _new_run(self, experiment: str, run_name: str, tags: Mapping[str, str]) -> str:
-        run = self._client.create_run(self._experiment_id(experiment), run_name=run_name, tags=dict(tags))
+        experiment_id = self._experiment_id(experiment)
+        found = self._client.search_runs([experiment_id], f"tags.{_IDENTITY} = '{tags[_IDENTITY]}'")
+        run = (
+            found[0] if found else self._client.create_run(experiment_id, run_name=run_name, tags=dict(tags))
+        )
         return str(run.info.run_id)
 
     def _experiment_id(self, name: str) -> str:

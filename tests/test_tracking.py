@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
 from perceiver_dist.errors import UserError
-from perceiver_dist.tracking import MlflowLog, absolute_tracking_uri
+from perceiver_dist.tracking import MlflowLog, absolute_tracking_uri, new_identity
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def open_log(uri: str, run_id: str | None = None, **changed: object) -> MlflowLog:
-    options = {"experiment": "perceiver", "run_name": "a-run", "parameters": {}, "tags": {}} | changed
+    options = {"experiment": "perceiver", "run_name": "a-run", "parameters": {}, "tags": {}}
+    options |= {"identity": new_identity()} | changed
     return MlflowLog(uri, run_id=run_id, **options)  # type: ignore[arg-type] # options of several types
 
 
@@ -67,6 +68,16 @@ def test_a_resumed_run_is_running_again_and_repeats_the_steps_after_the_checkpoi
     second.close("FINISHED")
     history = MlflowClient(store).get_metric_history(first.run_id, "loss")
     assert [(point.step, point.value) for point in history] == [(1, 1.0), (2, 2.0), (3, 3.0), (3, 3.25)]
+
+
+def test_a_run_whose_id_was_lost_is_found_again(store: str) -> None:
+    identity = new_identity()
+    lost = open_log(store, identity=identity, parameters={"model.depth": "6"})
+    found = open_log(store, identity=identity, parameters={"model.depth": "6"})
+    assert found.run_id == lost.run_id
+    found.close("FINISHED")
+    lost.close("FINISHED")
+    assert open_log(store).run_id != lost.run_id
 
 
 def test_more_metrics_and_parameters_than_one_request_takes_all_arrive(store: str) -> None:
@@ -172,8 +183,8 @@ def test_a_new_store_is_laid_out_once_and_without_a_word_by_processes_that_start
 ) -> None:
     uri = f"sqlite:///{tmp_path}/new/mlflow.db"
     code = f"""
-from perceiver_dist.tracking import MlflowLog
-MlflowLog("{uri}", "shared", "a-run", None, {{}}, {{}}).close("FINISHED")
+from perceiver_dist.tracking import MlflowLog, new_identity
+MlflowLog("{uri}", "shared", "a-run", None, {{}}, {{}}, new_identity()).close("FINISHED")
 """
     command = [sys.executable, "-c", code]
     together = [subprocess.Popen(command, stdout=PIPE, stderr=STDOUT, text=True) for _ in range(2)]

@@ -70,6 +70,7 @@ def run_search(config: SearchRunConfig, console: Console, promote: str | None = 
         index_sources(config, shards)
     write_text(join(folder, CONFIG), to_yaml(config))
     record.options = asdict(config.search)
+    record.save(join(folder, RECORD))
     candidates = Candidates(config.search, config.training, device)
     tracking = SearchTracking(config, record)
     if left:

@@ -71,6 +71,7 @@ class SearchProgress:
             return None
         trial = self._waiting.pop(0)
         training = self._training_of(trial)
+        self._save()
         self._tracking.open_trial(trial, training, self.folder_of(trial))
         write_text(join(self.folder_of(trial), CONFIG), to_yaml(training))
         self._seen_trial[trial.number] = self._clock()

@@ -8,6 +8,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from perceiver_dist.tracking import new_identity
 from pipelines.storage import read_text, write_text
 
 TrialState = Literal["running", "completed", "stopped", "failed"]
@@ -112,6 +113,7 @@ class SearchRecord:
         drawn: Candidates drawn, those that were rejected among them.
         rejected: Candidates that were drawn and never tried, by reason.
         mlflow_run_id: The search's own MLflow run, the parent of its trials'.
+        identity: What tells the search from all others, those with its name too; see `tracking.MlflowLog`.
         seconds: Seconds that the search ran, summed over its starts.
     """
 
@@ -121,6 +123,7 @@ class SearchRecord:
     drawn: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
     mlflow_run_id: str = ""
+    identity: str = field(default_factory=new_identity)
     seconds: float = 0.0
 
     @property

@@ -26,11 +26,12 @@ class SearchTracking:
 
     Args:
         config: The search's resolved configuration.
-        record: Holds the id of the search's run if it goes on; it is set if not.
+        record: Holds the id of the search's run if it goes on; it is set if not. A new one must have been saved.
     """
 
     def __init__(self, config: SearchRunConfig, record: SearchRecord) -> None:
         self._config = config
+        self._identity = record.identity
         self._logs: dict[int, MlflowLog] = {}
         self._parent = MlflowLog(
             config.tracking.uri or "",
@@ -39,6 +40,7 @@ class SearchTracking:
             record.mlflow_run_id or None,
             flatten(to_plain(config)),
             {"kind": "search", "search": config.search.name},
+            record.identity,
             system_metrics=False,
         )
         record.mlflow_run_id = self._parent.run_id
@@ -65,6 +67,7 @@ class SearchTracking:
                 "trial": str(trial.number),
                 "baseline": str(trial.number == 0 and self._config.search.baseline).lower(),
             },
+            f"{self._identity}-{trial.name}",
             system_metrics=False,
         )
         trial.mlflow_run_id = self._logs[trial.number].run_id

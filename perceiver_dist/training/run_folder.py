@@ -17,6 +17,7 @@ RESULT = "result.json"
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
 MLFLOW_RUN_ID = "mlflow_run_id.txt"
+IDENTITY = "identity.txt"
 _SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from perceiver_dist.command_line import to_yaml
 from perceiver_dist.config import RunConfig
 from perceiver_dist.figures import confusion_matrix_figure, learning_curves_figure
-from perceiver_dist.tracking import MlflowLog, RunStatus
+from perceiver_dist.tracking import MlflowLog, RunStatus, new_identity
 from perceiver_dist.training.news import News, Scores
-from perceiver_dist.training.run_folder import CONFIG, METRICS, MLFLOW_RUN_ID, RESULT, SAMPLES
+from perceiver_dist.training.run_folder import CONFIG, IDENTITY, METRICS, MLFLOW_RUN_ID, RESULT, SAMPLES
 from pipelines.storage import copy_file, join, read_text, write_text
 
 _CURVES = {
@@ -42,6 +42,8 @@ class Tracker:
         self._news.evaluations = _evaluations(self._history)
         self._samples: dict[int, dict[int, list[str]]] = {}
         run_id = read_text(join(folder, MLFLOW_RUN_ID))
+        identity = read_text(join(folder, IDENTITY)) or new_identity()
+        write_text(join(folder, IDENTITY), identity)
         self._log = MlflowLog(
             config.tracking.uri or "",
             config.tracking.experiment,
@@ -49,6 +51,7 @@ class Tracker:
             run_id,
             {**flatten(to_plain(config)), **model_facts},
             {"sources": ",".join(config.heads), "zero_stage": str(config.deepspeed.zero_stage)},
+            identity,
         )
         write_text(join(folder, MLFLOW_RUN_ID), self._log.run_id)
         self._log.text(CONFIG, to_yaml(config))

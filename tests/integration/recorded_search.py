@@ -45,7 +45,14 @@ def record_search(storage: Path, tracking_uri: str) -> SearchRecord:
 def _learn(trial: Trial, config: SearchRunConfig, tracking: SearchTracking) -> None:
     """Log what a trial's own tracker and the search log at its evaluations."""
     log = MlflowLog(
-        config.tracking.uri or "", config.tracking.experiment, trial.name, trial.mlflow_run_id, {}, {}, False
+        config.tracking.uri or "",
+        config.tracking.experiment,
+        trial.name,
+        trial.mlflow_run_id,
+        {},
+        {},
+        "",
+        False,
     )
     between = trial.cost.steps // config.search.evaluations
     for number in range(1, 2 if trial.state == "stopped" else config.search.evaluations + 1):

@@ -83,6 +83,32 @@ def test_a_loss_that_is_not_finite_fails_the_trial_with_the_step(tmp_path: Path)
     assert (trial.state, trial.reason) == ("failed", "the training loss is nan at step 20")
 
 
+def test_a_search_killed_while_a_trial_s_run_is_opened_leaves_no_run_behind(tmp_path: Path) -> None:
+    search = started(tmp_path)
+    first = next_of(search)
+    record = load_record(str(tmp_path / "search" / "search.json"))
+    assert record is not None
+    record.trials[0].mlflow_run_id = record.mlflow_run_id = ""
+    again = started(tmp_path, record)
+    assert next_of(again).mlflow_run_id == first.mlflow_run_id
+    assert again.record.mlflow_run_id == search.record.mlflow_run_id
+
+
+def test_a_trial_is_on_record_before_its_run_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = started(tmp_path)
+    on_record = []
+
+    def open_trial(*_: object) -> None:
+        record = load_record(str(tmp_path / "search" / "search.json"))
+        on_record.extend([] if record is None else record.trials)
+
+    monkeypatch.setattr(SearchTracking, "open_trial", open_trial)
+    trial = next_of(search)
+    assert [known.values for known in on_record] == [trial.values]
+
+
 def test_a_search_that_goes_on_starts_its_unfinished_trials_first(tmp_path: Path) -> None:
     search = started(tmp_path)
     first, second = next_of(search), next_of(search)
