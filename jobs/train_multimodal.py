@@ -12,7 +12,7 @@ from perceiver_dist.config import RunConfig
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "default.yaml"
 
-EXIT_STATUS = {"completed": 0, "failed": 1, "interrupted": 130}
+EXIT_STATUS = {"completed": 0, "failed": 1, "interrupted": 130, "preempted": 143}
 
 
 def build_parser() -> ArgumentParser:
@@ -33,7 +33,8 @@ def main(arguments: Sequence[str]) -> int:
         arguments: The command line without the program's name.
 
     Returns:
-        Exit status: 0 if the run was completed, 1 if training failed, 130 if it was interrupted.
+        Exit status: 0 if the run was completed, 1 if training failed, 130 if it was interrupted (Ctrl-C), 143 if it
+        was told to stop (SIGTERM) and saved where it was.
     """
     config, parsed = parse_run(build_parser(), arguments, [str(DEFAULT_CONFIG)], RunConfig)
     if parsed.dry_run:

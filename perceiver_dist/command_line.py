@@ -1,10 +1,11 @@
 """From command line and YAML to a checked `RunConfig`; a wrong option ends in one line and exit status 2."""
 
 import dataclasses
+import os
 import re
 import sys
 import textwrap
-from argparse import ArgumentError, RawDescriptionHelpFormatter
+from argparse import Action, ArgumentError, HelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -21,8 +22,23 @@ EXIT_USAGE = 2
 Configuration = TypeVar("Configuration", bound=RunConfig)
 
 
+ENVIRONMENT = "PERCEIVER"
+"""What the names of environment variables begin with: PERCEIVER_TRAIN__STEPS is train.steps."""
+
+_HELP_OF_ENVIRONMENT = f"""
+An environment variable sets an option too, below files and command line: {ENVIRONMENT}_TRAIN__STEPS is train.steps.
+""".strip()
+
+_PARTS_OF_ANOTHER_JOB = "search."
+"""A cluster's environment is the same for all jobs; one that does not search passes over the search's options."""
+
+
 class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Names types and defaults, and leaves the text after the options as it is."""
+
+    def _format_action_invocation(self, action: Action) -> str:
+        # jsonargparse would write each option's environment variable beside it; one sentence says it for all.
+        return HelpFormatter._format_action_invocation(self, action)
 
 
 def run_parser(description: str, config: type[RunConfig] = RunConfig) -> ArgumentParser:
@@ -35,10 +51,12 @@ def run_parser(description: str, config: type[RunConfig] = RunConfig) -> Argumen
     parser = ArgumentParser(
         description=description,
         usage="%(prog)s [--config FILE] [--OPTION VALUE ...]",
-        epilog=_help_of_nested_options(config),
+        epilog=f"{_HELP_OF_ENVIRONMENT}\n\n{_help_of_nested_options(config)}",
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
         exit_on_error=False,
+        default_env=True,
+        env_prefix=ENVIRONMENT,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     parser.add_class_arguments(config, fail_untyped=True)
@@ -56,7 +74,8 @@ def parse_run(
     Args:
         parser: A parser of `run_parser`, perhaps with options added.
         arguments: Command line without the program's name.
-        default_configs: YAML files taken, the later over the earlier, when the arguments name none.
+        default_configs: YAML files taken, the later over the earlier, when neither the arguments nor PERCEIVER_CONFIG
+            name one.
         config: The job's configuration, as the parser was given it.
 
     Returns:
@@ -66,9 +85,12 @@ def parse_run(
         UserError: An option is unknown, or a value is not allowed; one line.
     """
     if not list(_config_files(arguments)):
-        arguments = [*(f"--config={file}" for file in default_configs), *arguments]
+        named = os.environ.get(f"{ENVIRONMENT}_CONFIG")
+        files = [named] if named else default_configs
+        arguments = [*(f"--config={file}" for file in files), *arguments]
     for file in _config_files(arguments):
         _check_config_file(file)
+    _check_environment(parser, config)
     try:
         parsed = parser.parse_args(list(arguments))
         return _build(parser, parsed, config), parsed
@@ -194,6 +216,20 @@ def _reason(error: BaseException, parser: ArgumentParser, config: type) -> str:
     if value and name in value_types(config):
         return f"{name} is '{value[1]}', must be {value_types(config)[name]}"
     return _one_line(text)
+
+
+def _check_environment(parser: ArgumentParser, config: type) -> None:
+    """Refuse a variable that names no option: it was meant to set something, and would be passed over.
+
+    Raises:
+        UserError: There is one.
+    """
+    for variable in sorted(os.environ):
+        if variable.startswith(f"{ENVIRONMENT}_"):
+            name = variable.removeprefix(f"{ENVIRONMENT}_").lower().replace("__", ".")
+            known = name in parser.get_defaults() or name in value_types(config)
+            if not known and not name.startswith(_PARTS_OF_ANOTHER_JOB):
+                raise UserError(f"environment variable {variable}: {_no_such_option(name, parser, config)}")
 
 
 def _no_such_option(name: str, parser: ArgumentParser, config: type) -> str:

@@ -66,8 +66,10 @@ class TrainConfig:
             workers must divide it; a rank with several lanes accumulates gradients. Keep it when you change the
             number of workers, and the samples of every step stay the same.
         num_workers: Training processes, one per GPU where there are GPUs.
-        device: cuda trains on one GPU per worker, cpu on processor cores; auto takes cuda where Ray has GPUs.
+        device: cuda trains on one GPU per worker, cpu on processor cores; auto takes cuda where workers have GPUs.
         cpus_per_worker: CPUs that Ray reserves for each worker; what is left reads and decodes.
+        gpus_per_worker: GPUs that Ray reserves for each worker, 0 or 1; null for 1 where workers train on cuda, else
+            0. Set it to 1 on a cluster that grows, whose first GPU comes when somebody asks for it.
         precision: bf16 runs matrix products in bfloat16 (autocast); parameters, gradients and optimizer state stay
             in fp32 either way. fp32 is the default because it is reproducible bit for bit on CPU.
         stop_at: Optimizer step after which the run ends for now; null for its last. `steps` still decides the
@@ -88,6 +90,7 @@ class TrainConfig:
     num_workers: int = 2
     device: Literal["auto", "cpu", "cuda"] = "auto"
     cpus_per_worker: float = 1.0
+    gpus_per_worker: Literal[0, 1] | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     stop_at: int | None = None
     start_from: str | None = None
@@ -123,6 +126,8 @@ class TrainConfig:
             raise UserError(
                 f"train.stop_at is {self.stop_at}, must be between 1 and train.steps {self.steps}, or null"
             )
+        if self.device == "cuda" and self.gpus_per_worker == 0:
+            raise UserError("train.device is cuda and train.gpus_per_worker 0; set it to 1 or leave it out")
         if self.lanes % self.num_workers:
             divisors = [n for n in range(1, self.lanes + 1) if self.lanes % n == 0]
             raise UserError(

@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from perceiver_dist.search.report import write_report
 from perceiver_dist.search.resources import start_ray_for_trials, trials_at_once
 from perceiver_dist.search.score import check_metric
 from perceiver_dist.search.tracking import SearchTracking
-from perceiver_dist.training.console import uses_gpus
+from perceiver_dist.training.cluster import device_type, wait_for_capacity
 from perceiver_dist.training.datasets import index_sources, list_shards
 from perceiver_dist.training.driver import resolve
 from perceiver_dist.training.run_folder import CONFIG
@@ -59,14 +60,15 @@ def run_search(config: SearchRunConfig, console: Console, promote: str | None = 
     check_writable(config.storage.path, "storage.path")
     record = load_record(join(folder, RECORD)) or SearchRecord()
     check_same_search(config, folder)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if torch.cuda.is_available() and config.train.device != "cpu" else "cpu"
     left = _check_candidates(config, record, device)
     console.print(f"search {config.search.name}: preparing data")
     config = replace(config, sources=[resolve_demo(source, config.storage.path) for source in config.sources])
     shards = list_shards(config)
     if left:
         start_ray_for_trials(config)
-        device = "cuda" if uses_gpus(config) else "cpu"
+        wait_for_capacity(config, partial(console.print, markup=False, soft_wrap=True))
+        device = device_type(config)
         index_sources(config, shards)
     write_text(join(folder, CONFIG), to_yaml(config))
     record.options = asdict(config.search)
@@ -152,11 +154,10 @@ def _run(
     tracking: SearchTracking,
     console: Console,
 ) -> None:
-    at_once = trials_at_once(config)
     with SearchDisplay(console) as display:
         display.update(record, {})
         progress = SearchProgress(config, record, candidates, folder, tracking, display)
-        run_trials(progress, at_once, config.train.max_failures, folder)
+        run_trials(progress, partial(trials_at_once, config), config.train.max_failures, folder)
 
 
 def _finish(

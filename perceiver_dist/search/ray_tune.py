@@ -5,6 +5,7 @@ not needed to go on with a search: of its schedulers it saves none, and what was
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +20,22 @@ from ray.tune.search import Searcher
 
 from perceiver_dist.search.progress import SearchProgress
 from perceiver_dist.search.record import Trial
-from perceiver_dist.search.resources import TRIAL_CPUS
+from perceiver_dist.search.resources import TRIAL_MEMORY
 from perceiver_dist.search.trial import run_trial
 
 
-def run_trials(progress: SearchProgress, at_once: int, max_failures: int, folder: str) -> None:
+def run_trials(progress: SearchProgress, at_once: Callable[[], int], max_failures: int, folder: str) -> None:
     """Run all trials of a search, to the end or until it is interrupted.
 
     Args:
         progress: The search.
-        at_once: Trials at a time.
+        at_once: Gives the number of trials that may run now.
         max_failures: Times that a trial whose process is lost is started again.
         folder: Path or URI where Ray Tune may write.
     """
     searcher = _Searcher(progress, at_once)
     tuner = tune.Tuner(
-        tune.with_resources(run_trial, tune.PlacementGroupFactory([{"CPU": TRIAL_CPUS}])),
+        tune.with_resources(run_trial, tune.PlacementGroupFactory([{"memory": TRIAL_MEMORY}])),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=_Scheduler(progress, searcher),
@@ -63,7 +64,7 @@ class _KeptElsewhere:
 class _Searcher(_KeptElsewhere, Searcher):
     """Hands out the trials of a search, so many at a time."""
 
-    def __init__(self, progress: SearchProgress, at_once: int) -> None:
+    def __init__(self, progress: SearchProgress, at_once: Callable[[], int]) -> None:
         super().__init__()
         self.trials: dict[str, Trial] = {}
         self._progress = progress
@@ -71,7 +72,7 @@ class _Searcher(_KeptElsewhere, Searcher):
         self._live: set[str] = set()
 
     def suggest(self, trial_id: str) -> Any:
-        if len(self._live) >= self._at_once:
+        if len(self._live) >= self._at_once():
             return None
         trial = self._progress.next_trial()
         if trial is None:

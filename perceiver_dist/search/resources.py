@@ -4,14 +4,13 @@ import os
 from typing import Any
 
 import ray
-from ray._private import state
 
-from perceiver_dist.errors import UserError
 from perceiver_dist.search.config import SearchRunConfig
-from perceiver_dist.training.console import cpus_of, start_ray, uses_gpus
+from perceiver_dist.training.cluster import cpus_of, gpus_per_worker, start_ray
 
-TRIAL_CPUS = 0.01
-"""Of the actor in which a trial's driver waits. Ray Tune cannot place an actor that needs nothing."""
+TRIAL_MEMORY = 2**30
+"""Bytes of the actor in which a trial's driver waits: about what it holds. It takes no CPU, so that it can be on a
+head node that has none to give; Ray Tune cannot place an actor that needs nothing."""
 
 
 def start_ray_for_trials(config: SearchRunConfig) -> None:
@@ -24,41 +23,24 @@ def start_ray_for_trials(config: SearchRunConfig) -> None:
     """
     cores = os.cpu_count() or 1
     trials = config.search.max_concurrent or max(cores // config.train.num_workers, 1)
-    start_ray(trials * cpus_of(config) + 1, dashboard=True)
+    start_ray(trials * cpus_of(config), dashboard=True)
 
 
 def trials_at_once(config: SearchRunConfig) -> int:
-    """Return how many trials may run at once.
+    """Return how many trials may run at once, at least one.
 
     A trial needs its workers' CPUs and GPUs, and CPUs to read with. Trials that together took every CPU for training
-    would wait for data for ever. A cluster that can grow counts as grown: the trials that wait make it grow.
+    would wait for data for ever.
 
     Args:
-        config: The search's configuration; Ray is running.
+        config: The search's configuration; Ray is running and has had room for one trial.
 
-    Raises:
-        UserError: The cluster is too small for one trial.
+    Returns:
+        `search.max_concurrent`, or as many as the cluster has room for as it is now; one that has grown has more.
     """
     if config.search.max_concurrent is not None:
         return config.search.max_concurrent
-    there = _resources()
-    needed = {"CPU": cpus_of(config) + TRIAL_CPUS}
-    if uses_gpus(config):
-        needed["GPU"] = config.train.num_workers
-    for name, amount in needed.items():
-        if there.get(name, 0) < amount:
-            raise UserError(
-                f"a trial needs {amount:g} {name}s for training and reading, the cluster has {there.get(name, 0):g}; "
-                "lower train.num_workers, train.cpus_per_worker or data.tasks, take a larger cluster, or set "
-                "search.max_concurrent if it grows by itself"
-            )
-    return int(min(there[name] // amount for name, amount in needed.items()))
-
-
-def _resources() -> dict[str, float]:
-    """Return what the cluster has, or can have after the autoscaler has done what it can."""
-    # Ray has no public function for it; its own libraries take this one.
-    grown: dict[str, float] = dict(state.state.get_max_resources_from_cluster_config() or {})
-    now: Any = ray.cluster_resources
-    there = {**grown, **now()}
-    return {name: max(amount, grown.get(name, 0)) for name, amount in there.items()}
+    resources: Any = ray.cluster_resources
+    there = resources()
+    needed = {"CPU": cpus_of(config), "GPU": config.train.num_workers * gpus_per_worker(config)}
+    return max(int(min(there.get(name, 0) // amount for name, amount in needed.items() if amount)), 1)

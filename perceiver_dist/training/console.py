@@ -1,7 +1,5 @@
-"""What the driver's process does beside training: start Ray, show the news, sum up."""
+"""What the driver shows: the news while training runs, and the result."""
 
-import math
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,54 +13,6 @@ from perceiver_dist.progress import ProgressLine, result_table
 from perceiver_dist.training.news import News
 
 _SECONDS_BETWEEN_NEWS = 0.5
-
-
-def cpus_of(config: RunConfig) -> int:
-    """Return the CPUs with which training and reading make progress together.
-
-    Args:
-        config: The run's configuration.
-    """
-    workers = math.ceil(config.train.num_workers * config.train.cpus_per_worker)
-    return workers + config.data.tasks * (len(config.sources) + 1)
-
-
-def uses_gpus(config: RunConfig) -> bool:
-    """Return whether training takes a GPU per worker; Ray is running.
-
-    Args:
-        config: The run's configuration.
-    """
-    resources: Any = ray.cluster_resources
-    return config.train.device == "cuda" or (
-        config.train.device == "auto" and bool(resources().get("GPU", 0))
-    )
-
-
-def start_ray(cpus: int, dashboard: bool = False) -> None:
-    """Connect to the cluster that RAY_ADDRESS names, or start Ray in this process.
-
-    A Ray started here has as many CPUs as are needed, even on a machine with fewer cores: they are Ray's units of
-    scheduling, and with too few no data would ever be read.
-
-    Args:
-        cpus: CPUs that are needed.
-        dashboard: Whether to start Ray's dashboard, which also frees what a killed training held.
-    """
-    if ray.is_initialized():
-        return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
-        return
-    # A run has some 12 processes whatever the number of cores; Ray warns on the screen at 4 times this number.
-    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
-    ray.init(
-        address="local",
-        num_cpus=max(os.cpu_count() or 1, cpus),
-        include_dashboard=dashboard,
-        **quiet,
-    )
 
 
 @contextmanager
@@ -122,8 +72,11 @@ def show_result(result: dict[str, Any], config: RunConfig, folder: str, console:
         console.print(
             f"training failed at step {result['steps']}: {result['error']}", markup=False, soft_wrap=True
         )
-    if result["exit"] == "interrupted":
+    if result["exit"] in ("interrupted", "preempted"):
         console.print(
-            f"interrupted: --storage.run_name {config.storage.run_name} goes on from the newest checkpoint"
+            f"{result['exit']} at step {result['steps']}: --storage.run_name {config.storage.run_name} goes on from "
+            "the newest checkpoint",
+            markup=False,
+            soft_wrap=True,
         )
     console.print(result_table(result["metrics"], places))

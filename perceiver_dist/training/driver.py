@@ -16,7 +16,8 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 import ray
 import ray.train
 from ray.data import ExecutionOptions
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
 from perceiver_dist.command_line import to_yaml
@@ -25,9 +26,17 @@ from perceiver_dist.errors import UserError
 from perceiver_dist.model.cost import parameter_count
 from perceiver_dist.progress import ProgressLine
 from perceiver_dist.tracking import RunStatus, absolute_tracking_uri
-from perceiver_dist.training.console import cpus_of, news_on, show_result, start_ray, uses_gpus
+from perceiver_dist.training.cluster import (
+    cpus_of,
+    device_type,
+    gpus_per_worker,
+    start_ray,
+    wait_for_capacity,
+)
+from perceiver_dist.training.console import news_on, show_result
 from perceiver_dist.training.datasets import SourceData, index_sources, list_shards, make_datasets
 from perceiver_dist.training.news import News
+from perceiver_dist.training.preemption import sigterm_is_a_notice
 from perceiver_dist.training.run_folder import (
     CONFIG,
     RESULT,
@@ -70,10 +79,11 @@ def run_training(
         check_start(config, folder)
         shards = list_shards(config)
         start_ray(cpus_of(config))
+        wait_for_capacity(config, line.message)
         data = index_sources(config, shards)
         write_text(join(folder, CONFIG), to_yaml(config))
         facts = {"parameters": str(parameter_count(config.model, config.heads))}
-        tracker: Any = ray.remote(num_cpus=0)(Tracker).remote(config, folder, facts)
+        tracker: Any = ray.remote(Tracker).options(**_beside_the_driver()).remote(config, folder, facts)
         run_id = ray.get(tracker.run_id.remote())
         line.message(f"starting {config.train.num_workers} workers: {_describe(config, data)}")
         outcome = _fit(config, folder, data, tracker, news_on(line, tracker, config.last_step, on_news))
@@ -111,7 +121,18 @@ def resolve(config: RunConfig) -> RunConfig:
     )
 
 
-_MLFLOW_STATUS: dict[str, RunStatus] = {"completed": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
+def _beside_the_driver() -> dict[str, Any]:
+    """Options of an actor that must live as long as the driver, whichever other node is lost."""
+    here = ray.get_runtime_context().get_node_id()
+    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
+
+
+_MLFLOW_STATUS: dict[str, RunStatus] = {
+    "completed": "FINISHED",
+    "preempted": "KILLED",
+    "interrupted": "KILLED",
+    "failed": "FAILED",
+}
 
 
 @dataclass(frozen=True)
@@ -128,14 +149,15 @@ def _fit(
     watching: AbstractContextManager[None],
 ) -> _Outcome:
     train = config.train
-    use_gpu = uses_gpus(config)
+    gpus = gpus_per_worker(config)
     trainer = TorchTrainer(
         partial(train_worker, Job(config, tracker)),
         scaling_config=ray.train.ScalingConfig(
             num_workers=train.num_workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": train.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": train.cpus_per_worker, **({"GPU": gpus} if gpus else {})},
         ),
+        torch_config=TorchConfig(backend="nccl" if device_type(config) == "cuda" else "gloo"),
         run_config=ray.train.RunConfig(
             name=config.storage.run_name,
             storage_path=config.storage.path,
@@ -145,7 +167,7 @@ def _fit(
         datasets={**make_datasets(config, folder, data, tracker)},
         dataset_config=ray.train.DataConfig(execution_options=ExecutionOptions(preserve_order=True)),
     )
-    with watching:
+    with watching, sigterm_is_a_notice(tracker):
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
@@ -153,12 +175,12 @@ def _fit(
         except (KeyboardInterrupt, SystemExit):
             # Ray Train answers Ctrl-C by ending its controller and then the driver, in which a record must be closed.
             return _Outcome("interrupted", "")
-    return _Outcome("completed", "")
+    return _Outcome("completed" if newest_step(folder) == config.last_step else "preempted", "")
 
 
 def _result(config: RunConfig, outcome: _Outcome, news: News, run_id: str, folder: str) -> dict[str, Any]:
     saved = newest_step(folder)
-    steps = news.step or saved
+    steps = max(news.step, saved)  # a step is logged now and then only
     return {
         "exit": outcome.exit,
         "error": outcome.error,

@@ -28,6 +28,7 @@ from perceiver_dist.training.engine import build_engine, set_learning_rate
 from perceiver_dist.training.evaluation import autocast, evaluate, loss_per_sample, modality_subsets
 from perceiver_dist.training.learning_rate import learning_rate
 from perceiver_dist.training.news import Scores
+from perceiver_dist.training.preemption import PreemptionNotice
 from perceiver_dist.training.run_folder import checkpoint_name
 from perceiver_dist.training.worker import Job
 from pipelines.schedule import Schedule
@@ -73,7 +74,8 @@ class _Rank:
         context = ray.train.get_context()
         self.config, self.tracker = job.config, job.tracker
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
-        self.device = ray.train.torch.get_device()
+        on_cpu = self.config.train.device == "cpu"
+        self.device = torch.device("cpu") if on_cpu else ray.train.torch.get_device()
         self.schedule = Schedule(self.config.weights)
         self.sources = {source.name: source for source in self.config.sources}
         self.engine, self.step = self._restore()
@@ -83,11 +85,12 @@ class _Rank:
             if (shard := _dataset_shard(name)) is not None
         }
         self.window = _Window(list(self.sources), self.device)
+        self.notice = PreemptionNotice(self.tracker)
         if self.rank == 0:
             self.tracker.workers_started.remote(self.step)
 
     def train(self) -> None:
-        """Take all steps that are left, then evaluate with every subset of the modalities."""
+        """Take all steps that are left, then evaluate with every subset of the modalities; save and leave on notice."""
         train = self.config.train
         while self.step < self.config.last_step:
             self._take_step()
@@ -98,10 +101,13 @@ class _Rank:
             if evaluates:
                 with self.window.paused():
                     self._evaluate(all_subsets=False)
+            leaves = self.notice.given() and not last
             # After the evaluation, so that a run that goes on from here has it on record.
-            if evaluates or last or self.step % train.checkpoint_every == 0:
+            if evaluates or last or leaves or self.step % train.checkpoint_every == 0:
                 with self.window.paused():
                     self._save()
+            if leaves:
+                return
         self._evaluate(all_subsets=True)
 
     def _restore(self) -> tuple[Any, int]:
@@ -145,10 +151,12 @@ class _Rank:
         values = self.window.close(waited, self.world_size)
         values["train/learning_rate"] = learning_rate(self.step - 1, train.steps, self.config.optim)
         values["train/gradient_norm"] = float(self.engine.get_global_grad_norm() or 0.0)
-        values["train/samples_per_second"] = (
-            values.pop("train/units") * train.micro_batch / values["train/seconds"]
-        )
+        units = values.pop("train/units")
+        values["train/samples_per_second"] = units * train.micro_batch / values["train/seconds"]
+        values["train/step_seconds"] = values["train/seconds"] * train.lanes / units
         values["train/samples_seen"] = float(self.step * train.lanes * train.micro_batch)
+        if self.device.type == "cuda":
+            values["train/gpu_memory_bytes"] = float(torch.cuda.max_memory_allocated(self.device))
         if self.rank == 0:
             self.tracker.trained.remote(self.step, values)
 

@@ -14,6 +14,7 @@ from perceiver_dist.command_line import to_yaml
 from perceiver_dist.config import RunConfig
 from perceiver_dist.figures import confusion_matrix_figure, learning_curves_figure
 from perceiver_dist.tracking import MlflowLog, RunStatus, new_identity
+from perceiver_dist.training.gauges import Gauges
 from perceiver_dist.training.news import News, Scores
 from perceiver_dist.training.run_folder import CONFIG, IDENTITY, METRICS, MLFLOW_RUN_ID, RESULT, SAMPLES
 from pipelines.storage import copy_file, join, read_text, write_text
@@ -38,6 +39,7 @@ class Tracker:
         self._folder = folder
         self._news = News()
         self._pace = _Pace()
+        self._gauges = Gauges(config.storage.run_name or "")
         self._history = [json.loads(line) for line in (read_text(join(folder, METRICS)) or "").splitlines()]
         self._news.evaluations = _evaluations(self._history)
         self._samples: dict[int, dict[int, list[str]]] = {}
@@ -89,6 +91,7 @@ class Tracker:
         self._news.data_wait_fraction = values["train/data_wait_fraction"]
         self._pace.add(values)
         self._news.mean_samples_per_second, self._news.mean_data_wait_fraction = self._pace.means()
+        self._gauges.show(step, values)
         self._record(step, values)
 
     def evaluated(self, step: int, scores: Mapping[str, Scores]) -> None:
@@ -134,6 +137,14 @@ class Tracker:
             message: One line.
         """
         self._news.user_error = message
+
+    def preempt(self) -> None:
+        """Take note that the run is to save and stop before its last step."""
+        self._news.preempted = True
+
+    def is_preempted(self) -> bool:
+        """Return whether the run is to save and stop."""
+        return self._news.preempted
 
     def save(self) -> None:
         """Write the history to the run's folder."""

@@ -39,7 +39,7 @@ def test_a_search_killed_three_times_has_the_trials_decisions_and_winner_of_one_
     alone, run = search(tmp_path / "alone")
     assert run.wait() == 0
     seconds = time.monotonic() - began
-    moments = random.Random(os.environ.get("PERCEIVER_FAULT_SEED"))  # noqa: S311
+    moments = random.Random(os.environ.get("FAULT_SEED"))  # noqa: S311
     kills = 0
     while kills < KILLS:
         killed, run = search(tmp_path / "killed")

@@ -23,7 +23,7 @@ from perceiver_dist.training.driver import run_training
 from perceiver_dist.training.run_folder import newest_step
 
 GOLDEN = Path(__file__).parent / "golden.json"
-"""Written anew by `PERCEIVER_WRITE_GOLDEN=1 .venv/bin/pytest tests/integration`, after a change meant to alter it."""
+"""Written anew by `WRITE_GOLDEN=1 .venv/bin/pytest tests/integration`, after a change meant to alter it."""
 
 
 @pytest.fixture(scope="session")
@@ -126,7 +126,7 @@ def test_any_number_of_workers_learns_from_the_same_samples(
 def test_order_and_losses_are_the_golden_ones(trained: Callable[[int], dict[str, Any]]) -> None:
     folder = trained(2)["folder"]
     found = {"first_steps": samples(folder)[:3], "losses": losses(folder)[:20]}
-    if os.environ.get("PERCEIVER_WRITE_GOLDEN"):
+    if os.environ.get("WRITE_GOLDEN"):
         GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
     golden = json.loads(GOLDEN.read_text())
     assert found["first_steps"] == golden["first_steps"]
