@@ -4,7 +4,7 @@ ARGS ?=
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train search test test-long lint docs ui
+.PHONY: help setup train search test test-long lint docs ui mlflow-server laptop-cluster
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 18
@@ -34,6 +34,12 @@ docs: .venv/.installed  ## write docs/configuration.md anew from the code
 ui: .venv/.installed  ## show the local runs in the MLflow UI, on 127.0.0.1 only
 	@mkdir -p runs
 	@.venv/bin/mlflow ui --backend-store-uri sqlite:///runs/mlflow.db --host 127.0.0.1 $(ARGS)
+
+mlflow-server: .venv/.installed  ## serve MLflow for several machines, from PostgreSQL if there is one (cluster/mlflow_server.sh)
+	@cluster/mlflow_server.sh
+
+laptop-cluster: .venv/.installed  ## start an autoscaling cluster of several nodes on this machine (cluster/laptop.sh)
+	@cluster/laptop.sh
 
 .venv/.installed: pyproject.toml constraints.txt
 	@echo "Installing into .venv: some minutes the first time."

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
+from ray.exceptions import AuthenticationError
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from perceiver_dist.config import RunConfig
@@ -21,6 +22,9 @@ _PATIENCE_SECONDS = 45.0
 """How long a cluster that is too small may do nothing about it; autoscalers look every 5 seconds."""
 _SECONDS_BETWEEN_LOOKS = 2.0
 _SECONDS_BETWEEN_LINES = 60.0
+
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+"""Options of `ray.init` with which the screen belongs to the job."""
 
 Bundle = dict[str, float]
 """Resources that are needed together on one node."""
@@ -85,12 +89,11 @@ def start_ray(cpus: int, dashboard: bool = False) -> None:
     """
     if ray.is_initialized():
         return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     address = os.environ.get("RAY_ADDRESS")
     if address:
         try:
-            ray.init(**quiet)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+            ray.init(**QUIET)
+        except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"RAY_ADDRESS is '{address}', where no cluster lets this job in ({str(error).splitlines()[0]}); check "
                 "the address and the token (RAY_AUTH_MODE, ~/.ray/auth_token), or unset it to start Ray here"
@@ -102,7 +105,7 @@ def start_ray(cpus: int, dashboard: bool = False) -> None:
         address="local",
         num_cpus=max(os.cpu_count() or 1, cpus),
         include_dashboard=dashboard,
-        **quiet,
+        **QUIET,
     )
 
 

@@ -95,26 +95,32 @@ def make_datasets(
     datasets: dict[str, Callable[[], Dataset]] = {}
     schedule = Schedule(config.weights)
     for source in config.sources:
-        inputs = {modality: getattr(config.model, modality) for modality in source.modalities}
         train = config.train
-        plan = TrainingPlan(
-            source.name,
-            data[source.name].train.samples,
-            train.micro_batch,
-            config.data.chunk_size,
-            train.seed,
-        )
-        maker = UnitMaker(source, inputs, data[source.name].train, plan)
+        maker = training_units(config, source, data[source.name].train)
         if schedule.steps_before(source.name, train.steps):
             datasets[source.name] = partial(_training_dataset, config, folder, maker, tracker)
         held_out = data[source.name].evaluation
         if held_out is not None:
             every = EvaluationPlan(held_out.samples, train.micro_batch, train.lanes)
-            evaluator = UnitMaker(source, inputs, held_out, every)
+            evaluator = UnitMaker(source, maker.inputs, held_out, every)
             datasets[evaluation_dataset(source)] = partial(
                 unit_dataset, evaluator, 0, every.units, config.data
             )
     return datasets
+
+
+def training_units(config: RunConfig, source: SourceConfig, index: SourceIndex) -> UnitMaker:
+    """Return what makes the units that a run learns from.
+
+    Args:
+        config: The resolved configuration.
+        source: One of its sources.
+        index: The source's indexed shards.
+    """
+    train = config.train
+    plan = TrainingPlan(source.name, index.samples, train.micro_batch, config.data.chunk_size, train.seed)
+    inputs = {modality: getattr(config.model, modality) for modality in source.modalities}
+    return UnitMaker(source, inputs, index, plan)
 
 
 def _training_dataset(config: RunConfig, folder: str, maker: UnitMaker, tracker: Any) -> Dataset:

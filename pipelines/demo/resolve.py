@@ -3,14 +3,18 @@
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from perceiver_dist.errors import UserError
 from pipelines.demo.sights_and_sounds import write_sights_and_sounds
 from pipelines.source import SourceConfig
+from pipelines.storage import copy_file, join, read_text, write_text
 
 _PREFIX = "demo:"
 _SHIPPED = Path(__file__).parent
 _RENDERED = "sights_and_sounds"
+_COMPLETE = "complete"
+"""Name of a file that is written when all rendered shards are there."""
 
 
 def resolve_demo(source: SourceConfig, storage_path: str, *, render: bool = True) -> SourceConfig:
@@ -19,14 +23,14 @@ def resolve_demo(source: SourceConfig, storage_path: str, *, render: bool = True
     Args:
         source: A source; its shards may be "demo:fashion_mnist/PATTERN" (shipped with the package) or
             "demo:sights_and_sounds/PATTERN" (rendered once into `storage_path`/demo, in under a minute).
-        storage_path: Folder for what is rendered.
+        storage_path: Path or URI of the folder for what is rendered.
         render: Render what is not there yet; False only says where it would be.
 
     Returns:
         The source with plain paths; unchanged if it has no demo shards.
 
     Raises:
-        UserError: There is no demo of that name, or it would have to be rendered to remote storage.
+        UserError: There is no demo of that name.
     """
     return replace(
         source,
@@ -43,18 +47,16 @@ def _resolve(shards: str, storage_path: str, source: str, render: bool) -> str:
         return f"{_SHIPPED / name}/{pattern}"
     if name != _RENDERED:
         raise UserError(f"source '{source}': there is no demo '{name}'; choose fashion_mnist or {_RENDERED}")
-    if "://" in storage_path:
-        raise UserError(
-            f"source '{source}': demo clips are rendered to a local folder, storage.path is {storage_path}"
-        )
-    folder = Path(storage_path) / "demo" / name
-    if render and not folder.is_dir():
+    folder = join(storage_path, "demo", name)
+    if render and read_text(join(folder, _COMPLETE)) is None:
         _render(folder)
     return f"{folder}/{pattern}"
 
 
-def _render(folder: Path) -> None:
-    partial = folder.with_name(f"{folder.name}.partial")
-    with get_context("spawn").Pool() as pool:
-        write_sights_and_sounds(partial, starmap=pool.starmap)
-    partial.rename(folder)
+def _render(folder: str) -> None:
+    with TemporaryDirectory() as scratch:
+        with get_context("spawn").Pool() as pool:
+            write_sights_and_sounds(Path(scratch), starmap=pool.starmap)
+        for shard in sorted(Path(scratch).iterdir()):
+            copy_file(str(shard), join(folder, shard.name))
+    write_text(join(folder, _COMPLETE), "")

@@ -185,8 +185,7 @@ def test_a_killed_driver_goes_on_and_ends_with_the_same_losses(
     trained: Callable[[int], dict[str, Any]], data: Path, tmp_path: Path
 ) -> None:
     undisturbed, folder = trained(2)["folder"], tmp_path / "killed"
-    (tmp_path / "killed.yaml").write_text(to_yaml(small_run.small_config(data, tmp_path, "killed")))
-    command = [sys.executable, "jobs/train_multimodal.py", "--config", str(tmp_path / "killed.yaml")]
+    command = job_command(data, tmp_path, "killed")
     with subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL) as first:
         wait_for_checkpoint(folder, first)
         os.killpg(first.pid, signal.SIGKILL)
@@ -196,7 +195,31 @@ def test_a_killed_driver_goes_on_and_ends_with_the_same_losses(
     assert samples(folder)[-10:] == samples(undisturbed)[-10:]
 
 
-def wait_for_checkpoint(folder: Path, run: subprocess.Popen[bytes]) -> None:
+def test_a_run_told_to_stop_saves_where_it_is_and_goes_on_with_the_same_losses(
+    trained: Callable[[int], dict[str, Any]], data: Path, tmp_path: Path
+) -> None:
+    undisturbed, folder = trained(2)["folder"], tmp_path / "stopped"
+    command = job_command(data, tmp_path, "stopped")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
+        wait_for_checkpoint(folder, first)
+        first.send_signal(signal.SIGTERM)
+        screen, _ = first.communicate()
+    result = json.loads((folder / "result.json").read_text())
+    assert (first.returncode, result["exit"]) == (143, "preempted")
+    assert newest_step(str(folder)) == result["steps"] < small_run.STEPS
+    assert f"preempted at step {result['steps']}: --storage.run_name stopped goes on" in screen
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert losses(folder) == losses(undisturbed)
+
+
+def job_command(data: Path, storage: Path, run_name: str) -> list[str]:
+    """Return the command that runs the small training as a job, or goes on with it."""
+    file = storage / f"{run_name}.yaml"
+    file.write_text(to_yaml(small_run.small_config(data, storage, run_name)))
+    return [sys.executable, "jobs/train_multimodal.py", "--config", str(file)]
+
+
+def wait_for_checkpoint(folder: Path, run: subprocess.Popen[Any]) -> None:
     """Return as soon as a checkpoint is registered."""
     while newest_step(str(folder)) == 0:
         assert run.poll() is None, "the run ended before it was killed"

@@ -1,0 +1,135 @@
+"""`ray job submit -- python jobs/train_multimodal.py` on the cluster of cluster/laptop.yaml, which grows."""
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import requests
+import small_run
+import yaml
+from laptop_cluster import METRICS, LaptopCluster, laptop_cluster, stop_job, wait_until
+
+from perceiver_dist.command_line import to_yaml
+from perceiver_dist.training.gauges import GAUGES
+from perceiver_dist.training.run_folder import newest_step
+
+LITERAL = ("python", "jobs/train_multimodal.py")
+
+
+class Site(NamedTuple):
+    """A cluster, and the folder in which its runs are kept."""
+
+    cluster: LaptopCluster
+    storage: Path
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """The cluster; its environment names the configuration that the literal command runs."""
+    folder = tmp_path_factory.mktemp("site")
+    small_run.write_data(folder / "data")
+    config = small_run.small_config(folder / "data", folder / "runs", "undisturbed")
+    options = yaml.safe_load(to_yaml(config))
+    # Left to the cluster's environment, which says GPUs; a file would say otherwise.
+    del options["train"]["device"], options["train"]["gpus_per_worker"]
+    (folder / "config.yaml").write_text(yaml.safe_dump(options))
+    with laptop_cluster(folder, PERCEIVER_CONFIG=str(folder / "config.yaml")) as cluster:
+        yield Site(cluster, folder / "runs")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(site: Site) -> dict[str, Any]:
+    """What was seen of a run of the literal command, from one node to three and back."""
+    seen = [site.cluster.nodes()]
+    job = site.cluster.submit(*LITERAL)
+    wait_until(lambda: site.cluster.nodes() == 3)
+    wait_until(lambda: job.poll() is not None or gauges_of("undisturbed"))
+    gauges = gauges_of("undisturbed")
+    log, _ = job.communicate()
+    wait_until(lambda: site.cluster.nodes() == 1)
+    return {"before": seen, "status": job.returncode, "log": log, "gauges": gauges}
+
+
+def gauges_of(run: str) -> dict[str, float]:
+    """Return the gauges that Prometheus would be told of a run."""
+    lines = requests.get(METRICS, timeout=30).text.splitlines()
+    found = [re.match(rf'ray_(perceiver_\w+){{.*run="{run}".*}} (.+)', line) for line in lines]
+    return {match[1]: float(match[2]) for match in found if match}
+
+
+def result(site: Site, run: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((site.storage / run / "result.json").read_text())
+    return found
+
+
+def samples(site: Site, run: str) -> dict[int, Any]:
+    """Return the samples of each step, by unit."""
+    lines = (site.storage / run / "samples.jsonl").read_text().splitlines()
+    return {entry["step"]: entry["units"] for entry in map(json.loads, lines)}
+
+
+def test_the_literal_command_makes_the_cluster_grow_and_trains(
+    site: Site, undisturbed: dict[str, Any]
+) -> None:
+    assert undisturbed["before"] == [1], "only the head, which trains nothing"
+    assert undisturbed["status"] == 0, undisturbed["log"]
+    found = result(site, "undisturbed")
+    assert (found["exit"], found["steps"], found["world_size"]) == ("completed", small_run.STEPS, 2)
+
+
+def test_the_log_that_streams_says_what_was_waited_for(undisturbed: dict[str, Any]) -> None:
+    assert re.search(
+        r"waiting for 4 CPUs and 2 GPUs; the cluster has \d CPUs and \d GPUs", undisturbed["log"]
+    )
+    assert "Traceback" not in undisturbed["log"]
+
+
+def test_prometheus_is_told_how_training_goes(undisturbed: dict[str, Any]) -> None:
+    on_cpu = {gauge for gauge, _ in GAUGES.values()} - {"perceiver_gpu_memory_bytes"}
+    assert undisturbed["gauges"].keys() == on_cpu
+    assert undisturbed["gauges"]["perceiver_samples_per_second"] > 0
+
+
+def test_a_run_whose_node_is_taken_away_ends_with_the_samples_of_an_undisturbed_one(
+    site: Site, undisturbed: dict[str, Any]
+) -> None:
+    assert undisturbed["status"] == 0
+    job = site.cluster.submit(*LITERAL, "--storage.run_name", "disturbed")
+    wait_until(lambda: newest_step(str(site.storage / "disturbed")) > 0)
+    site.cluster.take_a_node_away()
+    log, _ = job.communicate()
+    assert job.returncode == 0, log
+    found = result(site, "disturbed")
+    assert (found["exit"], found["steps"]) == ("completed", small_run.STEPS)
+    assert found["restarts"] > 0
+    assert samples(site, "disturbed") == samples(site, "undisturbed")
+
+
+def test_a_job_that_is_stopped_saves_and_ends_as_preempted(site: Site) -> None:
+    job = site.cluster.submit(*LITERAL, "--storage.run_name", "stopped", "--train.steps", "2000")
+    wait_until(lambda: newest_step(str(site.storage / "stopped")) > 0)
+    assert job.stdout is not None
+    name = re.search(r"raysubmit_\w+", "".join(job.stdout.readline() for _ in range(5)))
+    assert name
+    stop_job(site.cluster, name[0])
+    job.communicate()
+    found = result(site, "stopped")
+    assert found["exit"] == "preempted"
+    assert found["steps"] == newest_step(str(site.storage / "stopped"))
+
+
+@pytest.mark.parametrize("missing", ["RAY_AUTH_TOKEN_PATH", "address"])
+def test_a_wrong_address_or_a_missing_token_is_one_line(site: Site, tmp_path: Path, missing: str) -> None:
+    environment = {**site.cluster.environment, "RAY_ADDRESS": "127.0.0.1:6379", "HOME": str(tmp_path)}
+    if missing == "address":
+        environment["RAY_ADDRESS"] = "127.0.0.1:9"
+    else:
+        del environment[missing]
+    run = subprocess.run(LITERAL, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert run.returncode == 2
+    assert f"RAY_ADDRESS is '{environment['RAY_ADDRESS']}', where no cluster lets this job in" in run.stderr
+    assert "Traceback" not in run.stderr

@@ -1,0 +1,138 @@
+"""A whole run through s3://, against a real S3 server on this machine: shards, index, checkpoints, records, resume."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import boto3
+import pytest
+import requests
+import small_run
+from moto.server import ThreadedMotoServer
+
+from perceiver_dist.command_line import to_yaml
+
+BUCKET = "perceiver"
+
+
+class Store(NamedTuple):
+    """A bucket with the shards of the small run.
+
+    Attributes:
+        address: Of the server.
+        client: To look into the bucket.
+        local: A folder for what is not in the bucket.
+    """
+
+    address: str
+    client: Any
+    local: Path
+
+    def train(self, run_name: str, *options: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+        """Run the job with everything in the bucket but MLflow's records."""
+        config = small_run.small_config(Path(f"s3://{BUCKET}/data"), self.local, run_name, steps=20)
+        file = self.local / "config.yaml"
+        file.write_text(to_yaml(config).replace(f"path: {self.local}", f"path: s3://{BUCKET}/runs"))
+        tracking = f"sqlite:///{self.local}/mlflow.db"
+        return subprocess.run(
+            [
+                sys.executable,
+                "jobs/train_multimodal.py",
+                f"--config={file}",
+                f"--tracking.uri={tracking}",
+                *options,
+            ],
+            env={**os.environ, "AWS_ENDPOINT_URL": self.address, **CREDENTIALS, **environment},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+
+    def text(self, key: str) -> str:
+        """Return the content of a file in the bucket."""
+        content: bytes = self.client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+        return content.decode()
+
+    def losses(self, run_name: str) -> list[float]:
+        entries = map(json.loads, self.text(f"runs/{run_name}/metrics.jsonl").splitlines())
+        return [entry["train/loss"] for entry in entries if "train/loss" in entry]
+
+
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "somebody",
+    "AWS_SECRET_ACCESS_KEY": "a-word",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    local = tmp_path_factory.mktemp("local")
+    small_run.write_data(local / "data")
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    address = "http://{}:{}".format(*server.get_host_and_port())
+    client = boto3.client(
+        "s3",
+        endpoint_url=address,
+        region_name=CREDENTIALS["AWS_DEFAULT_REGION"],
+        aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
+    )
+    client.create_bucket(Bucket=BUCKET)
+    for file in (local / "data").rglob("*.tar"):
+        client.upload_file(str(file), BUCKET, str(file.relative_to(local)))
+    yield Store(address, client, local)
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def resumed(store: Store) -> Store:
+    """The store with a run that was left alone, and one that ended at half of its steps and went on."""
+    for options in (("undisturbed",), ("resumed", "--train.stop_at=10"), ("resumed",)):
+        job = store.train(*options)
+        assert job.returncode == 0, job.stdout + job.stderr
+    return store
+
+
+def test_a_run_in_a_bucket_is_completed(resumed: Store) -> None:
+    result = json.loads(resumed.text("runs/undisturbed/result.json"))
+    assert (result["exit"], result["steps"]) == ("completed", 20)
+    assert result["checkpoint"] == f"s3://{BUCKET}/runs/undisturbed/step-00000020"
+    assert not (resumed.local / "undisturbed").exists()
+
+
+def test_a_run_in_a_bucket_goes_on_with_the_same_losses(resumed: Store) -> None:
+    assert resumed.losses("resumed") == resumed.losses("undisturbed")
+
+
+def test_shards_in_a_bucket_are_indexed_there_once(resumed: Store) -> None:
+    listed = resumed.client.list_objects_v2(Bucket=BUCKET, Prefix="runs/index/")["Contents"]
+    assert len(listed) == len(list((resumed.local / "data").rglob("*.tar")))
+
+
+@pytest.mark.parametrize(
+    ("denied", "environment", "reason"),
+    [
+        (True, {}, "403|ACCESS_DENIED|InvalidAccessKeyId"),
+        (False, {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "connect|resolve|NETWORK"),
+    ],
+)
+def test_a_bucket_that_lets_nobody_in_is_one_line(
+    store: Store, denied: bool, environment: dict[str, str], reason: str
+) -> None:
+    try:
+        requests.post(f"{store.address}/moto-api/reset-auth", data="0" if denied else "inf", timeout=30)
+        job = store.train("nobody", **environment)
+    finally:
+        requests.post(f"{store.address}/moto-api/reset-auth", data="inf", timeout=30)
+    assert job.returncode == 2
+    line = job.stderr.strip()
+    assert line.startswith(f"error: storage.path is 's3://{BUCKET}/runs', which cannot be written (")
+    assert "\n" not in line
+    assert any(word in line for word in reason.split("|")), line

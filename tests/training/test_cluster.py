@@ -1,0 +1,98 @@
+"""A run and its cluster: what it waits for, what it says meanwhile, and when it gives up."""
+
+from dataclasses import replace
+
+import pytest
+import ray
+from ranks import CONFIG
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from perceiver_dist.config import RunConfig
+from perceiver_dist.errors import UserError
+from perceiver_dist.training import cluster
+
+
+def config_for(workers: int, **train: object) -> RunConfig:
+    """A run of so many workers with half a CPU each; its two sources and evaluation read with three CPUs."""
+    options = {"num_workers": workers, "lanes": workers, "cpus_per_worker": 0.5, **train}
+    return replace(CONFIG, train=replace(CONFIG.train, **options))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "enough"),
+    [
+        ([{"CPU": 3.0}, {"CPU": 1.0, "GPU": 1.0}], True),
+        ([{"CPU": 4.0}, {"GPU": 1.0}], False),
+        ([{"CPU": 1.0, "GPU": 1.0}], False),
+        ([], False),
+    ],
+)
+def test_bundles_fit_where_there_is_enough_and_a_node_for_each(
+    nodes: list[dict[str, float]], enough: bool
+) -> None:
+    assert cluster.fits([{"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0}, {"CPU": 1.0}], nodes) == enough
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_where_there_is_room_nothing_is_said() -> None:
+    said: list[str] = []
+    cluster.wait_for_capacity(config_for(2), said.append)
+    assert said == []
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_room_is_given_back() -> None:
+    for _ in range(3):
+        cluster.wait_for_capacity(config_for(6), lambda _: None)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_cluster_too_small_is_named_with_what_it_has_and_what_is_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cluster, "_PATIENCE_SECONDS", 0.0)
+    with pytest.raises(
+        UserError,
+        match=r"too small: 4 CPUs and 2 GPUs are needed .*, it has 6 CPUs and 0 GPUs, and no node is being added; "
+        r"let it grow further \(max_workers in its YAML\), or lower train.num_workers",
+    ):
+        cluster.wait_for_capacity(config_for(2, gpus_per_worker=1), lambda _: None)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_other_work_is_waited_for_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_PATIENCE_SECONDS", 0.0)
+    other = placement_group([{"CPU": 3.0}])
+    ray.get(other.ready())
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        remove_placement_group(other)
+
+    cluster.wait_for_capacity(config_for(2), say)
+    assert said == [
+        "waiting for 4 CPUs; the cluster has 6 CPUs and 0 GPUs: other work holds them, or the cluster is to grow"
+    ]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(
+    ("options", "gpus", "device"),
+    [
+        ({}, 0, "cpu"),
+        ({"device": "cuda"}, 1, "cuda"),
+        ({"gpus_per_worker": 1}, 1, "cuda"),
+        ({"gpus_per_worker": 1, "device": "cpu"}, 1, "cpu"),
+    ],
+)
+def test_gpus_are_asked_for_before_there_are_any(options: dict[str, object], gpus: int, device: str) -> None:
+    config = config_for(2, **options)
+    assert (cluster.gpus_per_worker(config), cluster.device_type(config)) == (gpus, device)
+
+
+def test_an_address_without_a_cluster_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    with pytest.raises(UserError, match=r"RAY_ADDRESS is '127.0.0.1:9', where no cluster lets this job in"):
+        cluster.start_ray(1)
