@@ -44,5 +44,5 @@ laptop-cluster: .venv/.installed  ## start an autoscaling cluster of several nod
 .venv/.installed: pyproject.toml constraints.txt
 	@echo "Installing into .venv: some minutes the first time."
 	@$(PYTHON) -m venv .venv
-	@.venv/bin/pip install -q --disable-pip-version-check --use-pep517 -c constraints.txt -e ".[dev]"
+	@.venv/bin/pip install -q --disable-pip-version-check --use-pep517 -c constraints.txt -e ".[dev,server]"
 	@touch $@

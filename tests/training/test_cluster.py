@@ -61,7 +61,7 @@ def test_a_cluster_too_small_is_named_with_what_it_has_and_what_is_needed(
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_other_work_is_waited_for_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(cluster, "_PATIENCE_SECONDS", 1.0)
     other = placement_group([{"CPU": 3.0}])
     ray.get(other.ready())
     said: list[str] = []
