@@ -20,7 +20,7 @@ search: .venv/.installed  ## search shapes of the default model: make search ARG
 test: .venv/.installed  ## run all tests
 	@.venv/bin/pytest $(ARGS)
 
-test-long: .venv/.installed  ## kill a search at random moments and compare: some eight minutes
+test-long: .venv/.installed  ## kill a search and take nodes away, at random moments, and compare: some twelve minutes
 	@.venv/bin/pytest -m long -s $(ARGS)
 
 lint: .venv/.installed  ## check style, format and types

@@ -94,6 +94,7 @@ def test_prometheus_is_told_how_training_goes(undisturbed: dict[str, Any]) -> No
     assert undisturbed["gauges"]["perceiver_samples_per_second"] > 0
 
 
+@pytest.mark.long
 def test_a_run_whose_node_is_taken_away_ends_with_the_samples_of_an_undisturbed_one(
     site: Site, undisturbed: dict[str, Any]
 ) -> None:
@@ -109,6 +110,7 @@ def test_a_run_whose_node_is_taken_away_ends_with_the_samples_of_an_undisturbed_
     assert samples(site, "disturbed") == samples(site, "undisturbed")
 
 
+@pytest.mark.long
 def test_a_job_that_is_stopped_saves_and_ends_as_preempted(site: Site) -> None:
     job = site.cluster.submit(*LITERAL, "--storage.run_name", "stopped", "--train.steps", "2000")
     wait_until(lambda: newest_step(str(site.storage / "stopped")) > 0)
