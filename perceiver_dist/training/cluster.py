@@ -7,6 +7,7 @@ and adds no nodes ends the run in one line within a minute.
 import json
 import math
 import os
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,7 @@ from perceiver_dist.errors import UserError
 
 _PATIENCE_SECONDS = 45.0
 """How long a cluster that is too small may do nothing about it; autoscalers look every 5 seconds."""
+_CONNECT_SECONDS = 10.0
 _SECONDS_BETWEEN_LOOKS = 2.0
 _SECONDS_BETWEEN_LINES = 60.0
 
@@ -92,8 +94,9 @@ def start_ray(cpus: int, dashboard: bool = False) -> None:
     address = os.environ.get("RAY_ADDRESS")
     if address:
         try:
+            _check_reachable(address)
             ray.init(**QUIET)
-        except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
+        except (AuthenticationError, OSError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"RAY_ADDRESS is '{address}', where no cluster lets this job in ({str(error).splitlines()[0]}); check "
                 "the address and the token (RAY_AUTH_MODE, ~/.ray/auth_token), or unset it to start Ray here"
@@ -107,6 +110,17 @@ def start_ray(cpus: int, dashboard: bool = False) -> None:
         include_dashboard=dashboard,
         **QUIET,
     )
+
+
+def _check_reachable(address: str) -> None:
+    """Knock where a cluster is said to be; Ray itself would try for minutes.
+
+    Raises:
+        OSError: Nobody answers.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
 
 
 def wait_for_capacity(config: RunConfig, say: Callable[[str], None]) -> None:
