@@ -24,8 +24,8 @@ _RECENT_STEPS = 30
 """Updates whose pace the ETA is computed from."""
 
 
-class ProgressLine:
-    """The live line of a training run; a context manager that restores the terminal when it is left."""
+class LiveView:
+    """What is shown while something runs; a context manager that restores the terminal when it is left."""
 
     def __init__(
         self,
@@ -33,24 +33,23 @@ class ProgressLine:
         seconds_between_lines: float = 15.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Prepare a line; nothing is shown before the first message or update.
+        """Prepare a view; nothing is shown before the first message or update.
 
         Args:
             console: Where to write; None takes standard output.
-            seconds_between_lines: Least time between two lines where there is no terminal.
+            seconds_between_lines: Least time between two lines on the whole where there is no terminal.
             clock: Seconds from any fixed moment.
         """
         self._console = console or Console(highlight=False)
         self._seconds_between_lines = seconds_between_lines
         self._clock = clock
-        self._pace = _Pace()
         self._live: Live | None = None
         self._line = ""
         self._printed_line = ""
         self._printed_at = float("-inf")
 
     def __enter__(self) -> Self:
-        """Take the terminal's last line, where there is a terminal."""
+        """Take the terminal's last lines, where there is a terminal."""
         if self._console.is_terminal:
             self._live = Live(console=self._console, refresh_per_second=5)
             self._live.start()
@@ -59,7 +58,7 @@ class ProgressLine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the last state of the line standing."""
+        """Leave the last state of the view standing."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -67,12 +66,36 @@ class ProgressLine:
             self._print_line()
 
     def message(self, text: str) -> None:
-        """Tell of a phase, such as "starting 2 workers", in a line of its own above the live one.
+        """Tell of a phase, such as "starting 2 workers", in a line of its own above the live view.
 
         Args:
             text: One line.
         """
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _print_line(self) -> None:
+        self._printed_line = self._line
+        self._printed_at = self._clock()
+        self.message(self._line)
+
+
+class ProgressLine(LiveView):
+    """The live line of a training run.
+
+    Args:
+        console: Where to write; None takes standard output.
+        seconds_between_lines: Least time between two lines where there is no terminal.
+        clock: Seconds from any fixed moment.
+    """
+
+    def __init__(
+        self,
+        console: Console | None = None,
+        seconds_between_lines: float = 15.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(console, seconds_between_lines, clock)
+        self._pace = _Pace()
 
     def update(
         self, step: int, total_steps: int, loss: float, samples_per_second: float, data_wait_fraction: float
@@ -90,17 +113,12 @@ class ProgressLine:
         self._pace.record(step, now)
         self._line = (
             f"step {step}/{total_steps}  loss {loss:.3f}  {samples_per_second:,.0f} samples/s  "
-            f"data wait {data_wait_fraction:.0%}  ETA {_duration(self._pace.seconds_for(total_steps - step))}"
+            f"data wait {data_wait_fraction:.0%}  ETA {duration(self._pace.seconds_for(total_steps - step))}"
         )
         if self._live is not None:
             self._live.update(Text(self._line, no_wrap=True, overflow="ellipsis"))
         elif now - self._printed_at >= self._seconds_between_lines:
             self._print_line()
-
-    def _print_line(self) -> None:
-        self._printed_line = self._line
-        self._printed_at = self._clock()
-        self.message(self._line)
 
 
 class _Pace:
@@ -156,7 +174,12 @@ def result_table(metrics: Mapping[str, float], paths: Mapping[str, str]) -> Grou
     return Group(table, Text(), places)
 
 
-def _duration(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
+    """Write a time as 3:07 or 2:03:07.
+
+    Args:
+        seconds: How long; None if it is not known.
+    """
     if seconds is None:
         return "-:--"
     minutes, rest = divmod(round(seconds), 60)

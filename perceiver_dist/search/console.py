@@ -7,17 +7,15 @@ one for the whole search every half minute.
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from perceiver_dist.progress import LiveView, duration
 from perceiver_dist.search.record import SearchRecord, Trial
 from perceiver_dist.search.report import finding
-from perceiver_dist.search.wording import duration, quantity, ranked, values_text
+from perceiver_dist.search.wording import quantity, ranked, values_text
 
 _ENDED_SHOWN = 3
 """Trials that ended last which the live table still shows."""
@@ -37,8 +35,14 @@ class Running:
     steps: int
 
 
-class SearchDisplay:
-    """The live view of a search; a context manager that restores the terminal when it is left."""
+class SearchDisplay(LiveView):
+    """The live view of a search.
+
+    Args:
+        console: Where to write; None takes standard output.
+        seconds_between_lines: Least time between two lines on the whole search where there is no terminal.
+        clock: Seconds from any fixed moment.
+    """
 
     def __init__(
         self,
@@ -46,47 +50,9 @@ class SearchDisplay:
         seconds_between_lines: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Prepare a view; nothing is shown before the first message or update.
-
-        Args:
-            console: Where to write; None takes standard output.
-            seconds_between_lines: Least time between two lines on the whole search where there is no terminal.
-            clock: Seconds from any fixed moment.
-        """
-        self._console = console or Console(highlight=False)
-        self._seconds_between_lines = seconds_between_lines
-        self._clock = clock
+        super().__init__(console, seconds_between_lines, clock)
         self._pace = _Pace()
-        self._live: Live | None = None
         self._ended: list[int] | None = None
-        self._line = ""
-        self._printed_line = ""
-        self._printed_at = float("-inf")
-
-    def __enter__(self) -> Self:
-        """Take the terminal's last lines, where there is a terminal."""
-        if self._console.is_terminal:
-            self._live = Live(console=self._console, refresh_per_second=4)
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Leave the last state of the view standing."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-        elif self._line != self._printed_line:
-            self._print_line()
-
-    def message(self, text: str) -> None:
-        """Tell of a phase, such as "preparing data", in a line of its own above the live view.
-
-        Args:
-            text: One line.
-        """
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def update(self, record: SearchRecord, running: Mapping[int, Running]) -> None:
         """Show where the search is. Trials that have ended at the first update are not told of: an earlier start did.
@@ -123,11 +89,6 @@ class SearchDisplay:
             f"elapsed {duration(self._pace.elapsed)}",
             f"ETA {duration(self._pace.seconds_for(_still_to_spend(record, running)))}",
         ]
-
-    def _print_line(self) -> None:
-        self._printed_line = self._line
-        self._printed_at = self._clock()
-        self.message(self._line)
 
 
 class _Pace:

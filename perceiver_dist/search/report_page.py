@@ -6,9 +6,10 @@ from dataclasses import fields
 from html import escape
 from pathlib import Path
 
+from perceiver_dist.progress import duration
 from perceiver_dist.search.config import SearchConfig
 from perceiver_dist.search.record import SearchRecord, Trial
-from perceiver_dist.search.wording import duration, quantity, ranked, short_names, value_text
+from perceiver_dist.search.wording import quantity, ranked, short_names, value_text
 
 _STYLE = """
 :root { color-scheme: light dark; --text: #1c2128; --faint: #5c6570; --page: #ffffff; --card: #f4f6f8;

@@ -77,19 +77,6 @@ def quantity(number: float, unit: str = "") -> str:
     return f"{shown:.3g} {_PREFIXES[thousands]}{unit}".rstrip()
 
 
-def duration(seconds: float | None) -> str:
-    """Write a time as 3:07 or 2:03:07.
-
-    Args:
-        seconds: How long; None if it is not known.
-    """
-    if seconds is None:
-        return "-:--"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
 def ranked(trials: Sequence[Trial]) -> list[Trial]:
     """Return trials by score, the best first: completed ones, then others that have a score, then the rest.
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from records import SPACE, record_of_search
 
+from perceiver_dist.progress import duration
 from perceiver_dist.search.config import SearchConfig
 from perceiver_dist.search.record import SearchRecord
 from perceiver_dist.search.report import finding, write_report
-from perceiver_dist.search.wording import duration, quantity, short_names, value_text, values_text
+from perceiver_dist.search.wording import quantity, short_names, value_text, values_text
 
 CONFIG = SearchConfig(space=SPACE, trials=16, name="shapes")
 
