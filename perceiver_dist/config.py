@@ -56,6 +56,30 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class WorkerRange:
+    """A number of workers that changes while a run lasts, as nodes come and go.
+
+    Attributes:
+        min: Fewest workers that training goes on with; with fewer it waits.
+        max: Most workers, at most `train.lanes`; as many are asked of a cluster that can grow.
+    """
+
+    min: int
+    max: int
+
+    def __post_init__(self) -> None:
+        """Check the order.
+
+        Raises:
+            UserError: Not 1 <= min <= max.
+        """
+        if not 1 <= self.min <= self.max:
+            raise UserError(
+                f"train.num_workers is {self.min} to {self.max}; min must be at least 1 and max at least min"
+            )
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """How long, on how many workers, and how often to look.
 
@@ -65,7 +89,8 @@ class TrainConfig:
         lanes: Units per optimizer step, over all ranks: the global batch is lanes * micro_batch. The number of
             workers must divide it; a rank with several lanes accumulates gradients. Keep it when you change the
             number of workers, and the samples of every step stay the same.
-        num_workers: Training processes, one per GPU where there are GPUs.
+        num_workers: Training processes, one per GPU where there are GPUs. A number, or {min: A, max: B}: the run
+            goes on with fewer when nodes are lost and with more when they come, from the newest checkpoint.
         device: cuda trains on one GPU per worker, cpu on processor cores; auto takes cuda where workers have GPUs.
         cpus_per_worker: CPUs that Ray reserves for each worker; what is left reads and decodes.
         gpus_per_worker: GPUs that Ray reserves for each worker, 0 or 1; null for 1 where workers train on cuda, else
@@ -81,13 +106,16 @@ class TrainConfig:
         eval_every: Optimizer steps between evaluations on the held-out shards; 0 for one at the end only.
         checkpoint_every: Optimizer steps between checkpoints; there is always one at the end.
         keep_checkpoints: Newest checkpoints kept; 2 so that one is whole while another is written.
-        max_failures: Times that lost workers are replaced, each time going on from the last checkpoint.
+        max_failures: Times that lost workers are replaced, each time going on from the last checkpoint. Nodes that Ray
+            announced it would take away do not count.
+        max_skipped_steps: Optimizer steps that may be skipped because their gradient is not finite before the run
+            stops. A few are usual in long runs in bf16; every one is told with its units.
     """
 
     steps: int = 1000
     micro_batch: int = 32
     lanes: int = 2
-    num_workers: int = 2
+    num_workers: int | WorkerRange = 2
     device: Literal["auto", "cpu", "cuda"] = "auto"
     cpus_per_worker: float = 1.0
     gpus_per_worker: Literal[0, 1] | None = None
@@ -100,6 +128,7 @@ class TrainConfig:
     checkpoint_every: int = 250
     keep_checkpoints: int = 2
     max_failures: int = 3
+    max_skipped_steps: int = 10
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -111,10 +140,10 @@ class TrainConfig:
             "steps",
             "micro_batch",
             "lanes",
-            "num_workers",
             "log_every",
             "checkpoint_every",
             "keep_checkpoints",
+            "max_skipped_steps",
         )
         for name in positive:
             if getattr(self, name) < 1:
@@ -128,6 +157,28 @@ class TrainConfig:
             )
         if self.device == "cuda" and self.gpus_per_worker == 0:
             raise UserError("train.device is cuda and train.gpus_per_worker 0; set it to 1 or leave it out")
+        self._check_workers()
+
+    @property
+    def least_workers(self) -> int:
+        """Fewest workers that train."""
+        return self.num_workers.min if isinstance(self.num_workers, WorkerRange) else self.num_workers
+
+    @property
+    def most_workers(self) -> int:
+        """Most workers that train."""
+        return self.num_workers.max if isinstance(self.num_workers, WorkerRange) else self.num_workers
+
+    def _check_workers(self) -> None:
+        if isinstance(self.num_workers, WorkerRange):
+            if self.num_workers.max > self.lanes:
+                raise UserError(
+                    f"train.num_workers.max is {self.num_workers.max}, above train.lanes {self.lanes}: a worker "
+                    "would have nothing to do; lower it or raise the lanes"
+                )
+            return
+        if self.num_workers < 1:
+            raise UserError(f"train.num_workers is {self.num_workers}, must be at least 1")
         if self.lanes % self.num_workers:
             divisors = [n for n in range(1, self.lanes + 1) if self.lanes % n == 0]
             raise UserError(

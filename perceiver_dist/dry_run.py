@@ -86,7 +86,7 @@ def training_memory(config: RunConfig, device: str) -> dict[str, int]:
         config: The configuration.
         device: Type of the device, cpu or cuda.
     """
-    stage, ranks = config.deepspeed.zero_stage, config.train.num_workers
+    stage, ranks = config.deepspeed.zero_stage, config.train.most_workers
     memory = memory_per_rank(
         config.model,
         config.heads,

@@ -99,18 +99,20 @@ class EvaluationPlan:
     Attributes:
         samples: Number of samples in the source.
         unit_size: Samples per unit.
-        lanes: Units per optimizer step; any world size divides it.
+        lanes: Units per optimizer step.
+        spare: Padded units after those: one less than the most ranks, where ranks need not divide the lanes.
     """
 
     samples: int
     unit_size: int
     lanes: int
+    spare: int = 0
 
     @property
     def units(self) -> int:
         """Number of units, padded ones included."""
         filled = -(-self.samples // self.unit_size)
-        return -(-filled // self.lanes) * self.lanes
+        return -(-filled // self.lanes) * self.lanes + self.spare
 
     def unit(self, number: int) -> list[int]:
         """Return the sample numbers of unit `number`; fewer than `unit_size`, or none, at the end.

@@ -22,7 +22,7 @@ def start_ray_for_trials(config: SearchRunConfig) -> None:
         config: The search's configuration.
     """
     cores = os.cpu_count() or 1
-    trials = config.search.max_concurrent or max(cores // config.train.num_workers, 1)
+    trials = config.search.max_concurrent or max(cores // config.train.most_workers, 1)
     start_ray(trials * cpus_of(config), dashboard=True)
 
 
@@ -42,5 +42,5 @@ def trials_at_once(config: SearchRunConfig) -> int:
         return config.search.max_concurrent
     resources: Any = ray.cluster_resources
     there = resources()
-    needed = {"CPU": cpus_of(config), "GPU": config.train.num_workers * gpus_per_worker(config)}
+    needed = {"CPU": cpus_of(config), "GPU": config.train.most_workers * gpus_per_worker(config)}
     return max(int(min(there.get(name, 0) // amount for name, amount in needed.items() if amount)), 1)

@@ -47,7 +47,7 @@ def cpus_of(config: RunConfig) -> int:
     Args:
         config: The run's configuration.
     """
-    return math.ceil(config.train.num_workers * config.train.cpus_per_worker) + readers_of(config)
+    return math.ceil(config.train.most_workers * config.train.cpus_per_worker) + readers_of(config)
 
 
 def gpus_per_worker(config: RunConfig) -> int:
@@ -136,7 +136,7 @@ def wait_for_capacity(config: RunConfig, say: Callable[[str], None]) -> None:
         UserError: The cluster is too small, and no node is being added.
     """
     workers: Bundle = {"CPU": config.train.cpus_per_worker, "GPU": float(gpus_per_worker(config))}
-    bundles = [{name: amount for name, amount in workers.items() if amount}] * config.train.num_workers
+    bundles = [{name: amount for name, amount in workers.items() if amount}] * config.train.least_workers
     bundles = [bundle for bundle in bundles if bundle] + [{"CPU": 1.0}] * readers_of(config)
     group = placement_group(bundles, strategy="PACK")
     patience = _Patience(bundles, say)

@@ -30,12 +30,16 @@ def news_on(
     done = threading.Event()
 
     def watch() -> None:
-        restarts = 0
+        restarts = shown = workers = 0
         while not done.wait(_SECONDS_BETWEEN_NEWS):
             news: News = ray.get(tracker.news.remote())
             if news.restarts > restarts:
                 restarts = news.restarts
-                line.message(f"workers were lost: going on from step {news.started_from}")
+                line.message(_restart_line(news, workers))
+            workers = news.world_size
+            for message in news.messages[shown:]:
+                line.message(message)
+            shown = len(news.messages)
             if news.step:
                 line.update(
                     news.step, total_steps, news.loss, news.samples_per_second, news.data_wait_fraction
@@ -50,6 +54,13 @@ def news_on(
     finally:
         done.set()
         watcher.join()
+
+
+def _restart_line(news: News, workers_before: int) -> str:
+    """Say why there is a new group of workers, as far as their number tells."""
+    if news.world_size > workers_before:
+        return f"more workers are there: {news.world_size} go on from step {news.started_from}"
+    return f"workers were lost: {news.world_size} go on from step {news.started_from}"
 
 
 def show_result(result: dict[str, Any], config: RunConfig, folder: str, console: Console) -> None:

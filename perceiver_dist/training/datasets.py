@@ -101,7 +101,7 @@ def make_datasets(
             datasets[source.name] = partial(_training_dataset, config, folder, maker, tracker)
         held_out = data[source.name].evaluation
         if held_out is not None:
-            every = EvaluationPlan(held_out.samples, train.micro_batch, train.lanes)
+            every = EvaluationPlan(held_out.samples, train.micro_batch, train.lanes, _spare_units(config))
             evaluator = UnitMaker(source, maker.inputs, held_out, every)
             datasets[evaluation_dataset(source)] = partial(
                 unit_dataset, evaluator, 0, every.units, config.data
@@ -130,7 +130,14 @@ def _training_dataset(config: RunConfig, folder: str, maker: UnitMaker, tracker:
     schedule, train, name = Schedule(config.weights), config.train, maker.source.name
     stop = schedule.steps_before(name, train.steps) * train.lanes
     first = schedule.steps_before(name, first_step(config, folder)) * train.lanes
-    return unit_dataset(maker, min(first, stop - train.lanes), stop, config.data)
+    return unit_dataset(maker, min(first, stop - train.lanes), stop + _spare_units(config), config.data)
+
+
+def _spare_units(config: RunConfig) -> int:
+    """Return how many units more a dataset gets: an equal split drops at the end what the ranks do not divide."""
+    train = config.train
+    divides = all(train.lanes % ranks == 0 for ranks in range(train.least_workers, train.most_workers + 1))
+    return 0 if divides else train.most_workers - 1
 
 
 def evaluation_dataset(source: SourceConfig) -> str:

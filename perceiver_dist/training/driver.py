@@ -12,16 +12,21 @@ from typing import Any
 # Ray reads this when it is imported: how often the controller looks at the workers, which is what one
 # `ray.train.report` costs. 2 seconds by default.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+# After a node is lost Ray Train may ask for workers on it before it knows, and waits so long, 60 seconds by default,
+# until it asks anew; and how often it looks for nodes that are about to go.
+os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
+os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
 
 import ray
 import ray.train
 from ray.data import ExecutionOptions
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.config import ScalingConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
 from perceiver_dist.command_line import to_yaml
-from perceiver_dist.config import RunConfig
+from perceiver_dist.config import RunConfig, WorkerRange
 from perceiver_dist.errors import UserError
 from perceiver_dist.model.cost import parameter_count
 from perceiver_dist.progress import ProgressLine
@@ -85,7 +90,7 @@ def run_training(
         facts = {"parameters": str(parameter_count(config.model, config.heads))}
         tracker: Any = ray.remote(Tracker).options(**_beside_the_driver()).remote(config, folder, facts)
         run_id = ray.get(tracker.run_id.remote())
-        line.message(f"starting {config.train.num_workers} workers: {_describe(config, data)}")
+        line.message(f"starting {_workers(config)} workers: {_describe(config, data)}")
         outcome = _fit(config, folder, data, tracker, news_on(line, tracker, config.last_step, on_news))
     news: News = ray.get(tracker.news.remote())
     result = _result(config, outcome, news, run_id, folder)
@@ -127,6 +132,9 @@ def _beside_the_driver() -> dict[str, Any]:
     return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
 
 
+_SECONDS_BETWEEN_RESIZES = 30.0
+"""Growing costs the steps since the last checkpoint and a start of the workers, so it is not looked at all the time."""
+
 _MLFLOW_STATUS: dict[str, RunStatus] = {
     "completed": "FINISHED",
     "preempted": "KILLED",
@@ -152,8 +160,13 @@ def _fit(
     gpus = gpus_per_worker(config)
     trainer = TorchTrainer(
         partial(train_worker, Job(config, tracker)),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=train.num_workers,
+        scaling_config=ScalingConfig(
+            num_workers=(
+                (train.least_workers, train.most_workers)
+                if isinstance(train.num_workers, WorkerRange)
+                else train.num_workers
+            ),
+            elastic_resize_monitor_interval_s=_SECONDS_BETWEEN_RESIZES,
             use_gpu=gpus > 0,
             resources_per_worker={"CPU": train.cpus_per_worker, **({"GPU": gpus} if gpus else {})},
         ),
@@ -186,7 +199,7 @@ def _result(config: RunConfig, outcome: _Outcome, news: News, run_id: str, folde
         "error": outcome.error,
         "steps": steps,
         "samples_seen": steps * config.train.lanes * config.train.micro_batch,
-        "world_size": config.train.num_workers,
+        "world_size": news.world_size,
         "zero_stage": config.deepspeed.zero_stage,
         "metrics": news.scores,
         "samples_per_second": news.mean_samples_per_second,
@@ -195,6 +208,11 @@ def _result(config: RunConfig, outcome: _Outcome, news: News, run_id: str, folde
         "mlflow_run_id": run_id,
         "checkpoint": join(folder, checkpoint_name(saved)) if saved else None,
     }
+
+
+def _workers(config: RunConfig) -> str:
+    least, most = config.train.least_workers, config.train.most_workers
+    return f"{least}" if least == most else f"{least} to {most}"
 
 
 def _describe(config: RunConfig, data: dict[str, SourceData]) -> str:

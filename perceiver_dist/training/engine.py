@@ -1,6 +1,7 @@
 """The DeepSpeed engine of one rank: its configuration is derived here and nowhere else."""
 
 import logging
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from perceiver_dist.config import RunConfig
+from perceiver_dist.training.lanes import turns
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Names of AdamW's running mean of the gradient and of its square."""
@@ -21,15 +23,16 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
 
     Args:
         config: The run's configuration.
-        world_size: Number of ranks; divides `train.lanes`.
+        world_size: Number of ranks, at most `train.lanes`.
 
     Returns:
         A JSON-like mapping for `deepspeed.initialize`, with `deepspeed.overrides` merged last.
     """
     derived: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": config.train.micro_batch,
-        "gradient_accumulation_steps": config.train.lanes // world_size,
-        "gradient_clipping": config.optim.clip_norm,
+        "gradient_accumulation_steps": turns(config.train.lanes, world_size),
+        # Without partitioning DeepSpeed would clip to a norm that is not finite; see _GuardedAdamW.
+        "gradient_clipping": config.optim.clip_norm if config.deepspeed.zero_stage else 0.0,
         "zero_optimization": {"stage": config.deepspeed.zero_stage},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31,
@@ -49,10 +52,13 @@ def build_engine(model: nn.Module, config: RunConfig, world_size: int) -> Any:
         The `deepspeed.DeepSpeedEngine`.
     """
     deepspeed = _import_deepspeed()
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, config.optim.weight_decay),
-        lr=config.optim.learning_rate,
-        betas=(config.optim.beta1, config.optim.beta2),
+    optim = config.optim
+    groups = parameter_groups(model, optim.weight_decay)
+    betas = (optim.beta1, optim.beta2)
+    optimizer = (
+        torch.optim.AdamW(groups, lr=optim.learning_rate, betas=betas)
+        if config.deepspeed.zero_stage
+        else _GuardedAdamW(groups, optim.learning_rate, betas, optim.clip_norm)
     )
     engine, *_ = deepspeed.initialize(
         model=model,
@@ -62,6 +68,34 @@ def build_engine(model: nn.Module, config: RunConfig, world_size: int) -> Any:
     )
     _create_adam_state(engine)
     return engine
+
+
+class _GuardedAdamW(torch.optim.AdamW):
+    """AdamW for ZeRO stage 0: clips, and skips a step whose gradient is not finite, as DeepSpeed's stages 1 to 3 do.
+
+    DeepSpeed reads `overflow` and `_global_grad_norm` of its own optimizers after a step, and so of this one.
+    """
+
+    def __init__(
+        self, groups: list[dict[str, Any]], rate: float, betas: tuple[float, float], clip_norm: float
+    ) -> None:
+        super().__init__(groups, lr=rate, betas=betas)
+        self._clip_norm = clip_norm or math.inf
+        self._global_grad_norm = 0.0
+        self.overflow = False
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override] # torch's returns a closure's loss
+        """Clip and take a step, or none.
+
+        Args:
+            closure: Not used; torch's signature.
+        """
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, self._clip_norm)
+        self._global_grad_norm = float(norm)
+        self.overflow = not math.isfinite(self._global_grad_norm)
+        if not self.overflow:
+            super().step(closure)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """The training loop of one rank: restore, step, evaluate, save."""
 
+import math
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,10 +27,12 @@ from perceiver_dist.training.checkpoint import (
 from perceiver_dist.training.datasets import evaluation_dataset
 from perceiver_dist.training.engine import build_engine, set_learning_rate
 from perceiver_dist.training.evaluation import autocast, evaluate, loss_per_sample, modality_subsets
+from perceiver_dist.training.lanes import loss_factor, turns, units_of
 from perceiver_dist.training.learning_rate import learning_rate
 from perceiver_dist.training.news import Scores
-from perceiver_dist.training.preemption import PreemptionNotice
+from perceiver_dist.training.preemption import Notices
 from perceiver_dist.training.run_folder import checkpoint_name
+from perceiver_dist.training.skipped_steps import SkippedSteps
 from perceiver_dist.training.worker import Job
 from pipelines.schedule import Schedule
 
@@ -85,12 +88,16 @@ class _Rank:
             if (shard := _dataset_shard(name)) is not None
         }
         self.window = _Window(list(self.sources), self.device)
-        self.notice = PreemptionNotice(self.tracker)
+        self.started_from = self.step
+        self.notices = Notices(self.tracker)
+        self.skipped = SkippedSteps(
+            self.engine, self.config.train.max_skipped_steps, self.tracker, self.notices.group
+        )
         if self.rank == 0:
-            self.tracker.workers_started.remote(self.step)
+            self.tracker.workers_started.remote(self.step, self.world_size)
 
     def train(self) -> None:
-        """Take all steps that are left, then evaluate with every subset of the modalities; save and leave on notice."""
+        """Take all steps that are left, then evaluate with every subset of the modalities; on notice save, or leave."""
         train = self.config.train
         while self.step < self.config.last_step:
             self._take_step()
@@ -101,12 +108,12 @@ class _Rank:
             if evaluates:
                 with self.window.paused():
                     self._evaluate(all_subsets=False)
-            leaves = self.notice.given() and not last
+            notice = self.notices.heard()
             # After the evaluation, so that a run that goes on from here has it on record.
-            if evaluates or last or leaves or self.step % train.checkpoint_every == 0:
+            if evaluates or last or notice or self.step % train.checkpoint_every == 0:
                 with self.window.paused():
                     self._save()
-            if leaves:
+            if notice == "stop" and not last:
                 return
         self._evaluate(all_subsets=True)
 
@@ -127,30 +134,47 @@ class _Rank:
         return engine, progress.steps
 
     def _take_step(self) -> None:
-        """Take one optimizer step: this rank's lanes of the step's source, accumulated."""
+        """Take one optimizer step: this rank's units of the step's source, accumulated."""
         train = self.config.train
         source = self.sources[self.schedule.source_at(self.step)]
-        stream = self.streams[source.name]
-        first = self.schedule.steps_before(source.name, self.step) * train.lanes
+        step_units = self._units_at(self.step, source.name)
+        units = units_of(
+            self.rank, self.world_size, step_units, self._units_at(self.started_from, source.name).start
+        )
+        factor = loss_factor(train.lanes, self.world_size)
         set_learning_rate(self.engine, learning_rate(self.step, train.steps, self.config.optim))
-        for unit in range(first + self.rank, first + train.lanes, self.world_size):
-            batch = stream.take(unit)
+        losses: list[Tensor] = []
+        for turn in range(turns(train.lanes, self.world_size)):
+            if turn < len(units):
+                batch = self.streams[source.name].take(units[turn])
             with autocast(self.device, train.precision):
                 logits = self.engine(batch.arrays, batch.present, source.name)
             loss = loss_per_sample(logits.float(), batch.labels, source.task).mean()
-            self.engine.backward(loss)
+            weight = factor if turn < len(units) else 0.0
+            self.engine.backward(loss if weight == 1 else loss * weight)
             self.engine.step()
-            self.window.add(source.name, loss.detach())
-            if self.config.tracking.samples:
-                self.tracker.saw_samples.remote(self.step, unit, batch.keys)
+            if turn < len(units):
+                losses.append(loss.detach())
+                self.window.add(source.name, losses[-1])
+                if self.config.tracking.samples:
+                    self.tracker.saw_samples.remote(self.step, units[turn], batch.keys)
         self.step += 1
+        self.skipped.look(self.step, source.name, step_units, dict(zip(units, losses, strict=True)))
+
+    def _units_at(self, step: int, source: str) -> range:
+        """Return the numbers of the units that a source gives to its first step at or after `step`."""
+        first = self.schedule.steps_before(source, step) * self.config.train.lanes
+        return range(first, first + self.config.train.lanes)
 
     def _log(self) -> None:
         train = self.config.train
         waited = sum(stream.seconds_waited for stream in self.streams.values())
         values = self.window.close(waited, self.world_size)
         values["train/learning_rate"] = learning_rate(self.step - 1, train.steps, self.config.optim)
-        values["train/gradient_norm"] = float(self.engine.get_global_grad_norm() or 0.0)
+        norm = self.engine.get_global_grad_norm()
+        if norm is not None and math.isfinite(norm):
+            values["train/gradient_norm"] = float(norm)
+        values["train/skipped_steps"] = float(self.skipped.count)
         units = values.pop("train/units")
         values["train/samples_per_second"] = units * train.micro_batch / values["train/seconds"]
         values["train/step_seconds"] = values["train/seconds"] * train.lanes / units
@@ -206,14 +230,17 @@ class _Window:
 
     def __init__(self, sources: list[str], device: torch.device) -> None:
         self._sources = sources
-        self._sums = torch.zeros(len(sources), 2, dtype=torch.float64, device=device)
+        self._sums = torch.zeros(len(sources), 3, dtype=torch.float64, device=device)
         self._waited_before = 0.0
         self._started = time.perf_counter()
 
     def add(self, source: str, loss: Tensor) -> None:
+        """Add a unit's loss; one that is not finite counts as a unit only."""
+        finite = loss.isfinite()
         row = self._sums[self._sources.index(source)]
-        row[0] += loss
-        row[1] += 1
+        row[0] += torch.where(finite, loss, 0.0)
+        row[1] += finite
+        row[2] += 1
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -226,21 +253,22 @@ class _Window:
         """Add up over the ranks and begin anew; every rank must call it."""
         seconds = time.perf_counter() - self._started
         times = torch.tensor(
-            [[seconds, waited - self._waited_before]], dtype=torch.float64, device=self._sums.device
+            [[seconds, waited - self._waited_before, 0.0]], dtype=torch.float64, device=self._sums.device
         )
         totals = torch.cat([self._sums, times])
         distributed.all_reduce(totals)
-        *losses, (all_seconds, all_waited) = totals.tolist()
+        *losses, (all_seconds, all_waited, _) = totals.tolist()
         self._sums.zero_()
         self._waited_before = waited
         self._started = time.perf_counter()
-        units = sum(count for _, count in losses)
         values = {
-            f"{name}/train_loss": total / count
-            for name, (total, count) in zip(self._sources, losses, strict=True)
-            if count
+            f"{name}/train_loss": total / finite
+            for name, (total, finite, _) in zip(self._sources, losses, strict=True)
+            if finite
         }
-        values["train/loss"] = sum(total for total, _ in losses) / units
+        all_finite = sum(finite for _, finite, _ in losses)
+        values["train/loss"] = sum(total for total, _, _ in losses) / all_finite if all_finite else math.nan
+        units = sum(count for _, _, count in losses)
         values["train/seconds"] = all_seconds / world_size
         values["train/data_wait_fraction"] = all_waited / all_seconds
         values["train/units"] = units

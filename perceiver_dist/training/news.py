@@ -39,6 +39,8 @@ class News:
         preempted: Whether the run was told to save and stop.
         started_from: Step that the newest group of workers started from; None while none has started.
         restarts: Groups of workers that were started after the first.
+        world_size: Ranks of the newest group of workers; 0 while none has started.
+        messages: Lines that the screen shows once each, in order.
     """
 
     step: int = 0
@@ -53,3 +55,5 @@ class News:
     preempted: bool = False
     started_from: int | None = None
     restarts: int = -1
+    world_size: int = 0
+    messages: list[str] = field(default_factory=list)

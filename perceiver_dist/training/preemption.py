@@ -1,7 +1,9 @@
-"""How a run that is told to stop ends with a checkpoint: the driver passes the notice on, the ranks agree on a step.
+"""How a run that is told to stop, or whose node is about to go, saves in time: all ranks agree on the step.
 
-`ray job stop`, Kubernetes and a batch system send SIGTERM to the job's process and SIGKILL some time later. In between
-the ranks save where they are and leave; the same command goes on from there.
+There are two kinds of notice. `ray job stop`, Kubernetes and a batch system send SIGTERM to the job's process and
+SIGKILL some time later: the ranks save where they are and leave, and the same command goes on from there. A node that
+Ray drains, as it does when a spot machine or a pod is to go, ends by itself: the ranks save and go on, so that losing
+it costs the steps since then and nothing else.
 """
 
 import signal
@@ -9,13 +11,18 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import ray
+import ray.train
 import torch
 from torch import distributed
 
 _SECONDS_BETWEEN_QUESTIONS = 0.25
+_SECONDS_BETWEEN_LOOKS = 2.0
+_NOTHING, _STOP, _LOOK = 0, 1, 2
+
+Notice = Literal["", "save", "stop"]
 
 
 @contextmanager
@@ -38,30 +45,46 @@ def sigterm_is_a_notice(tracker: Any) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-class PreemptionNotice:
-    """Tells every rank after the same optimizer step that the run is to stop. Each rank makes one, at the same time.
+class Notices:
+    """Tells every rank after the same optimizer step what to do. Each rank makes one, at the same time.
 
-    Rank 0 asks the tracker four times a second, without waiting for the answer. What it knows is broadcast every
-    step, over CPUs, so that no device has to be waited for.
+    Rank 0 asks the tracker four times a second, without waiting for the answer, whether the run is to stop. What it
+    knows is broadcast every step, over CPUs, so that no device has to be waited for. Every two seconds it is broadcast
+    that all look for draining nodes: Ray Train answers that question to all ranks together only.
 
     Args:
         tracker: The `Tracker` actor.
     """
 
     def __init__(self, tracker: Any) -> None:
+        self.group: Any = distributed.new_group(backend="gloo")
         self._tracker = tracker
-        self._group: Any = distributed.new_group(backend="gloo")
         self._question: Any = None
         self._asked_at = float("-inf")
-        self._known = False
+        self._looked_at = time.monotonic()
+        self._stop = False
+        self._draining: set[str] = set()
 
-    def given(self) -> bool:
-        """Return whether the run is to stop now: the same on every rank, all of which must call this every step."""
-        if distributed.get_rank() == 0:
-            self._ask()
-        flag = torch.tensor([self._known])
-        distributed.broadcast(flag, src=0, group=self._group)
-        return bool(flag.item())
+    def heard(self) -> Notice:
+        """Return what is to be done now: the same on every rank, all of which must call this every step.
+
+        Returns:
+            "stop" to save and leave, "save" to save and go on, "" for nothing.
+        """
+        flag = torch.tensor([self._known() if distributed.get_rank() == 0 else _NOTHING])
+        distributed.broadcast(flag, src=0, group=self.group)
+        if flag.item() == _STOP:
+            return "stop"
+        return "save" if flag.item() == _LOOK and self._another_node_drains() else ""
+
+    def _known(self) -> int:
+        self._ask()
+        if self._stop:
+            return _STOP
+        if time.monotonic() - self._looked_at >= _SECONDS_BETWEEN_LOOKS:
+            self._looked_at = time.monotonic()
+            return _LOOK
+        return _NOTHING
 
     def _ask(self) -> None:
         if self._question is None:
@@ -69,5 +92,12 @@ class PreemptionNotice:
                 self._asked_at = time.monotonic()
                 self._question = self._tracker.is_preempted.remote()
         elif ray.wait([self._question], timeout=0)[0]:
-            self._known = ray.get(self._question)
+            self._stop = ray.get(self._question)
             self._question = None
+
+    def _another_node_drains(self) -> bool:
+        info = ray.train.get_preemption_info()
+        nodes = set(info.preempted_node_ids) if info else set()
+        new = nodes - self._draining
+        self._draining |= nodes
+        return bool(new)

@@ -66,13 +66,15 @@ class Tracker:
         """Return the newest state of the run."""
         return self._news
 
-    def workers_started(self, step: int) -> None:
+    def workers_started(self, step: int, world_size: int) -> None:
         """Note that a group of workers starts at `step`; what was recorded after it happens again.
 
         Args:
             step: Optimizer steps that the restored checkpoint had taken; 0 without one.
+            world_size: Number of ranks.
         """
         self._news.started_from = step
+        self._news.world_size = world_size
         self._news.restarts += 1
         self._pace = _Pace()
         self._history = [entry for entry in self._history if entry["step"] <= step]
@@ -129,6 +131,14 @@ class Tracker:
             keys: Shard and key of each sample, in the order of the batch.
         """
         self._samples.setdefault(step, {})[unit] = keys
+
+    def skipped_step(self, message: str) -> None:
+        """Tell of a step that was not taken because its gradient is not finite.
+
+        Args:
+            message: One line.
+        """
+        self._news.messages.append(message)
 
     def stop_for(self, message: str) -> None:
         """Record an error that the user must mend, so that nothing is retried.

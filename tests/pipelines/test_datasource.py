@@ -84,6 +84,15 @@ def test_unit_u_goes_to_rank_u_modulo_world_size(maker, world_size):
     assert sorted(chain(*turns[:LANES])) == [7, 8, 9, 10, 11, 32, 33, 34]  # Step 2 of the golden plan.
 
 
+def test_ranks_that_do_not_divide_the_units_are_dealt_to_in_turn_and_spare_units_are_dropped(maker):
+    first, stop, ranks = 2 * LANES, 7 * LANES, 3
+    shards = unit_dataset(maker, first, stop + ranks - 1, DATA).streaming_split(ranks, equal=True)
+    due = [range(first + rank, stop, ranks) for rank in range(ranks)]
+    with ThreadPoolExecutor(ranks) as pool:
+        taken = list(pool.map(take, shards, due))
+    assert taken == [[maker.plan.unit(number) for number in numbers] for numbers in due]
+
+
 def test_a_resumed_dataset_begins_at_its_first_unit(maker):
     whole = [row["label"].tolist() for row in unit_dataset(maker, 0, 12, DATA).iter_rows()]
     resumed = [row["label"].tolist() for row in unit_dataset(maker, 7, 12, DATA).iter_rows()]

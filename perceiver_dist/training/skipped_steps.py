@@ -1,0 +1,82 @@
+"""Steps that are not taken because their gradient is not finite: counted, told of, and limited.
+
+DeepSpeed's stages 1 to 3 find it by the norm over all ranks and skip the step on all of them; stage 0 does so in
+`perceiver_dist.training.engine`. The schedule goes on as if the step had been taken: its samples are not seen again.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from perceiver_dist.errors import UserError
+
+
+class SkippedSteps:
+    """Counts the skipped steps of a run; each rank has one, and all count alike.
+
+    Args:
+        engine: The DeepSpeed engine.
+        limit: Skipped steps after which the run is stopped.
+        tracker: The `Tracker` actor.
+        group: A gloo group of all ranks.
+        before: Steps skipped before the engine was built.
+    """
+
+    def __init__(self, engine: Any, limit: int, tracker: Any, group: Any, before: int = 0) -> None:
+        self._engine = engine
+        self._limit = limit
+        self._tracker = tracker
+        self._group = group
+        self._before = before
+        self._seen = 0
+
+    @property
+    def count(self) -> int:
+        """Steps skipped since the run began."""
+        return self._before + int(self._engine.skipped_steps)
+
+    def look(self, step: int, source: str, units: range, losses: Mapping[int, Tensor]) -> None:
+        """Look whether the engine skipped the step just taken; every rank must call it after every step.
+
+        Args:
+            step: Optimizer steps taken, this one counted.
+            source: The source that the step learned from.
+            units: Numbers of the step's units, of all ranks.
+            losses: This rank's units of them, and their losses, each (), on the device.
+
+        Raises:
+            UserError: As many steps were skipped as are allowed.
+        """
+        if self._engine.skipped_steps == self._seen:
+            return
+        self._seen = self._engine.skipped_steps
+        mine = [unit for unit, loss in losses.items() if not torch.isfinite(loss).item()]
+        of_ranks: list[Any] = [None] * distributed.get_world_size(self._group)
+        distributed.all_gather_object(of_ranks, mine, group=self._group)
+        bad = sorted(unit for units_of_rank in of_ranks for unit in units_of_rank)
+        message = describe(step, source, units, bad)
+        if distributed.get_rank() == 0:
+            self._tracker.skipped_step.remote(message)
+        if self.count >= self._limit:
+            raise UserError(
+                f"{self.count} steps were skipped, train.max_skipped_steps is {self._limit}; {message}; lower "
+                "optim.learning_rate, or mend what the units hold"
+            )
+
+
+def describe(step: int, source: str, units: range, bad: list[int]) -> str:
+    """Return one line on a skipped step, with what is needed to look at its data.
+
+    Args:
+        step: Optimizer steps taken, this one counted.
+        source: The source that the step learned from.
+        units: Numbers of the step's units.
+        bad: Those whose loss is not finite; empty if only the gradient is not.
+    """
+    what = f"the loss of unit {', '.join(map(str, bad))}" if bad else "the gradient"
+    return (
+        f"step {step} is skipped: {what} is not finite (source '{source}', units {units.start} to {units.stop - 1}); "
+        f"--replay {source}/{(bad or units)[0]} shows what is in it"
+    )
