@@ -23,11 +23,14 @@ def build_parser() -> ArgumentParser:
         action="store_true",
         help="start nothing; print parameters, FLOPs, tokens and memory as JSON",
     )
+    parser.add_argument(
+        "--replay", metavar="SOURCE/UNIT", help="start nothing; show the samples of a unit, as in clips/1625"
+    )
     return parser
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Train, or with --dry_run compute what training would cost.
+    """Train; or with --dry_run compute what training would cost, with --replay show what it learned from.
 
     Args:
         arguments: The command line without the program's name.
@@ -42,9 +45,15 @@ def main(arguments: Sequence[str]) -> int:
 
         print(json.dumps(dry_run(config), indent=1))
         return 0
+    console = Console(highlight=False)
+    if parsed.replay:
+        from perceiver_dist.replay import replay
+
+        console.print(replay(config, parsed.replay))
+        return 0
     from perceiver_dist.training.driver import run_training
 
-    result = run_training(config, Console(highlight=False))
+    result = run_training(config, console)
     return EXIT_STATUS[result["exit"]]
 
 

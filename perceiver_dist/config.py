@@ -67,17 +67,6 @@ class WorkerRange:
     min: int
     max: int
 
-    def __post_init__(self) -> None:
-        """Check the order.
-
-        Raises:
-            UserError: Not 1 <= min <= max.
-        """
-        if not 1 <= self.min <= self.max:
-            raise UserError(
-                f"train.num_workers is {self.min} to {self.max}; min must be at least 1 and max at least min"
-            )
-
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -171,10 +160,10 @@ class TrainConfig:
 
     def _check_workers(self) -> None:
         if isinstance(self.num_workers, WorkerRange):
-            if self.num_workers.max > self.lanes:
+            if not 1 <= self.num_workers.min <= self.num_workers.max <= self.lanes:
                 raise UserError(
-                    f"train.num_workers.max is {self.num_workers.max}, above train.lanes {self.lanes}: a worker "
-                    "would have nothing to do; lower it or raise the lanes"
+                    f"train.num_workers is {self.num_workers.min} to {self.num_workers.max}; min must be at least 1, "
+                    f"max at least min and at most train.lanes {self.lanes}, so that every worker has something to do"
                 )
             return
         if self.num_workers < 1:

@@ -32,7 +32,7 @@ prints what the run would cost. A name or value that is not allowed ends the job
 
 _PLACES = {
     "always": "",
-    "optional": " Not part of the model unless one of these options is given.",
+    "optional": " Left out unless one of these options is given.",
     "list": " A list: each entry has these options.",
 }
 

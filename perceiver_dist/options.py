@@ -16,7 +16,7 @@ import docstring_parser
 from perceiver_dist.config import RunConfig
 
 Place = Literal["always", "optional", "list"]
-"""How a part stands in the tree: always there, null unless one of its options is given, or any number of times."""
+"""How a part stands in the tree: always there, in place of a plain value or null, or any number of times."""
 
 _TYPE_OF_PART: dict[Place, str] = {
     "always": "mapping",
@@ -101,9 +101,9 @@ def value_types(config: type = RunConfig) -> dict[str, str]:
     Args:
         config: The root of the configuration.
     """
-    types_by_name = {}
+    types_by_name: dict[str, str] = {}
     for part in parts_of(config):
-        types_by_name[part.name] = _TYPE_OF_PART[part.place]
+        types_by_name.setdefault(part.name, _TYPE_OF_PART[part.place])
         types_by_name |= {option.name: option.type for option in part.options}
     return types_by_name
 

@@ -18,6 +18,7 @@ import yaml
 from rich.console import Console
 
 from perceiver_dist.command_line import read_run, to_yaml
+from perceiver_dist.config import WorkerRange
 from perceiver_dist.errors import UserError
 from perceiver_dist.training.driver import run_training
 from perceiver_dist.training.run_folder import newest_step
@@ -121,6 +122,17 @@ def test_any_number_of_workers_learns_from_the_same_samples(
     early = slice(0, 20)
     expected = pytest.approx(losses(trained(2)["folder"])[early], rel=1e-4, abs=1e-6)
     assert losses(trained(workers)["folder"])[early] == expected
+
+
+def test_three_workers_share_four_lanes(
+    trained: Callable[[int], dict[str, Any]], data: Path, tmp_path: Path
+) -> None:
+    config = small_run.small_config(data, tmp_path, "uneven", num_workers=WorkerRange(3, 3), stop_at=20)
+    result = run_training(config, Console(file=StringIO()))
+    assert (result["world_size"], result["metrics"]["squares/samples"]) == (3, 21)
+    assert samples(tmp_path / "uneven") == samples(trained(2)["folder"])[:20]
+    expected = pytest.approx(losses(trained(2)["folder"])[:20], rel=1e-4, abs=1e-6)
+    assert losses(tmp_path / "uneven") == expected
 
 
 def test_order_and_losses_are_the_golden_ones(trained: Callable[[int], dict[str, Any]]) -> None:

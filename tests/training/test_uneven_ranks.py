@@ -1,7 +1,5 @@
 """Ranks that do not divide the lanes, and steps whose gradient is not finite, at every ZeRO stage."""
 
-from pathlib import Path
-
 import pytest
 import ranks
 import uneven_ranks

@@ -17,8 +17,8 @@ BAD_UNIT = 4 * LANES + 1
 """A unit of the fifth step; its loss is made infinite where a training is asked to."""
 
 
-def train(world_size: int, folder: Path, stage: int, bad: bool) -> list[float]:
-    """Take all steps; return the loss of each, and then the steps skipped and the norm of the weights."""
+def train(world_size: int, _: Path, stage: int, bad: bool) -> list[float]:
+    """Take all steps; return the loss of each, and then the number of skipped steps."""
     engine = _engine(world_size, stage)
     rank = distributed.get_rank()
     losses = []
