@@ -42,7 +42,7 @@ class Tracker:
         self._gauges = Gauges(config.storage.run_name or "")
         self._history = [json.loads(line) for line in (read_text(join(folder, METRICS)) or "").splitlines()]
         self._news.evaluations = _evaluations(self._history)
-        self._samples: dict[int, dict[int, list[str]]] = {}
+        self._samples = _read_samples(read_text(join(folder, SAMPLES)) or "")
         run_id = read_text(join(folder, MLFLOW_RUN_ID))
         identity = read_text(join(folder, IDENTITY)) or new_identity()
         write_text(join(folder, IDENTITY), identity)
@@ -79,6 +79,7 @@ class Tracker:
         self._pace = _Pace()
         self._history = [entry for entry in self._history if entry["step"] <= step]
         self._news.evaluations = _evaluations(self._history)
+        self._samples = {number: units for number, units in self._samples.items() if number < step}
 
     def trained(self, step: int, values: Mapping[str, float]) -> None:
         """Record the metrics of a logged step.
@@ -214,6 +215,12 @@ def _evaluations(history: list[dict[str, float]]) -> dict[int, dict[str, float]]
         for entry in history
         if "train/loss" not in entry
     }
+
+
+def _read_samples(text: str) -> dict[int, dict[int, list[str]]]:
+    """Return the keys by unit by step, from what `Tracker.save` wrote."""
+    entries = [json.loads(line) for line in text.splitlines()]
+    return {entry["step"]: {int(unit): keys for unit, keys in entry["units"].items()} for entry in entries}
 
 
 def _drawn(entry: Mapping[str, float]) -> dict[str, float]:
