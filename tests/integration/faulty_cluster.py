@@ -2,8 +2,10 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -64,7 +66,8 @@ class FaultyCluster:
             "reason-message": "spot machine",
             "deadline-remaining-seconds": seconds,
         }
-        command = ["ray", "drain-node", *(f"--{name}={value}" for name, value in options.items())]
+        ray = str(Path(sys.executable).with_name("ray"))
+        command = [ray, "drain-node", *(f"--{name}={value}" for name, value in options.items())]
         subprocess.run(command, check=True, capture_output=True)
 
     def remove_announced_node(self) -> None:
