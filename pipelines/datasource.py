@@ -80,9 +80,13 @@ def unit_block(unit: Unit) -> pa.Table:
     Args:
         unit: As `UnitMaker.make` returns it.
     """
-    columns = {name: array[np.newaxis] for name, array in unit.items() if name != "keys"}
-    block = BlockAccessor.batch_to_arrow_block(columns)
-    return block.append_column("keys", pa.array([list(unit["keys"])], pa.list_(pa.string())))
+    texts = {"keys": pa.list_(pa.string()), "quarantined": pa.list_(pa.list_(pa.string()))}
+    block = BlockAccessor.batch_to_arrow_block(
+        {name: array[np.newaxis] for name, array in unit.items() if name not in texts}
+    )
+    for name, kind in texts.items():
+        block = block.append_column(name, pa.array([unit[name].tolist()], kind))
+    return block
 
 
 def unit_dataset(maker: UnitMaker, first: int, stop: int, data: DataConfig) -> Dataset:

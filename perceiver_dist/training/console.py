@@ -11,6 +11,8 @@ from rich.console import Console
 from perceiver_dist.config import RunConfig
 from perceiver_dist.progress import ProgressLine, result_table
 from perceiver_dist.training.news import News
+from perceiver_dist.training.run_folder import QUARANTINE
+from pipelines.storage import join
 
 _SECONDS_BETWEEN_NEWS = 0.5
 
@@ -30,12 +32,19 @@ def news_on(
     done = threading.Event()
 
     def watch() -> None:
-        restarts = 0
-        while not done.wait(_SECONDS_BETWEEN_NEWS):
+        restarts, told_of_quarantine = 0, False
+        over = False
+        while not over:
+            over = done.wait(
+                _SECONDS_BETWEEN_NEWS
+            )  # Once more at the end, so that the last news are shown as well.
             news: News = ray.get(tracker.news.remote())
             if news.restarts > restarts:
                 restarts = news.restarts
                 line.message(f"workers were lost: going on from step {news.started_from}")
+            if news.first_quarantined and not told_of_quarantine:
+                told_of_quarantine = True
+                line.message(f"1 sample could not be used: {news.first_quarantined}; see {QUARANTINE}")
             if news.step:
                 line.update(
                     news.step, total_steps, news.loss, news.samples_per_second, news.data_wait_fraction
@@ -66,6 +75,8 @@ def show_result(result: dict[str, Any], config: RunConfig, folder: str, console:
         "checkpoint": result["checkpoint"] or "none",
         "MLflow run": result["mlflow_run_id"],
     }
+    if result["quarantined"]:
+        places["quarantined"] = f"{result['quarantined']} samples, see {join(folder, QUARANTINE)}"
     if config.tracking.uri and config.tracking.uri.startswith("sqlite"):
         places["UI"] = f"mlflow ui --backend-store-uri {config.tracking.uri}"
     if result["error"]:

@@ -15,6 +15,7 @@ from torch import Tensor, distributed
 
 from perceiver_dist.errors import UserError
 from perceiver_dist.model.perceiver import Perceiver
+from perceiver_dist.training.bad_samples import BadSamples
 from perceiver_dist.training.batches import UnitStream
 from perceiver_dist.training.checkpoint import (
     Progress,
@@ -85,6 +86,9 @@ class _Rank:
             if (shard := _dataset_shard(name)) is not None
         }
         self.window = _Window(list(self.sources), self.device)
+        self.bad_samples = BadSamples(
+            list(self.sources), self.config.data.max_bad_fraction, self.tracker, self.device
+        )
         self.notice = PreemptionNotice(self.tracker)
         if self.rank == 0:
             self.tracker.workers_started.remote(self.step)
@@ -135,6 +139,7 @@ class _Rank:
         set_learning_rate(self.engine, learning_rate(self.step, train.steps, self.config.optim))
         for unit in range(first + self.rank, first + train.lanes, self.world_size):
             batch = stream.take(unit)
+            self.bad_samples.saw(source.name, batch)
             with autocast(self.device, train.precision):
                 logits = self.engine(batch.arrays, batch.present, source.name)
             loss = loss_per_sample(logits.float(), batch.labels, source.task).mean()
@@ -159,6 +164,7 @@ class _Rank:
             values["train/gpu_memory_bytes"] = float(torch.cuda.max_memory_allocated(self.device))
         if self.rank == 0:
             self.tracker.trained.remote(self.step, values)
+        self.bad_samples.check()
 
     def _evaluate(self, all_subsets: bool) -> None:
         scores: dict[str, Scores] = {}
@@ -171,10 +177,11 @@ class _Rank:
             scores[source.name] = evaluate(
                 self.engine,
                 source,
-                batches,
+                self.bad_samples.seen(source.name, batches),
                 subsets if all_subsets else subsets[:1],
                 self.config.train.precision,
             )
+        self.bad_samples.all_told()
         if self.rank == 0:
             ray.get(self.tracker.evaluated.remote(self.step, scores))
 
