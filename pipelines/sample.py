@@ -9,20 +9,24 @@ import numpy as np
 from perceiver_dist.modalities import AudioInput, ImageInput, ModalityInput, VideoInput
 from pipelines.decode import FIELD_MODALITY, decode_audio, decode_image, decode_video
 from pipelines.errors import SampleError
+from pipelines.limits import Limits
 from pipelines.reader import RawSample
 from pipelines.source import SourceConfig
 
 Arrays = dict[str, np.ndarray]
-Decode = Callable[[RawSample, Mapping[str, ModalityInput], float], Arrays]
+Decode = Callable[[RawSample, Mapping[str, ModalityInput], float, Limits], Arrays]
 
 
-def decode_sample(sample: RawSample, inputs: Mapping[str, ModalityInput], position: float) -> Arrays:
+def decode_sample(
+    sample: RawSample, inputs: Mapping[str, ModalityInput], position: float, limits: Limits
+) -> Arrays:
     """Decode the modalities that a sample has.
 
     Args:
         sample: The bytes of its fields.
         inputs: What each modality is decoded to.
         position: Where a window in time lies: 0 first, 0.5 centre, 1 last.
+        limits: What the sample may ask for.
 
     Returns:
         Modality -> array of the input's shape and type; what the sample lacks is left out.
@@ -34,13 +38,13 @@ def decode_sample(sample: RawSample, inputs: Mapping[str, ModalityInput], positi
     image, audio, video = inputs.get("image"), inputs.get("audio"), inputs.get("video")
     decoded: dict[str, np.ndarray | None] = {}
     if isinstance(image, ImageInput) and "image" in data:
-        decoded["image"] = decode_image(data["image"], image)
+        decoded["image"] = decode_image(data["image"], image, limits)
     track = audio if isinstance(audio, AudioInput) and "audio" not in data else None
     frames = video if isinstance(video, VideoInput) else None
     if "video" in data and (frames or track):
-        decoded["video"], decoded["audio"] = decode_video(data["video"], frames, track, position)
+        decoded["video"], decoded["audio"] = decode_video(data["video"], frames, track, position, limits)
     if isinstance(audio, AudioInput) and "audio" in data:
-        decoded["audio"] = decode_audio(data["audio"], audio, position)
+        decoded["audio"] = decode_audio(data["audio"], audio, position, limits)
     return {modality: array for modality, array in decoded.items() if array is not None}
 
 

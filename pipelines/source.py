@@ -5,6 +5,7 @@ from typing import Literal
 
 from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import MODALITIES
+from pipelines.limits import DEFAULT_LIMITS, Limits
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class DataConfig:
         max_bad_fraction: Largest fraction, 0 to 1, of the samples met so far of a source that may be bad: missing or
             wrong labels, damaged media. Each costs itself only, but more than 1 in 100 means that something is
             wrong with the data as a whole. Looked at once 500 samples were met.
+        limits: What one sample may ask for before it counts as bad.
         index_path: Folder or URI in which shard indexes are kept; None: "index" under storage.path.
     """
 
@@ -89,6 +91,7 @@ class DataConfig:
     tasks: int = 1
     prefetch_units: int = 4
     max_bad_fraction: float = 0.01
+    limits: Limits = DEFAULT_LIMITS
     index_path: str | None = None
 
     def __post_init__(self) -> None:

@@ -29,6 +29,7 @@ from perceiver_dist.modalities import ModalityInput
 from pipelines.decode import FIELD_MODALITY
 from pipelines.errors import SampleError
 from pipelines.index import SourceIndex
+from pipelines.limits import DEFAULT_LIMITS, Limits
 from pipelines.permutation import uniform
 from pipelines.plan import EvaluationPlan, TrainingPlan
 from pipelines.reader import RawSample, read_samples
@@ -63,6 +64,7 @@ class UnitMaker:
         inputs: What each of the source's modalities is decoded to.
         index: Where the samples lie.
         plan: Which samples are in which unit.
+        limits: What one sample may ask for.
         decode: What turns a sample's bytes into arrays.
     """
 
@@ -70,6 +72,7 @@ class UnitMaker:
     inputs: Mapping[str, ModalityInput]
     index: SourceIndex
     plan: TrainingPlan | EvaluationPlan
+    limits: Limits = DEFAULT_LIMITS
     decode: Decode = decode_sample
 
     def make(self, number: int) -> Unit:
@@ -107,7 +110,8 @@ class UnitMaker:
             SampleError: The sample cannot be used.
         """
         label = read_label(sample, self.source)
-        arrays = self.decode(sample, self.inputs, self._window_position(int(unit["unit"][0]), row))
+        position = self._window_position(int(unit["unit"][0]), row)
+        arrays = self.decode(sample, self.inputs, position, self.limits)
         for modality, array in arrays.items():
             expected = unit[modality][row]
             if (array.shape, array.dtype) != (expected.shape, expected.dtype):

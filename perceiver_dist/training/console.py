@@ -49,7 +49,7 @@ def news_on(
                 line.update(
                     news.step, total_steps, news.loss, news.samples_per_second, news.data_wait_fraction
                 )
-            if on_news:
+            if on_news and not over:
                 on_news(news)
 
     watcher = threading.Thread(target=watch, daemon=True)

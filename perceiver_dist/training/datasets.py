@@ -102,7 +102,7 @@ def make_datasets(
         held_out = data[source.name].evaluation
         if held_out is not None:
             every = EvaluationPlan(held_out.samples, train.micro_batch, train.lanes)
-            evaluator = UnitMaker(source, maker.inputs, held_out, every)
+            evaluator = UnitMaker(source, maker.inputs, held_out, every, config.data.limits)
             datasets[evaluation_dataset(source)] = partial(
                 unit_dataset, evaluator, 0, every.units, config.data
             )
@@ -120,7 +120,7 @@ def training_units(config: RunConfig, source: SourceConfig, index: SourceIndex) 
     train = config.train
     plan = TrainingPlan(source.name, index.samples, train.micro_batch, config.data.chunk_size, train.seed)
     inputs = {modality: getattr(config.model, modality) for modality in source.modalities}
-    return UnitMaker(source, inputs, index, plan)
+    return UnitMaker(source, inputs, index, plan, config.data.limits)
 
 
 def _training_dataset(config: RunConfig, folder: str, maker: UnitMaker, tracker: Any) -> Dataset:
