@@ -35,13 +35,14 @@ def _decode_in_child(decode: Any, arguments: tuple[Any, ...]) -> bytes:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
+        status = 1
         try:
             signal.setitimer(signal.ITIMER_REAL, limits.decode_seconds)
             with os.fdopen(writer, "wb") as pipe:
                 pipe.write(_outcome(decode, arguments))
-            os._exit(0)
+            status = 0
         finally:
-            os._exit(1)
+            os._exit(status)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
         outcome = pipe.read()
@@ -53,16 +54,19 @@ def _decode_in_child(decode: Any, arguments: tuple[Any, ...]) -> bytes:
 
 def _outcome(decode: Any, arguments: tuple[Any, ...]) -> bytes:
     try:
-        return pickle.dumps(decode(*arguments))
-    except Exception as error:
-        return _pickled(error)
-
-
-def _pickled(error: Exception) -> bytes:
-    if isinstance(error, SampleError):
+        return pickle.dumps(_decoded(decode, arguments))
+    except (SampleError, RuntimeError) as error:
         return pickle.dumps(error)
-    # An error of the code, not of the sample; its type may be one that cannot be pickled.
-    return pickle.dumps(RuntimeError(f"decoding raised {type(error).__name__}: {error}"))
+
+
+def _decoded(decode: Any, arguments: tuple[Any, ...]) -> Any:
+    try:
+        return decode(*arguments)
+    except SampleError:
+        raise
+    except Exception as error:
+        # An error of the code, not of the sample; its own type may be one that cannot be pickled.
+        raise RuntimeError(f"decoding raised {type(error).__name__}: {error}") from error
 
 
 def _cause_of_death(status: int, seconds: float) -> str:

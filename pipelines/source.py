@@ -82,6 +82,9 @@ class DataConfig:
         max_bad_fraction: Largest fraction, 0 to 1, of the samples met so far of a source that may be bad: missing or
             wrong labels, damaged media. Each costs itself only, but more than 1 in 100 means that something is
             wrong with the data as a whole. Looked at once 500 samples were met.
+        storage_seconds: Seconds for which remote storage that fails or stalls is asked again before the run ends. 300
+            outlasts the usual disturbance of an object store. A request without an answer is given up after a
+            fifth of it.
         limits: What one sample may ask for before it counts as bad.
         index_path: Folder or URI in which shard indexes are kept; None: "index" under storage.path.
     """
@@ -91,6 +94,7 @@ class DataConfig:
     tasks: int = 1
     prefetch_units: int = 4
     max_bad_fraction: float = 0.01
+    storage_seconds: float = 300.0
     limits: Limits = DEFAULT_LIMITS
     index_path: str | None = None
 
@@ -98,10 +102,15 @@ class DataConfig:
         """Check the numbers.
 
         Raises:
-            UserError: A number is below 1, or the fraction is not one.
+            UserError: A number is too small, or the fraction is not one.
         """
         for name in ("chunk_size", "units_per_task", "tasks", "prefetch_units"):
             if getattr(self, name) < 1:
                 raise UserError(f"data.{name} is {getattr(self, name)}, must be at least 1")
+        if self.storage_seconds <= 0:
+            raise UserError(f"data.storage_seconds is {self.storage_seconds}, must be above 0")
         if not 0 <= self.max_bad_fraction <= 1:
             raise UserError(f"data.max_bad_fraction is {self.max_bad_fraction}, must be from 0 to 1")
+
+
+DEFAULT_DATA = DataConfig()

@@ -41,6 +41,64 @@ def open_storage(uri: str) -> tuple[fs.FileSystem, str]:
     return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
 
 
+def is_local(uri: str) -> bool:
+    """Return whether a path or URI is of a file on this machine.
+
+    Args:
+        uri: Path or URI.
+    """
+    return "://" not in uri or urlsplit(uri).scheme == "file"
+
+
+def open_file(uri: str) -> pa.NativeFile:
+    """Open a file for reading at any place.
+
+    Args:
+        uri: Path or URI.
+
+    Returns:
+        The open file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        OSError: Storage fails.
+    """
+    filesystem, path = open_storage(uri)
+    if not isinstance(filesystem, fs.PyFileSystem):
+        return filesystem.open_input_file(path)
+    # Not through pyarrow: it takes every failure to look a file up for its absence.
+    try:
+        return pa.PythonFile(filesystem.handler.fs.open(path, mode="rb"), mode="r")
+    except FileNotFoundError as error:
+        cause = _cause_of_absence(error)
+        raise cause from error
+
+
+def file_info(uri: str) -> fs.FileInfo:
+    """Return type, size and modification time of what there is under a path or URI.
+
+    Args:
+        uri: Path or URI.
+
+    Raises:
+        OSError: Storage fails.
+    """
+    filesystem, path = open_storage(uri)
+    if isinstance(filesystem, fs.PyFileSystem):
+        try:
+            filesystem.handler.fs.info(path)
+        except FileNotFoundError as error:
+            cause = _cause_of_absence(error)
+            if not isinstance(cause, FileNotFoundError):
+                raise cause from error
+    return filesystem.get_file_info(path)
+
+
+def _cause_of_absence(error: FileNotFoundError) -> BaseException:
+    """Fsspec says of a web server that fails that there is no such file; return what it met."""
+    return error.__cause__ or error
+
+
 def join(base: str, *parts: str) -> str:
     """Join path parts to a path or URI with forward slashes.
 

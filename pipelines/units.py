@@ -29,12 +29,11 @@ from perceiver_dist.modalities import ModalityInput
 from pipelines.decode import FIELD_MODALITY
 from pipelines.errors import SampleError
 from pipelines.index import SourceIndex
-from pipelines.limits import DEFAULT_LIMITS, Limits
 from pipelines.permutation import uniform
 from pipelines.plan import EvaluationPlan, TrainingPlan
 from pipelines.reader import RawSample, read_samples
 from pipelines.sample import Decode, decode_sample, read_label
-from pipelines.source import SourceConfig
+from pipelines.source import DEFAULT_DATA, DataConfig, SourceConfig
 
 Unit = dict[str, np.ndarray]
 
@@ -64,7 +63,7 @@ class UnitMaker:
         inputs: What each of the source's modalities is decoded to.
         index: Where the samples lie.
         plan: Which samples are in which unit.
-        limits: What one sample may ask for.
+        data: What one sample may ask for, and how long storage is asked.
         decode: What turns a sample's bytes into arrays.
     """
 
@@ -72,7 +71,7 @@ class UnitMaker:
     inputs: Mapping[str, ModalityInput]
     index: SourceIndex
     plan: TrainingPlan | EvaluationPlan
-    limits: Limits = DEFAULT_LIMITS
+    data: DataConfig = DEFAULT_DATA
     decode: Decode = decode_sample
 
     def make(self, number: int) -> Unit:
@@ -86,9 +85,9 @@ class UnitMaker:
 
         Raises:
             SampleError: Not one sample of a training unit can be used.
-            ShardError: A shard is gone or has changed.
+            ShardError: A shard is gone, has changed, or cannot be read.
         """
-        raw = read_samples(self.index, self.plan.unit(number), self._wanted_fields())
+        raw = read_samples(self.index, self.plan.unit(number), self._wanted_fields(), self.data)
         unit = _empty_unit(number, self.plan.unit_size, self.source, self.inputs)
         bad: dict[int, BadSample] = {}
         for row, sample in enumerate(raw):
@@ -109,9 +108,11 @@ class UnitMaker:
         Raises:
             SampleError: The sample cannot be used.
         """
+        if sample.problem:
+            raise SampleError(sample.problem)
         label = read_label(sample, self.source)
         position = self._window_position(int(unit["unit"][0]), row)
-        arrays = self.decode(sample, self.inputs, position, self.limits)
+        arrays = self.decode(sample, self.inputs, position, self.data.limits)
         for modality, array in arrays.items():
             expected = unit[modality][row]
             if (array.shape, array.dtype) != (expected.shape, expected.dtype):
