@@ -85,9 +85,11 @@ def _answer_within(ask: Callable[[], Answer], seconds: float) -> Answer:
     def run() -> None:
         try:
             answer.set_result(ask())
+        except (*_FAILURES, ShardError) as error:
+            answer.set_exception(error)
         except BaseException as error:
             answer.set_exception(error)
-            raise SystemExit from error  # which ends a thread without a word
+            raise
 
     Thread(target=run, daemon=True).start()
     try:
