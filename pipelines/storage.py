@@ -96,7 +96,8 @@ def file_info(uri: str) -> fs.FileInfo:
 
 def _cause_of_absence(error: FileNotFoundError) -> BaseException:
     """Fsspec says of a web server that fails that there is no such file; return what it met."""
-    return error.__cause__ or error
+    cause = error.__cause__
+    return error if cause is None or getattr(cause, "status", None) in (404, 410) else cause
 
 
 def join(base: str, *parts: str) -> str:

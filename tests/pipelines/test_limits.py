@@ -76,7 +76,9 @@ def test_an_image_of_absurd_size(encode, size):
 
 def test_a_large_image_within_the_limit_is_not_warned_of():
     size = (10_000, 9_500)  # Above Pillow's own limit.
-    assert refusal(decode_image, png(*size), IMAGE) == "image cannot be decoded: image file is truncated"
+    assert refusal(decode_image, png(*size), IMAGE).startswith(
+        "image cannot be decoded: image file is truncated"
+    )
 
 
 @pytest.mark.parametrize(
