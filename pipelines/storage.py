@@ -84,14 +84,18 @@ def file_info(uri: str) -> fs.FileInfo:
         OSError: Storage fails.
     """
     filesystem, path = open_storage(uri)
-    if isinstance(filesystem, fs.PyFileSystem):
-        try:
-            filesystem.handler.fs.info(path)
-        except FileNotFoundError as error:
-            cause = _cause_of_absence(error)
-            if not isinstance(cause, FileNotFoundError):
-                raise cause from error
-    return filesystem.get_file_info(path)
+    if not isinstance(filesystem, fs.PyFileSystem):
+        return filesystem.get_file_info(path)
+    try:
+        found = filesystem.handler.fs.info(path)
+    except FileNotFoundError as error:
+        cause = _cause_of_absence(error)
+        if cause is error:
+            return fs.FileInfo(path)
+        raise cause from error
+    if found["type"] != "file":
+        return fs.FileInfo(path, fs.FileType.Directory)
+    return fs.FileInfo(path, fs.FileType.File, size=found["size"], mtime=found.get("mtime"))
 
 
 def _cause_of_absence(error: FileNotFoundError) -> BaseException:
