@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 import braceexpand
 import fsspec.core
 import pyarrow as pa
+from aiohttp import ClientError
 from pyarrow import fs
 
 from perceiver_dist.errors import UserError
@@ -71,6 +72,8 @@ def open_file(uri: str) -> pa.NativeFile:
         return pa.PythonFile(filesystem.handler.fs.open(path, mode="rb"), mode="r")
     except FileNotFoundError as error:
         cause = _cause_of_absence(error)
+        if cause is None:
+            raise
         raise cause from error
 
 
@@ -90,7 +93,7 @@ def file_info(uri: str) -> fs.FileInfo:
         found = filesystem.handler.fs.info(path)
     except FileNotFoundError as error:
         cause = _cause_of_absence(error)
-        if cause is error:
+        if cause is None:
             return fs.FileInfo(path)
         raise cause from error
     if found["type"] != "file":
@@ -98,10 +101,12 @@ def file_info(uri: str) -> fs.FileInfo:
     return fs.FileInfo(path, fs.FileType.File, size=found["size"], mtime=found.get("mtime"))
 
 
-def _cause_of_absence(error: FileNotFoundError) -> BaseException:
-    """Fsspec says of a web server that fails that there is no such file; return what it met."""
+def _cause_of_absence(error: FileNotFoundError) -> Exception | None:
+    """Return what a web server answered that fails: fsspec says of it that there is no such file. None if so it is."""
     cause = error.__cause__
-    return error if cause is None or getattr(cause, "status", None) in (404, 410) else cause
+    if isinstance(cause, FileNotFoundError) or getattr(cause, "status", None) in (404, 410):
+        return None
+    return cause if isinstance(cause, OSError | ClientError) else None
 
 
 def join(base: str, *parts: str) -> str:
