@@ -1,4 +1,4 @@
-"""Damaged files of every kind: each is decoded to the right shape or quarantined with a reason, and nothing else ends."""
+"""Damaged files of every kind: each is decoded to the right shape or quarantined with a reason, and nothing hangs."""
 
 import sys
 from pathlib import Path
