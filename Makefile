@@ -4,7 +4,7 @@ ARGS ?=
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train search test test-long faults lint docs ui mlflow-server laptop-cluster
+.PHONY: help setup train search test test-long faults fuzz lint docs ui mlflow-server laptop-cluster
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 18
@@ -25,6 +25,9 @@ test-long: .venv/.installed  ## kill a search and take nodes away, at random mom
 
 faults: .venv/.installed  ## kill workers, nodes and drivers at 36 random moments, and compare with undisturbed runs
 	@.venv/bin/pytest -m faults -s $(ARGS)
+
+fuzz: .venv/.installed  ## decode thousands of damaged files, and report what became of them: some minutes
+	@.venv/bin/pytest -m fuzz -s $(ARGS)
 
 lint: .venv/.installed  ## check style, format and types
 	@.venv/bin/ruff check

@@ -3,7 +3,9 @@
 from dataclasses import replace
 
 import numpy as np
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from perceiver_dist.config import RunConfig
 from perceiver_dist.errors import UserError
@@ -14,7 +16,7 @@ from pipelines.index import SourceIndex, index_shard
 from pipelines.units import Unit
 
 
-def replay(config: RunConfig, name: str) -> Table:
+def replay(config: RunConfig, name: str) -> Group:
     """Read and decode a unit as training does, and describe its samples.
 
     Args:
@@ -22,7 +24,8 @@ def replay(config: RunConfig, name: str) -> Table:
         name: Source and number of the unit, as in "clips/1625".
 
     Returns:
-        A row for each sample: key, label, and for each modality the smallest, mean and largest value.
+        A row for each sample: key, label, and for each modality the smallest, mean and largest value; then a line
+        for each sample that could not be used, in whose place another one is.
 
     Raises:
         UserError: There is no such source, the number is not one, or the unit cannot be read.
@@ -37,12 +40,14 @@ def replay(config: RunConfig, name: str) -> Table:
     source = next(source for source in config.sources if source.name == source_name)
     config = replace(config, sources=[resolve_demo(source, config.storage.path)])
     shards = list_shards(config)[source_name]
-    index = SourceIndex([index_shard(uri, config.index_folder) for uri in shards])
+    index = SourceIndex(
+        [index_shard(uri, config.index_folder, config.data.storage_seconds) for uri in shards]
+    )
     return describe(training_units(config, config.sources[0], index).make(int(number)))
 
 
-def describe(unit: Unit) -> Table:
-    """Return a table of a unit's samples.
+def describe(unit: Unit) -> Group:
+    """Return a table of a unit's samples, and what could not be used.
 
     Args:
         unit: As `UnitMaker.make` returns it.
@@ -60,7 +65,8 @@ def describe(unit: Unit) -> Table:
             for modality in modalities
         ]
         table.add_row(str(row), key, str(label), *values)
-    return table
+    bad = [Text(f"replaced: {shard}/{key}: {reason}") for shard, key, reason in unit["quarantined"]]
+    return Group(table, *bad)
 
 
 def _extent(array: np.ndarray) -> str:

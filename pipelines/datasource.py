@@ -7,6 +7,8 @@ what it promises, so every unit carries its number and the training loop checks 
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -16,6 +18,7 @@ import ray
 from ray.data import DataContext, Dataset, Datasource, ReadTask
 from ray.data.block import BlockAccessor, BlockMetadata
 
+from pipelines.containment import contained, timed
 from pipelines.source import DataConfig
 from pipelines.units import Unit, UnitMaker
 
@@ -65,8 +68,15 @@ class UnitDatasource(Datasource):
 
 def _make_blocks(maker: "ray.ObjectRef[UnitMaker]", numbers: range) -> Iterator[pa.Table]:
     unit_maker = _fetch(maker)
-    for number in numbers:
-        yield unit_block(unit_maker.make(number))
+    decode = unit_maker.decode
+    with contained(decode) if _is_run_again() else nullcontext(timed(decode)) as safe:
+        for number in numbers:
+            yield unit_block(replace(unit_maker, decode=safe).make(number))
+
+
+def _is_run_again() -> bool:
+    """Return whether this task was run before and its process died."""
+    return ray.get_runtime_context().worker.core_worker.get_current_task_attempt_number() > 0
 
 
 @lru_cache(maxsize=8)
@@ -80,9 +90,13 @@ def unit_block(unit: Unit) -> pa.Table:
     Args:
         unit: As `UnitMaker.make` returns it.
     """
-    columns = {name: array[np.newaxis] for name, array in unit.items() if name != "keys"}
-    block = BlockAccessor.batch_to_arrow_block(columns)
-    return block.append_column("keys", pa.array([list(unit["keys"])], pa.list_(pa.string())))
+    texts = {"keys": pa.list_(pa.string()), "quarantined": pa.list_(pa.list_(pa.string()))}
+    block = BlockAccessor.batch_to_arrow_block(
+        {name: array[np.newaxis] for name, array in unit.items() if name not in texts}
+    )
+    for name, kind in texts.items():
+        block = block.append_column(name, pa.array([unit[name].tolist()], kind))
+    return block
 
 
 def unit_dataset(maker: UnitMaker, first: int, stop: int, data: DataConfig) -> Dataset:

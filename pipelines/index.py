@@ -4,6 +4,10 @@ One Parquet file per shard, made by reading the shard once from end to end: a ro
 for each field, name, byte offset and length; the shard's size, modification time and SHA-256 in the file's
 metadata. Fields are grouped by key wherever they stand in the tar, so any order of members will do.
 A shard is indexed once and found again by its URI, size and modification time.
+
+Nothing of a shard is ever written to a disk under its own name, so a name such as `../x` can do no harm; but a sample
+with such a name, with a link in place of a file, or with one field twice is not what its maker meant. It is kept in
+the index with the problem, which takes its place in the order of samples, and is refused when it is due.
 """
 
 import hashlib
@@ -11,9 +15,9 @@ import json
 import tarfile
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate
-from typing import IO, Any
+from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
@@ -21,11 +25,17 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from pipelines.errors import ShardError
-from pipelines.storage import join, open_storage
+from pipelines.patience import patiently
+from pipelines.shard_file import ShardFile
+from pipelines.source import DEFAULT_DATA
+from pipelines.storage import file_info, join, open_storage
+
+_FORMAT = 2
+"""Raised when the index files change, so that old ones are not found."""
 
 _METADATA_KEY = b"shard"
 _END_OF_ARCHIVE = 2 * tarfile.BLOCKSIZE
-_READ_BYTES = 1 << 20
+_READ_BYTES = 1 << 22
 _COMPRESSION = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 
 
@@ -76,71 +86,83 @@ class SourceIndex:
         return shard, sample - self._starts[shard]
 
 
-def find_index(uri: str, index_directory: str) -> tuple[ShardSummary, bool]:
+def find_index(
+    uri: str, index_directory: str, storage_seconds: float = DEFAULT_DATA.storage_seconds
+) -> tuple[ShardSummary, bool]:
     """Look a shard up in the index folder, without reading the shard.
 
     Args:
         uri: Path or URI of a tar file.
         index_directory: Path or URI of the folder that index files are kept in.
+        storage_seconds: How long remote storage that fails is asked.
 
     Returns:
         The shard's summary and True if it is indexed; else what is known of it (no digest, 0 samples) and False.
 
     Raises:
-        ShardError: The shard is missing.
+        ShardError: The shard is missing, or its storage or the index folder's fails.
     """
-    filesystem, path = open_storage(uri)
-    info = filesystem.get_file_info(path)
+    info = patiently(lambda: file_info(uri), f"shard {uri}", uri, storage_seconds)
     if info.type is not fs.FileType.File:
         raise ShardError(f"shard {uri}: no such file; check the source's shards")
     modified = info.mtime_ns or 0
-    name = hashlib.sha256(f"{uri}|{info.size}|{modified}".encode()).hexdigest()[:24]
+    name = hashlib.sha256(f"{_FORMAT}|{uri}|{info.size}|{modified}".encode()).hexdigest()[:24]
     index_uri = join(index_directory, f"{name}.parquet")
-    index_filesystem, index_path = open_storage(index_uri)
-    if index_filesystem.get_file_info(index_path).type is not fs.FileType.File:
+    stored = patiently(lambda: _read_summary(index_uri), f"index {index_uri}", index_uri, storage_seconds)
+    if stored is None:
         return ShardSummary(uri, index_uri, info.size, modified, sha256="", samples=0), False
-    stored = pq.read_schema(index_path, filesystem=index_filesystem).metadata[_METADATA_KEY]
     return ShardSummary(**{**json.loads(stored), "index": index_uri}), True
 
 
-def index_shard(uri: str, index_directory: str) -> ShardSummary:
+def _read_summary(index_uri: str) -> bytes | None:
+    if file_info(index_uri).type is not fs.FileType.File:
+        return None
+    filesystem, path = open_storage(index_uri)
+    metadata: dict[bytes, bytes] = pq.read_schema(path, filesystem=filesystem).metadata
+    return metadata[_METADATA_KEY]
+
+
+def index_shard(
+    uri: str, index_directory: str, storage_seconds: float = DEFAULT_DATA.storage_seconds
+) -> ShardSummary:
     """Index one shard, or find the index made before.
 
     Args:
         uri: Path or URI of an uncompressed tar file.
         index_directory: Path or URI of the folder that index files are kept in; made if missing.
+        storage_seconds: How long remote storage that fails is asked.
 
     Returns:
         The shard's summary.
 
     Raises:
-        ShardError: The shard is missing, empty, compressed, truncated, damaged, holds no sample, or holds one
-            field of a sample twice.
+        ShardError: The shard is missing, empty, compressed, truncated, damaged or holds no sample, or its storage or
+            the index folder's fails.
     """
-    known, indexed = find_index(uri, index_directory)
+    known, indexed = find_index(uri, index_directory, storage_seconds)
     if indexed:
         return known
-    filesystem, path = open_storage(uri)
-    with filesystem.open_input_stream(path) as stream:
-        hashed = _HashedStream(stream)
-        rows = _group_by_key(uri, _members(uri, known.bytes, hashed))
+    hashed = _HashedStream(ShardFile(uri, known.bytes, storage_seconds), known.bytes)
+    rows = _group_by_key(uri, _members(uri, known.bytes, hashed))
     summary = replace(known, sha256=hashed.hexdigest(), samples=len(rows))
-    _write_index(summary, rows)
+    patiently(lambda: _write_index(summary, rows), f"index {summary.index}", summary.index, storage_seconds)
     return summary
 
 
 class _HashedStream:
-    """A readable that keeps the digest, the first bytes, and where the last byte that is not 0 ended."""
+    """A shard read from end to end: keeps the digest, the first bytes, and where the last byte that is not 0 ended."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
+    def __init__(self, shard: ShardFile, size: int) -> None:
+        self._shard = shard
+        self._size = size
         self._digest = hashlib.sha256()
         self._position = 0
         self.start = b""
         self.content_end = 0
 
     def read(self, size: int) -> bytes:
-        data = self._stream.read(size)
+        count = min(size, self._size - self._position)
+        data = self._shard.read_at(count, self._position) if count > 0 else b""
         self._digest.update(data)
         self.start = self.start or data[:4]
         content = data.rstrip(b"\0")
@@ -154,7 +176,7 @@ class _HashedStream:
 
 
 def _members(uri: str, size: int, stream: _HashedStream) -> Iterator[tarfile.TarInfo]:
-    """Yield the regular files of a tar, then read on to the end so that the digest is of the whole shard.
+    """Yield all of a tar but its folders, then read on to the end so that the digest is of the whole shard.
 
     Raises:
         ShardError: The file is empty, compressed, truncated, damaged or no tar.
@@ -163,7 +185,7 @@ def _members(uri: str, size: int, stream: _HashedStream) -> Iterator[tarfile.Tar
     try:
         with tarfile.open(fileobj=stream, mode="r|", **options) as archive:  # type: ignore[call-overload]
             for member in archive:
-                if member.isfile():
+                if not member.isdir():
                     yield member
             end = archive.offset
     except tarfile.TarError as error:
@@ -192,37 +214,56 @@ def _members(uri: str, size: int, stream: _HashedStream) -> Iterator[tarfile.Tar
         )
 
 
-def _group_by_key(uri: str, members: Iterator[tarfile.TarInfo]) -> dict[str, dict[str, tuple[int, int]]]:
-    """Group members into samples: key -> field -> (offset, length), by the WebDataset naming convention.
+@dataclass
+class _Row:
+    """A sample as it is found: field -> (offset, length), and the first thing that is wrong with it."""
+
+    fields: dict[str, tuple[int, int]] = field(default_factory=dict)
+    problem: str = ""
+
+
+def _group_by_key(uri: str, members: Iterator[tarfile.TarInfo]) -> dict[str, _Row]:
+    """Group members into samples by key, by the WebDataset naming convention.
 
     Raises:
-        ShardError: A field stands twice in a sample, or there is no sample.
+        ShardError: There is no sample.
     """
-    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    samples: dict[str, _Row] = {}
     for member in members:
         folder, slash, name = member.name.rpartition("/")
-        stem, dot, field = name.partition(".")
-        if not (stem and dot and field):
+        stem, dot, extension = name.partition(".")
+        if not (stem and dot and extension):
             continue
-        fields = samples.setdefault(folder + slash + stem, {})
-        if field.lower() in fields:
-            raise ShardError(
-                f"shard {uri}: sample '{folder + slash + stem}' has the field '{field.lower()}' twice; "
-                "keys must be unique within a shard: write it again or leave it out"
-            )
-        fields[field.lower()] = (member.offset_data, member.size)
+        key, name = folder + slash + stem, extension.lower()
+        row = samples.setdefault(key, _Row())
+        row.problem = row.problem or _problem(key, name, member, row)
+        row.fields[name] = (member.offset_data, member.size)
     if not samples:
         raise ShardError(f"shard {uri}: holds no samples (files named KEY.FIELD); leave it out")
     return samples
 
 
-def _write_index(summary: ShardSummary, rows: dict[str, dict[str, tuple[int, int]]]) -> None:
+def _problem(key: str, name: str, member: tarfile.TarInfo, row: _Row) -> str:
+    if name in row.fields:
+        return f"has the field '{name}' twice; keys must be unique within a shard"
+    if member.issym() or member.islnk():
+        return f"its field '{name}' is a link, expected a file"
+    if not member.isreg() or member.issparse():
+        return f"its field '{name}' is a device or a sparse file, expected a plain file"
+    if key.startswith("/") or ".." in key.split("/"):
+        return "its key is an absolute path or leads out of its folder"
+    return ""
+
+
+def _write_index(summary: ShardSummary, rows: dict[str, _Row]) -> None:
     filesystem, path = open_storage(summary.index)
+    spans = [row.fields.values() for row in rows.values()]
     columns: dict[str, pa.Array] = {
         "key": pa.array(rows.keys(), pa.string()),
-        "fields": pa.array([list(fields) for fields in rows.values()], pa.list_(pa.string())),
-        "offsets": pa.array([[o for o, _ in f.values()] for f in rows.values()], pa.list_(pa.int64())),
-        "lengths": pa.array([[n for _, n in f.values()] for f in rows.values()], pa.list_(pa.int64())),
+        "problem": pa.array([row.problem for row in rows.values()], pa.string()),
+        "fields": pa.array([list(row.fields) for row in rows.values()], pa.list_(pa.string())),
+        "offsets": pa.array([[offset for offset, _ in of] for of in spans], pa.list_(pa.int64())),
+        "lengths": pa.array([[length for _, length in of] for of in spans], pa.list_(pa.int64())),
     }
     metadata: dict[Any, Any] = {_METADATA_KEY: json.dumps(asdict(summary))}
     table = pa.table(columns).replace_schema_metadata(metadata)

@@ -7,8 +7,10 @@ from functools import lru_cache
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.errors import ShardError
 from pipelines.index import ShardSummary, SourceIndex
+from pipelines.patience import patiently
+from pipelines.shard_file import ShardFile
+from pipelines.source import DEFAULT_DATA, DataConfig
 from pipelines.storage import open_storage
 
 _LARGEST_GAP = 4096
@@ -22,11 +24,13 @@ class RawSample:
         shard: Path or URI of the tar file.
         key: The sample's key within the shard.
         fields: Bytes by field name ("jpg", "cls", ...), of the fields that were asked for.
+        problem: Why the sample cannot be used and was not read; "" if nothing is known against it.
     """
 
     shard: str
     key: str
     fields: dict[str, bytes]
+    problem: str = ""
 
     @property
     def name(self) -> str:
@@ -34,19 +38,22 @@ class RawSample:
         return f"sample '{self.key}' of shard {self.shard}"
 
 
-def read_samples(index: SourceIndex, samples: Sequence[int], wanted: frozenset[str]) -> list[RawSample]:
+def read_samples(
+    index: SourceIndex, samples: Sequence[int], wanted: frozenset[str], data: DataConfig = DEFAULT_DATA
+) -> list[RawSample]:
     """Read samples, neighbours in a shard with one request.
 
     Args:
         index: The source's index.
         samples: Sample numbers, in any order.
         wanted: Names of the fields to read; others are left in the shard.
+        data: How large a field may be, and how long storage is asked.
 
     Returns:
         The samples, in the order of `samples`.
 
     Raises:
-        ShardError: A shard is gone, or its size is not the one it was indexed with.
+        ShardError: A shard is gone, cannot be read, or its size is not the one it was indexed with.
     """
     read: dict[int, RawSample] = {}
     ordered = sorted(set(samples))
@@ -57,38 +64,62 @@ def read_samples(index: SourceIndex, samples: Sequence[int], wanted: frozenset[s
         count = 1
         while count < available and ordered[start + count] == ordered[start] + count:
             count += 1
-        neighbours = _read_rows(index.shards[shard], row, count, wanted)
+        neighbours = _read_rows(index.shards[shard], row, count, wanted, data)
         read.update(zip(ordered[start : start + count], neighbours, strict=True))
         start += count
     return [read[sample] for sample in samples]
 
 
-def _read_rows(shard: ShardSummary, row: int, count: int, wanted: frozenset[str]) -> list[RawSample]:
-    rows = _index_table(shard.index).slice(row, count).to_pylist()
-    spans = {
-        (offset, length)
-        for entry in rows
-        for field, offset, length in zip(entry["fields"], entry["offsets"], entry["lengths"], strict=True)
-        if field in wanted
-    }
-    data = _read_spans(shard, sorted(spans))
-    return [
-        RawSample(
-            shard=shard.uri,
+def _read_rows(
+    shard: ShardSummary, row: int, count: int, wanted: frozenset[str], data: DataConfig
+) -> list[RawSample]:
+    entries = [
+        _Entry(
             key=entry["key"],
-            fields={
-                field: data[offset, length]
+            problem=entry["problem"],
+            spans={
+                field: (offset, length)
                 for field, offset, length in zip(
                     entry["fields"], entry["offsets"], entry["lengths"], strict=True
                 )
                 if field in wanted
             },
         )
-        for entry in rows
+        for entry in _index_table(shard.index, data.storage_seconds).slice(row, count).to_pylist()
+    ]
+    entries = [entry.checked(data.limits.field_bytes) for entry in entries]
+    content = _read_spans(
+        shard, sorted({span for entry in entries for span in entry.spans.values()}), data.storage_seconds
+    )
+    return [
+        RawSample(
+            shard.uri, entry.key, {field: content[span] for field, span in entry.spans.items()}, entry.problem
+        )
+        for entry in entries
     ]
 
 
-def _read_spans(shard: ShardSummary, spans: list[tuple[int, int]]) -> dict[tuple[int, int], bytes]:
+@dataclass(frozen=True)
+class _Entry:
+    """What the index says of a sample: key, known problem, and (offset, length) of the wanted fields."""
+
+    key: str
+    problem: str
+    spans: dict[str, tuple[int, int]]
+
+    def checked(self, most_bytes: int) -> "_Entry":
+        """Return the entry without anything to read if the sample has a problem or is too large."""
+        too_large = [(field, length) for field, (_, length) in self.spans.items() if length > most_bytes]
+        problem = self.problem
+        if too_large and not problem:
+            field, length = too_large[0]
+            problem = f"field '{field}' has {length} bytes, more than data.limits.field_bytes {most_bytes}"
+        return _Entry(self.key, problem, {}) if problem else self
+
+
+def _read_spans(
+    shard: ShardSummary, spans: list[tuple[int, int]], storage_seconds: float
+) -> dict[tuple[int, int], bytes]:
     """Read (offset, length) spans, those close to each other with one request."""
     data: dict[tuple[int, int], bytes] = {}
     start = 0
@@ -98,7 +129,7 @@ def _read_spans(shard: ShardSummary, spans: list[tuple[int, int]]) -> dict[tuple
             end = max(end, sum(spans[stop]))
             stop += 1
         base = spans[start][0]
-        block = _open_shard(shard.uri, shard.bytes).read_at(end - base, base)
+        block = _open_shard(shard.uri, shard.bytes, storage_seconds).read_at(end - base, base)
         for offset, length in spans[start:stop]:
             data[offset, length] = block[offset - base : offset - base + length]
         start = stop
@@ -106,23 +137,14 @@ def _read_spans(shard: ShardSummary, spans: list[tuple[int, int]]) -> dict[tuple
 
 
 @lru_cache(maxsize=128)
-def _open_shard(uri: str, size: int) -> pa.NativeFile:
-    filesystem, path = open_storage(uri)
-    try:
-        file = filesystem.open_input_file(path)
-    except FileNotFoundError as error:
-        raise ShardError(
-            f"shard {uri}: is gone since it was indexed; put it back or start a new run"
-        ) from error
-    if file.size() != size:
-        raise ShardError(
-            f"shard {uri}: has {file.size()} bytes but was indexed with {size}; "
-            "restore the shard, or start a new run to index it again"
-        )
-    return file
+def _open_shard(uri: str, size: int, storage_seconds: float) -> ShardFile:
+    return ShardFile(uri, size, storage_seconds)
 
 
 @lru_cache(maxsize=32)
-def _index_table(uri: str) -> pa.Table:
-    filesystem, path = open_storage(uri)
-    return pq.read_table(path, filesystem=filesystem)
+def _index_table(uri: str, storage_seconds: float) -> pa.Table:
+    def read() -> pa.Table:
+        filesystem, path = open_storage(uri)
+        return pq.read_table(path, filesystem=filesystem)
+
+    return patiently(read, f"index {uri}", uri, storage_seconds)

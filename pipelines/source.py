@@ -5,6 +5,7 @@ from typing import Literal
 
 from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import MODALITIES
+from pipelines.limits import DEFAULT_LIMITS, Limits
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,13 @@ class DataConfig:
         tasks: Read tasks at a time per source, each on one CPU. At least 1 CPU per source must be free of
             trainers, or nothing is ever read.
         prefetch_units: Units each rank holds ready; enough to ride out one slow sample.
+        max_bad_fraction: Largest fraction, 0 to 1, of the samples met so far of a source that may be bad: missing or
+            wrong labels, damaged media. Each costs itself only, but more than 1 in 100 means that something is
+            wrong with the data as a whole. Looked at once 500 samples were met.
+        storage_seconds: Seconds for which remote storage that fails or stalls is asked again before the run ends. 300
+            outlasts the usual disturbance of an object store. A request without an answer is given up after a
+            fifth of it.
+        limits: What one sample may ask for before it counts as bad.
         index_path: Folder or URI in which shard indexes are kept; None: "index" under storage.path.
     """
 
@@ -85,14 +93,24 @@ class DataConfig:
     units_per_task: int = 16
     tasks: int = 1
     prefetch_units: int = 4
+    max_bad_fraction: float = 0.01
+    storage_seconds: float = 300.0
+    limits: Limits = DEFAULT_LIMITS
     index_path: str | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers.
 
         Raises:
-            UserError: A number is below 1.
+            UserError: A number is too small, or the fraction is not one.
         """
         for name in ("chunk_size", "units_per_task", "tasks", "prefetch_units"):
             if getattr(self, name) < 1:
                 raise UserError(f"data.{name} is {getattr(self, name)}, must be at least 1")
+        if self.storage_seconds <= 0:
+            raise UserError(f"data.storage_seconds is {self.storage_seconds}, must be above 0")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise UserError(f"data.max_bad_fraction is {self.max_bad_fraction}, must be from 0 to 1")
+
+
+DEFAULT_DATA = DataConfig()

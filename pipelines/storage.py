@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 import braceexpand
 import fsspec.core
 import pyarrow as pa
+from aiohttp import ClientError
 from pyarrow import fs
 
 from perceiver_dist.errors import UserError
@@ -39,6 +40,73 @@ def open_storage(uri: str) -> tuple[fs.FileSystem, str]:
         return fs.FileSystem.from_uri(uri)
     filesystem, path = fsspec.core.url_to_fs(uri)
     return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
+
+
+def is_local(uri: str) -> bool:
+    """Return whether a path or URI is of a file on this machine.
+
+    Args:
+        uri: Path or URI.
+    """
+    return "://" not in uri or urlsplit(uri).scheme == "file"
+
+
+def open_file(uri: str) -> pa.NativeFile:
+    """Open a file for reading at any place.
+
+    Args:
+        uri: Path or URI.
+
+    Returns:
+        The open file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        OSError: Storage fails.
+    """
+    filesystem, path = open_storage(uri)
+    if not isinstance(filesystem, fs.PyFileSystem):
+        return filesystem.open_input_file(path)
+    # Not through pyarrow: it takes every failure to look a file up for its absence.
+    try:
+        return pa.PythonFile(filesystem.handler.fs.open(path, mode="rb"), mode="r")
+    except FileNotFoundError as error:
+        cause = _cause_of_absence(error)
+        if cause is None:
+            raise
+        raise cause from error
+
+
+def file_info(uri: str) -> fs.FileInfo:
+    """Return type, size and modification time of what there is under a path or URI.
+
+    Args:
+        uri: Path or URI.
+
+    Raises:
+        OSError: Storage fails.
+    """
+    filesystem, path = open_storage(uri)
+    if not isinstance(filesystem, fs.PyFileSystem):
+        return filesystem.get_file_info(path)
+    try:
+        found = filesystem.handler.fs.info(path)
+    except FileNotFoundError as error:
+        cause = _cause_of_absence(error)
+        if cause is None:
+            return fs.FileInfo(path)
+        raise cause from error
+    if found["type"] != "file":
+        return fs.FileInfo(path, fs.FileType.Directory)
+    return fs.FileInfo(path, fs.FileType.File, size=found["size"], mtime=found.get("mtime"))
+
+
+def _cause_of_absence(error: FileNotFoundError) -> Exception | None:
+    """Return what a web server answered that fails: fsspec says of it that there is no such file. None if so it is."""
+    cause = error.__cause__
+    if isinstance(cause, FileNotFoundError) or getattr(cause, "status", None) in (404, 410):
+        return None
+    return cause if isinstance(cause, OSError | ClientError) else None
 
 
 def join(base: str, *parts: str) -> str:

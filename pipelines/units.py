@@ -1,35 +1,57 @@
 """Making a unit: read its samples, decode them to fixed shapes, stack them.
 
-A unit is a mapping of arrays, all with the batch as first axis (B samples, the same for every unit of a source):
+A unit is a mapping of arrays, all but `unit` and `quarantined` with the batch as first axis (B samples, the same for
+every unit of a source):
 
     unit                int64 (1,)                the unit's number
     keys                str (B,)                  shard and key of each sample; "" where padded
-    real                bool (B,)                 False where an evaluation unit is padded
+    real                bool (B,)                 False where an evaluation unit is padded or a sample of it is bad
     label               int64 (B,) for softmax, uint8 (B, classes) for multilabel
     <modality>          integers (B, *array_shape), zeros where missing
     <modality>_present  bool (B,)
+    quarantined         str (bad, 3)              shard, key and reason of each sample that could not be used
 
-It is a pure function of its arguments: where a random choice is made (the window in time) it is computed from
+A bad sample costs itself only. In training its row takes everything from the next good row of the same unit, the
+first row being the one after the last; in evaluation, where no sample may count twice, its row is not real.
+
+A unit is a pure function of its arguments: where a random choice is made (the window in time) it is computed from
 the seed, the source, the unit and the row.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
-from perceiver_dist.modalities import AudioInput, ImageInput, ModalityInput, VideoInput
-from pipelines.decode import FIELD_MODALITY, decode_audio, decode_image, decode_video
+from perceiver_dist.modalities import ModalityInput
+from pipelines.decode import FIELD_MODALITY
 from pipelines.errors import SampleError
 from pipelines.index import SourceIndex
 from pipelines.permutation import uniform
 from pipelines.plan import EvaluationPlan, TrainingPlan
 from pipelines.reader import RawSample, read_samples
-from pipelines.source import SourceConfig
+from pipelines.sample import Decode, decode_sample, read_label
+from pipelines.source import DEFAULT_DATA, DataConfig, SourceConfig
 
 Unit = dict[str, np.ndarray]
+
+_LONGEST_REASON = 240
+
+
+class BadSample(NamedTuple):
+    """A sample that could not be used.
+
+    Attributes:
+        shard: Path or URI of its tar file.
+        key: Its key within the shard.
+        reason: One line.
+    """
+
+    shard: str
+    key: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -41,12 +63,16 @@ class UnitMaker:
         inputs: What each of the source's modalities is decoded to.
         index: Where the samples lie.
         plan: Which samples are in which unit.
+        data: What one sample may ask for, and how long storage is asked.
+        decode: What turns a sample's bytes into arrays.
     """
 
     source: SourceConfig
     inputs: Mapping[str, ModalityInput]
     index: SourceIndex
     plan: TrainingPlan | EvaluationPlan
+    data: DataConfig = DEFAULT_DATA
+    decode: Decode = decode_sample
 
     def make(self, number: int) -> Unit:
         """Read and decode one unit.
@@ -58,25 +84,62 @@ class UnitMaker:
             The unit's arrays, as described at the top of this file.
 
         Raises:
-            SampleError: A sample cannot be decoded or its label is missing or out of range.
-            ShardError: A shard is gone or has changed.
+            SampleError: Not one sample of a training unit can be used.
+            ShardError: A shard is gone, has changed, or cannot be read.
         """
-        raw = read_samples(self.index, self.plan.unit(number), self._wanted_fields())
-        size = self.plan.unit_size
-        unit = _empty_unit(number, size, self.source, self.inputs)
+        raw = read_samples(self.index, self.plan.unit(number), self._wanted_fields(), self.data)
+        unit = _empty_unit(number, self.plan.unit_size, self.source, self.inputs)
+        bad: dict[int, BadSample] = {}
         for row, sample in enumerate(raw):
             unit["keys"][row] = f"{sample.shard}/{sample.key}"
-            unit["real"][row] = True
             try:
-                _set_label(unit["label"], row, sample, self.source)
-                for modality, array in _decode(
-                    sample, self.inputs, self._window_position(number, row)
-                ).items():
-                    unit[modality][row] = array
-                    unit[f"{modality}_present"][row] = True
+                self._fill_row(unit, row, sample)
             except SampleError as error:
-                raise SampleError(f"source '{self.source.name}': {sample.name}: {error}") from error
+                bad[row] = BadSample(sample.shard, sample.key, _one_line(str(error)))
+        if bad:
+            unit["quarantined"] = np.array(list(bad.values()), object)
+            if isinstance(self.plan, TrainingPlan):
+                self._replace_rows(unit, bad)
         return unit
+
+    def _fill_row(self, unit: Unit, row: int, sample: RawSample) -> None:
+        """Write a sample into a row, or raise and leave the row as it is.
+
+        Raises:
+            SampleError: The sample cannot be used.
+        """
+        if sample.problem:
+            raise SampleError(sample.problem)
+        label = read_label(sample, self.source)
+        position = self._window_position(int(unit["unit"][0]), row)
+        arrays = self.decode(sample, self.inputs, position, self.data.limits)
+        for modality, array in arrays.items():
+            expected = unit[modality][row]
+            if (array.shape, array.dtype) != (expected.shape, expected.dtype):
+                raise SampleError(
+                    f"{modality} was decoded to {array.dtype} {array.shape}, "
+                    f"expected {expected.dtype} {expected.shape}"
+                )
+        for modality, array in arrays.items():
+            unit[modality][row] = array
+            unit[f"{modality}_present"][row] = True
+        unit["label"][row] = label
+        unit["real"][row] = True
+
+    def _replace_rows(self, unit: Unit, bad: Mapping[int, BadSample]) -> None:
+        size = self.plan.unit_size
+        if len(bad) == size:
+            [(reason, count)] = Counter(sample.reason for sample in bad.values()).most_common(1)
+            first = next(sample for sample in bad.values() if sample.reason == reason)
+            raise SampleError(
+                f"source '{self.source.name}': all {size} samples of unit {unit['unit'][0]} are bad; {count} of them, "
+                f"as sample '{first.key}' of shard {first.shard}: {reason}"
+            )
+        for row in bad:
+            good = next(other % size for other in range(row + 1, row + size) if other % size not in bad)
+            for name, array in unit.items():
+                if name not in ("unit", "quarantined"):
+                    array[row] = array[good]
 
     def _wanted_fields(self) -> frozenset[str]:
         modalities = {*self.inputs, *({"video"} if "audio" in self.inputs else set())}
@@ -96,6 +159,7 @@ def _empty_unit(number: int, size: int, source: SourceConfig, inputs: Mapping[st
         "keys": np.full(size, "", object),
         "real": np.zeros(size, bool),
         "label": np.zeros((size, source.num_classes), np.uint8) if multilabel else np.zeros(size, np.int64),
+        "quarantined": np.empty((0, 3), object),
     }
     for modality, spec in inputs.items():
         unit[modality] = np.zeros((size, *spec.array_shape), spec.array_dtype)
@@ -103,50 +167,10 @@ def _empty_unit(number: int, size: int, source: SourceConfig, inputs: Mapping[st
     return unit
 
 
-def _decode(sample: RawSample, inputs: Mapping[str, ModalityInput], position: float) -> dict[str, np.ndarray]:
-    """Decode the modalities that the sample has; what it lacks is left out."""
-    data = {FIELD_MODALITY[field]: value for field, value in sample.fields.items() if field in FIELD_MODALITY}
-    image, audio, video = inputs.get("image"), inputs.get("audio"), inputs.get("video")
-    decoded: dict[str, np.ndarray | None] = {}
-    if isinstance(image, ImageInput) and "image" in data:
-        decoded["image"] = decode_image(data["image"], image)
-    track = audio if isinstance(audio, AudioInput) and "audio" not in data else None
-    frames = video if isinstance(video, VideoInput) else None
-    if "video" in data and (frames or track):
-        decoded["video"], decoded["audio"] = decode_video(data["video"], frames, track, position)
-    if isinstance(audio, AudioInput) and "audio" in data:
-        decoded["audio"] = decode_audio(data["audio"], audio, position)
-    return {modality: array for modality, array in decoded.items() if array is not None}
-
-
-def _set_label(labels: np.ndarray, row: int, sample: RawSample, source: SourceConfig) -> None:
-    values = _label_values(sample, source.label)
-    if source.task == "softmax" and len(values) != 1:
-        raise SampleError(f"has {len(values)} labels {values}, a softmax source needs exactly one")
-    for value in values:
-        if not 0 <= value < source.num_classes:
-            raise SampleError(
-                f"label {value} is out of range 0 .. {source.num_classes - 1}; "
-                "correct the sample or the source's num_classes"
-            )
-    if source.task == "softmax":
-        labels[row] = values[0]
-    else:
-        labels[row, values] = 1
-
-
-def _label_values(sample: RawSample, label: str) -> Sequence[int]:
-    field, _, entry = label.partition(".")
-    if field not in sample.fields:
-        raise SampleError(f"has no label field '{field}'")
-    text = sample.fields[field].decode("utf-8", errors="replace")
-    try:
-        content: Any = (
-            json.loads(text)[entry] if entry else [int(part) for part in text.split(",") if part.strip()]
-        )
-        values = content if isinstance(content, list) else [content]
-        if any(isinstance(value, bool) or not isinstance(value, int) for value in values):
-            raise TypeError
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise SampleError(f"label field '{label}' holds {text[:40]!r}, expected whole numbers") from error
-    return values
+def _one_line(reason: str) -> str:
+    """Make a reason fit for a line of a log, whatever a damaged file made a decoder say."""
+    words = " ".join(reason.split())
+    printable = "".join(letter if letter.isprintable() else "?" for letter in words)
+    return (
+        printable if len(printable) <= _LONGEST_REASON else printable[: _LONGEST_REASON - 3].rstrip() + "..."
+    )

@@ -10,6 +10,8 @@ import torch
 from ray.data import DataIterator
 from torch import Tensor
 
+from pipelines.units import BadSample
+
 
 class UnitOrderError(RuntimeError):
     """A rank was handed another unit than the plan says: an error of the data path, never of the user."""
@@ -22,10 +24,11 @@ class Batch:
     Attributes:
         unit: The unit's number.
         keys: Shard and key of each sample; "" where an evaluation unit is padded.
-        real: (B,) bool, false where padded.
+        real: (B,) bool, false where padded and where an evaluation sample is bad.
         labels: (B,) int64 for softmax, (B, classes) uint8 for multilabel.
         arrays: Modality -> (B, *array_shape), integers as decoded.
         present: Modality -> (B,) bool, false where the sample lacks it.
+        quarantined: The samples of the unit that could not be used.
     """
 
     unit: int
@@ -34,6 +37,7 @@ class Batch:
     labels: Tensor
     arrays: dict[str, Tensor]
     present: dict[str, Tensor]
+    quarantined: list[BadSample]
 
 
 class UnitStream:
@@ -96,7 +100,9 @@ def to_batch(row: dict[str, Any], device: torch.device) -> Batch:
         The batch.
     """
     tensors = {
-        name: _to_tensor(column[0], device) for name, column in row.items() if name not in ("keys", "unit")
+        name: _to_tensor(column[0], device)
+        for name, column in row.items()
+        if name not in ("keys", "unit", "quarantined")
     }
     modalities = [name.removesuffix("_present") for name in tensors if name.endswith("_present")]
     return Batch(
@@ -106,6 +112,7 @@ def to_batch(row: dict[str, Any], device: torch.device) -> Batch:
         labels=tensors["label"],
         arrays={modality: tensors[modality] for modality in modalities},
         present={modality: tensors[f"{modality}_present"] for modality in modalities},
+        quarantined=[BadSample(*map(str, sample)) for sample in row["quarantined"][0]],
     )
 
 

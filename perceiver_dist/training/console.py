@@ -11,6 +11,8 @@ from rich.console import Console
 from perceiver_dist.config import RunConfig
 from perceiver_dist.progress import ProgressLine, result_table
 from perceiver_dist.training.news import News
+from perceiver_dist.training.run_folder import QUARANTINE
+from pipelines.storage import join
 
 _SECONDS_BETWEEN_NEWS = 0.5
 
@@ -31,7 +33,10 @@ def news_on(
 
     def watch() -> None:
         restarts = shown = workers = 0
-        while not done.wait(_SECONDS_BETWEEN_NEWS):
+        over = False
+        while not over:
+            over = done.wait(_SECONDS_BETWEEN_NEWS)
+            # Once more at the end, so that the last news are shown as well.
             news: News = ray.get(tracker.news.remote())
             if news.restarts > restarts:
                 restarts = news.restarts
@@ -44,7 +49,7 @@ def news_on(
                 line.update(
                     news.step, total_steps, news.loss, news.samples_per_second, news.data_wait_fraction
                 )
-            if on_news:
+            if on_news and not over:
                 on_news(news)
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -77,6 +82,8 @@ def show_result(result: dict[str, Any], config: RunConfig, folder: str, console:
         "checkpoint": result["checkpoint"] or "none",
         "MLflow run": result["mlflow_run_id"],
     }
+    if result["quarantined"]:
+        places["quarantined"] = f"{result['quarantined']} samples, see {join(folder, QUARANTINE)}"
     if config.tracking.uri and config.tracking.uri.startswith("sqlite"):
         places["UI"] = f"mlflow ui --backend-store-uri {config.tracking.uri}"
     if result["error"]:

@@ -66,7 +66,10 @@ def index_sources(config: RunConfig, shards: dict[str, list[str]]) -> dict[str, 
     """
     # "SPREAD" also keeps the tasks out of the placement group of a search's trial, which has no CPUs to spare.
     task: Any = ray.remote(index_shard).options(scheduling_strategy="SPREAD")
-    pending = {name: [task.remote(uri, config.index_folder) for uri in uris] for name, uris in shards.items()}
+    pending = {
+        name: [task.remote(uri, config.index_folder, config.data.storage_seconds) for uri in uris]
+        for name, uris in shards.items()
+    }
     try:
         # One by one, so that of several bad shards the first is named, not the one that was found first.
         indexes = {
@@ -102,7 +105,7 @@ def make_datasets(
         held_out = data[source.name].evaluation
         if held_out is not None:
             every = EvaluationPlan(held_out.samples, train.micro_batch, train.lanes, _spare_units(config))
-            evaluator = UnitMaker(source, maker.inputs, held_out, every)
+            evaluator = UnitMaker(source, maker.inputs, held_out, every, config.data)
             datasets[evaluation_dataset(source)] = partial(
                 unit_dataset, evaluator, 0, every.units, config.data
             )
@@ -120,7 +123,7 @@ def training_units(config: RunConfig, source: SourceConfig, index: SourceIndex) 
     train = config.train
     plan = TrainingPlan(source.name, index.samples, train.micro_batch, config.data.chunk_size, train.seed)
     inputs = {modality: getattr(config.model, modality) for modality in source.modalities}
-    return UnitMaker(source, inputs, index, plan)
+    return UnitMaker(source, inputs, index, plan, config.data)
 
 
 def _training_dataset(config: RunConfig, folder: str, maker: UnitMaker, tracker: Any) -> Dataset:

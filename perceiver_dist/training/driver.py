@@ -205,6 +205,7 @@ def _result(config: RunConfig, outcome: _Outcome, news: News, run_id: str, folde
         "samples_per_second": news.mean_samples_per_second,
         "data_wait_fraction": news.mean_data_wait_fraction,
         "restarts": news.restarts,
+        "quarantined": news.quarantined,
         "mlflow_run_id": run_id,
         "checkpoint": join(folder, checkpoint_name(saved)) if saved else None,
     }

@@ -23,6 +23,10 @@ GAUGES = {
         "Global L2 norm of the last gradient, before clipping.",
     ),
     "train/gpu_memory_bytes": ("perceiver_gpu_memory_bytes", "Most GPU memory that rank 0 ever held."),
+    "data/quarantined": (
+        "perceiver_quarantined_samples",
+        "Samples that could not be used, each counted once.",
+    ),
     "step": ("perceiver_step", "Optimizer steps taken."),
 }
 """Name of a logged value -> name and meaning of its gauge."""

@@ -16,6 +16,7 @@ from torch import Tensor, distributed
 
 from perceiver_dist.errors import UserError
 from perceiver_dist.model.perceiver import Perceiver
+from perceiver_dist.training.bad_samples import BadSamples
 from perceiver_dist.training.batches import UnitStream
 from perceiver_dist.training.checkpoint import (
     Progress,
@@ -93,6 +94,9 @@ class _Rank:
         self.skipped = SkippedSteps(
             self.engine, self.config.train.max_skipped_steps, self.tracker, self.notices.group
         )
+        self.bad_samples = BadSamples(
+            list(self.sources), self.config.data.max_bad_fraction, self.tracker, self.device
+        )
         if self.rank == 0:
             self.tracker.workers_started.remote(self.step, self.world_size)
 
@@ -147,6 +151,7 @@ class _Rank:
         for turn in range(turns(train.lanes, self.world_size)):
             if turn < len(units):
                 batch = self.streams[source.name].take(units[turn])
+                self.bad_samples.saw(source.name, batch)
             with autocast(self.device, train.precision):
                 logits = self.engine(batch.arrays, batch.present, source.name)
             loss = loss_per_sample(logits.float(), batch.labels, source.task).mean()
@@ -183,6 +188,7 @@ class _Rank:
             values["train/gpu_memory_bytes"] = float(torch.cuda.max_memory_allocated(self.device))
         if self.rank == 0:
             self.tracker.trained.remote(self.step, values)
+        self.bad_samples.check()
 
     def _evaluate(self, all_subsets: bool) -> None:
         scores: dict[str, Scores] = {}
@@ -195,10 +201,11 @@ class _Rank:
             scores[source.name] = evaluate(
                 self.engine,
                 source,
-                batches,
+                self.bad_samples.seen(source.name, batches),
                 subsets if all_subsets else subsets[:1],
                 self.config.train.precision,
             )
+        self.bad_samples.all_told()
         if self.rank == 0:
             ray.get(self.tracker.evaluated.remote(self.step, scores))
 

@@ -36,6 +36,7 @@ class News:
         scores: `<source>/<metric>` of the newest evaluation of each source.
         evaluations: Step and metrics of every evaluation of the run, those before a restart among them.
         user_error: One line that the user can mend, after which nothing is retried; "" for none.
+        quarantined: Samples that could not be used, each counted once.
         preempted: Whether the run was told to save and stop.
         started_from: Step that the newest group of workers started from; None while none has started.
         restarts: Groups of workers that were started after the first.
@@ -52,6 +53,7 @@ class News:
     scores: dict[str, float] = field(default_factory=dict)
     evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
     user_error: str = ""
+    quarantined: int = 0
     preempted: bool = False
     started_from: int | None = None
     restarts: int = -1

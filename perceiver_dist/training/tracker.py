@@ -16,8 +16,18 @@ from perceiver_dist.figures import confusion_matrix_figure, learning_curves_figu
 from perceiver_dist.tracking import MlflowLog, RunStatus, new_identity
 from perceiver_dist.training.gauges import Gauges
 from perceiver_dist.training.news import News, Scores
-from perceiver_dist.training.run_folder import CONFIG, IDENTITY, METRICS, MLFLOW_RUN_ID, RESULT, SAMPLES
+from perceiver_dist.training.quarantine import Quarantine
+from perceiver_dist.training.run_folder import (
+    CONFIG,
+    IDENTITY,
+    METRICS,
+    MLFLOW_RUN_ID,
+    QUARANTINE,
+    RESULT,
+    SAMPLES,
+)
 from pipelines.storage import copy_file, join, read_text, write_text
+from pipelines.units import BadSample
 
 _CURVES = {
     "step", "train_loss", "loss", "accuracy", "mean_average_precision", "learning_rate", "gradient_norm",
@@ -43,6 +53,9 @@ class Tracker:
         self._history = [json.loads(line) for line in (read_text(join(folder, METRICS)) or "").splitlines()]
         self._news.evaluations = _evaluations(self._history)
         self._samples = _read_samples(read_text(join(folder, SAMPLES)) or "")
+        self._quarantine = Quarantine(read_text(join(folder, QUARANTINE)))
+        self._news.quarantined = len(self._quarantine)
+        self._told_of_quarantine = False
         run_id = read_text(join(folder, MLFLOW_RUN_ID))
         identity = read_text(join(folder, IDENTITY)) or new_identity()
         write_text(join(folder, IDENTITY), identity)
@@ -92,6 +105,7 @@ class Tracker:
         self._news.loss = values["train/loss"]
         self._news.samples_per_second = values["train/samples_per_second"]
         self._news.data_wait_fraction = values["train/data_wait_fraction"]
+        values = {**values, "data/quarantined": float(len(self._quarantine))}
         self._pace.add(values)
         self._news.mean_samples_per_second, self._news.mean_data_wait_fraction = self._pace.means()
         self._gauges.show(step, values)
@@ -141,6 +155,34 @@ class Tracker:
         """
         self._news.messages.append(message)
 
+    def quarantined(self, source: str, unit: int, samples: list[BadSample]) -> None:
+        """Record samples that could not be used.
+
+        Args:
+            source: Name of the source.
+            unit: The unit in which they were met.
+            samples: The samples.
+        """
+        self._quarantine.add(source, unit, samples)
+        self._news.quarantined = len(self._quarantine)
+        if not self._told_of_quarantine:
+            self._told_of_quarantine = True
+            shard, key, reason = samples[0]
+            self._news.messages.append(
+                f"1 sample could not be used: source '{source}': sample '{key}' of shard {shard}: {reason}; "
+                f"see {QUARANTINE}"
+            )
+            self._save_quarantine()
+
+    def bad_reasons(self, source: str, most: int) -> list[tuple[str, int]]:
+        """Return the most frequent reasons why samples of a source could not be used, each with its number of samples.
+
+        Args:
+            source: Name of the source.
+            most: How many reasons to return.
+        """
+        return self._quarantine.reasons(source, most)
+
     def stop_for(self, message: str) -> None:
         """Record an error that the user must mend, so that nothing is retried.
 
@@ -160,6 +202,7 @@ class Tracker:
     def save(self) -> None:
         """Write the history to the run's folder."""
         write_text(join(self._folder, METRICS), "".join(json.dumps(entry) + "\n" for entry in self._history))
+        self._save_quarantine()
         if self._samples:
             lines = [
                 json.dumps({"step": step, "units": {str(unit): units[unit] for unit in sorted(units)}}) + "\n"
@@ -177,6 +220,10 @@ class Tracker:
         self.save()
         self._log.dictionary(RESULT, result)
         self._log.close(status)
+
+    def _save_quarantine(self) -> None:
+        if len(self._quarantine):
+            write_text(join(self._folder, QUARANTINE), self._quarantine.text())
 
     def _record(self, step: int, values: Mapping[str, float]) -> None:
         self._history.append({"step": step, **values})

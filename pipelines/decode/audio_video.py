@@ -35,6 +35,7 @@ from pipelines.decode.container import (
 )
 from pipelines.decode.image import fit_image
 from pipelines.errors import SampleError
+from pipelines.limits import DEFAULT_LIMITS, Limits
 
 TIMESTAMP_SLACK = 0.001
 """Seconds by which a frame may be stamped late and still count as shown: Matroska rounds to milliseconds."""
@@ -46,22 +47,25 @@ GAP = 0.02
 """Seconds by which a timestamp must differ from the count of samples to be believed: less is rounding."""
 
 
-def decode_audio(data: bytes, spec: AudioInput, position: float) -> np.ndarray:
+def decode_audio(
+    data: bytes, spec: AudioInput, position: float, limits: Limits = DEFAULT_LIMITS
+) -> np.ndarray:
     """Decode a window of a sound to mono at the asked rate.
 
     Args:
         data: A whole FLAC, WAV, MP3 or OGG (Vorbis, Opus) file.
         spec: Rate and length of the window.
         position: Where the window lies among its possible starts: 0 first, 0.5 centre, 1 last.
+        limits: How long it may be.
 
     Returns:
         int16 (samples,), padded with silence where the sound is shorter.
 
     Raises:
-        SampleError: The bytes are empty, truncated, of another format, or hold no sound.
+        SampleError: The bytes are empty, truncated, of another format, hold no sound, or claim more than the limits.
     """
-    with opened(data, "audio") as container:
-        track = audio_track(container)
+    with opened(data, "audio", limits) as container:
+        track = audio_track(container, limits)
         if track is None:
             raise SampleError("audio has no sound track")
         start = window_start(container, track, spec.samples / spec.sample_rate, position)
@@ -72,7 +76,11 @@ def decode_audio(data: bytes, spec: AudioInput, position: float) -> np.ndarray:
 
 
 def decode_video(
-    data: bytes, video: VideoInput | None, audio: AudioInput | None, position: float
+    data: bytes,
+    video: VideoInput | None,
+    audio: AudioInput | None,
+    position: float,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Decode a window of a clip: its frames, its sound, or both from the same instant on.
 
@@ -81,6 +89,7 @@ def decode_video(
         video: What frames to take; None for none.
         audio: What sound to take; None for none.
         position: Where the longer of the two windows lies among its possible starts: 0 first, 0.5 centre, 1 last.
+        limits: How long and how large it may be.
 
     Returns:
         Frames, uint8 (frames, height, width, channels), or None if not asked for; a clip shorter than the window
@@ -88,13 +97,14 @@ def decode_video(
         track; silence where the track has none.
 
     Raises:
-        SampleError: The bytes are empty, truncated, of another format, or have no frames though asked for.
+        SampleError: The bytes are empty, truncated, of another format, have no frames though asked for, or claim
+            more than the limits.
     """
-    with opened(data, "video") as container:
-        pictures = video_track(container) if video else None
+    with opened(data, "video", limits) as container:
+        pictures = video_track(container, limits) if video else None
         if video and pictures is None:
             raise SampleError("video has no picture track")
-        sounds = audio_track(container) if audio else None
+        sounds = audio_track(container, limits) if audio else None
         clock = pictures or sounds
         if clock is None:
             return None, None

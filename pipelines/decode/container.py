@@ -19,6 +19,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from pipelines.errors import SampleError
+from pipelines.limits import DEFAULT_LIMITS, Limits
 
 Track = VideoStream | AudioStream
 AnyTrack = TypeVar("AnyTrack", VideoStream, AudioStream)
@@ -29,13 +30,24 @@ MISSING = 0.25
 """Seconds that may be missing at a track's end: headers round, and encoders state their padding or do not."""
 
 
+LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000
+"""Samples a second of any sound in use; a rate of 1 would be blown up by resampling."""
+
+MOST_CHANNELS = 64
+"""Channels of any sound in use."""
+
+MOST_SAMPLES = 1 << 20
+"""Samples of one frame of sound; a codec's frames have some thousands, FLAC's at most 65,535."""
+
+
 @contextmanager
-def opened(data: bytes, kind: str) -> Iterator[InputContainer]:
+def opened(data: bytes, kind: str, limits: Limits = DEFAULT_LIMITS) -> Iterator[InputContainer]:
     """Open a media file; whatever FFmpeg says against it, now or while it is read, becomes a SampleError.
 
     Args:
         data: The whole file.
         kind: What to call it in the error: audio or video.
+        limits: What FFmpeg is told not to go beyond, while it looks for tracks as well.
 
     Yields:
         The container, closed at the end.
@@ -45,7 +57,7 @@ def opened(data: bytes, kind: str) -> Iterator[InputContainer]:
     """
     if not data:
         raise SampleError(f"{kind} is empty (0 bytes)")
-    options = {"format_whitelist": DEMUXERS}
+    options = {"format_whitelist": DEMUXERS, **_decoder_options(limits)}
     try:
         with av.open(BytesIO(data), mode="r", metadata_errors="replace", options=options) as container:
             yield container
@@ -54,45 +66,92 @@ def opened(data: bytes, kind: str) -> Iterator[InputContainer]:
         raise SampleError(f"{kind} cannot be decoded: {' '.join(reason.split())}") from error
 
 
-def video_track(container: InputContainer) -> VideoStream | None:
+def video_track(container: InputContainer, limits: Limits = DEFAULT_LIMITS) -> VideoStream | None:
     """The track with pictures, or None.
 
     Args:
         container: The file.
+        limits: How long and how large it may be.
 
     Raises:
-        SampleError: There is one, of a codec that FFmpeg does not know.
+        SampleError: There is one, of a codec that FFmpeg does not know or beyond the limits.
     """
-    return _best_track(container, "video", VideoStream)
+    return _best_track(container, "video", VideoStream, limits)
 
 
-def audio_track(container: InputContainer) -> AudioStream | None:
+def audio_track(container: InputContainer, limits: Limits = DEFAULT_LIMITS) -> AudioStream | None:
     """The track with sound, or None.
 
     Args:
         container: The file.
+        limits: How long it may be.
 
     Raises:
-        SampleError: There is one, of a codec that FFmpeg does not know.
+        SampleError: There is one, of a codec that FFmpeg does not know, beyond the limits, or of an absurd rate.
     """
-    return _best_track(container, "audio", AudioStream)
+    return _best_track(container, "audio", AudioStream, limits)
 
 
 def _best_track(
-    container: InputContainer, kind: Literal["video", "audio"], expected: type[AnyTrack]
+    container: InputContainer, kind: Literal["video", "audio"], expected: type[AnyTrack], limits: Limits
 ) -> AnyTrack | None:
     track = container.streams.best(kind)
     if not isinstance(track, expected):
         return None
-    _prepare_decoder(track)
+    _prepare_decoder(track, limits)
+    _check_claims(container, track, limits)
     return track
 
 
-def _prepare_decoder(track: Track) -> None:
+def _prepare_decoder(track: Track, limits: Limits) -> None:
     # PyAV leaves the context None, against its type, where this build of FFmpeg lacks the codec.
     if getattr(track, "codec_context", None) is None:
         raise SampleError(f"{track.type} track {track.index} is of a codec that cannot be decoded here")
     track.codec_context.thread_count = 1
+    track.codec_context.options = _decoder_options(limits)
+
+
+def _decoder_options(limits: Limits) -> dict[str, str]:
+    # FFmpeg compares them before it takes memory for a frame, whose size may be another than the header's.
+    return {"max_pixels": str(limits.image_pixels), "max_samples": str(MOST_SAMPLES)}
+
+
+def _check_claims(container: InputContainer, track: Track, limits: Limits) -> None:
+    """Compare what the headers say with what is sensible.
+
+    Raises:
+        SampleError: It is more than the limits, or no sound can be so.
+    """
+    seconds = max(_stated_seconds(track), (container.duration or 0) / av.time_base)
+    if seconds > limits.media_seconds:
+        raise SampleError(
+            f"{track.type} track {track.index} lasts {seconds:.0f} s by its header, more than "
+            f"data.limits.media_seconds {limits.media_seconds:g}"
+        )
+    if isinstance(track, VideoStream):
+        if track.frames > limits.video_frames:
+            raise SampleError(
+                f"video track {track.index} has {track.frames} frames by its header, more than "
+                f"data.limits.video_frames {limits.video_frames}"
+            )
+        width, height = track.codec_context.width, track.codec_context.height
+        if width * height > limits.image_pixels:
+            raise SampleError(
+                f"video track {track.index} has {width} x {height} pixels by its header, more than "
+                f"data.limits.image_pixels {limits.image_pixels}"
+            )
+        return
+    rate, channels = track.codec_context.sample_rate, track.codec_context.channels
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE or not 1 <= channels <= MOST_CHANNELS:
+        raise SampleError(
+            f"audio track {track.index} has {rate} samples a second and {channels} channels by its header, expected "
+            f"{LOWEST_RATE} to {HIGHEST_RATE} and 1 to {MOST_CHANNELS}"
+        )
+
+
+def _stated_seconds(track: Track) -> float:
+    end = _stated_end(track)
+    return 0.0 if end is None else end - (track.start_time or 0) * float(track.time_base or 0)
 
 
 def window_start(container: InputContainer, track: Track, window: float, position: float) -> float:

@@ -7,12 +7,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from perceiver_dist.modalities import ImageInput
 from pipelines.errors import SampleError
+from pipelines.limits import DEFAULT_LIMITS, Limits
+
+# Pillow prints a warning of large images; `Limits.image_pixels` takes the place of its own check.
+Image.MAX_IMAGE_PIXELS = None
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
-def decode_image(data: bytes, spec: ImageInput) -> np.ndarray:
+def decode_image(data: bytes, spec: ImageInput, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
     """Decode one image, turn it upright, and fit it to the size and channels asked for.
 
     The image is resized, antialiased, until it just covers the asked size; what sticks out is cut off evenly
@@ -21,18 +25,21 @@ def decode_image(data: bytes, spec: ImageInput) -> np.ndarray:
     Args:
         data: A whole JPEG, PNG or WebP file.
         spec: Size and channels of the result.
+        limits: How many pixels it may have.
 
     Returns:
         uint8 (height, width, channels).
 
     Raises:
-        SampleError: The bytes are empty, truncated, not of these formats, or claim more pixels than Pillow's
-            limit against decompression bombs.
+        SampleError: The bytes are empty, truncated, not of these formats, or have more pixels by their
+            header than the limit.
     """
     if not data:
         raise SampleError("image is empty (0 bytes)")
     try:
+        _check_size(*_webp_canvas(data), limits)
         with Image.open(BytesIO(data), formats=FORMATS) as image:
+            _check_size(*image.size, limits)
             # JPEG alone heeds this: it decodes at 1/2, 1/4 or 1/8 of its size, still twice what is needed.
             side = 2 * max(spec.height, spec.width)
             image.draft(None, (side, side))
@@ -40,11 +47,28 @@ def decode_image(data: bytes, spec: ImageInput) -> np.ndarray:
             return fit_image(upright, spec.height, spec.width, spec.channels)
     except UnidentifiedImageError as error:
         raise SampleError("image is neither JPEG, PNG nor WebP, or its header is damaged") from error
+    except SampleError:
+        raise
     except (
         Exception
     ) as error:  # Parsers of damaged files raise nearly anything, struct.error and SyntaxError too.
         reason = " ".join(str(error).split()) or type(error).__name__
         raise SampleError(f"image cannot be decoded: {reason}") from error
+
+
+def _check_size(width: int, height: int, limits: Limits) -> None:
+    if width * height > limits.image_pixels:
+        raise SampleError(
+            f"image has {width} x {height} pixels by its header, more than data.limits.image_pixels "
+            f"{limits.image_pixels}"
+        )
+
+
+def _webp_canvas(data: bytes) -> tuple[int, int]:
+    """Width and height of a WebP file with an extended header, else 0: Pillow takes their memory on opening it."""
+    if data[:4] != b"RIFF" or data[8:16] != b"WEBPVP8X" or len(data) < 30:
+        return 0, 0
+    return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
 
 
 def fit_image(image: Image.Image, height: int, width: int, channels: int) -> np.ndarray:

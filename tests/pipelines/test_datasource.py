@@ -69,7 +69,7 @@ def test_a_block_keeps_every_array_of_the_unit(maker):
     columns = unit_dataset(maker, 3, 4, DATA).take_batch(1, batch_format="numpy")
     assert columns.keys() == unit.keys()
     for name, array in unit.items():
-        assert np.array_equal(np.array(columns[name][0]), array), name
+        assert np.array_equal(np.array(columns[name][0]).reshape(array.shape), array), name
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
@@ -99,14 +99,26 @@ def test_a_resumed_dataset_begins_at_its_first_unit(maker):
     assert resumed == whole[7:]
 
 
-def test_a_bad_sample_ends_the_dataset_with_its_own_line(maker):
-    fewer_classes = replace(maker, source=replace(maker.source, num_classes=SAMPLES - 1))
+def test_a_bad_sample_costs_itself_only(maker):
+    few = replace(maker, source=replace(maker.source, num_classes=SAMPLES - 1))
+    rows = unit_dataset(few, 0, SAMPLES, DATA).take_all()
+    found = [sample[1:] for row in rows for sample in map(list, row["quarantined"])]
+    reason = "label 36 is out of range 0 .. 35; correct the sample or the source's num_classes"
+    assert found == [["36", reason]] * 2  # Two epochs.
+    labels = [row["label"].tolist() for row in rows]
+    planned = [maker.plan.unit(number) for number in range(SAMPLES)]
+    assert labels == [[min(unit)] * 2 if 36 in unit else unit for unit in planned]
+
+
+def test_a_unit_without_a_good_sample_ends_the_dataset_with_its_own_line(maker):
+    few = replace(maker, source=replace(maker.source, label="json.label"))
     with pytest.raises(RayTaskError) as caught:
-        unit_dataset(fewer_classes, 0, SAMPLES, DATA).materialize()
+        unit_dataset(few, 0, SAMPLES, DATA).materialize()
     assert isinstance(caught.value.cause, SampleError)
-    assert str(caught.value.cause).splitlines()[0] == (
-        f"source 'speech': sample '36' of shard {maker.index.shards[0].uri}: "
-        "label 36 is out of range 0 .. 35; correct the sample or the source's num_classes"
+    assert (
+        str(caught.value.cause)
+        .splitlines()[0]
+        .startswith("source 'speech': all 2 samples of unit 0 are bad; 2 of them, as sample ")
     )
 
 

@@ -79,9 +79,7 @@ def test_neighbours_are_read_with_one_request(tmp_path, monkeypatch, numbers, re
         for shard in range(2)
     ]
     opened, ranges = pipelines.reader._open_shard, []
-    monkeypatch.setattr(
-        pipelines.reader, "_open_shard", lambda uri, size: CountedFile(opened(uri, size), ranges)
-    )
+    monkeypatch.setattr(pipelines.reader, "_open_shard", lambda *shard: CountedFile(opened(*shard), ranges))
     read_samples(index_of(*shards), numbers, FIELDS)
     assert len(ranges) == requests
 
@@ -89,9 +87,7 @@ def test_neighbours_are_read_with_one_request(tmp_path, monkeypatch, numbers, re
 def test_large_fields_between_are_not_read(tmp_path, monkeypatch):
     shard = write_tar(tmp_path / "x.tar", [("a.cls", b"1"), ("a.mp4", b"0" * 10**6), ("b.cls", b"2")])
     opened, ranges = pipelines.reader._open_shard, []
-    monkeypatch.setattr(
-        pipelines.reader, "_open_shard", lambda uri, size: CountedFile(opened(uri, size), ranges)
-    )
+    monkeypatch.setattr(pipelines.reader, "_open_shard", lambda *shard: CountedFile(opened(*shard), ranges))
     assert [sample.fields for sample in read_samples(index_of(shard), [0, 1], FIELDS)] == [
         {"cls": b"1"},
         {"cls": b"2"},

@@ -51,8 +51,10 @@ def test_values_and_several_labels_are_shown() -> None:
         "label": np.array([[0, 1, 1], [0, 0, 0]], np.uint8),
         "audio": np.array([[-2, 4], [0, 0]], np.int16),
         "audio_present": np.array([True, False]),
+        "quarantined": np.array([["x.tar", "c", "audio is empty"]], object),
     }
     assert [line.split() for line in shown(describe(unit)).splitlines()[1:]] == [
         ["0", "a", "[1", "2]", "-2", "/", "1.0", "/", "4"],
         ["1", "b", "[]", "missing"],
+        ["replaced:", "x.tar/c:", "audio", "is", "empty"],
     ]

@@ -1,13 +1,17 @@
 """Units: arrays of fixed shape from samples that may lack anything, and the same bytes each time they are made."""
 
 import json
+import re
 import wave
+from dataclasses import replace
 from functools import cache
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from tar_files import index_of, write_tar
 
@@ -65,11 +69,15 @@ def maker(folder: Path, samples: list[Fields], modalities: str, plan=None, **set
 
 
 def error_of(folder: Path, sample: Fields, **settings) -> str:
-    with pytest.raises(SampleError) as caught:
-        maker(folder, [{"png": picture(1), **sample}], "image", **settings).make(0)
-    prefix = f"source 'clips': sample '0' of shard {folder}/x.tar: "
-    assert str(caught.value).startswith(prefix)
-    return str(caught.value).removeprefix(prefix)
+    """Why this sample is quarantined."""
+    unit = maker(folder, [{"png": picture(1), **sample}], "image", **settings).make(0)
+    [(shard, key, reason)] = unit["quarantined"].tolist()
+    assert (shard, key) == (f"{folder}/x.tar", "0")
+    return reason
+
+
+def training_plan(samples: int, unit_size: int) -> TrainingPlan:
+    return TrainingPlan("clips", samples, unit_size, chunk_size=2, seed=0)
 
 
 def labels_of(folder: Path, field: str, content: str, **settings) -> list:
@@ -88,6 +96,7 @@ def test_shapes_and_dtypes_of_a_unit(tmp_path):
         "keys": ("object", (2,)),
         "real": ("bool", (2,)),
         "label": ("int64", (2,)),
+        "quarantined": ("object", (0, 3)),
         "image": ("uint8", (2, 4, 6, 1)),
         "image_present": ("bool", (2,)),
         "audio": ("int16", (2, 800)),
@@ -250,3 +259,51 @@ def test_a_json_entry_that_is_no_whole_number(tmp_path, content):
 
 def test_a_picture_that_cannot_be_decoded_is_named(tmp_path):
     assert error_of(tmp_path, {"png": b"", "cls": b"1"}) == "image is empty (0 bytes)"
+
+
+@given(bad=st.sets(st.integers(0, 7), max_size=7), number=st.integers(0, 9))
+def test_the_row_of_a_bad_sample_takes_everything_of_the_next_good_one(tmp_path_factory, bad, number):
+    samples = [{"png": picture(shade), "wav": rising_sound(), "cls": b"1"} for shade in range(8)]
+    damaged = [{**sample, "png": b"?"} if key in bad else sample for key, sample in enumerate(samples)]
+    plan = training_plan(8, unit_size=8)
+    whole = maker(tmp_path_factory.mktemp("whole"), samples, "image audio", plan).make(number)
+    unit = maker(tmp_path_factory.mktemp("damaged"), damaged, "image audio", plan).make(number)
+    order = plan.unit(number)
+    taken = [next(r % 8 for r in range(row, row + 8) if order[r % 8] not in bad) for row in range(8)]
+    assert [int(key.rpartition("/")[2]) for key in unit["keys"]] == [order[row] for row in taken]
+    for name in ("image", "image_present", "audio", "audio_present", "label", "real"):
+        assert np.array_equal(unit[name], whole[name][taken]), name
+    assert [key for _, key, _ in unit["quarantined"]] == [str(n) for n in order if n in bad]
+
+
+def test_a_bad_sample_of_an_evaluation_is_not_real_and_leaves_nothing_behind(tmp_path):
+    good = {"png": picture(9), "cls": b"1"}
+    unit = maker(tmp_path, [good, {"png": b"?", "cls": b"1"}, good], "image").make(0)
+    assert unit["real"].tolist() == unit["image_present"].tolist() == [True, False, True]
+    assert unit["label"].tolist() == [1, 0, 1]
+    assert not unit["image"][1].any()
+    assert [key for _, key, _ in unit["quarantined"]] == ["1"]
+
+
+def test_a_training_unit_without_a_good_sample_names_the_commonest_reason(tmp_path):
+    samples = [{"png": b"", "cls": b"1"}, {"cls": b"7"}, {"cls": b"7"}]
+    with pytest.raises(SampleError) as caught:
+        maker(tmp_path, samples, "image", training_plan(3, unit_size=3)).make(0)
+    assert re.fullmatch(
+        rf"source 'clips': all 3 samples of unit 0 are bad; 2 of them, as sample '[12]' of shard {tmp_path}/x.tar: "
+        "label 7 is out of range 0 .. 2; correct the sample or the source's num_classes",
+        str(caught.value),
+    )
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((5, 6, 1), np.uint8), np.zeros((4, 6, 1), np.float32)])
+def test_an_array_of_another_shape_or_type_is_a_bad_sample(tmp_path, wrong):
+    made = maker(tmp_path, [{"png": picture(9), "cls": b"1"}], "image")
+    [(_, _, reason)] = replace(made, decode=lambda *_: {"image": wrong}).make(0)["quarantined"]
+    assert reason == f"image was decoded to {wrong.dtype} {wrong.shape}, expected uint8 (4, 6, 1)"
+
+
+def test_a_reason_is_one_short_printable_line(tmp_path):
+    reason = error_of(tmp_path, {"cls": b"9" * 4000})
+    assert len(reason) <= 240
+    assert error_of(tmp_path, {"cls": b"1\x1b[0m"}).isprintable()

@@ -8,7 +8,7 @@ import torch
 
 from perceiver_dist.training.batches import UnitOrderError, UnitStream, to_batch
 from pipelines.datasource import unit_block
-from pipelines.units import Unit
+from pipelines.units import BadSample, Unit
 
 CPU = torch.device("cpu")
 
@@ -19,6 +19,7 @@ def make_unit(number: int) -> Unit:
         "keys": np.array([f"x.tar/{number}", ""], object),
         "real": np.array([True, False]),
         "label": np.array([number, 0], np.int64),
+        "quarantined": np.array([["x.tar", f"{n}", "is damaged"] for n in range(number - 4)], object),
         "image": np.full((2, 4, 4, 3), number, np.uint8),
         "image_present": np.array([True, False]),
         "audio": np.full((2, 8), -number, np.int16),
@@ -43,6 +44,11 @@ def test_units_that_are_due_become_batches():
     assert first.present["image"].tolist() == [True, False]
     assert torch.equal(second.arrays["image"], torch.full((2, 4, 4, 3), 6, dtype=torch.uint8))
     assert torch.equal(second.arrays["audio"], torch.full((2, 8), -6, dtype=torch.int16))
+    assert first.quarantined == []
+    assert second.quarantined == [
+        BadSample("x.tar", "0", "is damaged"),
+        BadSample("x.tar", "1", "is damaged"),
+    ]
     assert stream.seconds_waited > 0
 
 

@@ -1,0 +1,94 @@
+"""One sample: its label as numbers, and its modalities as arrays of fixed shape."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from perceiver_dist.modalities import AudioInput, ImageInput, ModalityInput, VideoInput
+from pipelines.decode import FIELD_MODALITY, decode_audio, decode_image, decode_video
+from pipelines.errors import SampleError
+from pipelines.limits import Limits
+from pipelines.reader import RawSample
+from pipelines.source import SourceConfig
+
+Arrays = dict[str, np.ndarray]
+Decode = Callable[[RawSample, Mapping[str, ModalityInput], float, Limits], Arrays]
+
+
+def decode_sample(
+    sample: RawSample, inputs: Mapping[str, ModalityInput], position: float, limits: Limits
+) -> Arrays:
+    """Decode the modalities that a sample has.
+
+    Args:
+        sample: The bytes of its fields.
+        inputs: What each modality is decoded to.
+        position: Where a window in time lies: 0 first, 0.5 centre, 1 last.
+        limits: What the sample may ask for.
+
+    Returns:
+        Modality -> array of the input's shape and type; what the sample lacks is left out.
+
+    Raises:
+        SampleError: A field cannot be decoded.
+    """
+    data = {FIELD_MODALITY[field]: value for field, value in sample.fields.items() if field in FIELD_MODALITY}
+    image, audio, video = inputs.get("image"), inputs.get("audio"), inputs.get("video")
+    decoded: dict[str, np.ndarray | None] = {}
+    if isinstance(image, ImageInput) and "image" in data:
+        decoded["image"] = decode_image(data["image"], image, limits)
+    track = audio if isinstance(audio, AudioInput) and "audio" not in data else None
+    frames = video if isinstance(video, VideoInput) else None
+    if "video" in data and (frames or track):
+        decoded["video"], decoded["audio"] = decode_video(data["video"], frames, track, position, limits)
+    if isinstance(audio, AudioInput) and "audio" in data:
+        decoded["audio"] = decode_audio(data["audio"], audio, position, limits)
+    return {modality: array for modality, array in decoded.items() if array is not None}
+
+
+def read_label(sample: RawSample, source: SourceConfig) -> np.ndarray:
+    """Return a sample's label.
+
+    Args:
+        sample: The bytes of its fields, the label's among them.
+        source: Says where the label stands, of which task it is, and how many classes there are.
+
+    Returns:
+        int64 () for softmax, uint8 (classes,) of zeros and ones for multilabel.
+
+    Raises:
+        SampleError: The label is missing, not of whole numbers, out of range, or not exactly one for softmax.
+    """
+    values = _label_values(sample, source.label)
+    if source.task == "softmax" and len(values) != 1:
+        raise SampleError(f"has {len(values)} labels {values}, a softmax source needs exactly one")
+    for value in values:
+        if not 0 <= value < source.num_classes:
+            raise SampleError(
+                f"label {value} is out of range 0 .. {source.num_classes - 1}; "
+                "correct the sample or the source's num_classes"
+            )
+    if source.task == "softmax":
+        return np.array(values[0], np.int64)
+    label = np.zeros(source.num_classes, np.uint8)
+    label[list(values)] = 1
+    return label
+
+
+def _label_values(sample: RawSample, label: str) -> Sequence[int]:
+    field, _, entry = label.partition(".")
+    if field not in sample.fields:
+        raise SampleError(f"has no label field '{field}'")
+    text = sample.fields[field].decode("utf-8", errors="replace")
+    try:
+        content: Any = (
+            json.loads(text)[entry] if entry else [int(part) for part in text.split(",") if part.strip()]
+        )
+        values = content if isinstance(content, list) else [content]
+        if any(isinstance(value, bool) or not isinstance(value, int) for value in values):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise SampleError(f"label field '{label}' holds {text[:40]!r}, expected whole numbers") from error
+    return values

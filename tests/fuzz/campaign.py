@@ -1,0 +1,182 @@
+"""Damaged files on the real way of a sample: into a shard, through index and reader, decoded in child processes."""
+
+import resource
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from damage import DAMAGES, damaged_file
+from valid_files import valid_files
+
+from perceiver_dist.modalities import AudioInput, ImageInput, VideoInput
+from pipelines.containment import contained
+from pipelines.decode import FIELD_MODALITY
+from pipelines.errors import ShardError
+from pipelines.index import SourceIndex, index_shard
+from pipelines.limits import Limits
+from pipelines.plan import EvaluationPlan
+from pipelines.source import DataConfig, SourceConfig
+from pipelines.units import Unit, UnitMaker
+from pipelines.write import write_shards
+
+INPUTS = {
+    "image": ImageInput(height=16, width=16),
+    "audio": AudioInput(sample_rate=8000, samples=800, segment=100),
+    "video": VideoInput(frames=4, frames_per_second=16.0, height=16, width=16),
+}
+UNIT_SIZE = 50
+
+
+@dataclass
+class Tally:
+    """What became of the files of one kind and damage.
+
+    Attributes:
+        decoded: To the right shapes.
+        quarantined: With a reason; those whose decoder died among them.
+        contained: Ended or overran the process that decoded them.
+        refused: Shards that the index refused.
+    """
+
+    decoded: int = 0
+    quarantined: int = 0
+    contained: int = 0
+    refused: int = 0
+
+    @property
+    def files(self) -> int:
+        return self.decoded + self.quarantined + self.refused
+
+
+Report = dict[tuple[str, str], Tally]
+
+
+def write_damaged(folder: Path, kinds: Iterable[str], each: int) -> list[str]:
+    """Write shards of damaged files, `each` of every kind and damage; their keys say which they are."""
+    samples = [
+        {
+            "__key__": f"{kind}/{damage}/{number}",
+            kind: damaged_file(valid_files()[kind], kind, damage, number),
+            **({} if kind == "json" else {"cls": 1}),
+        }
+        for kind in kinds
+        for damage in DAMAGES
+        for number in range(each)
+    ]
+    return [str(path) for path in write_shards(samples, folder, "fuzz", samples_per_shard=1000)]
+
+
+def maker_of(shards: list[str], label: str = "cls") -> UnitMaker:
+    """What makes evaluation units of shards, with all modalities."""
+    folder = Path(shards[0]).parent / "index"
+    index = SourceIndex([index_shard(shard, str(folder)) for shard in shards])
+    return UnitMaker(
+        source=SourceConfig("fuzz", "x.tar", list(INPUTS), num_classes=2, label=label),
+        inputs=INPUTS,
+        index=index,
+        plan=EvaluationPlan(index.samples, UNIT_SIZE, lanes=1),
+        data=DataConfig(limits=Limits(decode_seconds=20)),
+    )
+
+
+def units_of(maker: UnitMaker) -> Iterator[Unit]:
+    """Make all units, each sample decoded in a process of its own."""
+    with contained(maker.decode) as decode:
+        for number in range(maker.plan.units):
+            yield replace(maker, decode=decode).make(number)
+
+
+def outcomes(units: Iterable[Unit]) -> dict[str, str]:
+    """Key -> why the sample was quarantined, "" if it was decoded and all that it has is there."""
+    found: dict[str, str] = {}
+    for unit in units:
+        reasons = {key: reason for _, key, reason in unit["quarantined"]}
+        for row, name in enumerate(unit["keys"]):
+            if not name:
+                continue
+            key = name.partition(".tar/")[2]
+            modality = FIELD_MODALITY.get(key.partition("/")[0])
+            complete = unit["real"][row] and (modality is None or unit[f"{modality}_present"][row])
+            found[key] = "" if complete else reasons[key]
+    return found
+
+
+def died(reason: str) -> bool:
+    return reason.startswith(("the decoder ended with", "decoding took more than"))
+
+
+def damage_samples(folder: Path, each: int) -> Report:
+    """Damage media, labels and arrays, and look at what becomes of each file."""
+    media = [kind for kind in valid_files() if kind != "json"]
+    found = outcomes(units_of(maker_of(write_damaged(folder / "media", media, each))))
+    found |= outcomes(units_of(maker_of(write_damaged(folder / "labels", ["json"], each), "json.label")))
+    report: Report = defaultdict(Tally)
+    for key, reason in found.items():
+        tally = report[tuple(key.split("/")[:2])]
+        tally.decoded += not reason
+        tally.quarantined += bool(reason)
+        tally.contained += died(reason)
+    return dict(report)
+
+
+def damage_shards(folder: Path, each: int) -> Report:
+    """Damage whole shards: refused when they are indexed, or every sample in them is decoded or quarantined."""
+    whole = shard_of_all(folder)
+    report: Report = {}
+    for damage in DAMAGES:
+        tally = report["tar", damage] = Tally()
+        for number in range(each):
+            path = folder / f"{damage}-{number}.tar"
+            path.write_bytes(damaged_file(whole, "tar", damage, number))
+            try:
+                maker = maker_of([str(path)])
+            except ShardError:
+                tally.refused += 1
+                continue
+            reasons = outcomes_of_shard(maker)
+            tally.decoded += not any(reasons)
+            tally.quarantined += any(reasons)
+            tally.contained += any(map(died, reasons))
+    return report
+
+
+def shard_of_all(folder: Path) -> bytes:
+    """A valid shard with one sample of every kind."""
+    samples = [
+        {"__key__": f"{number:02d}", kind: content, "cls": 1}
+        for number, (kind, content) in enumerate(valid_files().items())
+    ]
+    [path] = write_shards(samples, folder, "whole", samples_per_shard=100)
+    return path.read_bytes()
+
+
+def outcomes_of_shard(maker: UnitMaker) -> list[str]:
+    """Why each sample was quarantined, "" for those that were decoded; every sample of the index is among them."""
+    reasons = []
+    for unit in units_of(maker):
+        named = [reason for *_, reason in unit["quarantined"]]
+        reasons += named + [""] * int(unit["real"].sum())
+    if len(reasons) != maker.index.samples:
+        raise RuntimeError(f"{maker.index.samples} samples are indexed, {len(reasons)} accounted for")
+    return reasons
+
+
+def table(report: Report) -> str:
+    """The report as lines to print."""
+    heads = ("kind", "damage", "files", "decoded", "quarantined", "of them contained", "refused by the index")
+    rows = [
+        (*name, tally.files, tally.decoded, tally.quarantined, tally.contained, tally.refused)
+        for name, tally in sorted(report.items())
+    ]
+    sums = [sum(row[column] for row in rows) for column in range(2, len(heads))]
+    lines = [heads, *rows, ("all", "", *sums)]
+    widths = [max(len(str(line[column])) for line in lines) for column in range(len(heads))]
+    return "\n".join(
+        "  ".join(str(cell).ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines
+    )
+
+
+def most_memory() -> int:
+    """Bytes that the largest of the processes held which have ended so far."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024

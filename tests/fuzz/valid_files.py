@@ -1,0 +1,80 @@
+"""A small valid file of every kind that a sample can hold."""
+
+import json
+from fractions import Fraction
+from functools import cache
+from io import BytesIO
+
+import av
+import numpy as np
+from PIL import Image
+
+from pipelines.demo.sights_and_sounds import render_clip
+
+RATE = 8000
+
+
+def picture(form: str) -> bytes:
+    target = BytesIO()
+    rows, columns = np.indices((40, 56))
+    pixels = np.stack([rows * 6, columns * 4, (rows * columns) % 256], axis=2).astype(np.uint8)
+    Image.fromarray(pixels).save(target, form)
+    return target.getvalue()
+
+
+def add_tone(container, codec: str, rate: int, seconds: float):
+    """Packets of a tone in a new stream."""
+    stream = container.add_stream(codec, rate=rate, layout="mono")
+    wave = (9000 * np.sin(np.arange(int(seconds * rate)) / 5)).astype(np.int16)
+    frame = av.AudioFrame.from_ndarray(wave[None], format="s16", layout="mono")
+    frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
+    pieces = av.AudioResampler(stream.format, "mono", rate, stream.frame_size or 0).resample(frame)
+    return [packet for piece in [*pieces, None] for packet in stream.encode(piece)]
+
+
+def sound(extension: str, codec: str) -> bytes:
+    target = BytesIO()
+    with av.open(target, "w", format=extension) as container:
+        container.mux(add_tone(container, codec, RATE, seconds=2))
+    return target.getvalue()
+
+
+def webm() -> bytes:
+    """A grey clip in VP8, with a tone in Opus."""
+    target = BytesIO()
+    with av.open(target, "w", format="webm") as container:
+        pictures = container.add_stream("libvpx", rate=16)
+        pictures.width, pictures.height, pictures.pix_fmt = 32, 32, "yuv420p"
+        frames = [
+            av.VideoFrame.from_ndarray(np.full((32, 32, 3), 10 * n, np.uint8), "rgb24") for n in range(18)
+        ]
+        for number, frame in enumerate(frames):
+            frame.pts = number
+        packets = [packet for frame in [*frames, None] for packet in pictures.encode(frame)]
+        packets += add_tone(container, "libopus", 48_000, seconds=1)
+        for packet in sorted(packets, key=lambda each: each.dts * each.time_base):
+            container.mux(packet)
+    return target.getvalue()
+
+
+def array() -> bytes:
+    target = BytesIO()
+    np.save(target, np.arange(100.0))
+    return target.getvalue()
+
+
+@cache
+def valid_files() -> dict[str, bytes]:
+    """Field name -> a file of about 0.1 to 20 KB."""
+    return {
+        "jpg": picture("JPEG"),
+        "png": picture("PNG"),
+        "webp": picture("WEBP"),
+        "flac": sound("flac", "flac"),
+        "mp3": sound("mp3", "libmp3lame"),
+        "wav": sound("wav", "pcm_s16le"),
+        "mp4": render_clip(0, np.random.default_rng(0)),
+        "webm": webm(),
+        "npy": array(),
+        "json": json.dumps({"label": 1, "caption": "a square above a circle", "size": [40, 56]}).encode(),
+    }
