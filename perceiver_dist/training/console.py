@@ -29,19 +29,26 @@ def news_on(
     """
     done = threading.Event()
 
+    restarts = told = 0
+
+    def look() -> None:
+        nonlocal restarts, told
+        news: News = ray.get(tracker.news.remote())
+        if news.restarts > restarts:
+            restarts = news.restarts
+            line.message(f"workers were lost: going on from step {news.started_from}")
+        for message in news.messages[told:]:
+            line.message(message)
+        told = len(news.messages)
+        if news.step:
+            line.update(news.step, total_steps, news.loss, news.samples_per_second, news.data_wait_fraction)
+        if on_news:
+            on_news(news)
+
     def watch() -> None:
-        restarts = 0
         while not done.wait(_SECONDS_BETWEEN_NEWS):
-            news: News = ray.get(tracker.news.remote())
-            if news.restarts > restarts:
-                restarts = news.restarts
-                line.message(f"workers were lost: going on from step {news.started_from}")
-            if news.step:
-                line.update(
-                    news.step, total_steps, news.loss, news.samples_per_second, news.data_wait_fraction
-                )
-            if on_news:
-                on_news(news)
+            look()
+        look()
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
