@@ -2,6 +2,7 @@
 
 import fnmatch
 import os
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 import braceexpand
@@ -13,6 +14,8 @@ from pyarrow import fs
 from perceiver_dist.errors import UserError
 from pipelines.errors import ShardError
 
+STORAGE_ERRORS = (OSError, pa.ArrowException)
+"""What a storage raises that refuses or does not answer."""
 _ARROW_SCHEMES = {"file", "s3", "gs", "gcs", "hdfs"}
 
 
@@ -194,6 +197,83 @@ def copy_file(local: str, uri: str) -> None:
         _write_whole(uri, source.read())
 
 
+def write_chunks(uri: str, chunks: Iterable[bytes | memoryview]) -> None:
+    """Write a large file piece by piece; when it returns, the file is on the disk, or in the store.
+
+    Args:
+        uri: Path or URI; its folder is made if missing.
+        chunks: What the file holds afterwards. None of them is copied.
+
+    Raises:
+        OSError: The storage refuses, as a disk that is full does; nothing is left of the file then.
+    """
+    filesystem, path = open_storage(uri)
+    filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+    try:
+        with filesystem.open_output_stream(path) as stream:
+            for chunk in chunks:
+                stream.write(chunk)
+        if isinstance(filesystem, fs.LocalFileSystem):
+            # Some file systems say only now that they have no room.
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+    except BaseException:
+        delete(uri)
+        raise
+
+
+def list_folder(uri: str) -> dict[str, int | None]:
+    """Return what lies in a folder by name: the size of a file in bytes, None for a folder.
+
+    Args:
+        uri: Path or URI; nothing lies in a folder that is not there.
+    """
+    filesystem, path = open_storage(uri)
+    entries = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    return {entry.base_name: entry.size if entry.type is fs.FileType.File else None for entry in entries}
+
+
+def delete(uri: str) -> None:
+    """Delete a file, or a folder with all that is in it, if it is there.
+
+    Args:
+        uri: Path or URI.
+
+    Raises:
+        OSError: The storage refuses.
+    """
+    filesystem, path = open_storage(uri)
+    kind = filesystem.get_file_info(path).type
+    if kind is fs.FileType.Directory:
+        filesystem.delete_dir(path)
+    elif kind is not fs.FileType.NotFound:
+        filesystem.delete_file(path)
+
+
+def rename(uri: str, name: str) -> None:
+    """Give a file another name in the same folder.
+
+    Args:
+        uri: Path or URI of the file.
+        name: Its new name.
+
+    Raises:
+        OSError: The storage refuses.
+    """
+    filesystem, path = open_storage(uri)
+    filesystem.move(path, join(path.rpartition("/")[0], name))
+
+
+def reason_of(error: Exception) -> str:
+    """Say in a few words what a storage complains about.
+
+    Args:
+        error: What it raised.
+    """
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if number else str(error).splitlines()[0]
+
+
 def _write_whole(uri: str, data: bytes) -> None:
     filesystem, path = open_storage(uri)
     filesystem.create_dir(path.rpartition("/")[0], recursive=True)
@@ -215,9 +295,8 @@ def check_writable(folder: str, option: str) -> None:
     probe = join(folder, f".writable-{os.getpid()}")
     try:
         write_text(probe, "")
-        filesystem, path = open_storage(probe)
-        filesystem.delete_file(path)
-    except (OSError, pa.ArrowException) as error:
+        delete(probe)
+    except STORAGE_ERRORS as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"{option} is '{folder}', which cannot be written ({reason}); choose another folder"

@@ -5,13 +5,14 @@ from pathlib import Path
 
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from ray.train import Checkpoint
+from safetensors.torch import save_file
 
 from perceiver_dist.errors import UserError
 from perceiver_dist.search.record import SearchRecord
-from perceiver_dist.training.checkpoint import PROGRESS, WEIGHTS
+from perceiver_dist.training.checkpoint import read_weights
 
 MODEL_FOLDER = "model"
+WEIGHTS = "weights.safetensors"
 
 
 def parse_model_name(promote: str) -> tuple[str, str]:
@@ -43,18 +44,18 @@ def promote_best(record: SearchRecord, config_yaml: str, tracking_uri: str, name
         The new version.
 
     Raises:
-        UserError: No trial was completed, or MLflow does not register the model.
+        UserError: No trial was completed, its checkpoint is gone, or MLflow does not register the model.
     """
     best = record.best
     if best is None or best.checkpoint is None:
         raise UserError("--promote: no trial was completed, so there is no model to register")
     client = MlflowClient(tracking_uri)
     try:
-        with tempfile.TemporaryDirectory() as scratch, Checkpoint(best.checkpoint).as_directory() as folder:
+        with tempfile.TemporaryDirectory() as scratch:
             (Path(scratch) / "config.yaml").write_text(config_yaml)
-            client.log_artifact(best.mlflow_run_id, f"{scratch}/config.yaml", MODEL_FOLDER)
-            for file in (WEIGHTS, PROGRESS):
-                client.log_artifact(best.mlflow_run_id, f"{folder}/{file}", MODEL_FOLDER)
+            save_file(read_weights(best.checkpoint), f"{scratch}/{WEIGHTS}")
+            for file in ("config.yaml", WEIGHTS):
+                client.log_artifact(best.mlflow_run_id, f"{scratch}/{file}", MODEL_FOLDER)
         if not client.search_registered_models(f"name = '{name}'"):
             client.create_registered_model(name)
         source = f"runs:/{best.mlflow_run_id}/{MODEL_FOLDER}"

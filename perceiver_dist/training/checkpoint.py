@@ -1,171 +1,279 @@
-"""Checkpoints that know nothing of how training was partitioned: whole tensors by parameter name, in fp32.
+"""Checkpoints that load at any number of ranks and any ZeRO stage, and without DeepSpeed.
 
-A Perceiver is small for what it computes (the paper's has 45M parameters, half a gigabyte with Adam's state), so
-the ranks' pieces are put together when saving, and each rank takes its piece when loading. A checkpoint therefore
-loads at any world size and any ZeRO stage, and its weights can be used without DeepSpeed:
+A checkpoint is a folder such as `step-00001200`. Each rank has written one file in the safetensors format, and
+`manifest.json` says that all of them are there (`perceiver_dist/training/manifest.py`):
 
-    weights.safetensors     parameters by name
-    optimizer.safetensors   "<parameter>/exp_avg" and "<parameter>/exp_avg_sq" of AdamW
-    progress.json           steps taken, samples seen, digests of the two files
+    rank-00000-of-00002.safetensors     spans of fp32 parameters and of AdamW's moments, those that the rank held
+    rank-00001-of-00002.safetensors
+    manifest.json
 
-Restoring is exact: fp32 values are copied back bit for bit, the learning rate and the order of samples follow
-from the number of steps, and nothing in the forward pass is random.
+A tensor in such a file is one span of a flattened parameter or moment. Its name says which: `exp_avg/4096/head.weight`
+is what begins at element 4,096 of the running mean of `head.weight`. The files together hold every element once. Who
+loads asks for the spans that it needs, whoever wrote them.
+
+Restoring is exact: fp32 values are copied bit for bit, the learning rate and the order of samples follow from the
+number of steps, and nothing in the forward pass is random.
 """
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from perceiver_dist.errors import UserError
-from perceiver_dist.training.engine import MOMENTS, set_adam_step
+from perceiver_dist.training.engine import MOMENTS
+from perceiver_dist.training.manifest import CHUNK, Progress, StoredFile, read_manifest
+from pipelines.storage import join, open_storage, write_chunks
 
-WEIGHTS = "weights.safetensors"
-OPTIMIZER = "optimizer.safetensors"
-PROGRESS = "progress.json"
+WEIGHT = "weight"
+PARTS = (WEIGHT, *MOMENTS)
+"""What there is of every parameter: its values and AdamW's moments. Files have this order."""
+_SHAPES = "shapes"
+_LENGTH_BYTES = 8
+_FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a run has come.
+class Span:
+    """Elements of a flattened tensor.
 
     Attributes:
-        steps: Optimizer steps taken.
-        samples_seen: Samples learned from, all sources together.
-        world_size: Number of ranks that wrote the checkpoint; for information.
-        zero_stage: ZeRO stage that wrote it; for information.
+        start: The first.
+        numel: How many.
     """
 
-    steps: int
-    samples_seen: int
-    world_size: int
-    zero_stage: int
+    start: int
+    numel: int
 
 
-def save_checkpoint(engine: Any, progress: Progress, folder: Path | None) -> None:
-    """Gather the training state and write it. Every rank must call this after the same optimizer step.
+@dataclass(frozen=True)
+class _Stored:
+    """A span in a file.
 
-    Args:
-        engine: The DeepSpeed engine.
-        progress: How far the run has come.
-        folder: Where to write, on rank 0; None on the other ranks, which only take part in gathering.
+    Attributes:
+        part: One of `PARTS`.
+        name: The parameter's.
+        span: Which elements.
+        offset: Where the span begins in the file, in bytes.
     """
-    weights: dict[str, Tensor] = {}
-    moments: dict[str, Tensor] = {}
-    for name, parameter in engine.module.named_parameters():
-        whole = {moment: _whole_tensor(engine, parameter, moment) for moment in (None, *MOMENTS)}
-        if folder is not None:
-            weights[name] = whole.pop(None).cpu().contiguous()
-            moments.update(
-                {f"{name}/{moment}": tensor.cpu().contiguous() for moment, tensor in whole.items()}
-            )
-    if folder is None:
-        return
-    save_file(weights, folder / WEIGHTS)
-    save_file(moments, folder / OPTIMIZER)
-    digests = {name: _digest(folder / name) for name in (WEIGHTS, OPTIMIZER)}
-    (folder / PROGRESS).write_text(json.dumps({**asdict(progress), "sha256": digests}, indent=1))
+
+    part: str
+    name: str
+    span: Span
+    offset: int
 
 
-def load_progress(folder: Path) -> Progress:
-    """Read how far a checkpoint's run had come, after checking that its files are whole.
+def rank_file(rank: int, world_size: int) -> str:
+    """Return the name of a rank's file in a checkpoint.
 
     Args:
-        folder: The checkpoint.
+        rank: The rank.
+        world_size: Number of ranks.
+    """
+    return f"rank-{rank:05d}-of-{world_size:05d}.safetensors"
+
+
+def file_header(spans: Sequence[tuple[str, str, Span]], shapes: Mapping[str, Sequence[int]]) -> bytes:
+    """Return what a rank's file begins with.
+
+    Args:
+        spans: Part, name and span of what follows, in this order, as fp32.
+        shapes: Shape of every parameter of the model.
+    """
+    header: dict[str, Any] = {"__metadata__": {_SHAPES: json.dumps(shapes)}}
+    end = 0
+    for part, name, span in spans:
+        begin, end = end, end + _FLOAT_BYTES * span.numel
+        header[f"{part}/{span.start}/{name}"] = {
+            "dtype": "F32",
+            "shape": [span.numel],
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _LENGTH_BYTES)  # so that the values are aligned
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text
+
+
+def write_rank_file(uri: str, header: bytes, values: Tensor) -> StoredFile:
+    """Write a rank's file; while it is hashed and written, other threads run.
+
+    Args:
+        uri: Path or URI of the file.
+        header: From `file_header`.
+        values: What the header announces, fp32, one axis, on the host.
 
     Returns:
-        Its progress.
+        The file as the manifest lists it.
 
     Raises:
-        UserError: A file is missing or is not the one that was written.
+        OSError: The storage refuses; nothing is left of the file then.
     """
-    try:
-        content = json.loads((folder / PROGRESS).read_text())
-        for name, digest in content.pop("sha256").items():
-            if _digest(folder / name) != digest:
-                raise UserError(f"checkpoint {folder}: {name} is damaged; start another storage.run_name")
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"checkpoint {folder}: cannot be read ({error}); start another storage.run_name"
-        ) from error
-    return Progress(**content)
+    digest = hashlib.sha256()
+    content = values.numpy().view(np.uint8).data
+    chunks: list[bytes | memoryview] = [header]
+    chunks += [content[start : start + CHUNK] for start in range(0, len(content), CHUNK)]
+    write_chunks(uri, _hashed(chunks, digest))
+    return StoredFile(uri.rpartition("/")[2], len(header) + len(content), digest.hexdigest())
 
 
-def load_weights(model: nn.Module, folder: Path) -> None:
+class StoredCheckpoint:
+    """A checkpoint that is opened to read from it.
+
+    Args:
+        uri: Path or URI of its folder.
+
+    Attributes:
+        uri: Path or URI of its folder.
+        progress: How far the run had come.
+        shapes: Shape of every parameter by name.
+
+    Raises:
+        UserError: It is no checkpoint, or its files do not hold every element once.
+    """
+
+    def __init__(self, uri: str) -> None:
+        manifest = read_manifest(uri)
+        self.progress: Progress = manifest.progress
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.uri = uri
+        self._files = [join(uri, file.name) for file in manifest.files]
+        try:
+            self._stored = [self._read_header(file) for file in self._files]
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"checkpoint {uri}: a file cannot be read ({error}); take another one") from error
+        self._check_complete()
+
+    def read(self, wanted: Mapping[tuple[str, str], Span]) -> dict[tuple[str, str], Tensor]:
+        """Return spans of tensors on the host; of each file, what lies between is read as well.
+
+        Args:
+            wanted: A span by part and name.
+        """
+        found = {key: torch.empty(span.numel) for key, span in wanted.items()}
+        for uri, in_file in zip(self._files, self._stored, strict=True):
+            needed = [
+                (stored, first, stop)
+                for stored in in_file
+                if (span := wanted.get((stored.part, stored.name)))
+                and (first := max(span.start, stored.span.start))
+                < (stop := min(span.start + span.numel, stored.span.start + stored.span.numel))
+            ]
+            if not needed:
+                continue
+            begin = min(stored.offset for stored, _, _ in needed)
+            end = max(stored.offset + _FLOAT_BYTES * stored.span.numel for stored, _, _ in needed)
+            content = torch.frombuffer(_read_range(uri, begin, end - begin), dtype=torch.float32)
+            for stored, first, stop in needed:
+                key = stored.part, stored.name
+                source = (stored.offset - begin) // _FLOAT_BYTES - stored.span.start
+                target = -wanted[key].start
+                found[key][target + first : target + stop] = content[source + first : source + stop]
+        return found
+
+    def whole(self, part: str) -> dict[str, Tensor]:
+        """Return one part of every parameter, in its shape, by name.
+
+        Args:
+            part: One of `PARTS`.
+        """
+        spans = {(part, name): Span(0, math.prod(shape)) for name, shape in self.shapes.items()}
+        return {name: flat.view(self.shapes[name]) for (_, name), flat in self.read(spans).items()}
+
+    def _read_header(self, uri: str) -> list[_Stored]:
+        length = int.from_bytes(_read_range(uri, 0, _LENGTH_BYTES), "little")
+        header = json.loads(_read_range(uri, _LENGTH_BYTES, length))
+        shapes = json.loads(header.pop("__metadata__")[_SHAPES])
+        self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
+        spans = []
+        for key, entry in header.items():
+            part, start, name = key.split("/", 2)
+            offset = _LENGTH_BYTES + length + entry["data_offsets"][0]
+            spans.append(_Stored(part, name, Span(int(start), entry["shape"][0]), offset))
+        return spans
+
+    def _check_complete(self) -> None:
+        spans: dict[tuple[str, str], list[Span]] = {}
+        for stored in chain.from_iterable(self._stored):
+            spans.setdefault((stored.part, stored.name), []).append(stored.span)
+        for part in PARTS:
+            for name, shape in self.shapes.items():
+                fault = first_fault(spans.get((part, name), []), math.prod(shape))
+                if fault:
+                    raise UserError(
+                        f"checkpoint {self.uri}: its files hold {fault} of '{name}' ({part}); take another one"
+                    )
+
+
+def first_fault(spans: Iterable[Span], numel: int) -> str:
+    """Say which elements of a tensor are missing or there more than once; "" if each is there once.
+
+    Args:
+        spans: What is there, in any order.
+        numel: Elements of the tensor.
+    """
+    reached = 0
+    for span in sorted(spans, key=lambda span: span.start):
+        if span.start < reached:
+            return f"element {span.start:,} twice"
+        if span.start > reached:
+            break
+        reached += span.numel
+    if reached > numel:
+        return f"{reached:,} elements instead of {numel:,}"
+    return f"no element {reached:,}" if reached < numel else ""
+
+
+def read_weights(checkpoint: str) -> dict[str, Tensor]:
+    """Return a checkpoint's weights by name, fp32, on the host: what `load_state_dict` of a model takes.
+
+    Args:
+        checkpoint: Path or URI of its folder.
+
+    Raises:
+        UserError: It is no checkpoint, or not a complete one.
+    """
+    return StoredCheckpoint(checkpoint).whole(WEIGHT)
+
+
+def load_weights(model: nn.Module, checkpoint: StoredCheckpoint) -> None:
     """Put a checkpoint's weights into a model, before an engine is built around it.
 
     Args:
         model: A Perceiver of the same configuration.
-        folder: The checkpoint.
+        checkpoint: The checkpoint.
 
     Raises:
         UserError: The checkpoint has other parameters than the model.
     """
-    weights = load_file(folder / WEIGHTS)
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    found = checkpoint.shapes
     if expected != found:
         name, shape = sorted(set(found.items()) ^ set(expected.items()))[0]
         raise UserError(
-            f"checkpoint {folder}: does not fit the model: '{name}' {shape} is in one of them only; "
+            f"checkpoint {checkpoint.uri}: does not fit the model: '{name}' {shape} is in one of them only; "
             "use the model options it was trained with, or another storage.run_name"
         )
-    model.load_state_dict(weights)
+    model.load_state_dict(checkpoint.whole(WEIGHT))
 
 
-def load_optimizer(engine: Any, folder: Path, steps: int) -> None:
-    """Put a checkpoint's AdamW state into a new engine whose model has the checkpoint's weights.
-
-    Args:
-        engine: The DeepSpeed engine, of any stage and world size.
-        folder: The checkpoint.
-        steps: Optimizer steps taken, for AdamW's bias correction.
-    """
-    moments = load_file(folder / OPTIMIZER)
-    set_adam_step(engine, steps)
-    for name, parameter in engine.module.named_parameters():
-        for moment in MOMENTS:
-            _set_moment(engine, parameter, moment, moments[f"{name}/{moment}"].to(engine.device))
+def _hashed(chunks: Iterable[bytes | memoryview], digest: Any) -> Iterator[bytes | memoryview]:
+    for chunk in chunks:
+        digest.update(chunk)
+        yield chunk
 
 
-def _whole_tensor(engine: Any, parameter: nn.Parameter, moment: str | None) -> Tensor:
-    """Return a parameter, or one of its moments, put together from all ranks' pieces."""
-    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-    if engine.zero_optimization_stage() == 0:
-        return parameter.detach() if moment is None else engine.optimizer.state[parameter][moment]
-    if moment is None:
-        return safe_get_full_fp32_param(parameter).view(_whole_shape(parameter))
-    return safe_get_full_optimizer_state(parameter, moment).view(_whole_shape(parameter))
-
-
-def _whole_shape(parameter: nn.Parameter) -> torch.Size:
-    return getattr(parameter, "ds_shape", parameter.shape)
-
-
-def _set_moment(engine: Any, parameter: Any, moment: str, value: Tensor) -> None:
-    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
-
-    stage = engine.zero_optimization_stage()
-    if stage == 0:
-        engine.optimizer.state[parameter][moment].copy_(value)
-    elif stage == 3:
-        # Stage 3 gives every rank an equal piece of the flattened tensor, the last one padded with zeros;
-        # DeepSpeed's own setter for whole tensors does not pad.
-        piece = parameter.ds_tensor.numel()
-        padded = torch.zeros(piece * engine.dp_world_size, dtype=value.dtype, device=value.device)
-        padded[: value.numel()] = value.flatten()
-        start = piece * engine.global_rank
-        safe_set_local_optimizer_state(parameter, padded[start : start + piece], moment)
-    else:
-        safe_set_full_optimizer_state(parameter, value, moment)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _read_range(uri: str, offset: int, size: int) -> bytearray:
+    filesystem, path = open_storage(uri)
+    content = bytearray(size)
+    with filesystem.open_input_file(path) as file:
+        file.seek(offset)
+        if file.readinto(content) != size:
+            raise ValueError(f"it ends before byte {offset + size:,}")
+    return content

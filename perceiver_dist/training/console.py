@@ -31,26 +31,27 @@ def news_on(
     """
     done = threading.Event()
 
+    restarts = told = workers = 0
+
+    def look() -> None:
+        nonlocal restarts, told, workers
+        news: News = ray.get(tracker.news.remote())
+        if news.restarts > restarts:
+            restarts = news.restarts
+            line.message(_restart_line(news, workers))
+        workers = news.world_size
+        for message in news.messages[told:]:
+            line.message(message)
+        told = len(news.messages)
+        if news.step:
+            line.update(news.step, total_steps, news.loss, news.samples_per_second, news.data_wait_fraction)
+        if on_news:
+            on_news(news)
+
     def watch() -> None:
-        restarts = shown = workers = 0
-        over = False
-        while not over:
-            over = done.wait(_SECONDS_BETWEEN_NEWS)
-            # Once more at the end, so that the last news are shown as well.
-            news: News = ray.get(tracker.news.remote())
-            if news.restarts > restarts:
-                restarts = news.restarts
-                line.message(_restart_line(news, workers))
-            workers = news.world_size
-            for message in news.messages[shown:]:
-                line.message(message)
-            shown = len(news.messages)
-            if news.step:
-                line.update(
-                    news.step, total_steps, news.loss, news.samples_per_second, news.data_wait_fraction
-                )
-            if on_news and not over:
-                on_news(news)
+        while not done.wait(_SECONDS_BETWEEN_NEWS):
+            look()
+        look()
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()

@@ -10,8 +10,8 @@ from ray.data import Dataset
 
 from perceiver_dist.config import RunConfig
 from perceiver_dist.errors import UserError
+from perceiver_dist.training.checkpoint_list import StartingPoint
 from perceiver_dist.training.news import News
-from perceiver_dist.training.run_folder import first_step
 from pipelines.datasource import unit_dataset
 from pipelines.index import SourceIndex, index_shard
 from pipelines.plan import EvaluationPlan, TrainingPlan
@@ -85,15 +85,15 @@ def index_sources(config: RunConfig, shards: dict[str, list[str]]) -> dict[str, 
 
 
 def make_datasets(
-    config: RunConfig, folder: str, data: dict[str, SourceData], tracker: Any
+    config: RunConfig, data: dict[str, SourceData], tracker: Any
 ) -> dict[str, Callable[[], Dataset]]:
     """Return a function per dataset that Ray Train calls in its controller at each start of a worker group.
 
     Args:
         config: The resolved configuration.
-        folder: The run's folder, where Ray Train keeps the name of the newest checkpoint.
         data: Indexed shards by source name.
-        tracker: Asked whether the run has stopped for an error that a restart cannot mend.
+        tracker: Asked which step to begin with, and whether the run has stopped for an error that a restart cannot
+            mend.
     """
     datasets: dict[str, Callable[[], Dataset]] = {}
     schedule = Schedule(config.weights)
@@ -101,7 +101,7 @@ def make_datasets(
         train = config.train
         maker = training_units(config, source, data[source.name].train)
         if schedule.steps_before(source.name, train.steps):
-            datasets[source.name] = partial(_training_dataset, config, folder, maker, tracker)
+            datasets[source.name] = partial(_training_dataset, config, maker, tracker)
         held_out = data[source.name].evaluation
         if held_out is not None:
             every = EvaluationPlan(held_out.samples, train.micro_batch, train.lanes, _spare_units(config))
@@ -126,13 +126,14 @@ def training_units(config: RunConfig, source: SourceConfig, index: SourceIndex) 
     return UnitMaker(source, inputs, index, plan, config.data)
 
 
-def _training_dataset(config: RunConfig, folder: str, maker: UnitMaker, tracker: Any) -> Dataset:
+def _training_dataset(config: RunConfig, maker: UnitMaker, tracker: Any) -> Dataset:
     news: News = ray.get(tracker.news.remote())
     if news.user_error:
         raise UserError(news.user_error)
+    start: StartingPoint = ray.get(tracker.choose_starting_point.remote())
     schedule, train, name = Schedule(config.weights), config.train, maker.source.name
     stop = schedule.steps_before(name, train.steps) * train.lanes
-    first = schedule.steps_before(name, first_step(config, folder)) * train.lanes
+    first = schedule.steps_before(name, start.step) * train.lanes
     return unit_dataset(maker, min(first, stop - train.lanes), stop + _spare_units(config), config.data)
 
 

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-# Ray reads this when it is imported: how often the controller looks at the workers, which is what one
-# `ray.train.report` costs. 2 seconds by default.
+# Ray reads this when it is imported: how often the controller looks whether workers are done or lost. 2 seconds by
+# default.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 # After a node is lost Ray Train may ask for workers on it before it knows, and waits so long, 60 seconds by default,
 # until it asks anew; and how often it looks for nodes that are about to go.
@@ -49,6 +49,7 @@ from perceiver_dist.training.run_folder import (
     check_start,
     checkpoint_name,
     newest_step,
+    run_folder,
 )
 from perceiver_dist.training.tracker import Tracker
 from perceiver_dist.training.worker import Job, train_worker
@@ -73,7 +74,7 @@ def run_training(
         UserError: Something the user can mend; nothing is left half-written.
     """
     config = resolve(config)
-    folder = join(config.storage.path, config.storage.run_name or "")
+    folder = run_folder(config)
     check_writable(config.storage.path, "storage.path")
     with ProgressLine(console) as line:
         line.message(f"run {config.storage.run_name}: preparing data")
@@ -91,7 +92,7 @@ def run_training(
         tracker: Any = ray.remote(Tracker).options(**_beside_the_driver()).remote(config, folder, facts)
         run_id = ray.get(tracker.run_id.remote())
         line.message(f"starting {_workers(config)} workers: {_describe(config, data)}")
-        outcome = _fit(config, folder, data, tracker, news_on(line, tracker, config.last_step, on_news))
+        outcome = _fit(config, data, tracker, news_on(line, tracker, config.last_step, on_news))
     news: News = ray.get(tracker.news.remote())
     result = _result(config, outcome, news, run_id, folder)
     ray.get(tracker.close.remote(_MLFLOW_STATUS[outcome.exit], result))
@@ -151,7 +152,6 @@ class _Outcome:
 
 def _fit(
     config: RunConfig,
-    folder: str,
     data: dict[str, SourceData],
     tracker: Any,
     watching: AbstractContextManager[None],
@@ -175,9 +175,8 @@ def _fit(
             name=config.storage.run_name,
             storage_path=config.storage.path,
             failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=train.keep_checkpoints),
         ),
-        datasets={**make_datasets(config, folder, data, tracker)},
+        datasets={**make_datasets(config, data, tracker)},
         dataset_config=ray.train.DataConfig(execution_options=ExecutionOptions(preserve_order=True)),
     )
     with watching, sigterm_is_a_notice(tracker):
@@ -188,7 +187,10 @@ def _fit(
         except (KeyboardInterrupt, SystemExit):
             # Ray Train answers Ctrl-C by ending its controller and then the driver, in which a record must be closed.
             return _Outcome("interrupted", "")
-    return _Outcome("completed" if newest_step(folder) == config.last_step else "preempted", "")
+    news: News = ray.get(tracker.news.remote())
+    if news.save_error:
+        return _Outcome("failed", news.save_error)
+    return _Outcome("completed" if newest_step(run_folder(config)) == config.last_step else "preempted", "")
 
 
 def _result(config: RunConfig, outcome: _Outcome, news: News, run_id: str, folder: str) -> dict[str, Any]:

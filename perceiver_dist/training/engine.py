@@ -127,6 +127,16 @@ def set_learning_rate(engine: Any, rate: float) -> None:
         group["lr"] = rate
 
 
+def adam_step(engine: Any) -> int:
+    """Return how many steps AdamW's bias correction believes were taken.
+
+    Args:
+        engine: The DeepSpeed engine.
+    """
+    state = next(iter(_base_optimizer(engine).state.values()))
+    return int(state["step"])
+
+
 def set_adam_step(engine: Any, steps: int) -> None:
     """Set how many steps AdamW's bias correction believes were taken.
 

@@ -1,11 +1,10 @@
 """The training loop of one rank: restore, step, evaluate, save."""
 
 import math
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import ray.train
@@ -18,28 +17,28 @@ from perceiver_dist.errors import UserError
 from perceiver_dist.model.perceiver import Perceiver
 from perceiver_dist.training.bad_samples import BadSamples
 from perceiver_dist.training.batches import UnitStream
-from perceiver_dist.training.checkpoint import (
-    Progress,
-    load_optimizer,
-    load_progress,
-    load_weights,
-    save_checkpoint,
-)
+from perceiver_dist.training.checkpoint import StoredCheckpoint, load_weights
+from perceiver_dist.training.checkpoint_list import StartingPoint
+from perceiver_dist.training.checkpoint_writer import CheckpointWriter
 from perceiver_dist.training.datasets import evaluation_dataset
-from perceiver_dist.training.engine import build_engine, set_learning_rate
+from perceiver_dist.training.engine import adam_step, build_engine, set_learning_rate
 from perceiver_dist.training.evaluation import autocast, evaluate, loss_per_sample, modality_subsets
+from perceiver_dist.training.fragments import load_optimizer
 from perceiver_dist.training.lanes import loss_factor, turns, units_of
 from perceiver_dist.training.learning_rate import learning_rate
+from perceiver_dist.training.manifest import Progress, StoredFile
 from perceiver_dist.training.news import Scores
 from perceiver_dist.training.preemption import Notices
-from perceiver_dist.training.run_folder import checkpoint_name
+from perceiver_dist.training.run_folder import run_folder
 from perceiver_dist.training.skipped_steps import SkippedSteps
 from perceiver_dist.training.worker import Job
 from pipelines.schedule import Schedule
 
+_SECONDS_BETWEEN_LOOKS = 0.1
+
 
 def train_rank(job: Job) -> None:
-    """Train as one rank of a group of Ray Train workers, from the newest checkpoint to the last step.
+    """Train as one rank of a group of Ray Train workers, from the checkpoint that the tracker chose to the last step.
 
     Args:
         job: Configuration and tracker.
@@ -82,17 +81,23 @@ class _Rank:
         self.device = torch.device("cpu") if on_cpu else ray.train.torch.get_device()
         self.schedule = Schedule(self.config.weights)
         self.sources = {source.name: source for source in self.config.sources}
-        self.engine, self.step = self._restore()
+        self.start: StartingPoint = ray.get(self.tracker.starting_point.remote())
+        self.step = self.start.step
+        self.engine = self._restore()
+        self.checkpoints = CheckpointWriter(self.engine, run_folder(self.config))
         self.streams = {
             name: UnitStream(shard, name, self.device, self.config.data.prefetch_units)
             for name in self.sources
             if (shard := _dataset_shard(name)) is not None
         }
         self.window = _Window(list(self.sources), self.device)
-        self.started_from = self.step
         self.notices = Notices(self.tracker)
         self.skipped = SkippedSteps(
-            self.engine, self.config.train.max_skipped_steps, self.tracker, self.notices.group
+            self.engine,
+            self.config.train.max_skipped_steps,
+            self.tracker,
+            self.notices.group,
+            before=self.step - adam_step(self.engine),
         )
         self.bad_samples = BadSamples(
             list(self.sources), self.config.data.max_bad_fraction, self.tracker, self.device
@@ -116,26 +121,21 @@ class _Rank:
             # After the evaluation, so that a run that goes on from here has it on record.
             if evaluates or last or notice or self.step % train.checkpoint_every == 0:
                 with self.window.paused():
-                    self._save()
+                    self._save(waits=last or notice == "stop")
             if notice == "stop" and not last:
                 return
         self._evaluate(all_subsets=True)
 
-    def _restore(self) -> tuple[Any, int]:
+    def _restore(self) -> Any:
         torch.manual_seed(self.config.train.seed)
         model = Perceiver(self.config.model, self.config.heads).to(self.device)
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None and self.config.train.start_from:
-            checkpoint = ray.train.Checkpoint(self.config.train.start_from)
-        if checkpoint is None:
-            return build_engine(model, self.config, self.world_size), 0
-        with checkpoint.as_directory() as directory:
-            folder = Path(directory)
-            progress = load_progress(folder)
-            load_weights(model, folder)
-            engine = build_engine(model, self.config, self.world_size)
-            load_optimizer(engine, folder, progress.steps)
-        return engine, progress.steps
+        if self.start.checkpoint is None:
+            return build_engine(model, self.config, self.world_size)
+        checkpoint = StoredCheckpoint(self.start.checkpoint)
+        load_weights(model, checkpoint)
+        engine = build_engine(model, self.config, self.world_size)
+        load_optimizer(engine, checkpoint)
+        return engine
 
     def _take_step(self) -> None:
         """Take one optimizer step: this rank's units of the step's source, accumulated."""
@@ -143,7 +143,7 @@ class _Rank:
         source = self.sources[self.schedule.source_at(self.step)]
         step_units = self._units_at(self.step, source.name)
         units = units_of(
-            self.rank, self.world_size, step_units, self._units_at(self.started_from, source.name).start
+            self.rank, self.world_size, step_units, self._units_at(self.start.step, source.name).start
         )
         factor = loss_factor(train.lanes, self.world_size)
         set_learning_rate(self.engine, learning_rate(self.step, train.steps, self.config.optim))
@@ -209,27 +209,27 @@ class _Rank:
         if self.rank == 0:
             ray.get(self.tracker.evaluated.remote(self.step, scores))
 
-    def _save(self) -> None:
+    def _save(self, waits: bool) -> None:
+        """Save while training goes on, or wait until the checkpoint is there."""
         train = self.config.train
         progress = Progress(
             steps=self.step,
             samples_seen=self.step * train.lanes * train.micro_batch,
             world_size=self.world_size,
             zero_stage=self.config.deepspeed.zero_stage,
+            optimizer_steps=adam_step(self.engine),
         )
-        # Not TemporaryDirectory: the upload goes on after this function and removes the folder itself.
-        folder = Path(tempfile.mkdtemp(prefix="checkpoint-")) if self.rank == 0 else None
-        save_checkpoint(self.engine, progress, folder)
-        if self.rank == 0:
-            # A run that dies after this goes on from here, with the record of the steps before.
-            ray.get(self.tracker.save.remote())
-        ray.train.report(
-            {"steps": self.step},
-            checkpoint=ray.train.Checkpoint.from_directory(folder) if folder else None,
-            checkpoint_dir_name=checkpoint_name(self.step),
-            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-            delete_local_checkpoint_after_upload=True,
-        )
+        self.checkpoints.save(progress, partial(self._tell_saved, waits))
+        if not waits:
+            return
+        self.checkpoints.wait()
+        while (ending := ray.get(self.tracker.saved.remote(self.step))) is None:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        if ending:
+            ray.get(self.tracker.end_unsaved.remote(ending))
+
+    def _tell_saved(self, waits: bool, progress: Progress, outcome: StoredFile | str) -> None:
+        ray.get(self.tracker.rank_saved.remote(self.start.group, self.rank, waits, progress, outcome))
 
 
 class _Window:

@@ -35,13 +35,14 @@ class News:
         mean_data_wait_fraction: The same.
         scores: `<source>/<metric>` of the newest evaluation of each source.
         evaluations: Step and metrics of every evaluation of the run, those before a restart among them.
+        messages: Lines for the screen, one after the other: what happened beside the training.
         user_error: One line that the user can mend, after which nothing is retried; "" for none.
         quarantined: Samples that could not be used, each counted once.
+        save_error: Why the last checkpoint of the run could not be written; "" if it could.
         preempted: Whether the run was told to save and stop.
         started_from: Step that the newest group of workers started from; None while none has started.
         restarts: Groups of workers that were started after the first.
         world_size: Ranks of the newest group of workers; 0 while none has started.
-        messages: Lines that the screen shows once each, in order.
     """
 
     step: int = 0
@@ -52,10 +53,11 @@ class News:
     mean_data_wait_fraction: float = 0.0
     scores: dict[str, float] = field(default_factory=dict)
     evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
+    messages: list[str] = field(default_factory=list)
     user_error: str = ""
     quarantined: int = 0
+    save_error: str = ""
     preempted: bool = False
     started_from: int | None = None
     restarts: int = -1
     world_size: int = 0
-    messages: list[str] = field(default_factory=list)

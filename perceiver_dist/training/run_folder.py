@@ -1,6 +1,5 @@
 """What lies in a run's folder, and by which name."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -10,7 +9,8 @@ import yaml
 
 from perceiver_dist.config import RunConfig
 from perceiver_dist.errors import UserError
-from pipelines.storage import join, read_text
+from perceiver_dist.training.manifest import MANIFEST, read_manifest
+from pipelines.storage import join, list_folder, read_text
 
 CONFIG = "config.yaml"
 RESULT = "result.json"
@@ -19,40 +19,56 @@ SAMPLES = "samples.jsonl"
 QUARANTINE = "quarantine.jsonl"
 MLFLOW_RUN_ID = "mlflow_run_id.txt"
 IDENTITY = "identity.txt"
-_SNAPSHOT = "checkpoint_manager_snapshot.json"
+_CHECKPOINT = re.compile(r"step-(\d{8})")
+
+
+def run_folder(config: RunConfig) -> str:
+    """Return path or URI of a run's folder.
+
+    Args:
+        config: The run's resolved configuration.
+    """
+    return join(config.storage.path, config.storage.run_name or "")
 
 
 def checkpoint_name(steps: int) -> str:
-    """Return the folder name of the checkpoint after a number of optimizer steps.
+    """Return the folder name of the checkpoint after a number of steps.
 
     Args:
-        steps: Optimizer steps taken.
+        steps: Steps taken.
     """
     return f"step-{steps:08d}"
 
 
-def newest_step(folder: str) -> int:
-    """Return the step of the checkpoint that Ray Train restores next, 0 if there is none.
+def checkpoint_folders(folder: str) -> list[int]:
+    """Return the steps whose checkpoints have a folder, whole or not, the newest first.
 
     Args:
-        folder: Path or URI of the run's folder, in which Ray Train keeps a list of the checkpoints it registered.
-    """
-    snapshot = json.loads(read_text(join(folder, _SNAPSHOT)) or "{}")
-    newest = snapshot.get("latest_checkpoint_result")
-    return int(newest["checkpoint_dir_name"].rpartition("-")[2]) if newest else 0
-
-
-def first_step(config: RunConfig, folder: str) -> int:
-    """Return the step that a run goes on from: of its newest checkpoint, else of the one that it is to begin from.
-
-    Args:
-        config: The resolved configuration.
         folder: Path or URI of the run's folder.
     """
-    own = newest_step(folder)
-    if own or config.train.start_from is None:
-        return own
-    return int(config.train.start_from.rstrip("/").rpartition("-")[2])
+    return sorted(
+        (int(match[1]) for name in list_folder(folder) if (match := _CHECKPOINT.fullmatch(name))),
+        reverse=True,
+    )
+
+
+def is_checkpoint(folder: str, steps: int) -> bool:
+    """Return whether the checkpoint of a step was written to its end.
+
+    Args:
+        folder: Path or URI of the run's folder.
+        steps: Steps taken.
+    """
+    return MANIFEST in list_folder(join(folder, checkpoint_name(steps)))
+
+
+def newest_step(folder: str) -> int:
+    """Return the step of the newest checkpoint, 0 if there is none.
+
+    Args:
+        folder: Path or URI of the run's folder.
+    """
+    return next((step for step in checkpoint_folders(folder) if is_checkpoint(folder, step)), 0)
 
 
 def check_start(config: RunConfig, folder: str) -> None:
@@ -63,16 +79,16 @@ def check_start(config: RunConfig, folder: str) -> None:
         folder: Path or URI of the run's folder.
 
     Raises:
-        UserError: It is not so.
+        UserError: It is not so, or its manifest is damaged.
     """
     start = config.train.start_from
     if start is None or newest_step(folder):
         return
-    if not re.search(r"step-\d{8}/?$", start) or read_text(join(start, "progress.json")) is None:
+    if not _CHECKPOINT.fullmatch(start.rstrip("/").rpartition("/")[2]) or MANIFEST not in list_folder(start):
         raise UserError(
             f"train.start_from is {start}, which is no checkpoint; name a folder such as runs/NAME/step-00001000"
         )
-    if first_step(config, folder) >= config.last_step:
+    if read_manifest(start).progress.steps >= config.last_step:
         raise UserError(
             f"train.start_from is {start}, which is not before the run's last step {config.last_step}; raise "
             "train.steps or take an earlier checkpoint"

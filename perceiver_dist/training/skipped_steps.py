@@ -24,7 +24,7 @@ class SkippedSteps:
         before: Steps skipped before the engine was built.
     """
 
-    def __init__(self, engine: Any, limit: int, tracker: Any, group: Any, before: int = 0) -> None:
+    def __init__(self, engine: Any, limit: int, tracker: Any, group: Any, before: int) -> None:
         self._engine = engine
         self._limit = limit
         self._tracker = tracker

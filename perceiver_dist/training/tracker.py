@@ -12,9 +12,12 @@ from pathlib import Path
 
 from perceiver_dist.command_line import to_yaml
 from perceiver_dist.config import RunConfig
+from perceiver_dist.errors import UserError
 from perceiver_dist.figures import confusion_matrix_figure, learning_curves_figure
 from perceiver_dist.tracking import MlflowLog, RunStatus, new_identity
+from perceiver_dist.training.checkpoint_list import CheckpointList, StartingPoint
 from perceiver_dist.training.gauges import Gauges
+from perceiver_dist.training.manifest import Progress, StoredFile
 from perceiver_dist.training.news import News, Scores
 from perceiver_dist.training.quarantine import Quarantine
 from perceiver_dist.training.run_folder import (
@@ -56,6 +59,13 @@ class Tracker:
         self._quarantine = Quarantine(read_text(join(folder, QUARANTINE)))
         self._news.quarantined = len(self._quarantine)
         self._told_of_quarantine = False
+        self._checkpoints = CheckpointList(
+            folder,
+            config.train.keep_checkpoints,
+            config.train.start_from,
+            self.save,
+            self._news.messages.append,
+        )
         run_id = read_text(join(folder, MLFLOW_RUN_ID))
         identity = read_text(join(folder, IDENTITY)) or new_identity()
         write_text(join(folder, IDENTITY), identity)
@@ -79,6 +89,52 @@ class Tracker:
         """Return the newest state of the run."""
         return self._news
 
+    def choose_starting_point(self) -> StartingPoint:
+        """Choose what the group of workers that is to start goes on from; all who ask are told the same.
+
+        Raises:
+            UserError: There is nothing to go on from. It is not tried again.
+        """
+        try:
+            return self._checkpoints.choose_starting_point()
+        except UserError as error:
+            self.stop_for(str(error))
+            raise
+
+    def starting_point(self) -> StartingPoint | None:
+        """Return what was chosen."""
+        return self._checkpoints.start
+
+    def rank_saved(
+        self, group: int, rank: int, waited_for: bool, progress: Progress, outcome: StoredFile | str
+    ) -> None:
+        """Note how a rank's part of a checkpoint ended; see `CheckpointList.rank_saved`.
+
+        Args:
+            group: Number of the rank's group.
+            rank: The rank.
+            waited_for: Whether the ranks wait for the checkpoint.
+            progress: How far the run had come.
+            outcome: The rank's file, or why it could not be stored.
+        """
+        self._checkpoints.rank_saved(group, rank, waited_for, progress, outcome)
+
+    def saved(self, step: int) -> str | None:
+        """Return how saving ended: None while it lasts, "" for a checkpoint, else what went wrong.
+
+        Args:
+            step: Steps taken.
+        """
+        return self._checkpoints.ending(step)
+
+    def end_unsaved(self, error: str) -> None:
+        """Note that the run ends without its last checkpoint.
+
+        Args:
+            error: Why, one line.
+        """
+        self._news.save_error = error
+
     def workers_started(self, step: int, world_size: int) -> None:
         """Note that a group of workers starts at `step`; what was recorded after it happens again.
 
@@ -86,6 +142,7 @@ class Tracker:
             step: Optimizer steps that the restored checkpoint had taken; 0 without one.
             world_size: Number of ranks.
         """
+        self._checkpoints.workers_started()
         self._news.started_from = step
         self._news.world_size = world_size
         self._news.restarts += 1

@@ -5,6 +5,7 @@ divides the two lanes takes the same steps.
 """
 
 import os
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from torch import multiprocessing
 from perceiver_dist.config import DeepSpeedConfig, RunConfig, TrainConfig
 from perceiver_dist.modalities import AudioInput, ImageInput
 from perceiver_dist.model.config import ModelConfig
+from perceiver_dist.training.checkpoint import StoredCheckpoint, load_weights
+from perceiver_dist.training.manifest import Manifest, Progress, write_manifest
+from perceiver_dist.training.run_folder import checkpoint_name
 from pipelines.source import SourceConfig
 
 LANES = 2
 STEPS = 20
-SAVED_AT = 10
+SAVED_AT = 16
 
 CONFIG = RunConfig(
     model=ModelConfig(
@@ -38,15 +42,16 @@ CONFIG = RunConfig(
 
 def run_ranks(world_size: int, folder: Path, *work: Any) -> dict[str, list[float]]:
     """Run `_work` on that many ranks and return its results: losses by name, the mean over lanes and ranks."""
-    multiprocessing.spawn(_rank, (world_size, folder, work), nprocs=world_size)
+    rendezvous = Path(tempfile.mkdtemp(dir=folder)) / "rendezvous"
+    multiprocessing.spawn(_rank, (world_size, folder, rendezvous, work), nprocs=world_size)
     return torch.load(folder / "results.pt", weights_only=True)
 
 
-def _rank(rank: int, world_size: int, folder: Path, work: tuple[Any, ...]) -> None:
+def _rank(rank: int, world_size: int, folder: Path, rendezvous: Path, work: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous{world_size}", rank=rank, world_size=world_size
+        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size
     )
     results = {name: function(world_size, folder, *arguments) for name, function, *arguments in work}
     if rank == 0:
@@ -56,37 +61,65 @@ def _rank(rank: int, world_size: int, folder: Path, work: tuple[Any, ...]) -> No
 
 def train_and_save(world_size: int, folder: Path, stage: int) -> list[float]:
     """Train from the seed, saving a checkpoint on the way; return the loss of every step."""
-    from perceiver_dist.training.checkpoint import Progress, save_checkpoint
-
     engine = _engine(world_size, stage, None)
     losses = _steps(engine, world_size, 0, SAVED_AT)
-    target = folder / f"stage{stage}"
-    target.mkdir(exist_ok=True)
-    progress = Progress(SAVED_AT, 0, world_size, stage)
-    save_checkpoint(engine, progress, target if torch.distributed.get_rank() == 0 else None)
+    save(engine, run_of(folder, stage, world_size), SAVED_AT)
     return losses + _steps(engine, world_size, SAVED_AT, STEPS)
 
 
-def resume(world_size: int, folder: Path, saved_stage: int, stage: int) -> list[float]:
-    """Train on from the checkpoint that `train_and_save` left; return the loss of every step after it."""
-    engine = _engine(world_size, stage, folder / f"stage{saved_stage}")
+def resume(world_size: int, folder: Path, saved: tuple[int, int], stage: int) -> list[float]:
+    """Load the checkpoint that `train_and_save` left at a stage and world size, write it anew, and train on.
+
+    Returns:
+        The loss of every step after it.
+    """
+    engine = _engine(world_size, stage, checkpoint_of(folder, *saved))
+    save(engine, run_of(run_of(folder, *saved), stage, world_size), SAVED_AT)
     return _steps(engine, world_size, SAVED_AT, STEPS)
+
+
+def run_of(folder: Path, stage: int, world_size: int) -> Path:
+    """The folder of the run that `train_and_save` makes."""
+    return folder / f"stage{stage}-world{world_size}"
+
+
+def checkpoint_of(folder: Path, stage: int, world_size: int) -> Path:
+    """The checkpoint that `train_and_save` leaves."""
+    return run_of(folder, stage, world_size) / checkpoint_name(SAVED_AT)
+
+
+def save(engine: Any, folder: Path, steps: int) -> None:
+    """Save on all ranks, as in a run; rank 0 stands in for the tracker."""
+    from perceiver_dist.training.checkpoint_writer import CheckpointWriter
+    from perceiver_dist.training.engine import adam_step
+
+    stored: list[Any] = []
+    writer = CheckpointWriter(engine, str(folder))
+    world_size = engine.dp_world_size
+    progress = Progress(steps, 0, world_size, engine.zero_optimization_stage(), adam_step(engine))
+    writer.save(progress, lambda _, outcome: stored.append(outcome))
+    writer.wait()
+    files: list[Any] = [None] * world_size
+    torch.distributed.all_gather_object(files, stored[0])
+    if engine.global_rank == 0:
+        write_manifest(str(folder / checkpoint_name(steps)), Manifest(progress, tuple(files)))
+    torch.distributed.barrier()
 
 
 def _engine(world_size: int, stage: int, checkpoint: Path | None) -> Any:
     from perceiver_dist.model.perceiver import Perceiver
-    from perceiver_dist.training.checkpoint import load_optimizer, load_progress, load_weights
     from perceiver_dist.training.engine import build_engine
+    from perceiver_dist.training.fragments import load_optimizer
 
     config = replace(CONFIG, deepspeed=DeepSpeedConfig(zero_stage=stage))
     torch.manual_seed(0 if checkpoint is None else 1)
     model = Perceiver(config.model, config.heads)
     if checkpoint is None:
         return build_engine(model, config, world_size)
-    steps = load_progress(checkpoint).steps
-    load_weights(model, checkpoint)
+    stored = StoredCheckpoint(str(checkpoint))
+    load_weights(model, stored)
     engine = build_engine(model, config, world_size)
-    load_optimizer(engine, checkpoint, steps)
+    load_optimizer(engine, stored)
     return engine
 
 

@@ -1,0 +1,137 @@
+"""What a rank holds of the training state: pieces of parameters and of AdamW's moments, in fp32.
+
+ZeRO stage 0 leaves everything with every rank. Stages 1 and 2 lay the parameters of a group end to end and give each
+rank an equal span, stage 3 cuts every parameter into equal pieces. Either way, what a rank holds of one tensor is one
+span of its flattened elements.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perceiver_dist.training.checkpoint import PARTS, WEIGHT, Span, StoredCheckpoint
+from perceiver_dist.training.engine import set_adam_step
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A span of one tensor of the training state.
+
+    Attributes:
+        part: "weight", or the name of a moment of AdamW.
+        name: The parameter's.
+        start: Where the span begins in the flattened tensor.
+        values: The span, one axis, the training state itself and not a copy of it.
+    """
+
+    part: str
+    name: str
+    start: int
+    values: Tensor
+
+
+def whole_shapes(engine: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every parameter by name, as it was before anything was partitioned.
+
+    Args:
+        engine: The DeepSpeed engine.
+    """
+    return {name: tuple(_whole_shape(parameter)) for name, parameter in engine.module.named_parameters()}
+
+
+def owned_fragments(engine: Any) -> list[Fragment]:
+    """Return what this rank saves. Over all ranks, that is every element once.
+
+    Args:
+        engine: The DeepSpeed engine.
+    """
+    held = [
+        fragment
+        for part in PARTS
+        for name, parameter in engine.module.named_parameters()
+        if (fragment := _held(engine, part, name, parameter)) is not None
+    ]
+    if engine.zero_optimization_stage() == 0:
+        return list(_share(held, engine.global_rank, engine.dp_world_size))
+    return held
+
+
+def load_optimizer(engine: Any, checkpoint: StoredCheckpoint) -> None:
+    """Put a checkpoint's AdamW state into a new engine whose model has the checkpoint's weights.
+
+    Args:
+        engine: The DeepSpeed engine, of any stage and world size.
+        checkpoint: The checkpoint.
+    """
+    set_adam_step(engine, checkpoint.progress.optimizer_steps)
+    fragments = [
+        (parameter, fragment)
+        for part in PARTS
+        for name, parameter in engine.module.named_parameters()
+        if part != WEIGHT and (fragment := _held(engine, part, name, parameter)) is not None
+    ]
+    stored = checkpoint.read({(of.part, of.name): Span(of.start, of.values.numel()) for _, of in fragments})
+    for parameter, fragment in fragments:
+        _put(engine, parameter, fragment, stored[fragment.part, fragment.name].to(engine.device))
+
+
+def _held(engine: Any, part: str, name: str, parameter: Any) -> Fragment | None:
+    """Return this rank's span of a parameter or one of its moments; None if it has none."""
+    stage = engine.zero_optimization_stage()
+    if stage == 0:
+        whole = parameter.detach() if part == WEIGHT else engine.optimizer.state[parameter][part]
+        return Fragment(part, name, 0, whole.view(-1))
+    if stage == 3:
+        return _held_at_stage_3(engine, part, name, parameter)
+    mapping = parameter._hp_mapping
+    if mapping is None:
+        return None
+    values = mapping.get_hp_fragment(None if part == WEIGHT else part)
+    return Fragment(part, name, mapping.lp_fragment_address.start, values.detach())
+
+
+def _held_at_stage_3(engine: Any, part: str, name: str, parameter: Any) -> Fragment | None:
+    from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+
+    # Every rank has an equal piece of the flattened tensor; the last pieces are padded.
+    piece = parameter.ds_tensor.numel()
+    start = piece * engine.global_rank
+    real = min(piece, parameter.ds_numel - start)
+    if real <= 0:
+        return None
+    is_weight = part == WEIGHT
+    values: Tensor = (
+        safe_get_local_fp32_param(parameter) if is_weight else safe_get_local_optimizer_state(parameter, part)
+    )
+    return Fragment(part, name, start, values.detach()[:real])
+
+
+def _put(engine: Any, parameter: Any, fragment: Fragment, values: Tensor) -> None:
+    if engine.zero_optimization_stage() < 3:
+        fragment.values.copy_(values)
+        return
+    from deepspeed.utils import safe_set_local_optimizer_state
+
+    padded = torch.zeros(parameter.ds_tensor.numel(), dtype=values.dtype, device=values.device)
+    padded[: values.numel()] = values
+    safe_set_local_optimizer_state(parameter, padded, fragment.part)
+
+
+def _share(fragments: list[Fragment], rank: int, world_size: int) -> Iterator[Fragment]:
+    """Cut one rank's share out of fragments laid end to end, of which every rank gets as much."""
+    total = sum(fragment.values.numel() for fragment in fragments)
+    first, stop = total * rank // world_size, total * (rank + 1) // world_size
+    position = 0
+    for fragment in fragments:
+        size = fragment.values.numel()
+        begin, end = max(first - position, 0), min(stop - position, size)
+        if begin < end:
+            yield replace(fragment, start=fragment.start + begin, values=fragment.values[begin:end])
+        position += size
+
+
+def _whole_shape(parameter: nn.Parameter) -> torch.Size:
+    return getattr(parameter, "ds_shape", parameter.shape)
