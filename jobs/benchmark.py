@@ -20,7 +20,12 @@ def build_parser() -> ArgumentParser:
     """Return the parser of `data`."""
     parser = run_parser("Measure how fast a run's samples are read and decoded, by the number of read tasks.")
     parser.add_argument("--tasks", type=list[int], default=[1, 2], help="numbers of read tasks to try")
-    parser.add_argument("--units", type=int, default=96, help="units to read each time")
+    parser.add_argument(
+        "--units",
+        type=int,
+        default=256,
+        help="units to read each time; many more than data.units_per_task, since the last tasks run alone",
+    )
     parser.add_argument("--repeats", type=int, default=3, help="times that each number is tried")
     parser.add_argument(
         "--one_cpu_nodes",

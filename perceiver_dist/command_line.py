@@ -26,8 +26,13 @@ ENVIRONMENT = "PERCEIVER"
 """What the names of environment variables begin with: PERCEIVER_TRAIN__STEPS is train.steps."""
 
 _HELP_OF_ENVIRONMENT = f"""
-An environment variable sets an option too, below files and command line: {ENVIRONMENT}_TRAIN__STEPS is train.steps.
+An environment variable sets an option too, {ENVIRONMENT}_TRAIN__STEPS is train.steps. Files and command line go
+before it, but null and auto in a file leave an option to it.
 """.strip()
+
+_LEFT_OPEN = (None, "auto")
+"""What a file says of an option that it does not decide. A run's own config.yaml says it too, and must not hide from a
+cluster's environment that there are GPUs."""
 
 _PARTS_OF_ANOTHER_JOB = "search."
 """A cluster's environment is the same for all jobs; one that does not search passes over the search's options."""
@@ -84,15 +89,16 @@ def parse_run(
     Raises:
         UserError: An option is unknown, or a value is not allowed; one line.
     """
-    if not list(_config_files(arguments)):
+    files, options = _split(arguments)
+    if not files:
         named = os.environ.get(f"{ENVIRONMENT}_CONFIG")
-        files = [named] if named else default_configs
-        arguments = [*(f"--config={file}" for file in files), *arguments]
-    for file in _config_files(arguments):
-        _check_config_file(file)
+        files = [named] if named else [*default_configs]
+    contents = [_read_config_file(file) for file in files]
+    # The later goes before the earlier.
+    arguments = [*(f"--config={file}" for file in files), *_environment_left_open(contents), *options]
     _check_environment(parser, config)
     try:
-        parsed = parser.parse_args(list(arguments))
+        parsed = parser.parse_args(arguments)
         return _build(parser, parsed, config), parsed
     except (ArgumentError, TypeError, ValueError) as error:
         raise UserError(_reason(error, parser, config)) from error
@@ -159,19 +165,25 @@ def _help_of_nested_options(config: type) -> str:
     return "\n".join(lines).lstrip()
 
 
-def _config_files(arguments: Sequence[str]) -> Iterator[str]:
-    """Yield the files given as `--config FILE` or `--config=FILE`."""
-    for position, argument in enumerate(arguments):
-        option, equals, value = argument.partition("=")
-        if option == "--config" and (equals or position + 1 < len(arguments)):
-            yield value if equals else arguments[position + 1]
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the files given as `--config FILE` or `--config=FILE`, and the other arguments."""
+    files, options = [], []
+    remaining = iter(arguments)
+    for argument in remaining:
+        name, equals, value = argument.partition("=")
+        file = (value if equals else next(remaining, None)) if name == "--config" else None
+        if file is None:
+            options.append(argument)
+        else:
+            files.append(file)
+    return files, options
 
 
-def _check_config_file(file: str) -> None:
-    """Make sure that a file is there and holds a YAML mapping.
+def _read_config_file(file: str) -> dict[str, Any]:
+    """Return the YAML mapping that a file holds.
 
     Raises:
-        UserError: It is not so.
+        UserError: It is not there, or holds something else.
     """
     try:
         content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
@@ -187,6 +199,32 @@ def _check_config_file(file: str) -> None:
             f"--config is '{file}', which holds {_type_name(content)}, must hold a mapping such as "
             "'train: {steps: 10}'"
         )
+    return content
+
+
+def _environment_left_open(contents: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield, as arguments, the options that the environment sets and the last file to name them leaves open."""
+    for name, variable in _options_of_environment():
+        levels = name.split(".")
+        named = [given for content in contents for given in _values_at(content, levels)]
+        if named and named[-1] in _LEFT_OPEN:
+            yield f"--{name}={os.environ[variable]}"
+
+
+def _values_at(tree: Any, levels: Sequence[str]) -> Iterator[Any]:
+    """Yield the value at a dotted name in nested mappings, if there is one."""
+    for level in levels:
+        if not isinstance(tree, dict) or level not in tree:
+            return
+        tree = tree[level]
+    yield tree
+
+
+def _options_of_environment() -> Iterator[tuple[str, str]]:
+    """Yield the options that the environment sets, each with its variable."""
+    for variable in sorted(os.environ):
+        if variable.startswith(f"{ENVIRONMENT}_"):
+            yield variable.removeprefix(f"{ENVIRONMENT}_").lower().replace("__", "."), variable
 
 
 def _type_name(content: object) -> str:
@@ -224,12 +262,10 @@ def _check_environment(parser: ArgumentParser, config: type) -> None:
     Raises:
         UserError: There is one.
     """
-    for variable in sorted(os.environ):
-        if variable.startswith(f"{ENVIRONMENT}_"):
-            name = variable.removeprefix(f"{ENVIRONMENT}_").lower().replace("__", ".")
-            known = name in parser.get_defaults() or name in value_types(config)
-            if not known and not name.startswith(_PARTS_OF_ANOTHER_JOB):
-                raise UserError(f"environment variable {variable}: {_no_such_option(name, parser, config)}")
+    for name, variable in _options_of_environment():
+        known = name in parser.get_defaults() or name in value_types(config)
+        if not known and not name.startswith(_PARTS_OF_ANOTHER_JOB):
+            raise UserError(f"environment variable {variable}: {_no_such_option(name, parser, config)}")
 
 
 def _no_such_option(name: str, parser: ArgumentParser, config: type) -> str:

@@ -26,6 +26,10 @@ train:
   steps: 200
 ```
 
+An environment variable sets an option too, `PERCEIVER_TRAIN__STEPS` is `train.steps`. Files and the command line go
+before it, but null and auto in a file leave an option to it: on a cluster whose environment says that there are GPUs,
+a run's own `config.yaml` trains on them, although it says nothing about GPUs itself.
+
 `--print_config` prints all options with the values they would have, as a file that `--config` reads. `--dry_run`
 prints what the run would cost. A name or value that is not allowed ends the job in one line, before anything starts.
 """

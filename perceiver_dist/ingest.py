@@ -1,5 +1,6 @@
 """How fast samples are read and decoded, by the number of read tasks: what tells how many CPUs a run needs for it."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -100,6 +101,8 @@ class OneCpuNodes:
         """Start the head and connect to it."""
         from ray.cluster_utils import Cluster
 
+        # Ray would tell that `ray.init` now finds this cluster, before it is told to be quiet.
+        logging.getLogger("ray").setLevel(QUIET["logging_level"])
         self._cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
         self._nodes: list[Any] = []
         ray.init(address=self._cluster.address, **QUIET)

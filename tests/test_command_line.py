@@ -80,6 +80,7 @@ def test_the_command_line_goes_before_the_file(file: str):
     config = parse("--config", file, "--train.steps", "7", "--model.image.patch=4", "--optim.beta1", "0.5")
     assert (config.train.steps, config.model.image.patch, config.optim.beta1) == (7, 4, 0.5)
     assert (config.model.width, config.model.image.height) == (16, 8)
+    assert parse("--model.width", "32", "--config", file).model.width == 32
 
 
 def test_the_later_of_two_files_goes_before_the_earlier(file: str, tmp_path: Path):
@@ -98,6 +99,54 @@ def test_a_part_of_the_model_is_added_and_taken_away(file: str):
 
 def test_the_default_file_is_read_where_none_is_given(file: str):
     assert parse(default=file) == parse("--config", file)
+
+
+@pytest.mark.parametrize(
+    ("value", "arguments", "expected"),
+    [
+        ("null", "", 1),
+        ("0", "", 0),
+        ("null", "--train.gpus_per_worker 0", 0),
+        ("null", "--train.gpus_per_worker null", None),
+    ],
+)
+def test_what_a_file_leaves_open_the_environment_decides(
+    value: str,
+    arguments: str,
+    expected: int | None,
+    file: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    complete = tmp_path / "complete.yaml"
+    written = to_yaml(parse("--config", file))
+    assert "gpus_per_worker: null" in written
+    complete.write_text(written.replace("gpus_per_worker: null", f"gpus_per_worker: {value}"))
+    monkeypatch.setenv("PERCEIVER_TRAIN__GPUS_PER_WORKER", "1")
+    assert parse("--config", str(complete), *arguments.split()).train.gpus_per_worker == expected
+
+
+def test_auto_in_a_file_leaves_an_option_open_and_the_last_file_decides(
+    tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PERCEIVER_TRAIN__DEVICE", "cpu")
+    files = []
+    for device in ("auto", "cuda"):
+        (tmp_path / device).write_text(f"train: {{device: {device}}}\n")
+        files.append(f"--config={tmp_path / device}")
+    assert parse("--config", file, files[0]).train.device == "cpu"
+    assert parse("--config", file, *files).train.device == "cuda"
+    assert parse("--config", file, *reversed(files)).train.device == "cpu"
+
+
+def test_the_environment_brings_no_part_back_that_a_file_takes_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PERCEIVER_MODEL__AUDIO__SAMPLES", "4096")
+    without = CONFIG.replace("audio: {}", "audio: null").replace(
+        "modalities: [audio, image]", "modalities: [image]"
+    )
+    assert parse_text(without, tmp_path).model.audio is None
 
 
 def test_to_yaml_is_read_back_to_an_equal_configuration(file: str, tmp_path: Path):

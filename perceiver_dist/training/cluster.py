@@ -10,9 +10,11 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.exceptions import AuthenticationError
 from ray.util.placement_group import placement_group, remove_placement_group
 
@@ -89,6 +91,8 @@ def start_ray(cpus: int, dashboard: bool = False) -> None:
     Raises:
         UserError: There is no cluster at RAY_ADDRESS, or it does not let this process in.
     """
+    # One bad shard is reported in one line; Ray would print those found beside it.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS")
@@ -123,6 +127,26 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
 
 
+def check_is_kept(folder: str, option: str) -> None:
+    """Make sure that a folder does not go with the uploaded copy of a job's folder, in which this process runs.
+
+    Args:
+        folder: Path or URI.
+        option: Name of the option it came from, for the error.
+
+    Raises:
+        UserError: It is in that copy.
+    """
+    job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
+    uploaded = (job.get("runtime_env") or {}).get("working_dir", "local://")
+    # A folder that was on the nodes before is not Ray's to delete.
+    if not uploaded.startswith("local://") and Path(folder).is_relative_to(Path.cwd()):
+        raise UserError(
+            f"{option} is '{folder}', in the copy of your folder that each node has and Ray deletes after the job; "
+            "set it to a folder that all nodes share, or s3://... or gs://..."
+        )
+
+
 def wait_for_capacity(config: RunConfig, say: Callable[[str], None]) -> None:
     """Wait until the cluster has room for all workers and readers of a run at once, and make it grow if it can.
 
@@ -135,7 +159,12 @@ def wait_for_capacity(config: RunConfig, say: Callable[[str], None]) -> None:
     Raises:
         UserError: The cluster is too small, and no node is being added.
     """
-    workers: Bundle = {"CPU": config.train.cpus_per_worker, "GPU": float(gpus_per_worker(config))}
+    gpus = gpus_per_worker(config)
+    if _might_have_gpus(config) and not gpus:
+        say(
+            "training on CPUs, since the cluster has no GPUs now; if it can add some, set train.gpus_per_worker to 1"
+        )
+    workers: Bundle = {"CPU": config.train.cpus_per_worker, "GPU": float(gpus)}
     bundles = [{name: amount for name, amount in workers.items() if amount}] * config.train.least_workers
     bundles = [bundle for bundle in bundles if bundle] + [{"CPU": 1.0}] * readers_of(config)
     group = placement_group(bundles, strategy="PACK")
@@ -145,6 +174,12 @@ def wait_for_capacity(config: RunConfig, say: Callable[[str], None]) -> None:
             patience.look()
     finally:
         remove_placement_group(group)
+
+
+def _might_have_gpus(config: RunConfig) -> bool:
+    """Return whether nobody decided against GPUs, on a cluster that may grow; Ray does not tell by what."""
+    decided = config.train.device != "auto" or config.train.gpus_per_worker is not None
+    return "RAY_ADDRESS" in os.environ and not decided
 
 
 class _Patience:

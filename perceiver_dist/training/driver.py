@@ -32,6 +32,7 @@ from perceiver_dist.model.cost import parameter_count
 from perceiver_dist.progress import ProgressLine
 from perceiver_dist.tracking import RunStatus, absolute_tracking_uri
 from perceiver_dist.training.cluster import (
+    check_is_kept,
     cpus_of,
     device_type,
     gpus_per_worker,
@@ -110,9 +111,10 @@ def resolve(config: RunConfig) -> RunConfig:
         config: As the user gave it.
 
     Raises:
-        UserError: Storage is remote and no tracking URI is given.
+        UserError: Storage is remote and no tracking URI is given, or storage would be deleted after the job.
     """
     path = absolute_uri(config.storage.path)
+    check_is_kept(path, "storage.path")
     if "://" in path and config.tracking.uri is None:
         raise UserError(
             f"tracking.uri is null and storage.path is {path}: MLflow's default is a local SQLite file; "

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import time
@@ -33,12 +34,12 @@ class LaptopCluster:
     process: "subprocess.Popen[bytes]"
     environment: Mapping[str, str]
 
-    def submit(self, *command: str, wait: bool = True) -> "subprocess.Popen[str]":
-        """Start `ray job submit -- COMMAND`."""
-        options = [] if wait else ["--no-wait"]
+    def submit(self, *command: str, upload: Path | None = None) -> "subprocess.Popen[str]":
+        """Start `ray job submit -- COMMAND`, with `--working-dir .` in a folder to be uploaded."""
+        options = ["--working-dir", "."] if upload else []
         return subprocess.Popen(
             ["ray", "job", "submit", *options, "--", *command],
-            cwd=ROOT,
+            cwd=upload,
             env=dict(self.environment),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -80,9 +81,31 @@ class LaptopCluster:
         self.process.wait()
 
 
+def changed_copy(folder: Path, changes: Mapping[str, tuple[str, str]]) -> Path:
+    """Copy the project with a text replaced in some files, and with what must not be uploaded beside it."""
+    copy = folder / "changed"
+    shutil.copytree(
+        ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", "runs")
+    )
+    for file, (old, new) in changes.items():
+        text = (copy / file).read_text()
+        assert text.count(old) == 1, f"{file} is to have {old} once"
+        (copy / file).write_text(text.replace(old, new))
+    for left_behind in (".git", ".venv", "runs"):
+        (copy / left_behind).mkdir()
+        (copy / left_behind / "large").touch()
+        os.truncate(copy / left_behind / "large", 2**30)
+    return copy
+
+
 @contextmanager
 def laptop_cluster(folder: Path, **environment: str) -> Iterator[LaptopCluster]:
-    """Start the cluster with a token of its own; `environment` is added to its head's."""
+    """Start the cluster with a token of its own; `environment` is added to its head's.
+
+    It runs in a folder that has what the image has: jobs, and not the packages, which are installed.
+    """
+    for part in ("cluster", "jobs"):
+        shutil.copytree(ROOT / part, folder / "head" / part)
     token = folder / "auth_token"
     token.write_text(secrets.token_hex(32))
     shared = {
@@ -94,7 +117,7 @@ def laptop_cluster(folder: Path, **environment: str) -> Iterator[LaptopCluster]:
     with (folder / "cluster.txt").open("w") as output:
         process = subprocess.Popen(
             ["cluster/laptop.sh"],
-            cwd=ROOT,
+            cwd=folder / "head",
             env={**shared, **environment},
             stdout=output,
             stderr=output,

@@ -10,14 +10,23 @@ from typing import Any, NamedTuple
 import pytest
 import requests
 import small_run
-import yaml
-from laptop_cluster import METRICS, LaptopCluster, laptop_cluster, stop_job, wait_until
+import small_search
+from laptop_cluster import METRICS, LaptopCluster, changed_copy, laptop_cluster, stop_job, wait_until
 
 from perceiver_dist.command_line import to_yaml
+from perceiver_dist.search.config import SearchConfig
 from perceiver_dist.training.gauges import GAUGES
 from perceiver_dist.training.run_folder import newest_step
 
 LITERAL = ("python", "jobs/train_multimodal.py")
+
+
+CHANGES = {
+    "perceiver_dist/training/driver.py": (": preparing data", ": preparing data as uploaded"),
+    "pipelines/units.py": ('f"{sample.shard}/{sample.key}"', 'f"uploaded {sample.key}"'),
+}
+"""What a process says that runs the uploaded code and not the installed one: the driver, and a task on another node."""
+MOST_TO_UPLOAD = 32 * 2**20
 
 
 class Site(NamedTuple):
@@ -33,10 +42,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site")
     small_run.write_data(folder / "data")
     config = small_run.small_config(folder / "data", folder / "runs", "undisturbed")
-    options = yaml.safe_load(to_yaml(config))
-    # Left to the cluster's environment, which says GPUs; a file would say otherwise.
-    del options["train"]["device"], options["train"]["gpus_per_worker"]
-    (folder / "config.yaml").write_text(yaml.safe_dump(options))
+    # Complete as a run's own file, so that it leaves it to the cluster's environment whether there are GPUs.
+    (folder / "config.yaml").write_text(to_yaml(config))
     with laptop_cluster(folder, PERCEIVER_CONFIG=str(folder / "config.yaml")) as cluster:
         yield Site(cluster, folder / "runs")
 
@@ -92,6 +99,56 @@ def test_prometheus_is_told_how_training_goes(undisturbed: dict[str, Any]) -> No
     on_cpu = {gauge for gauge, _ in GAUGES.values()} - {"perceiver_gpu_memory_bytes"}
     assert undisturbed["gauges"].keys() == on_cpu
     assert undisturbed["gauges"]["perceiver_samples_per_second"] > 0
+
+
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A changed copy of the project, in which jobs are submitted."""
+    return changed_copy(tmp_path_factory.mktemp("changed"), CHANGES)
+
+
+def test_code_that_is_uploaded_runs_in_place_of_the_installed_one(site: Site, changed: Path) -> None:
+    options = ("--storage.run_name", "uploaded", "--train.steps", "4")
+    job = site.cluster.submit(*LITERAL, *options, upload=changed)
+    log, _ = job.communicate()
+    assert job.returncode == 0, log
+    assert "run uploaded: preparing data as uploaded" in log
+    units = [unit for step in samples(site, "uploaded").values() for unit in step.values()]
+    assert units
+    assert all(key.startswith("uploaded ") for unit in units for key in unit)
+
+
+def test_an_upload_is_small(site: Site, changed: Path) -> None:
+    job = site.cluster.submit("du", "--apparent-size", "--block-size=1", "--summarize", ".", upload=changed)
+    log, _ = job.communicate()
+    size = re.search(r"^(\d+)\t\.$", log, re.MULTILINE)
+    assert size, log
+    assert 2**20 < int(size[1]) < MOST_TO_UPLOAD
+
+
+@pytest.mark.long
+def test_a_search_makes_the_cluster_grow_for_two_trials_at_once(site: Site) -> None:
+    search = SearchConfig(
+        space={"model.latents": [4, 8]},
+        trials=2,
+        sampler="grid",
+        baseline=False,
+        scheduler="none",
+        max_concurrent=2,
+        name="growing",
+    )
+    config = small_search.search_config(site.storage.parent / "data", site.storage, search)
+    (site.storage.parent / "search.yaml").write_text(to_yaml(config))
+    wait_until(lambda: site.cluster.nodes() == 1)
+    job = site.cluster.submit(
+        "python", "jobs/tune_perceiver.py", "--config", f"{site.storage.parent}/search.yaml"
+    )
+    # A trial takes 1 GPU and 3.5 CPUs, of which a node has 1 and 3: one trial fits on two nodes, two need three.
+    wait_until(lambda: site.cluster.nodes() == 1 + 3)
+    log, _ = job.communicate()
+    assert job.returncode == 0, log
+    assert [trial["state"] for trial in small_search.trials(site.storage / "growing")] == ["completed"] * 2
+    wait_until(lambda: site.cluster.nodes() == 1)
 
 
 @pytest.mark.long

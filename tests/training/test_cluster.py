@@ -1,15 +1,19 @@
 """A run and its cluster: what it waits for, what it says meanwhile, and when it gives up."""
 
+import json
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import ray
 from ranks import CONFIG
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from perceiver_dist.config import RunConfig
+from perceiver_dist.config import RunConfig, StorageConfig
 from perceiver_dist.errors import UserError
 from perceiver_dist.training import cluster
+from perceiver_dist.training.driver import resolve
 
 
 def config_for(workers: int, **train: object) -> RunConfig:
@@ -77,6 +81,18 @@ def test_other_work_is_waited_for_in_words(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(("options", "hints"), [({}, 1), ({"device": "cpu"}, 0), ({"gpus_per_worker": 0}, 0)])
+def test_a_cluster_that_may_have_gpus_later_is_not_trained_on_without_a_word(
+    options: dict[str, object], hints: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    said: list[str] = []
+    cluster.wait_for_capacity(config_for(2, **options), said.append)
+    line = "training on CPUs, since the cluster has no GPUs now; if it can add some, set train.gpus_per_worker to 1"
+    assert said == [line] * hints
+
+
+@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize(
     ("options", "gpus", "device"),
     [
@@ -96,3 +112,26 @@ def test_an_address_without_a_cluster_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     with pytest.raises(UserError, match=r"RAY_ADDRESS is '127.0.0.1:9', where no cluster lets this job in"):
         cluster.start_ray(1)
+
+
+@pytest.mark.parametrize(
+    ("working_dir", "folder", "kept"),
+    [
+        ("gcs://_ray_pkg_1234.zip", "runs", False),
+        ("gcs://_ray_pkg_1234.zip", "../runs", True),
+        ("local:///opt/project", "runs", True),
+        (None, "runs", True),
+    ],
+)
+def test_runs_are_not_kept_where_ray_deletes_them(
+    working_dir: str | None, folder: str, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "copy").mkdir()
+    monkeypatch.chdir(tmp_path / "copy")
+    runtime_env = {"working_dir": working_dir} if working_dir else {}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": runtime_env}))
+    refused = pytest.raises(
+        UserError, match=r"storage.path is '.*/copy/runs', in the copy .* Ray deletes after the job"
+    )
+    with nullcontext() if kept else refused:
+        resolve(replace(CONFIG, storage=StorageConfig(path=folder)))
