@@ -1,13 +1,16 @@
 """What lies in a run's folder, and by which name."""
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from perceiver_dist.command_line import to_yaml
 from perceiver_dist.config import RunConfig
 from perceiver_dist.errors import UserError
 from pipelines.storage import join, read_text
@@ -18,6 +21,7 @@ METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
 MLFLOW_RUN_ID = "mlflow_run_id.txt"
 IDENTITY = "identity.txt"
+OUTBOX = "outbox.sqlite"
 _SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
@@ -30,6 +34,18 @@ def checkpoint_name(steps: int) -> str:
     return f"step-{steps:08d}"
 
 
+def outbox_file(folder: str) -> Path:
+    """Return where records of a run or search wait for MLflow: in its folder, or for a remote one on this machine.
+
+    Args:
+        folder: Path or URI of the run's or search's folder.
+    """
+    if "://" not in folder:
+        return Path(folder) / OUTBOX
+    name = hashlib.sha256(folder.encode()).hexdigest()[:16]
+    return Path.home() / ".cache" / "perceiver_dist" / f"outbox-{name}.sqlite"
+
+
 def newest_step(folder: str) -> int:
     """Return the step of the checkpoint that Ray Train restores next, 0 if there is none.
 
@@ -39,6 +55,18 @@ def newest_step(folder: str) -> int:
     snapshot = json.loads(read_text(join(folder, _SNAPSHOT)) or "{}")
     newest = snapshot.get("latest_checkpoint_result")
     return int(newest["checkpoint_dir_name"].rpartition("-")[2]) if newest else 0
+
+
+def finished_result(config: RunConfig, folder: str) -> dict[str, Any] | None:
+    """Return what result.json holds, if the run was completed and is started again as it was; else None.
+
+    Args:
+        config: The resolved configuration of this start.
+        folder: Path or URI of the run's folder.
+    """
+    result = json.loads(read_text(join(folder, RESULT)) or "{}")
+    done = result.get("exit") == "completed" and newest_step(folder) == config.last_step
+    return result if done and read_text(join(folder, CONFIG)) == to_yaml(config) else None
 
 
 def first_step(config: RunConfig, folder: str) -> int:
