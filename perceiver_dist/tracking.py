@@ -136,7 +136,9 @@ class MlflowLog:
         try:
             content = path.read_bytes()
         except OSError as failure:
-            _log.warning("tracking: %s cannot be read (%s); training goes on without it", path, failure.strerror)
+            _log.warning(
+                "tracking: %s cannot be read (%s); training goes on without it", path, failure.strerror
+            )
             return
         self._delivery.put(self.run_id, "file", content, path.name)
 

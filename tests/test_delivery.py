@@ -2,10 +2,12 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -23,16 +25,24 @@ from perceiver_dist.tracking import MlflowLog, new_identity
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedMlflow]:
-    with ServedMlflow(tmp_path_factory.mktemp("served")) as served:
-        yield served
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedMlflow]:
+    with ServedMlflow(tmp_path_factory.mktemp("served")) as server:
+        yield server
+
+
+@pytest.fixture
+def server(served: ServedMlflow) -> Iterator[ServedMlflow]:
+    """The module's server, which answers again after each test."""
+    yield served
+    served.go_on()
 
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Find out in a moment that a server is away, and that it is back."""
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    """Find out in a moment that a server is back."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(delivery_module, "SECONDS_WITHOUT_PROGRESS", 60.0)
     monkeypatch.setattr(delivery_module, "_FIRST_PAUSE_SECONDS", 0.1)
     monkeypatch.setattr(delivery_module, "_LONGEST_PAUSE_SECONDS", 0.2)
 
@@ -94,7 +104,7 @@ def test_a_log_is_closed_and_opened_again_while_the_server_is_dead(
     again.text("result.json", "{}")
     server.start()
     again.close("FINISHED")
-    monkeypatch.setattr(delivery_module, "SECONDS_WITHOUT_PROGRESS", 30.0)
+    monkeypatch.setattr(delivery_module, "SECONDS_WITHOUT_PROGRESS", 60.0)
     assert delivery.close() == 0
     assert loss_steps(server, log.run_id) == expected(3)
     assert files_of(server, log.run_id) == ["result.json"]
@@ -115,7 +125,8 @@ for step in range(50):
     log.metrics(step, {{"loss": step / 8}})
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    subprocess.run([sys.executable, "-c", code], check=False, stderr=subprocess.DEVNULL)
+    environment = {**os.environ, "MLFLOW_HTTP_REQUEST_TIMEOUT": "1"}  # to learn that nobody answers
+    subprocess.run([sys.executable, "-c", code], env=environment, check=False, stderr=subprocess.DEVNULL)
     server.go_on()
     assert Delivery(server.address, tmp_path / "outbox.sqlite").close() == 0
     assert loss_steps(server, run_id) == expected(50)
@@ -178,7 +189,9 @@ def test_a_wrong_value_costs_itself_only(server: ServedMlflow, tmp_path: Path) -
 
 def test_a_damaged_outbox_is_named(tmp_path: Path) -> None:
     (tmp_path / "outbox.sqlite").write_bytes(b"not a database" * 100)
-    with pytest.raises(UserError, match=r"outbox.sqlite, where records wait for MLflow, cannot be opened \(file"):
+    with pytest.raises(
+        UserError, match=r"outbox.sqlite, where records wait for MLflow, cannot be opened \(file"
+    ):
         Outbox(tmp_path / "outbox.sqlite")
 
 
@@ -218,7 +231,7 @@ def test_requests_keep_the_order_and_the_limit(made: list[tuple[str, str, int]])
         if len(request) > 1:
             assert {record.kind for record in request} == {"metrics"}
             assert sum(len(json.loads(record.content)) for record in request) <= MAX_METRICS_PER_BATCH
-    for one, other in zip(requests, requests[1:], strict=False):
+    for one, other in pairwise(requests):
         if {record.kind for record in one + other} == {"metrics"} and one[0].run_id == other[0].run_id:
             together = [*one, other[0]]
             assert sum(len(json.loads(record.content)) for record in together) > MAX_METRICS_PER_BATCH

@@ -69,7 +69,9 @@ def test_a_run_keeps_its_name_parameters_tags_metrics_and_status(store: str, tmp
     assert (loss.step, loss.value) == (3, 1.5)
 
 
-def test_a_resumed_run_is_running_again_and_repeats_the_steps_after_the_checkpoint(store: str, tmp_path: Path) -> None:
+def test_a_resumed_run_is_running_again_and_repeats_the_steps_after_the_checkpoint(
+    store: str, tmp_path: Path
+) -> None:
     first = OpenLog(store, tmp_path)
     for step in (1, 2, 3):
         first.metrics(step, {"loss": float(step)})
