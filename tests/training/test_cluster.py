@@ -1,5 +1,9 @@
 """A run and its cluster: what it waits for, what it says meanwhile, and when it gives up."""
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -96,3 +100,24 @@ def test_an_address_without_a_cluster_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     with pytest.raises(UserError, match=r"RAY_ADDRESS is '127.0.0.1:9', where no cluster lets this job in"):
         cluster.start_ray(1)
+
+
+def test_a_ray_started_here_listens_on_this_machine_only() -> None:
+    code = """
+import json, psutil
+from perceiver_dist.training.cluster import start_ray
+start_ray(2, dashboard=True)
+processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+listening = [
+    connection.laddr.ip
+    for process in processes
+    for connection in process.net_connections("inet")
+    if connection.status == psutil.CONN_LISTEN
+]
+print(json.dumps(sorted(set(listening))))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert set(json.loads(found.stdout.splitlines()[-1])) == {"127.0.0.1", "::ffff:127.0.0.1"}
