@@ -5,9 +5,10 @@ reference page docs/configuration.md is generated from them. `model` is document
 `sources` and `data` in pipelines/source.py.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from perceiver_dist.credentials import refuse_credentials
 from perceiver_dist.errors import UserError
 from perceiver_dist.model.config import ModelConfig
 from pipelines.source import DataConfig, SourceConfig
@@ -259,9 +260,10 @@ class RunConfig:
         """Check what concerns several parts.
 
         Raises:
-            UserError: No source, two sources with one name, a weight that is not positive, or a source with a
-                modality that the model has no input for.
+            UserError: A password or key in an option, no source, two sources with one name, a weight that is not
+                positive, or a source with a modality that the model has no input for.
         """
+        refuse_credentials(asdict(self))
         if not self.sources:
             raise UserError("sources is empty: name at least one source to train on")
         names = [source.name for source in self.sources]

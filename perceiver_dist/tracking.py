@@ -1,61 +1,47 @@
 """One MLflow run, written through the client so that no global state decides where numbers go.
 
-Training must not end because a log could not be written: once a run is open, a server that is away, a full disk
-or a locked database costs the values of that call and one warning per kind of call. What only a person can mend
-(an address nobody serves, a deleted experiment, a run that is not there) is a `UserError` when the run is opened.
+Training must neither end nor wait because a log could not be written: once a run is open, everything goes to an outbox
+on disk (`perceiver_dist.outbox`) and from there to MLflow (`perceiver_dist.delivery`). What only a person can mend (an
+address nobody serves, a deleted experiment, a run that is not there) is a `UserError` when the run is first opened.
 
 A training that restarts from the checkpoint of step s goes on in the same run and logs the steps after s again.
 MLflow keeps both values of such a step; the newer one has the later timestamp, and the UI draws both.
 """
 
-import fcntl
+import json
 import logging
-import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-# MLflow reads these when it is imported or first used; a value the user has set wins. Left alone it reports usage
-# to its makers, and repeats a failed request for minutes, in which training would stand still.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+from perceiver_dist.delivery import (
+    Delivery,
+    RunStatus,
+    first_line,
+    is_refusal,
+    local_database,
+    one_process_at_a_time,
+)
+from perceiver_dist.errors import UserError
+from perceiver_dist.machine_load import MachineLoad, load_steps
 
-from mlflow.entities import Metric, Param, RunTag
+# isort: split
+# The modules above say to MLflow how long it may take, before it is imported.
+from mlflow.entities import Param
 from mlflow.exceptions import MlflowException
-from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAM_VAL_LENGTH, MAX_PARAMS_TAGS_PER_BATCH
 from sqlalchemy.exc import SQLAlchemyError
 
-from perceiver_dist.errors import UserError
-
-_SQLITE = "sqlite:///"
 _IDENTITY = "identity"
 _LOGGING_FAILURES = (MlflowException, OSError, SQLAlchemyError)
 _log = logging.getLogger(__name__)
 
-RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
-
-def absolute_tracking_uri(tracking_uri: str) -> str:
-    """Make a local tracking address mean the same file in every process.
-
-    Ray starts workers in other folders than the driver's, where a relative SQLite path is another file. The driver
-    calls this before it hands the address on.
-
-    Args:
-        tracking_uri: What the user gave: `sqlite:///runs/mlflow.db`, `http://host:5000`, ...
-
-    Returns:
-        The same address, with a SQLite path made absolute from the current folder.
-    """
-    if not tracking_uri.startswith(_SQLITE):
-        return tracking_uri
-    return _SQLITE + str(Path(tracking_uri.removeprefix(_SQLITE)).absolute())
+class AwayAtOpeningError(UserError):
+    """No run can be opened now; MLflow does not answer, or answers that it is not well."""
 
 
 def new_identity() -> str:
@@ -68,7 +54,7 @@ class MlflowLog:
 
     def __init__(
         self,
-        tracking_uri: str,
+        delivery: Delivery,
         experiment: str,
         run_name: str,
         run_id: str | None,
@@ -83,11 +69,11 @@ class MlflowLog:
         the same call finds the run that nobody knows the id of, instead of leaving it open for ever.
 
         Args:
-            tracking_uri: Where MLflow keeps its records: `sqlite:///path/mlflow.db` on one machine, the address of
-                an `mlflow server` for several. A SQLite file and its folder are made when missing.
+            delivery: Brings records to where MLflow keeps them: a SQLite file on one machine, which is made when
+                missing, or an `mlflow server` for several.
             experiment: Name of the experiment, made when missing; several processes may do so at once.
             run_name: Name of a new run in the UI.
-            run_id: The run to go on with, or None for a new one.
+            run_id: The run to go on with, or None for a new one. It goes on while MLflow is away, too.
             parameters: Name and value of what the run was configured with. Values beyond MLflow's 6,000
                 characters are cut. Written once: a run that goes on keeps its first parameters.
             tags: Name and value of what a new run is to be found by.
@@ -95,35 +81,30 @@ class MlflowLog:
             system_metrics: Whether to record this machine's load as well.
 
         Raises:
-            UserError: No records can be kept at `tracking_uri`, the experiment was deleted, or there is no run
-                `run_id`.
+            AwayAtOpeningError: A new run cannot be opened now.
+            UserError: A new run can never be opened there (the experiment was deleted, no such address), or there is
+                no run `run_id`.
         """
-        _quiet_mlflow()
-        self._tracking_uri = absolute_tracking_uri(tracking_uri)
-        self._warned: set[str] = set()
+        self._delivery = delivery
+        self._tracking_uri = delivery.tracking_uri
+        self._load_steps = 0
         try:
-            with _one_process_at_a_time(self._tracking_uri):
+            with one_process_at_a_time(self._tracking_uri):
                 self._client = MlflowClient(self._tracking_uri)
                 if run_id is None:
                     self.run_id = self._new_run(experiment, run_name, {**tags, _IDENTITY: identity})
                     self._write_parameters(parameters)
                 else:
                     self.run_id = run_id
-                    self._client.update_run(run_id, status="RUNNING")
+                    self._load_steps = load_steps(self._client.get_run(run_id))
         except _LOGGING_FAILURES as failure:
-            if run_id is None or _is_missing(failure):
-                raise UserError(
-                    f"tracking: cannot {'open a run' if run_id is None else f'go on with run {run_id}'} at "
-                    f"{self._tracking_uri}: {_first_line(failure)}; check tracking.uri and its server"
-                ) from failure
-            self._warn("going on with the run", failure)
-        self._system_metrics: Any = None
+            self._must_open(run_id, failure)
+        if run_id is not None:
+            self._put_status("RUNNING")
+        self._load: MachineLoad | None = None
         if system_metrics:
-            monitor_class: Any = SystemMetricsMonitor  # MLflow leaves it without types
-            self._system_metrics = monitor_class(
-                self.run_id, resume_logging=run_id is not None, tracking_uri=self._tracking_uri
-            )
-            self._system_metrics.start()
+            self._load = MachineLoad(self.run_id, self._tracking_uri, self._record_load)
+            self._load.start()
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Log numbers of one optimizer step.
@@ -133,12 +114,10 @@ class MlflowLog:
             values: Name, such as `fashion/loss`, and value; NaN and infinities are kept.
         """
         now_ms = int(time.time() * 1000)
-        entities = [Metric(name, float(value), now_ms, step) for name, value in values.items()]
-        try:
-            for first in range(0, len(entities), MAX_METRICS_PER_BATCH):
-                self._client.log_batch(self.run_id, metrics=entities[first : first + MAX_METRICS_PER_BATCH])
-        except _LOGGING_FAILURES as failure:
-            self._warn("logging metrics", failure)
+        entries = [(name, float(value), now_ms, step) for name, value in values.items()]
+        for first in range(0, len(entries), MAX_METRICS_PER_BATCH):
+            part = entries[first : first + MAX_METRICS_PER_BATCH]
+            self._delivery.put(self.run_id, "metrics", json.dumps(part).encode())
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Set what the run is to be found by.
@@ -146,22 +125,22 @@ class MlflowLog:
         Args:
             values: Name and value; a tag that is there already gets the new value.
         """
-        entities = [RunTag(name, value) for name, value in values.items()]
-        try:
-            self._client.log_batch(self.run_id, tags=entities)
-        except _LOGGING_FAILURES as failure:
-            self._warn("setting tags", failure)
+        self._delivery.put(self.run_id, "tags", json.dumps(dict(values)).encode())
 
     def artifact(self, path: Path) -> None:
         """Copy a file into the run.
 
         Args:
-            path: A local file; it keeps its name.
+            path: A local file; it keeps its name, and may be gone when this returns.
         """
         try:
-            self._client.log_artifact(self.run_id, str(path))
-        except _LOGGING_FAILURES as failure:
-            self._warn("storing a file", failure)
+            content = path.read_bytes()
+        except OSError as failure:
+            _log.warning(
+                "tracking: %s cannot be read (%s); training goes on without it", path, failure.strerror
+            )
+            return
+        self._delivery.put(self.run_id, "file", content, path.name)
 
     def text(self, name: str, content: str) -> None:
         """Store text as a file of the run.
@@ -170,35 +149,55 @@ class MlflowLog:
             name: File name in the run, such as `config.yaml`.
             content: What the file holds.
         """
-        try:
-            self._client.log_text(self.run_id, content, name)
-        except _LOGGING_FAILURES as failure:
-            self._warn("storing text", failure)
+        self._delivery.put(self.run_id, "file", content.encode(), name)
 
     def dictionary(self, name: str, content: Mapping[str, Any]) -> None:
-        """Store a mapping as a JSON or YAML file of the run.
+        """Store a mapping as a JSON file of the run.
 
         Args:
-            name: File name in the run; `.json`, `.yaml` or `.yml` decides the format.
-            content: Values that the format can hold.
+            name: File name in the run.
+            content: Values that JSON can hold.
         """
-        try:
-            self._client.log_dict(self.run_id, dict(content), name)
-        except _LOGGING_FAILURES as failure:
-            self._warn("storing a mapping", failure)
+        self.text(name, json.dumps(dict(content), indent=2))
 
     def close(self, status: RunStatus) -> None:
         """End the run: stop recording the machine's load and set how the run went.
 
+        Whoever opened the delivery closes it afterwards.
+
         Args:
             status: `FINISHED`, `FAILED` (an error) or `KILLED` (preempted or interrupted).
         """
-        if self._system_metrics:
-            self._system_metrics.finish()
-        try:
-            self._client.set_terminated(self.run_id, status)
-        except _LOGGING_FAILURES as failure:
-            self._warn("closing the run", failure)
+        if self._load:
+            self._load.finish()
+        self._put_status(status)
+
+    def _put_status(self, status: RunStatus) -> None:
+        # With the time, since a run ends when it ends and not when MLflow is back.
+        self._delivery.put(self.run_id, "status", json.dumps([status, int(time.time() * 1000)]).encode())
+
+    def _record_load(self, values: Mapping[str, float]) -> None:
+        self.metrics(self._delivery.next_load_step(self.run_id, self._load_steps), values)
+
+    def _must_open(self, run_id: str | None, failure: Exception) -> None:
+        """Pass over that MLflow is away, if the run is there already.
+
+        Raises:
+            UserError: The run cannot be opened.
+        """
+        refused = is_refusal(failure)
+        if run_id is not None and not refused:
+            _log.warning(
+                "tracking: MLflow at %s is away (%s); the run goes on, and its records wait on disk",
+                self._tracking_uri,
+                first_line(failure),
+            )
+            return
+        kind = UserError if refused else AwayAtOpeningError
+        raise kind(
+            f"tracking: cannot {'open a run' if run_id is None else f'go on with run {run_id}'} at "
+            f"{self._tracking_uri}: {first_line(failure)}; check tracking.uri and its server"
+        ) from failure
 
     def _new_run(self, experiment: str, run_name: str, tags: Mapping[str, str]) -> str:
         experiment_id = self._experiment_id(experiment)
@@ -228,50 +227,12 @@ class MlflowLog:
         for first in range(0, len(entities), MAX_PARAMS_TAGS_PER_BATCH):
             self._client.log_batch(self.run_id, params=entities[first : first + MAX_PARAMS_TAGS_PER_BATCH])
 
-    def _warn(self, doing: str, failure: Exception) -> None:
-        if doing in self._warned:
-            return
-        self._warned.add(doing)
-        _log.warning(
-            "tracking: %s at %s failed: %s; training goes on without it, and this is said once",
-            doing,
-            self._tracking_uri,
-            _first_line(failure),
-        )
-
-
-def _quiet_mlflow() -> None:
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-
-
-@contextmanager
-def _one_process_at_a_time(tracking_uri: str) -> Iterator[None]:
-    """Hold a lock beside a local database: two processes that lay out a new one at once leave it half made."""
-    if not tracking_uri.startswith(_SQLITE):
-        yield
-        return
-    database = Path(tracking_uri.removeprefix(_SQLITE))
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with database.with_name(f"{database.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
 
 def _artifact_folder(tracking_uri: str) -> str | None:
     """Beside a local database, where MLflow would take the current folder; a server decides for itself."""
-    if not tracking_uri.startswith(_SQLITE):
-        return None
-    return (Path(tracking_uri.removeprefix(_SQLITE)).parent / "mlflow_artifacts").as_uri()
-
-
-def _is_missing(failure: Exception) -> bool:
-    return isinstance(failure, MlflowException) and failure.error_code == "RESOURCE_DOES_NOT_EXIST"
+    database = local_database(tracking_uri)
+    return None if database is None else (database.parent / "mlflow_artifacts").as_uri()
 
 
 def _cut(value: str) -> str:
     return value if len(value) <= MAX_PARAM_VAL_LENGTH else value[: MAX_PARAM_VAL_LENGTH - 1] + "…"
-
-
-def _first_line(failure: Exception) -> str:
-    return str(failure).splitlines()[0] if str(failure) else type(failure).__name__

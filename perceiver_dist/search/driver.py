@@ -74,13 +74,20 @@ def run_search(config: SearchRunConfig, console: Console, promote: str | None = 
     record.options = asdict(config.search)
     record.save(join(folder, RECORD))
     candidates = Candidates(config.search, config.training, device)
-    tracking = SearchTracking(config, record)
+    tracking = SearchTracking(config, record, folder)
     if left:
         _run(config, record, candidates, folder, tracking, console)
     best = record.best
     best_yaml = to_yaml(replace(candidates.training_of(best.values), storage=config.storage)) if best else ""
-    _finish(record, config, best_yaml, folder, tracking)
+    waiting = _finish(record, config, best_yaml, folder, tracking)
     console.print(final_table(record))
+    if waiting:
+        console.print(
+            f"MLflow at {config.tracking.uri} is away: {waiting} records wait on disk; the same command delivers "
+            "them when it is back",
+            markup=False,
+            soft_wrap=True,
+        )
     if is_interrupted(record):
         console.print("interrupted: the same command goes on with the search", markup=False)
     if model_name:
@@ -162,8 +169,8 @@ def _run(
 
 def _finish(
     record: SearchRecord, config: SearchRunConfig, best_yaml: str, folder: str, tracking: SearchTracking
-) -> None:
-    """Write what came out, to the search's folder and to its MLflow run."""
+) -> int:
+    """Write what came out, to the search's folder and to its MLflow run; return how many records MLflow lacks."""
     record.save(join(folder, RECORD))
     with tempfile.TemporaryDirectory() as scratch:
         local = Path(scratch)
@@ -174,7 +181,9 @@ def _finish(
         for file in files:
             copy_file(str(file), join(folder, file.name))
         record.save(str(local / RECORD))
-        tracking.close(record, [*files, local / RECORD], "KILLED" if is_interrupted(record) else "FINISHED")
+        return tracking.close(
+            record, [*files, local / RECORD], "KILLED" if is_interrupted(record) else "FINISHED"
+        )
 
 
 def _comparable(tree: Mapping[str, Any]) -> dict[str, str]:

@@ -4,6 +4,8 @@ The trial's own tracker goes on in the child run, as after any restart. So a tri
 run is on record too, and the run of a trial that is killed is closed by somebody who is alive.
 """
 
+import logging
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,13 +13,18 @@ from pathlib import Path
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from perceiver_dist.config import RunConfig
+from perceiver_dist.delivery import Delivery, RunStatus
 from perceiver_dist.search.config import SearchRunConfig
 from perceiver_dist.search.record import SearchRecord, Trial
-from perceiver_dist.tracking import MlflowLog, RunStatus
-from perceiver_dist.training.run_folder import MLFLOW_RUN_ID
+from perceiver_dist.tracking import AwayAtOpeningError, MlflowLog
+from perceiver_dist.training.run_folder import MLFLOW_RUN_ID, outbox_file
 from perceiver_dist.training.tracker import flatten, to_plain
 from pipelines.storage import join, write_text
 
+_PATIENCE_SECONDS = 600.0
+"""How long a search waits for MLflow to open a trial's run; a server is updated or restarted in less."""
+_SECONDS_BETWEEN_TRIES = 5.0
+_log = logging.getLogger(__name__)
 _STATUS: dict[str, RunStatus] = {"completed": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 
@@ -27,14 +34,17 @@ class SearchTracking:
     Args:
         config: The search's resolved configuration.
         record: Holds the id of the search's run if it goes on; it is set if not. A new one must have been saved.
+        folder: Path or URI of the search's folder.
     """
 
-    def __init__(self, config: SearchRunConfig, record: SearchRecord) -> None:
+    def __init__(self, config: SearchRunConfig, record: SearchRecord, folder: str) -> None:
         self._config = config
         self._identity = record.identity
         self._logs: dict[int, MlflowLog] = {}
+        self._folders: dict[int, str] = {}
+        self._delivery = Delivery(config.tracking.uri or "", outbox_file(folder))
         self._parent = MlflowLog(
-            config.tracking.uri or "",
+            self._delivery,
             config.tracking.experiment,
             config.search.name,
             record.mlflow_run_id or None,
@@ -52,10 +62,32 @@ class SearchTracking:
             trial: The trial; its run's id is set.
             training: Its configuration.
             folder: Path or URI of its folder.
+
+        Raises:
+            AwayAtOpeningError: MLflow was away for too long.
         """
+        self._folders[trial.number] = folder
+        away_since, said = time.monotonic(), False
+        while True:
+            try:
+                self._logs[trial.number] = self._new_log(trial, training)
+                break
+            except AwayAtOpeningError as away:
+                # Decisions do not depend on pace, so the search may wait, and trials that run go on meanwhile.
+                if time.monotonic() - away_since > _PATIENCE_SECONDS:
+                    raise
+                if not said:
+                    said = True
+                    _log.warning("%s waits to be started: %s", trial.name, away)
+                time.sleep(_SECONDS_BETWEEN_TRIES)
+        trial.mlflow_run_id = self._logs[trial.number].run_id
+        self._logs[trial.number].tags({"state": "running"})
+        write_text(join(folder, MLFLOW_RUN_ID), trial.mlflow_run_id)
+
+    def _new_log(self, trial: Trial, training: RunConfig) -> MlflowLog:
         cost = {f"cost.{name}": f"{value:g}" for name, value in asdict(trial.cost).items()}
-        self._logs[trial.number] = MlflowLog(
-            self._config.tracking.uri or "",
+        return MlflowLog(
+            self._delivery,
             self._config.tracking.experiment,
             trial.name,
             trial.mlflow_run_id or None,
@@ -70,9 +102,6 @@ class SearchTracking:
             f"{self._identity}-{trial.name}",
             system_metrics=False,
         )
-        trial.mlflow_run_id = self._logs[trial.number].run_id
-        self._logs[trial.number].tags({"state": "running"})
-        write_text(join(folder, MLFLOW_RUN_ID), trial.mlflow_run_id)
 
     def evaluated(self, trial: Trial) -> None:
         """Log a trial's newest evaluation.
@@ -91,6 +120,7 @@ class SearchTracking:
             trial: The trial; it has ended.
         """
         log = self._logs.pop(trial.number)
+        self._delivery.take_over(outbox_file(self._folders.pop(trial.number)))
         values = {"seconds": trial.seconds, "samples": float(trial.samples), **asdict(trial.cost)}
         log.metrics(trial.step, {f"cost/{name}": float(value) for name, value in values.items()})
         log.tags({"state": trial.state, "reason": trial.reason})
@@ -112,13 +142,16 @@ class SearchTracking:
         flops = sum(trial.training_flops for trial in record.trials)
         self._parent.metrics(ended, {**values, **scores, "training_flops": flops})
 
-    def close(self, record: SearchRecord, files: Iterable[Path], status: RunStatus) -> None:
+    def close(self, record: SearchRecord, files: Iterable[Path], status: RunStatus) -> int:
         """Leave the summary with the search's run, and close it.
 
         Args:
             record: The search.
             files: Report, figures and best.yaml.
             status: How the search ended.
+
+        Returns:
+            How many records wait for MLflow, which was away.
         """
         for file in files:
             self._parent.artifact(file)
@@ -129,3 +162,4 @@ class SearchTracking:
         for log in self._logs.values():
             log.close("KILLED")
         self._parent.close(status)
+        return self._delivery.close()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.exceptions import AuthenticationError
 from ray.util.placement_group import placement_group, remove_placement_group
@@ -25,6 +26,8 @@ _PATIENCE_SECONDS = 45.0
 """How long a cluster that is too small may do nothing about it; autoscalers look every 5 seconds."""
 _CONNECT_SECONDS = 10.0
 _SECONDS_BETWEEN_LOOKS = 2.0
+_LOOPBACK = "127.0.0.1"
+"""A Ray whose node has this address listens on it alone; with any other one it does on all of the machine's."""
 _SECONDS_BETWEEN_LINES = 60.0
 
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -82,7 +85,7 @@ def start_ray(cpus: int, dashboard: bool = False) -> None:
     """Connect to the cluster that RAY_ADDRESS names, or start Ray in this process.
 
     A Ray started here has as many CPUs as are needed, even on a machine with fewer cores: they are Ray's units of
-    scheduling, and with too few no data would ever be read.
+    scheduling, and with too few no data would ever be read. It listens on loopback only.
 
     Args:
         cpus: CPUs that are needed.
@@ -108,10 +111,13 @@ def start_ray(cpus: int, dashboard: bool = False) -> None:
         return
     # A run has some 12 processes whatever the number of cores; Ray warns on the screen at 4 times this number.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
+    # Else Ray takes the machine's own address in place of the loopback one, for nodes of other machines to join.
+    ray_constants.ENABLE_RAY_CLUSTER = False
     ray.init(
         address="local",
         num_cpus=max(os.cpu_count() or 1, cpus),
         include_dashboard=dashboard,
+        _node_ip_address=_LOOPBACK,
         **QUIET,
     )
 

@@ -69,6 +69,23 @@ def _restart_line(news: News, workers_before: int) -> str:
     return f"workers were lost: {news.world_size} go on from step {news.started_from}"
 
 
+def show_waiting(waiting: int, config: RunConfig, console: Console) -> None:
+    """Say that MLflow does not have everything, if it is so.
+
+    Args:
+        waiting: Records that MLflow has not taken.
+        config: The resolved configuration.
+        console: Where to print.
+    """
+    if waiting:
+        console.print(
+            f"MLflow at {config.tracking.uri} is away: {waiting} records wait on disk; "
+            f"--storage.run_name {config.storage.run_name} delivers them when it is back, without training again",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
 def show_result(result: dict[str, Any], config: RunConfig, folder: str, console: Console) -> None:
     """Print a finished run's table of metrics and where everything is.
 

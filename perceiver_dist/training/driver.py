@@ -27,10 +27,10 @@ from rich.console import Console
 
 from perceiver_dist.command_line import to_yaml
 from perceiver_dist.config import RunConfig, WorkerRange
+from perceiver_dist.delivery import Delivery, RunStatus, absolute_tracking_uri
 from perceiver_dist.errors import UserError
 from perceiver_dist.model.cost import parameter_count
 from perceiver_dist.progress import ProgressLine
-from perceiver_dist.tracking import RunStatus, absolute_tracking_uri
 from perceiver_dist.training.cluster import (
     check_is_kept,
     cpus_of,
@@ -39,7 +39,7 @@ from perceiver_dist.training.cluster import (
     start_ray,
     wait_for_capacity,
 )
-from perceiver_dist.training.console import news_on, show_result
+from perceiver_dist.training.console import news_on, show_result, show_waiting
 from perceiver_dist.training.datasets import SourceData, index_sources, list_shards, make_datasets
 from perceiver_dist.training.news import News
 from perceiver_dist.training.preemption import sigterm_is_a_notice
@@ -49,7 +49,9 @@ from perceiver_dist.training.run_folder import (
     check_continues,
     check_start,
     checkpoint_name,
+    finished_result,
     newest_step,
+    outbox_file,
     run_folder,
 )
 from perceiver_dist.training.tracker import Tracker
@@ -84,6 +86,12 @@ def run_training(
         )
         check_continues(config, folder)
         check_start(config, folder)
+        finished = finished_result(config, folder)
+        if finished:
+            waiting = Delivery(config.tracking.uri or "", outbox_file(folder)).close()
+            show_waiting(waiting, config, console)
+            show_result(finished, config, folder, console)
+            return finished
         shards = list_shards(config)
         start_ray(cpus_of(config))
         wait_for_capacity(config, line.message)
@@ -96,7 +104,8 @@ def run_training(
         outcome = _fit(config, data, tracker, news_on(line, tracker, config.last_step, on_news))
     news: News = ray.get(tracker.news.remote())
     result = _result(config, outcome, news, run_id, folder)
-    ray.get(tracker.close.remote(_MLFLOW_STATUS[outcome.exit], result))
+    waiting = ray.get(tracker.close.remote(_MLFLOW_STATUS[outcome.exit], result))
+    show_waiting(waiting, config, console)
     if news.user_error:
         raise UserError(news.user_error)
     write_text(join(folder, RESULT), json.dumps(result, indent=1) + "\n")

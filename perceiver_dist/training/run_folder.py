@@ -1,12 +1,16 @@
 """What lies in a run's folder, and by which name."""
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from perceiver_dist.command_line import to_yaml
 from perceiver_dist.config import RunConfig
 from perceiver_dist.errors import UserError
 from perceiver_dist.training.manifest import MANIFEST, read_manifest
@@ -19,6 +23,7 @@ SAMPLES = "samples.jsonl"
 QUARANTINE = "quarantine.jsonl"
 MLFLOW_RUN_ID = "mlflow_run_id.txt"
 IDENTITY = "identity.txt"
+OUTBOX = "outbox.sqlite"
 _CHECKPOINT = re.compile(r"step-(\d{8})")
 
 
@@ -38,6 +43,30 @@ def checkpoint_name(steps: int) -> str:
         steps: Steps taken.
     """
     return f"step-{steps:08d}"
+
+
+def outbox_file(folder: str) -> Path:
+    """Return where records of a run or search wait for MLflow: in its folder, or for a remote one on this machine.
+
+    Args:
+        folder: Path or URI of the run's or search's folder.
+    """
+    if "://" not in folder:
+        return Path(folder) / OUTBOX
+    name = hashlib.sha256(folder.encode()).hexdigest()[:16]
+    return Path.home() / ".cache" / "perceiver_dist" / f"outbox-{name}.sqlite"
+
+
+def finished_result(config: RunConfig, folder: str) -> dict[str, Any] | None:
+    """Return what result.json holds, if the run was completed and is started again as it was; else None.
+
+    Args:
+        config: The resolved configuration of this start.
+        folder: Path or URI of the run's folder.
+    """
+    result = json.loads(read_text(join(folder, RESULT)) or "{}")
+    done = result.get("exit") == "completed" and newest_step(folder) == config.last_step
+    return result if done and read_text(join(folder, CONFIG)) == to_yaml(config) else None
 
 
 def checkpoint_folders(folder: str) -> list[int]:

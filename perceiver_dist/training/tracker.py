@@ -1,7 +1,8 @@
 """What watches a run: a Ray actor that rank 0 tells of every logged step and the driver asks for news.
 
 It outlives a group of workers, so a restart goes on in the same MLflow run and the same learning curves, and a
-worker never waits for MLflow: telling an actor takes a fraction of a millisecond.
+worker never waits for it: telling an actor takes a fraction of a millisecond. The tracker does not wait for MLflow
+either, since it is asked for news and told of preemption: records go to an outbox (`perceiver_dist.delivery`).
 """
 
 import json
@@ -12,9 +13,10 @@ from pathlib import Path
 
 from perceiver_dist.command_line import to_yaml
 from perceiver_dist.config import RunConfig
+from perceiver_dist.delivery import Delivery, RunStatus
 from perceiver_dist.errors import UserError
 from perceiver_dist.figures import confusion_matrix_figure, learning_curves_figure
-from perceiver_dist.tracking import MlflowLog, RunStatus, new_identity
+from perceiver_dist.tracking import MlflowLog, new_identity
 from perceiver_dist.training.checkpoint_list import CheckpointList, StartingPoint
 from perceiver_dist.training.gauges import Gauges
 from perceiver_dist.training.manifest import Progress, StoredFile
@@ -28,6 +30,7 @@ from perceiver_dist.training.run_folder import (
     QUARANTINE,
     RESULT,
     SAMPLES,
+    outbox_file,
 )
 from pipelines.storage import copy_file, join, read_text, write_text
 from pipelines.units import BadSample
@@ -69,8 +72,9 @@ class Tracker:
         run_id = read_text(join(folder, MLFLOW_RUN_ID))
         identity = read_text(join(folder, IDENTITY)) or new_identity()
         write_text(join(folder, IDENTITY), identity)
+        self._delivery = Delivery(config.tracking.uri or "", outbox_file(folder))
         self._log = MlflowLog(
-            config.tracking.uri or "",
+            self._delivery,
             config.tracking.experiment,
             config.storage.run_name or "",
             run_id,
@@ -267,16 +271,20 @@ class Tracker:
             ]
             write_text(join(self._folder, SAMPLES), "".join(lines))
 
-    def close(self, status: RunStatus, result: Mapping[str, object]) -> None:
+    def close(self, status: RunStatus, result: Mapping[str, object]) -> int:
         """End the record.
 
         Args:
             status: How the run went, in MLflow's words.
             result: What result.json holds.
+
+        Returns:
+            How many records wait for MLflow, which was away.
         """
         self.save()
         self._log.dictionary(RESULT, result)
         self._log.close(status)
+        return self._delivery.close()
 
     def _save_quarantine(self) -> None:
         if len(self._quarantine):

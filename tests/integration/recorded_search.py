@@ -3,11 +3,13 @@
 from pathlib import Path
 
 from perceiver_dist.command_line import parse_run, run_parser
+from perceiver_dist.delivery import Delivery
 from perceiver_dist.search.candidates import Candidates
 from perceiver_dist.search.config import SearchRunConfig
 from perceiver_dist.search.record import Evaluation, SearchRecord, Trial
 from perceiver_dist.search.tracking import SearchTracking
 from perceiver_dist.tracking import MlflowLog
+from perceiver_dist.training.run_folder import outbox_file
 
 TRIALS = 9
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
@@ -27,7 +29,7 @@ def record_search(storage: Path, tracking_uri: str) -> SearchRecord:
     )
     record = SearchRecord()
     candidates = Candidates(config.search, config.training, "cpu")
-    tracking = SearchTracking(config, record)
+    tracking = SearchTracking(config, record, str(storage))
     while (trial := candidates.draw(record)) is not None:
         record.trials.append(trial)
         tracking.open_trial(trial, candidates.training_of(trial.values), str(storage / trial.name))
@@ -35,17 +37,18 @@ def record_search(storage: Path, tracking_uri: str) -> SearchRecord:
             trial.state, trial.reason = "failed", "out of memory"
         else:
             trial.state = "stopped" if trial.number % 3 == 2 else "completed"
-            _learn(trial, config, tracking)
+            _learn(trial, config, tracking, storage)
         tracking.close_trial(trial)
         tracking.progress(record)
     tracking.close(record, [], "FINISHED")
     return record
 
 
-def _learn(trial: Trial, config: SearchRunConfig, tracking: SearchTracking) -> None:
+def _learn(trial: Trial, config: SearchRunConfig, tracking: SearchTracking, storage: Path) -> None:
     """Log what a trial's own tracker and the search log at its evaluations."""
+    delivery = Delivery(config.tracking.uri or "", outbox_file(f"{storage}/{trial.name}"))
     log = MlflowLog(
-        config.tracking.uri or "",
+        delivery,
         config.tracking.experiment,
         trial.name,
         trial.mlflow_run_id,
@@ -64,6 +67,7 @@ def _learn(trial: Trial, config: SearchRunConfig, tracking: SearchTracking) -> N
         )
         trial.evaluations.append(Evaluation(number, trial.step, score, metrics))
         tracking.evaluated(trial)
+    delivery.close()
 
 
 def _score(trial: Trial, evaluation: int) -> float:

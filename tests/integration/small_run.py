@@ -53,8 +53,8 @@ def write_data(folder: Path, train: int = 90, evaluation: int = 21) -> None:
             write_shards(samples, folder / name, split, samples_per_shard=40)
 
 
-def small_config(data: Path, storage: Path, run_name: str, **train: Any) -> RunConfig:
-    """Return a configuration for the data of `write_data`; `train` replaces its training options."""
+def small_config(data: Path, storage: Path, run_name: str, uri: str | None = None, **train: Any) -> RunConfig:
+    """Return a configuration for the data of `write_data`; `uri` is MLflow's, `train` replaces training options."""
     options: dict[str, Any] = {
         "steps": STEPS, "micro_batch": 8, "lanes": 4, "num_workers": 2, "cpus_per_worker": 0.5, "log_every": 1,
         "checkpoint_every": 10,
@@ -80,6 +80,6 @@ def small_config(data: Path, storage: Path, run_name: str, **train: Any) -> RunC
         optim=OptimConfig(warmup_steps=5),
         train=TrainConfig(**{**options, **train}),
         data=DataConfig(units_per_task=4),
-        tracking=TrackingConfig(samples=True),
+        tracking=TrackingConfig(uri=uri, samples=True),
         storage=StorageConfig(path=str(storage), run_name=run_name),
     )

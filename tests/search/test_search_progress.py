@@ -34,7 +34,7 @@ def started(folder: Path, record: SearchRecord | None = None) -> SearchProgress:
         record,
         Candidates(config.search, config.training, "cpu"),
         str(folder / "search"),
-        SearchTracking(config, record),
+        SearchTracking(config, record, str(folder / "search")),
         SearchDisplay(Console(quiet=True)),
     )
 

@@ -1,6 +1,9 @@
 """A run and its cluster: what it waits for, what it says meanwhile, and when it gives up."""
 
 import json
+import os
+import subprocess
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -135,3 +138,24 @@ def test_runs_are_not_kept_where_ray_deletes_them(
     )
     with nullcontext() if kept else refused:
         resolve(replace(CONFIG, storage=StorageConfig(path=folder)))
+
+
+def test_a_ray_started_here_listens_on_this_machine_only() -> None:
+    code = """
+import json, psutil
+from perceiver_dist.training.cluster import start_ray
+start_ray(2, dashboard=True)
+processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+listening = [
+    connection.laddr.ip
+    for process in processes
+    for connection in process.net_connections("inet")
+    if connection.status == psutil.CONN_LISTEN
+]
+print(json.dumps(sorted(set(listening))))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert set(json.loads(found.stdout.splitlines()[-1])) == {"127.0.0.1", "::ffff:127.0.0.1"}
