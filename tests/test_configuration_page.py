@@ -24,7 +24,15 @@ def test_every_field_is_documented_and_nothing_else(part: Part):
 
 def test_the_tree_has_these_parts():
     names = ["model", "model.image", "model.audio", "model.video", "sources", "optim", "train"]
-    assert [part.name for part in PARTS] == ["", *names, "deepspeed", "data", "data.limits", "tracking", "storage"]
+    assert [part.name for part in PARTS] == [
+        "",
+        *names,
+        "deepspeed",
+        "data",
+        "data.limits",
+        "tracking",
+        "storage",
+    ]
 
 
 @pytest.mark.parametrize(
