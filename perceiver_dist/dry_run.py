@@ -112,10 +112,11 @@ def _training_samples(source: SourceConfig, config: RunConfig) -> int | None:
     found = resolve_demo(source, storage, render=False)
     try:
         train = [
-            find_index(uri, config.index_folder) for uri in expand_shards(found.train_shards, source.name)
+            find_index(uri, config.index_folder, config.data.storage_seconds)
+            for uri in expand_shards(found.train_shards, source.name)
         ]
         for uri in expand_shards(found.eval_shards, source.name) if found.eval_shards else []:
-            find_index(uri, config.index_folder)
+            find_index(uri, config.index_folder, config.data.storage_seconds)
     except ShardError:
         if found != source and found.train_shards.startswith(storage):
             return None

@@ -16,7 +16,7 @@ SIZES = {
     "mp3": rb"\xff[\xfb\xf3\xe3]|Xing|Info",
     "wav": rb"RIFF|fmt |data",
     "mp4": rb"m[vd]hd|tkhd|st[tscdz]{2}|stco|mdat|avc1|mp4a|trun",
-    "webm": rb"\x1a\x45\xdf\xa3|\x18\x53\x80\x67|\x44\x89|[\xb0\xba].|\xb5\x88|\xe1|\xa3",
+    "webm": rb"\x1a\x45\xdf\xa3|\x18\x53\x80\x67|\x16\x54\xae\x6b|\x15\x49\xa9\x66|\x1f\x43\xb6\x75",
     "npy": rb"NUMPY|shape",
     "json": rb"\d+",
     "tar": rb"ustar",

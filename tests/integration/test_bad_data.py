@@ -1,8 +1,13 @@
 """Runs on data with bad samples in it: what they cost, what is recorded of them, and when they end the run."""
 
 import json
+import os
+import signal
+import sys
 import tarfile
+import time
 from dataclasses import replace
+from functools import partial
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
@@ -10,11 +15,17 @@ from typing import Any
 import mlflow
 import pytest
 import small_run
+from ray import cloudpickle
 from rich.console import Console
 
 from perceiver_dist.training.driver import run_training
+from pipelines.limits import Limits
+from pipelines.reader import RawSample
+from pipelines.sample import Arrays, decode_sample
+from pipelines.units import UnitMaker
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file.
 
 
 def damage(shard: Path, name: str, content: bytes) -> None:
@@ -63,6 +74,31 @@ def test_bad_samples_are_recorded_once_and_the_run_goes_on(data: Path, tmp_path:
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     values = client.get_metric_history(result["mlflow_run_id"], "data/quarantined")
     assert (len(values), values[-1].value) == (20, 1)
+
+
+def fatal(sample: RawSample, inputs: Any, position: float, limits: Limits) -> Arrays:
+    """End the process at one sample of those to learn from, and never return from one that is held out."""
+    if (sample.key, "png" in sample.fields) == ("0007", True):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if (sample.key, "eval" in sample.shard, "wav" in sample.fields) == ("0003", True, True):
+        time.sleep(3600)
+    return decode_sample(sample, inputs, position, limits)
+
+
+def test_a_decoder_that_crashes_or_hangs_costs_its_sample_only(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perceiver_dist.training.datasets.UnitMaker", partial(UnitMaker, decode=fatal))
+    config = small_run.small_config(data, tmp_path, "fatal", steps=20, max_failures=0)
+    config = replace(config, data=replace(config.data, limits=Limits(decode_seconds=5)))
+    screen = StringIO()
+    result = run_training(config, Console(file=screen))
+    assert (result["exit"], result["restarts"]) == ("completed", 0)
+    reasons = {(entry["source"], entry["key"]): entry["reason"] for entry in quarantined(tmp_path / "fatal")}
+    assert reasons.pop(("tones", "0003")) == "decoding took more than 5 s"
+    assert set(reasons) <= {("squares", "0007")}  # Held out there are samples of this key as well.
+    assert set(reasons.values()) == {"the decoder ended with signal SIGSEGV"}
+    assert "died" not in screen.getvalue()
 
 
 def test_the_record_is_kept_when_a_run_goes_on(data: Path, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from pipelines.units import UnitMaker
 SAMPLES, UNIT_SIZE, UNITS = 24, 4, 12
 DATA = DataConfig(units_per_task=6, tasks=2)
 INPUTS = {"image": ImageInput(height=2, width=2)}
+LIMITS = Limits(decode_seconds=1)
 REASONS = {
     "5": "the decoder ended with signal SIGSEGV",
     "9": "decoding took more than 1 s",
@@ -69,7 +70,7 @@ def maker(tmp_path: Path) -> UnitMaker:
         inputs=INPUTS,
         index=index_of(write_tar(tmp_path / "x.tar", members)),
         plan=TrainingPlan("shades", SAMPLES, UNIT_SIZE, chunk_size=2, seed=0),
-        data=DataConfig(limits=Limits(decode_seconds=1)),
+        data=DataConfig(limits=LIMITS),
     )
 
 
@@ -115,18 +116,18 @@ def raising(*_) -> Arrays:
 
 def test_the_child_process_gives_what_the_decoder_gives_and_dies_with_one_sample_only():
     with contained(fatal) as decode:
-        for key in ("3", "5", "4", "17", "17", "6"):
+        for key in ("3", "5", "4", "9", "17", "17", "6"):
             sample = RawSample("x.tar", key, {})
             if key in REASONS:
                 with pytest.raises(SampleError, match=REASONS[key]):
-                    decode(sample, INPUTS, 0.5, Limits())
+                    decode(sample, INPUTS, 0.5, LIMITS)
             else:
                 assert np.array_equal(
-                    decode(sample, INPUTS, 0.5, Limits())["image"],
-                    shade(sample, INPUTS, 0.5, Limits())["image"],
+                    decode(sample, INPUTS, 0.5, LIMITS)["image"],
+                    shade(sample, INPUTS, 0.5, LIMITS)["image"],
                 )
 
 
 def test_an_error_of_the_code_is_not_taken_for_a_bad_sample():
     with contained(raising) as decode, pytest.raises(RuntimeError, match="ZeroDivisionError: no sample's"):
-        decode(RawSample("x.tar", "1", {}), INPUTS, 0.5, Limits())
+        decode(RawSample("x.tar", "1", {}), INPUTS, 0.5, LIMITS)

@@ -117,3 +117,14 @@ def test_a_shard_of_another_size(tmp_path):
         f"shard {shard}: has 10241 bytes but was indexed with 10240; "
         "restore the shard, or start a new run to index it again"
     )
+
+
+def test_a_shard_that_shrinks_while_it_is_read(tmp_path):
+    shard = write_tar(tmp_path / "x.tar", [("a.cls", b"1"), ("b.cls", b"2")])
+    index = index_of(shard)
+    read_samples(index, [0], FIELDS)
+    os.truncate(shard, 600)
+    with pytest.raises(
+        ShardError, match=r"x.tar: storage refuses \(0 of 1 bytes came from byte 1536 on\); check it"
+    ):
+        read_samples(index, [1], FIELDS)
