@@ -180,7 +180,7 @@ def test_a_wrong_value_costs_itself_only(server: ServedMlflow, tmp_path: Path) -
     log = open_log(delivery)
     server.stop()
     log.metrics(0, {"loss": 0.0})
-    log.metrics(1, {"loss\n": 0.0})
+    log.metrics(1, {"loss!": 0.0})
     log.metrics(1, {"loss": 1 / 8})
     server.go_on()
     assert delivery.close() == 0

@@ -34,11 +34,13 @@ def test_a_run_is_completed_without_its_server_and_delivers_when_started_again(
         server.kill()
         server.start()
         monkeypatch.setattr(delivery, "SECONDS_WITHOUT_PROGRESS", 60.0)
-        again = run_training(config, screen)
+        screen_of_the_second = StringIO()
+        again = run_training(config, Console(file=screen_of_the_second))
         client = MlflowClient(server.address)
         history = client.get_metric_history(result["mlflow_run_id"], "train/loss")
         files = {file.path for file in client.list_artifacts(result["mlflow_run_id"])}
         status = client.get_run(result["mlflow_run_id"]).info.status
+    assert "starting 2 workers" not in screen_of_the_second.getvalue()
     assert again == json.loads((tmp_path / "runs" / "away" / "result.json").read_text())
     entries = [
         json.loads(line) for line in (tmp_path / "runs" / "away" / "metrics.jsonl").read_text().splitlines()
