@@ -20,7 +20,7 @@ search: .venv/.installed  ## search shapes of the default model: make search ARG
 test: .venv/.installed  ## run all tests
 	@.venv/bin/pytest $(ARGS)
 
-test-long: .venv/.installed  ## kill a search and take nodes away, at random moments, and compare: some twelve minutes
+test-long: .venv/.installed  ## kill searches, take nodes away, let a search grow a cluster, and compare: some fifteen minutes
 	@.venv/bin/pytest -m long -s $(ARGS)
 
 faults: .venv/.installed  ## kill workers, nodes and drivers at 36 random moments, and compare with undisturbed runs

@@ -22,7 +22,11 @@ from perceiver_dist.search.promote import parse_model_name, promote_best
 from perceiver_dist.search.ray_tune import run_trials
 from perceiver_dist.search.record import SearchRecord, load_record
 from perceiver_dist.search.report import write_report
-from perceiver_dist.search.resources import start_ray_for_trials, trials_at_once
+from perceiver_dist.search.resources import (
+    keep_data_actors_here,
+    start_ray_for_trials,
+    trials_at_once,
+)
 from perceiver_dist.search.score import check_metric
 from perceiver_dist.search.tracking import SearchTracking
 from perceiver_dist.training.cluster import device_type, wait_for_capacity
@@ -68,6 +72,7 @@ def run_search(config: SearchRunConfig, console: Console, promote: str | None = 
     if left:
         start_ray_for_trials(config)
         wait_for_capacity(config, partial(console.print, markup=False, soft_wrap=True))
+        keep_data_actors_here()
         device = device_type(config)
         index_sources(config, shards)
     write_text(join(folder, CONFIG), to_yaml(config))

@@ -4,6 +4,8 @@ import os
 from typing import Any
 
 import ray
+import ray.data
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from perceiver_dist.search.config import SearchRunConfig
 from perceiver_dist.training.cluster import cpus_of, gpus_per_worker, start_ray
@@ -44,3 +46,17 @@ def trials_at_once(config: SearchRunConfig) -> int:
     there = resources()
     needed = {"CPU": cpus_of(config), "GPU": config.train.most_workers * gpus_per_worker(config)}
     return max(int(min(there.get(name, 0) // amount for name, amount in needed.items() if amount)), 1)
+
+
+def keep_data_actors_here() -> None:
+    """Have Ray Data make the actors that it never ends on the node of this process.
+
+    It makes them once for a cluster, where data is first read. That would be where the first trial is, and a worker
+    node that holds them is not taken away when the search is over.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    ray.get(ray.remote(_read_a_row).options(num_cpus=0, scheduling_strategy=here).remote())
+
+
+def _read_a_row() -> None:
+    ray.data.from_items([0]).map(lambda row: row, num_cpus=0).materialize()

@@ -60,6 +60,7 @@ def make_batch(audio: Tensor, video: Tensor, labels: Tensor, real: int) -> Batch
         labels=labels,
         arrays={"audio": audio, "video": video},
         present={"audio": rows, "video": rows.clone()},
+        quarantined=[],
     )
 
 
