@@ -96,8 +96,8 @@ class TrainConfig:
         eval_every: Optimizer steps between evaluations on the held-out shards; 0 for one at the end only.
         checkpoint_every: Optimizer steps between checkpoints; there is always one at the end.
         keep_checkpoints: Newest checkpoints kept; 2 so that one is whole while another is written.
-        max_failures: Times that lost workers are replaced, each time going on from the last checkpoint. Nodes that Ray
-            announced it would take away do not count.
+        max_failures: Times in a row that workers may be lost before the next checkpoint is written; they are replaced
+            each time. A checkpoint starts the count anew, so a long run may lose any number.
         max_skipped_steps: Optimizer steps that may be skipped because their gradient is not finite before the run
             stops. A few are usual in long runs in bf16; every one is told with its units.
     """
@@ -117,7 +117,7 @@ class TrainConfig:
     eval_every: int = 0
     checkpoint_every: int = 250
     keep_checkpoints: int = 2
-    max_failures: int = 3
+    max_failures: int = 5
     max_skipped_steps: int = 10
 
     def __post_init__(self) -> None:

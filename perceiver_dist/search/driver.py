@@ -14,6 +14,7 @@ from rich.console import Console
 
 from perceiver_dist.command_line import to_yaml
 from perceiver_dist.errors import UserError
+from perceiver_dist.plain import flatten
 from perceiver_dist.search.candidates import Candidates
 from perceiver_dist.search.config import SearchRunConfig
 from perceiver_dist.search.console import SearchDisplay, final_table
@@ -33,7 +34,6 @@ from perceiver_dist.training.cluster import device_type, wait_for_capacity
 from perceiver_dist.training.datasets import index_sources, list_shards
 from perceiver_dist.training.driver import resolve
 from perceiver_dist.training.run_folder import CONFIG
-from perceiver_dist.training.tracker import flatten
 from pipelines.demo.resolve import resolve_demo
 from pipelines.storage import check_writable, copy_file, join, read_text, write_text
 

@@ -14,11 +14,11 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from perceiver_dist.config import RunConfig
 from perceiver_dist.delivery import Delivery, RunStatus
+from perceiver_dist.plain import flatten, to_plain
 from perceiver_dist.search.config import SearchRunConfig
 from perceiver_dist.search.record import SearchRecord, Trial
 from perceiver_dist.tracking import AwayAtOpeningError, MlflowLog
 from perceiver_dist.training.run_folder import MLFLOW_RUN_ID, outbox_file
-from perceiver_dist.training.tracker import flatten, to_plain
 from pipelines.storage import join, write_text
 
 _PATIENCE_SECONDS = 600.0

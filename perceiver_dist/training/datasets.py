@@ -21,6 +21,10 @@ from pipelines.storage import expand_shards
 from pipelines.units import UnitMaker
 
 
+class TrainingGivenUpError(RuntimeError):
+    """The workers failed too often without reaching another checkpoint."""
+
+
 @dataclass(frozen=True)
 class SourceData:
     """The indexed shards of one source.
@@ -130,8 +134,11 @@ def _training_dataset(config: RunConfig, maker: UnitMaker, tracker: Any) -> Data
     news: News = ray.get(tracker.news.remote())
     if news.user_error:
         raise UserError(news.user_error)
-    start: StartingPoint = ray.get(tracker.choose_starting_point.remote())
     schedule, train, name = Schedule(config.weights), config.train, maker.source.name
+    start: StartingPoint = ray.get(tracker.choose_starting_point.remote())
+    refusal = ray.get(tracker.count_start.remote(name))
+    if refusal:
+        raise TrainingGivenUpError(refusal)
     stop = schedule.steps_before(name, train.steps) * train.lanes
     first = schedule.steps_before(name, start.step) * train.lanes
     return unit_dataset(maker, min(first, stop - train.lanes), stop + _spare_units(config), config.data)

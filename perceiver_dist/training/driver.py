@@ -185,7 +185,7 @@ def _fit(
         run_config=ray.train.RunConfig(
             name=config.storage.run_name,
             storage_path=config.storage.path,
-            failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
+            failure_config=ray.train.FailureConfig(max_failures=-1),
         ),
         datasets={**make_datasets(config, data, tracker)},
         dataset_config=ray.train.DataConfig(execution_options=ExecutionOptions(preserve_order=True)),

@@ -62,6 +62,7 @@ def train_rank(job: Job) -> None:
         if isinstance(cause, UserError):
             # Ray Data adds lines of its own, on retries.
             ray.get(job.tracker.stop_for.remote(str(cause).splitlines()[0]))
+        job.tracker.rank_failed.remote(f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}")
         raise
 
 

@@ -8,7 +8,6 @@ either, since it is asked for news and told of preemption: records go to an outb
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 from perceiver_dist.command_line import to_yaml
@@ -16,11 +15,13 @@ from perceiver_dist.config import RunConfig
 from perceiver_dist.delivery import Delivery, RunStatus
 from perceiver_dist.errors import UserError
 from perceiver_dist.figures import confusion_matrix_figure, learning_curves_figure
+from perceiver_dist.plain import flatten, to_plain
 from perceiver_dist.tracking import MlflowLog, new_identity
 from perceiver_dist.training.checkpoint_list import CheckpointList, StartingPoint
 from perceiver_dist.training.gauges import Gauges
 from perceiver_dist.training.manifest import Progress, StoredFile
 from perceiver_dist.training.news import News, Scores
+from perceiver_dist.training.pace import Pace
 from perceiver_dist.training.quarantine import Quarantine
 from perceiver_dist.training.run_folder import (
     CONFIG,
@@ -32,6 +33,7 @@ from perceiver_dist.training.run_folder import (
     SAMPLES,
     outbox_file,
 )
+from perceiver_dist.training.starts import Starts
 from pipelines.storage import copy_file, join, read_text, write_text
 from pipelines.units import BadSample
 
@@ -54,7 +56,7 @@ class Tracker:
         self._config = config
         self._folder = folder
         self._news = News()
-        self._pace = _Pace()
+        self._pace = Pace()
         self._gauges = Gauges(config.storage.run_name or "")
         self._history = [json.loads(line) for line in (read_text(join(folder, METRICS)) or "").splitlines()]
         self._news.evaluations = _evaluations(self._history)
@@ -62,6 +64,7 @@ class Tracker:
         self._quarantine = Quarantine(read_text(join(folder, QUARANTINE)))
         self._news.quarantined = len(self._quarantine)
         self._told_of_quarantine = False
+        self._starts = Starts(config.train.max_failures)
         self._checkpoints = CheckpointList(
             folder,
             config.train.keep_checkpoints,
@@ -105,6 +108,23 @@ class Tracker:
             self.stop_for(str(error))
             raise
 
+    def count_start(self, source: str) -> str:
+        """Count a start of the workers; see `Starts.count`.
+
+        Args:
+            source: The source whose dataset is made.
+        """
+        start = self._checkpoints.start
+        return self._starts.count(source, start.step if start else 0)
+
+    def rank_failed(self, error: str) -> None:
+        """Note what a rank ended with.
+
+        Args:
+            error: One line.
+        """
+        self._starts.failed(error)
+
     def starting_point(self) -> StartingPoint | None:
         """Return what was chosen."""
         return self._checkpoints.start
@@ -122,6 +142,8 @@ class Tracker:
             outcome: The rank's file, or why it could not be stored.
         """
         self._checkpoints.rank_saved(group, rank, waited_for, progress, outcome)
+        if self._checkpoints.ending(progress.steps) == "":
+            self._starts.saved()
 
     def saved(self, step: int) -> str | None:
         """Return how saving ended: None while it lasts, "" for a checkpoint, else what went wrong.
@@ -150,7 +172,7 @@ class Tracker:
         self._news.started_from = step
         self._news.world_size = world_size
         self._news.restarts += 1
-        self._pace = _Pace()
+        self._pace = Pace()
         self._history = [entry for entry in self._history if entry["step"] <= step]
         self._news.evaluations = _evaluations(self._history)
         self._samples = {number: units for number, units in self._samples.items() if number < step}
@@ -299,27 +321,6 @@ class Tracker:
         self._log.artifact(path)
 
 
-class _Pace:
-    """Speed since a group of workers started, the first window left out: it waits for the first units."""
-
-    def __init__(self) -> None:
-        self._first = True
-        self._seconds = self._samples = self._waited = 0.0
-
-    def add(self, values: Mapping[str, float]) -> None:
-        if not self._first:
-            seconds = values["train/seconds"]
-            self._seconds += seconds
-            self._samples += seconds * values["train/samples_per_second"]
-            self._waited += seconds * values["train/data_wait_fraction"]
-        self._first = False
-
-    def means(self) -> tuple[float, float]:
-        if not self._seconds:
-            return 0.0, 0.0
-        return self._samples / self._seconds, self._waited / self._seconds
-
-
 def _evaluations(history: list[dict[str, float]]) -> dict[int, dict[str, float]]:
     """Return step and metrics of the entries that `Tracker.evaluated` recorded."""
     return {
@@ -338,30 +339,3 @@ def _read_samples(text: str) -> dict[int, dict[int, list[str]]]:
 def _drawn(entry: Mapping[str, float]) -> dict[str, float]:
     """Keep what is worth a panel of the learning curves: counters and single evaluations are not."""
     return {name: value for name, value in entry.items() if name.rpartition("/")[2] in _CURVES}
-
-
-def to_plain(config: RunConfig) -> dict[str, object]:
-    """Return a configuration as nested mappings with the sources by name.
-
-    Args:
-        config: A run's configuration.
-    """
-    plain = asdict(config)
-    plain["sources"] = {source["name"]: source for source in plain["sources"]}
-    return plain
-
-
-def flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    """Return nested mappings as one: {"train.steps": "1000"}.
-
-    Args:
-        tree: Nested mappings.
-        prefix: What every name begins with.
-    """
-    flat: dict[str, str] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = str(value)
-    return flat
