@@ -1,9 +1,11 @@
-"""Measure: `python jobs/benchmark.py data [--config F] [--tasks 1,2,4] [--a.b value ...]`."""
+"""Measure: `python jobs/benchmark.py data [--config F] [--tasks 1,2,4] [--a.b value ...]`, or `... checkpoint`."""
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
@@ -13,10 +15,17 @@ from perceiver_dist.errors import UserError
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "default.yaml"
 
-BENCHMARKS = {"data": "samples read and decoded per second, by the number of read tasks"}
-
 
 def build_parser() -> ArgumentParser:
+    """Return the parser that shows what there is to measure."""
+    parser = ArgumentParser(description="Measure what this machine can do.")
+    commands = parser.add_subcommands(dest="kind", metavar="KIND")
+    commands.add_subcommand("data", data_parser())
+    commands.add_subcommand("checkpoint", checkpoint_parser())
+    return parser
+
+
+def data_parser() -> ArgumentParser:
     """Return the parser of `data`."""
     parser = run_parser("Measure how fast a run's samples are read and decoded, by the number of read tasks.")
     parser.add_argument("--tasks", type=list[int], default=[1, 2], help="numbers of read tasks to try")
@@ -35,6 +44,102 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
+def checkpoint_parser() -> ArgumentParser:
+    """Return the parser of `checkpoint`."""
+    parser = ArgumentParser(
+        description="Measure how long training stands still for a checkpoint of 44 million parameters.",
+        exit_on_error=False,
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="saves of each kind")
+    parser.add_argument("--folder", type=str, help="where to write; by default a folder that is deleted")
+    return parser
+
+
+def measure_data(arguments: Sequence[str]) -> Table:
+    """Measure reading and decoding.
+
+    Args:
+        arguments: The command line after `data`.
+
+    Returns:
+        Samples per second by source and number of tasks.
+
+    Raises:
+        UserError: An option is not as it must be.
+    """
+    config, parsed = parse_run(data_parser(), arguments, [str(DEFAULT_CONFIG)], RunConfig)
+    if not parsed.tasks or min(*parsed.tasks, parsed.repeats) < 1 or parsed.units < 4:
+        raise UserError("--tasks and --repeats must be at least 1, --units at least 4")
+    from perceiver_dist.ingest import OneCpuNodes, measure_ingest
+
+    nodes = OneCpuNodes() if parsed.one_cpu_nodes else None
+    try:
+        found = measure_ingest(
+            config, parsed.tasks, parsed.units, parsed.repeats, nodes.set if nodes else None
+        )
+    finally:
+        if nodes:
+            nodes.close()
+    table = _table("source", "nodes" if nodes else "tasks", "samples/s", "least", "most", "ratio")
+    first = {ingest.source: ingest for ingest in reversed(found)}
+    for ingest in found:
+        figures = [
+            ingest.median,
+            min(ingest.samples_per_second),
+            max(ingest.samples_per_second),
+        ]
+        ratio = ingest.median / first[ingest.source].median
+        table.add_row(
+            ingest.source, str(ingest.tasks), *(f"{figure:,.0f}" for figure in figures), f"{ratio:.2f}"
+        )
+    return table
+
+
+def measure_checkpoint(arguments: Sequence[str]) -> Table:
+    """Measure saving.
+
+    Args:
+        arguments: The command line after `checkpoint`.
+
+    Returns:
+        Seconds for which training stands still, by whether it waits until the checkpoint is stored.
+
+    Raises:
+        UserError: An option is not as it must be.
+    """
+    try:
+        parsed = checkpoint_parser().parse_args(list(arguments))
+    except ArgumentError as error:
+        raise UserError(" ".join(str(error).split())) from error
+    if parsed.repeats < 1:
+        raise UserError(f"--repeats is {parsed.repeats}, must be at least 1")
+    from perceiver_dist.training.checkpoint_benchmark import measure_saves
+
+    with tempfile.TemporaryDirectory() as scratch:
+        saves = measure_saves(parsed.folder or scratch, parsed.repeats)
+    table = _table("save", "stall s", "least", "most", "ratio", "stored after s", "bytes")
+    whole = median(save.stall for save in saves if save.waited)
+    for name, waited in (("waited for", True), ("beside training", False)):
+        stalls = [save.stall for save in saves if save.waited == waited]
+        figures = [median(stalls), min(stalls), max(stalls), median(stalls) / whole]
+        stored = median(save.stored for save in saves if save.waited == waited)
+        table.add_row(name, *(f"{figure:.3f}" for figure in figures), f"{stored:.2f}", f"{saves[0].bytes:,}")
+    return table
+
+
+def _table(first: str, *numbers: str) -> Table:
+    table = Table(first, box=None, pad_edge=False)
+    for column in numbers:
+        table.add_column(column, justify="right")
+    return table
+
+
+BENCHMARKS: dict[str, tuple[str, Callable[[Sequence[str]], Table]]] = {
+    "data": ("samples read and decoded per second, by the number of read tasks", measure_data),
+    "checkpoint": ("seconds for which training stands still when it saves", measure_checkpoint),
+}
+
+
 def main(arguments: Sequence[str]) -> int:
     """Measure, and print a table.
 
@@ -48,37 +153,13 @@ def main(arguments: Sequence[str]) -> int:
         UserError: There is no such benchmark, or an option is not as it must be.
     """
     kind, *rest = arguments or [""]
+    if kind in ("-h", "--help"):
+        build_parser().parse_args([kind])
     if kind not in BENCHMARKS:
-        known = "; ".join(f"{name}: {meaning}" for name, meaning in BENCHMARKS.items())
+        known = "; ".join(f"{name}: {meaning}" for name, (meaning, _) in BENCHMARKS.items())
         raise UserError(f"there is no benchmark '{kind}', choose from {known}")
-    config, parsed = parse_run(build_parser(), rest, [str(DEFAULT_CONFIG)], RunConfig)
-    if not parsed.tasks or min(*parsed.tasks, parsed.repeats) < 1 or parsed.units < 4:
-        raise UserError("--tasks and --repeats must be at least 1, --units at least 4")
-    from perceiver_dist.ingest import OneCpuNodes, measure_ingest
-
-    nodes = OneCpuNodes() if parsed.one_cpu_nodes else None
-    try:
-        found = measure_ingest(
-            config, parsed.tasks, parsed.units, parsed.repeats, nodes.set if nodes else None
-        )
-    finally:
-        if nodes:
-            nodes.close()
-    table = Table("source", box=None, pad_edge=False)
-    for column in ("nodes" if nodes else "tasks", "samples/s", "least", "most", "ratio"):
-        table.add_column(column, justify="right")
-    first = {ingest.source: ingest for ingest in reversed(found)}
-    for ingest in found:
-        figures = [
-            ingest.median,
-            min(ingest.samples_per_second),
-            max(ingest.samples_per_second),
-        ]
-        ratio = ingest.median / first[ingest.source].median
-        table.add_row(
-            ingest.source, str(ingest.tasks), *(f"{figure:,.0f}" for figure in figures), f"{ratio:.2f}"
-        )
-    Console(highlight=False).print(table)
+    _, measure = BENCHMARKS[kind]
+    Console(highlight=False).print(measure(rest))
     return 0
 
 

@@ -133,7 +133,7 @@ def adam_step(engine: Any) -> int:
     Args:
         engine: The DeepSpeed engine.
     """
-    state = next(iter(_base_optimizer(engine).state.values()))
+    state = next(iter(base_optimizer(engine).state.values()))
     return int(state["step"])
 
 
@@ -144,14 +144,23 @@ def set_adam_step(engine: Any, steps: int) -> None:
         engine: The DeepSpeed engine.
         steps: Optimizer steps taken.
     """
-    for state in _base_optimizer(engine).state.values():
+    for state in base_optimizer(engine).state.values():
         state["step"].fill_(float(steps))
+
+
+def base_optimizer(engine: Any) -> torch.optim.Optimizer:
+    """Return the AdamW that DeepSpeed calls.
+
+    Args:
+        engine: The DeepSpeed engine.
+    """
+    return engine.optimizer.optimizer if engine.zero_optimization_stage() else engine.optimizer
 
 
 def _create_adam_state(engine: Any) -> None:
     """Create AdamW's state, as its first step would, so that a checkpoint can be put into it before that step."""
     stage = engine.zero_optimization_stage()
-    base = _base_optimizer(engine)
+    base = base_optimizer(engine)
     if stage == 3:
         updated = list(engine.optimizer.fp32_partitioned_groups_flat)
     elif stage in (1, 2):
@@ -167,10 +176,6 @@ def _create_adam_state(engine: Any) -> None:
         # DeepSpeed links parameters to their pieces of the state after stepping the first parameter group, when
         # the other groups have no state yet, and their state could never be read. Linking here, it can.
         engine.optimizer._lazy_init_hp_params_optimizer_state()
-
-
-def _base_optimizer(engine: Any) -> torch.optim.Optimizer:
-    return engine.optimizer.optimizer if engine.zero_optimization_stage() else engine.optimizer
 
 
 def _import_deepspeed() -> Any:

@@ -34,7 +34,7 @@ from perceiver_dist.training.run_folder import (
     outbox_file,
 )
 from perceiver_dist.training.starts import Starts
-from pipelines.storage import copy_file, join, read_text, write_text
+from pipelines.storage import STORAGE_ERRORS, copy_file, join, read_text, reason_of, write_text
 from pipelines.units import BadSample
 
 _CURVES = {
@@ -207,18 +207,13 @@ class Tracker:
         self._news.scores.update(values)
         self._news.evaluations[step] = values
         self._record(step, values)
-        with tempfile.TemporaryDirectory() as scratch:
-            for source in self._config.sources:
-                counts = scores[source.name].confusion if source.name in scores else None
-                if counts is not None:
-                    names = source.class_names or [str(number) for number in range(source.num_classes)]
-                    path = Path(scratch) / f"confusion_{source.name}.png"
-                    confusion_matrix_figure(counts, names, path)
-                    self._keep(path)
-            path = Path(scratch) / "learning_curves.png"
-            learning_curves_figure([_drawn(entry) for entry in self._history], path)
-            self._keep(path)
-        self.save()
+        try:
+            self._draw(scores)
+            self.save()
+        except STORAGE_ERRORS as error:
+            self._news.messages.append(
+                f"record of step {step} could not be written ({reason_of(error)}); training goes on"
+            )
 
     def saw_samples(self, step: int, unit: int, keys: list[str]) -> None:
         """Record which samples a step learned from, for an audit of the order.
@@ -315,6 +310,19 @@ class Tracker:
     def _record(self, step: int, values: Mapping[str, float]) -> None:
         self._history.append({"step": step, **values})
         self._log.metrics(step, values)
+
+    def _draw(self, scores: Mapping[str, Scores]) -> None:
+        with tempfile.TemporaryDirectory() as scratch:
+            for source in self._config.sources:
+                counts = scores[source.name].confusion if source.name in scores else None
+                if counts is not None:
+                    names = source.class_names or [str(number) for number in range(source.num_classes)]
+                    path = Path(scratch) / f"confusion_{source.name}.png"
+                    confusion_matrix_figure(counts, names, path)
+                    self._keep(path)
+            path = Path(scratch) / "learning_curves.png"
+            learning_curves_figure([_drawn(entry) for entry in self._history], path)
+            self._keep(path)
 
     def _keep(self, path: Path) -> None:
         copy_file(str(path), join(self._folder, path.name))

@@ -21,6 +21,7 @@ from perceiver_dist.command_line import read_run, to_yaml
 from perceiver_dist.config import WorkerRange
 from perceiver_dist.errors import UserError
 from perceiver_dist.training.driver import run_training
+from perceiver_dist.training.manifest import find_damage
 from perceiver_dist.training.run_folder import newest_step
 
 GOLDEN = Path(__file__).parent / "golden.json"
@@ -224,6 +225,25 @@ def test_a_run_told_to_stop_saves_where_it_is_and_goes_on_with_the_same_losses(
     assert losses(folder) == losses(undisturbed)
 
 
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_ends_with_the_same_losses(
+    trained: Callable[[int], dict[str, Any]], data: Path, tmp_path: Path
+) -> None:
+    undisturbed, folder = trained(2)["folder"], tmp_path / "damaged"
+    run_training(small_run.small_config(data, tmp_path, "damaged", stop_at=30), Console(file=StringIO()))
+    file = folder / "step-00000030" / "rank-00001-of-00002.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    screen = StringIO()
+    result = run_training(small_run.small_config(data, tmp_path, "damaged", stop_at=40), Console(file=screen))
+    assert (result["exit"], result["checkpoint"]) == ("completed", str(folder / "step-00000040"))
+    line = f"checkpoint step-00000030 is damaged ({file.name}: other content than was written); going on from step 20"
+    assert line in screen.getvalue().splitlines()
+    assert losses(folder) == losses(undisturbed)[:40]
+    assert samples(folder)[-20:] == samples(undisturbed)[20:40]
+    assert find_damage(str(folder / "step-00000030")) == ""
+
+
 def job_command(data: Path, storage: Path, run_name: str) -> list[str]:
     """Return the command that runs the small training as a job, or goes on with it."""
     file = storage / f"{run_name}.yaml"
@@ -232,7 +252,7 @@ def job_command(data: Path, storage: Path, run_name: str) -> list[str]:
 
 
 def wait_for_checkpoint(folder: Path, run: subprocess.Popen[Any]) -> None:
-    """Return as soon as a checkpoint is registered."""
+    """Return as soon as there is a checkpoint."""
     while newest_step(str(folder)) == 0:
         assert run.poll() is None, "the run ended before it was killed"
         threading.Event().wait(0.02)

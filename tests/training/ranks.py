@@ -61,10 +61,10 @@ def _rank(rank: int, world_size: int, folder: Path, rendezvous: Path, work: tupl
 
 def train_and_save(world_size: int, folder: Path, stage: int) -> list[float]:
     """Train from the seed, saving a checkpoint on the way; return the loss of every step."""
-    engine = _engine(world_size, stage, None)
-    losses = _steps(engine, world_size, 0, SAVED_AT)
+    engine = make_engine(world_size, stage, None)
+    losses = take_steps(engine, world_size, 0, SAVED_AT)
     save(engine, run_of(folder, stage, world_size), SAVED_AT)
-    return losses + _steps(engine, world_size, SAVED_AT, STEPS)
+    return losses + take_steps(engine, world_size, SAVED_AT, STEPS)
 
 
 def resume(world_size: int, folder: Path, saved: tuple[int, int], stage: int) -> list[float]:
@@ -73,9 +73,9 @@ def resume(world_size: int, folder: Path, saved: tuple[int, int], stage: int) ->
     Returns:
         The loss of every step after it.
     """
-    engine = _engine(world_size, stage, checkpoint_of(folder, *saved))
+    engine = make_engine(world_size, stage, checkpoint_of(folder, *saved))
     save(engine, run_of(run_of(folder, *saved), stage, world_size), SAVED_AT)
-    return _steps(engine, world_size, SAVED_AT, STEPS)
+    return take_steps(engine, world_size, SAVED_AT, STEPS)
 
 
 def run_of(folder: Path, stage: int, world_size: int) -> Path:
@@ -106,7 +106,8 @@ def save(engine: Any, folder: Path, steps: int) -> None:
     torch.distributed.barrier()
 
 
-def _engine(world_size: int, stage: int, checkpoint: Path | None) -> Any:
+def make_engine(world_size: int, stage: int, checkpoint: Path | None) -> Any:
+    """A new engine, with a checkpoint's state or with the seed's."""
     from perceiver_dist.model.perceiver import Perceiver
     from perceiver_dist.training.engine import build_engine
     from perceiver_dist.training.fragments import load_optimizer
@@ -123,7 +124,8 @@ def _engine(world_size: int, stage: int, checkpoint: Path | None) -> Any:
     return engine
 
 
-def _steps(engine: Any, world_size: int, first: int, stop: int) -> list[float]:
+def take_steps(engine: Any, world_size: int, first: int, stop: int) -> list[float]:
+    """Train from one step to another; return the losses."""
     from perceiver_dist.training.engine import set_learning_rate
     from perceiver_dist.training.learning_rate import learning_rate
 
