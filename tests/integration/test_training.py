@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import yaml
 from rich.console import Console
 
 from perceiver_dist.command_line import read_run, to_yaml
-from perceiver_dist.config import WorkerRange
+from perceiver_dist.config import DeepSpeedConfig, OptimConfig, WorkerRange
 from perceiver_dist.errors import UserError
 from perceiver_dist.training.driver import run_training
 from perceiver_dist.training.manifest import find_damage
@@ -242,6 +244,28 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_ends_with_the_same_
     assert losses(folder) == losses(undisturbed)[:40]
     assert samples(folder)[-20:] == samples(undisturbed)[20:40]
     assert find_damage(str(folder / "step-00000030")) == ""
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_workers_that_fail_each_time_end_the_run_with_their_error(data: Path, tmp_path: Path) -> None:
+    config = small_run.small_config(data, tmp_path, "failing", max_failures=1)
+    config = replace(config, deepspeed=DeepSpeedConfig(overrides={"zero_optimization": {"stage": 9}}))
+    result = run_training(config, Console(file=StringIO()))
+    assert (result["exit"], result["steps"]) == ("failed", 0)
+    assert "the workers failed 2 times in a row at step 0" in result["error"]
+    assert "ValidationError" in result["error"]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_steps_that_are_not_finite_are_told_and_end_the_run(data: Path, tmp_path: Path) -> None:
+    config = small_run.small_config(data, tmp_path, "diverging", max_skipped_steps=3)
+    config = replace(config, optim=OptimConfig(learning_rate=1e30, warmup_steps=0))
+    screen = StringIO()
+    with pytest.raises(
+        UserError, match=r"3 steps were skipped, train.max_skipped_steps is 3; step \d+ is skipped: "
+    ):
+        run_training(config, Console(file=screen, width=200))
+    assert re.search(r"--replay (squares|tones)/\d+ shows what is in it", screen.getvalue())
 
 
 def job_command(data: Path, storage: Path, run_name: str) -> list[str]:
