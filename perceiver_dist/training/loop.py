@@ -44,15 +44,12 @@ def train_rank(job: Job) -> None:
         job: Configuration and tracker.
 
     Raises:
-        UserError: The data or the checkpoint has a fault that the user can mend, or memory does not suffice; the
-            tracker knows it too.
-        RayTaskError: The same, from a task that reads data.
-        RuntimeError: As torch raises it.
+        Exception: Whatever ended it; the tracker knows it too. A UserError is what the user can mend.
     """
     try:
         rank = _Rank(job)
         rank.train()
-    except (UserError, RayTaskError, RuntimeError) as error:
+    except Exception as error:  # Whatever it is: it is told and raised again.
         cause = error.cause if isinstance(error, RayTaskError) else error
         if _is_out_of_memory(cause):
             cause = UserError(

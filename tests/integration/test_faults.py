@@ -65,10 +65,10 @@ def test_one_of_each_fault_changes_nothing(data: Path, tmp_path: Path, cluster: 
 def test_many_faults_change_nothing(
     data: Path, tmp_path: Path, cluster: FaultyCluster, zero_stage: int
 ) -> None:
-    reports = disturb(data, tmp_path, cluster, zero_stage, range(10, 13), faults_per_run=4)
-    assert sum(sum(report.killed.values()) for report in reports) >= 11
+    reports = disturb(data, tmp_path, cluster, zero_stage, range(10, 12), faults_per_run=6)
+    assert sum(sum(report.killed.values()) for report in reports) >= 10
     assert sum(report.restarts for report in reports) > 0
-    assert [(report.lost, report.repeated, report.different_steps) for report in reports] == [(0, 0, 0)] * 3
+    assert [(report.lost, report.repeated, report.different_steps) for report in reports] == [(0, 0, 0)] * 2
 
 
 @pytest.mark.faults
