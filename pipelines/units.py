@@ -6,11 +6,11 @@ A unit is a mapping of arrays, all with the batch as first axis (B samples, the 
     keys                str (B,)                  shard and key of each sample; "" where padded
     real                bool (B,)                 False where an evaluation unit is padded
     label               int64 (B,) for softmax, uint8 (B, classes) for multilabel
-    <modality>          integers (B, *array_shape), zeros where missing
+    <modality>          integers, fp32 for points (B, *array_shape), zeros where missing
     <modality>_present  bool (B,)
 
-It is a pure function of its arguments: where a random choice is made (the window in time) it is computed from
-the seed, the source, the unit and the row.
+It is a pure function of its arguments: where a random choice is made (the window in time, the points of a surface) it
+is computed from the seed, the source, the unit and the row.
 """
 
 import json
@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from perceiver_dist.modalities import AudioInput, ImageInput, ModalityInput, VideoInput
-from pipelines.decode import FIELD_MODALITY, decode_audio, decode_image, decode_video
+from perceiver_dist.modalities import AudioInput, ImageInput, ModalityInput, PointCloudInput, VideoInput
+from pipelines.chance import Chance
+from pipelines.decode import FIELD_MODALITY, decode_audio, decode_image, decode_points, decode_video
 from pipelines.errors import SampleError
 from pipelines.index import SourceIndex
-from pipelines.permutation import uniform
+from pipelines.permutation import hash64, uniform
 from pipelines.plan import EvaluationPlan, TrainingPlan
 from pipelines.reader import RawSample, read_samples
 from pipelines.source import SourceConfig
@@ -69,9 +70,8 @@ class UnitMaker:
             unit["real"][row] = True
             try:
                 _set_label(unit["label"], row, sample, self.source)
-                for modality, array in _decode(
-                    sample, self.inputs, self._window_position(number, row)
-                ).items():
+                chance = self._chance(number, row, sample)
+                for modality, array in _decode(sample, self.inputs, chance).items():
                     unit[modality][row] = array
                     unit[f"{modality}_present"][row] = True
             except SampleError as error:
@@ -83,10 +83,16 @@ class UnitMaker:
         label = self.source.label.partition(".")[0]
         return frozenset({label, *(field for field, of in FIELD_MODALITY.items() if of in modalities)})
 
-    def _window_position(self, unit: int, row: int) -> float:
+    def _chance(self, unit: int, row: int, sample: RawSample) -> Chance:
         if isinstance(self.plan, EvaluationPlan):
-            return 0.5
-        return uniform(self.plan.seed, self.source.name, "window", unit, row)
+            # By key, so that a sample is the same in every evaluation, whatever batch it is in.
+            return Chance(window=0.5, seed=hash64(sample.key), augment=False)
+        place = (unit, row)
+        return Chance(
+            window=uniform(self.plan.seed, self.source.name, "window", *place),
+            seed=hash64(self.plan.seed, self.source.name, "sample", *place),
+            augment=True,
+        )
 
 
 def _empty_unit(number: int, size: int, source: SourceConfig, inputs: Mapping[str, ModalityInput]) -> Unit:
@@ -103,19 +109,22 @@ def _empty_unit(number: int, size: int, source: SourceConfig, inputs: Mapping[st
     return unit
 
 
-def _decode(sample: RawSample, inputs: Mapping[str, ModalityInput], position: float) -> dict[str, np.ndarray]:
+def _decode(sample: RawSample, inputs: Mapping[str, ModalityInput], chance: Chance) -> dict[str, np.ndarray]:
     """Decode the modalities that the sample has; what it lacks is left out."""
-    data = {FIELD_MODALITY[field]: value for field, value in sample.fields.items() if field in FIELD_MODALITY}
-    image, audio, video = inputs.get("image"), inputs.get("audio"), inputs.get("video")
+    fields = {FIELD_MODALITY[field]: field for field in sample.fields if field in FIELD_MODALITY}
+    data = {modality: sample.fields[field] for modality, field in fields.items()}
+    image, audio, video, points = (inputs.get(name) for name in ("image", "audio", "video", "points"))
     decoded: dict[str, np.ndarray | None] = {}
     if isinstance(image, ImageInput) and "image" in data:
         decoded["image"] = decode_image(data["image"], image)
     track = audio if isinstance(audio, AudioInput) and "audio" not in data else None
     frames = video if isinstance(video, VideoInput) else None
     if "video" in data and (frames or track):
-        decoded["video"], decoded["audio"] = decode_video(data["video"], frames, track, position)
+        decoded["video"], decoded["audio"] = decode_video(data["video"], frames, track, chance.window)
     if isinstance(audio, AudioInput) and "audio" in data:
-        decoded["audio"] = decode_audio(data["audio"], audio, position)
+        decoded["audio"] = decode_audio(data["audio"], audio, chance.window)
+    if isinstance(points, PointCloudInput) and "points" in data:
+        decoded["points"] = decode_points(data["points"], fields["points"], points, chance)
     return {modality: array for modality, array in decoded.items() if array is not None}
 
 

@@ -80,13 +80,13 @@ def test_numbers_as_labels_keep_their_order(tmp_path):
         ("path,label\na.png,x\na.png,x\n", "has 1 label, a classification needs at least 2"),
         ("path,label\na.png,\n", "line 2: path is 'a.png' and label is ''"),
         ("path,label\na.png,x\nb.png,y\n", "line 3: .*b.png: no such file"),
-        ("path,label\na.npy,x\n", "line 2: a.npy is no medium known here; known are jpg"),
+        ("path,label\na.txt,x\n", "line 2: a.txt is no medium known here; known are jpg"),
         ("path,label,split\na.png,x,hold\n", "line 2: split is 'hold', must be one of train, eval"),
     ],
 )
 def test_a_manifest_that_cannot_be_used_says_where(tmp_path, text, error):
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
-    (tmp_path / "a.npy").touch()
+    (tmp_path / "a.txt").touch()
     (tmp_path / "manifest.csv").write_text(text)
     with pytest.raises(UserError, match=error):
         convert_manifest(tmp_path / "manifest.csv", tmp_path / "out")
