@@ -63,6 +63,11 @@ def test_a_mesh_that_was_written_is_read_back_from_every_format(
         assert read_with(read_ply, ply(*mesh, form=form, extra=extra)) == expected, form
 
 
+def test_colours_of_all_faces_are_no_corners():
+    text = off(*SQUARE).replace(b"3 0 1 2", b"3 0 1 2 9").replace(b"3 0 2 3", b"3 0 2 3 9")
+    assert read_off(text).triangles.tolist() == SQUARE[1]
+
+
 def test_colours_comments_and_blank_lines_in_off_are_passed_over():
     text = b"# by hand\nCOFF\n\n3 2 # counts\n0 0 0 255 0\n1 0 0 0 0\n0 1 0 1 1\n\n3 0 1 2 9 9 9\n3 2 1 0\n"
     mesh = read_off(text)
