@@ -1,4 +1,4 @@
-"""Turn known data into shards: `python jobs/prepare_data.py manifest|fashion_mnist ...`."""
+"""Turn known data into shards: `python jobs/prepare_data.py manifest|fashion_mnist|modelnet ...`."""
 
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
@@ -9,12 +9,13 @@ from jsonargparse import ArgumentParser
 
 from perceiver_dist.command_line import run_job
 from perceiver_dist.errors import UserError
-from pipelines.convert import convert_fashion_mnist, convert_manifest
+from pipelines.convert import convert_fashion_mnist, convert_manifest, convert_modelnet
 from pipelines.source import SourceConfig
 
 CONVERTERS: dict[str, Callable[..., SourceConfig]] = {
     "manifest": convert_manifest,
     "fashion_mnist": convert_fashion_mnist,
+    "modelnet": convert_modelnet,
 }
 
 

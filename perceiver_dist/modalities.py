@@ -2,13 +2,14 @@
 
 `pipelines` decodes every sample to the array described here (`array_shape`, `array_dtype`), and
 `perceiver_dist.model` cuts that array into a grid of tokens (`grid`, `content_channels`). Arrays stay small
-integers until they are on the training device; the model scales them to [-1, 1] there.
+integers until they are on the training device; the model scales them to [-1, 1] there. Point clouds alone are
+fp32 coordinates, from which the model computes the points' features on the device.
 
 Nothing is imported but the standard library: this module is at the bottom of both packages.
 """
 
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 
 from perceiver_dist.errors import UserError
 
@@ -195,9 +196,72 @@ class VideoInput:
         return prod(self.patch) * self.channels
 
 
-ModalityInput = ImageInput | AudioInput | VideoInput
+@dataclass(frozen=True)
+class PointCloudInput:
+    """Point clouds: points from a cloud or the surface of a mesh, each one a token (paper 4.3).
 
-MODALITIES: tuple[str, ...] = ("image", "audio", "video")
+    A token is its own position, so the Fourier features are made from the sample's coordinates and are its content.
+
+    Attributes:
+        points: Points of a sample, drawn anew in each epoch. The paper uses about 2,000; 512 suits a laptop.
+        bands: Fourier bands K per axis; 64 in the paper.
+        max_frequency: The paper's mu, twice the highest frequency; 2240 in the paper, ten times that of its images.
+            There is no grid to take it from. 32 suits clouds of some hundred points: they resolve no finer detail.
+        normalise: Whether a cloud is moved to mean 0 and scaled until its largest coordinate is 1 or -1, as in the
+            paper. Set it to false where size and place matter and coordinates lie between -1 and 1 already.
+        scale_jitter: In training the distance of each point from the cloud's mean is multiplied by a number drawn
+            from 1 - scale_jitter to 1 + scale_jitter. 0.01 is the paper's; 0 switches it off.
+    """
+
+    points: int = 512
+    bands: int = 8
+    max_frequency: float = 32.0
+    normalise: bool = True
+    scale_jitter: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without data.
+
+        Raises:
+            UserError: A size is not positive, max_frequency is below 2, or scale_jitter is not from 0 to below 1.
+        """
+        _require(
+            min(self.points, self.bands) > 0,
+            f"points: points {self.points} and bands {self.bands} must be positive",
+        )
+        _require(
+            2 <= self.max_frequency < inf,
+            f"points: max_frequency is {self.max_frequency}, must be at least 2, twice the lowest frequency",
+        )
+        _require(
+            0 <= self.scale_jitter < 1,
+            f"points: scale_jitter is {self.scale_jitter}, must be at least 0 and below 1",
+        )
+
+    @property
+    def array_shape(self) -> tuple[int, ...]:
+        """(points, axes) of one decoded cloud."""
+        return (self.points, 3)
+
+    @property
+    def array_dtype(self) -> str:
+        """Numpy name of the decoded array's type: in fp32 the paper's highest frequency has its phase to 1e-4."""
+        return "float32"
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Tokens along each axis: (points,), a list without an order."""
+        return (self.points,)
+
+    @property
+    def content_channels(self) -> int:
+        """Values of one token: the coordinates, and K sines and K cosines of each."""
+        return 3 * (2 * self.bands + 1)
+
+
+ModalityInput = ImageInput | AudioInput | VideoInput | PointCloudInput
+
+MODALITIES: tuple[str, ...] = ("image", "audio", "video", "points")
 """Names of the modalities, in the order in which the model concatenates their tokens."""
 
 

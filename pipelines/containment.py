@@ -24,6 +24,7 @@ from multiprocessing.connection import Connection
 from ray import cloudpickle
 
 from perceiver_dist.modalities import ModalityInput
+from pipelines.chance import Chance
 from pipelines.limits import Limits
 from pipelines.reader import RawSample
 from pipelines.sample import Arrays, Decode
@@ -37,11 +38,11 @@ def timed(decode: Decode) -> Decode:
     """
 
     def decode_in_time(
-        sample: RawSample, inputs: Mapping[str, ModalityInput], position: float, limits: Limits
+        sample: RawSample, inputs: Mapping[str, ModalityInput], chance: Chance, limits: Limits
     ) -> Arrays:
         signal.setitimer(signal.ITIMER_REAL, limits.decode_seconds)
         try:
-            return decode(sample, inputs, position, limits)
+            return decode(sample, inputs, chance, limits)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
@@ -72,9 +73,9 @@ def contained(decode: Decode) -> Iterator[Decode]:
         ours.send_bytes(cloudpickle.dumps(decode))  # type: ignore[no-untyped-call] # Ray leaves it without types
 
         def decode_in_child(
-            sample: RawSample, inputs: Mapping[str, ModalityInput], position: float, limits: Limits
+            sample: RawSample, inputs: Mapping[str, ModalityInput], chance: Chance, limits: Limits
         ) -> Arrays:
-            return _ask(ours, (sample, dict(inputs), position, limits))
+            return _ask(ours, (sample, dict(inputs), chance, limits))
 
         yield decode_in_child
     finally:

@@ -1,4 +1,4 @@
-"""Known data to shards: a CSV manifest of files, and Fashion-MNIST's idx files.
+"""Known data to shards: a CSV manifest of files, Fashion-MNIST's idx files, and ModelNet's tree of meshes.
 
 Every converter shuffles by a seed, so that shards are alike, writes train-NNNNNN.tar, eval-NNNNNN.tar and
 classes.json (the names of the labels 0, 1, ...) into one directory, and returns the source as a run's
@@ -46,7 +46,7 @@ IDX_BYTES = 8
 
 @dataclass(frozen=True)
 class _File:
-    """One row of a manifest."""
+    """A file to convert."""
 
     path: Path
     label: str
@@ -70,7 +70,35 @@ def convert_manifest(csv: Path, out: Path, samples_per_shard: int = 1000, seed: 
         UserError: The manifest is missing, lacks a column, is empty, or names a split, a kind of file or a file
             that cannot be used; the message names the line.
     """
-    files = _read_manifest(csv)
+    return _write_files(_read_manifest(csv), out, samples_per_shard, seed)
+
+
+def convert_modelnet(tree: Path, out: Path, samples_per_shard: int = 500, seed: int = 0) -> SourceConfig:
+    """Write the meshes of ModelNet10 or ModelNet40 to shards, as they are.
+
+    Args:
+        tree: The unpacked data set: the folder with CLASS/train/*.off and CLASS/test/*.off.
+        out: Directory to write to; its name becomes the source's.
+        samples_per_shard: Samples in every shard but the last of a split.
+        seed: Decides the order of the samples.
+
+    Returns:
+        The source. Its class names are the folders' in alphabetical order.
+
+    Raises:
+        UserError: There is no such folder, it has no such files, or only one class.
+    """
+    files = [
+        _File(path, label=path.parts[-3], split=split)
+        for folder, split in (("train", "train"), ("test", "eval"))
+        for path in sorted(tree.glob(f"*/{folder}/*.off"))
+        if not path.name.startswith(".")  # left in the archive by the system that packed it
+    ]
+    _check_files(files, f"folder {tree}: CLASS/train/*.off and CLASS/test/*.off")
+    return _write_files(files, out, samples_per_shard, seed)
+
+
+def _write_files(files: Sequence[_File], out: Path, samples_per_shard: int, seed: int) -> SourceConfig:
     labels = {file.label for file in files}
     classes = sorted(labels, key=int) if all(map(str.isdecimal, labels)) else sorted(labels)
     numbers = {label: number for number, label in enumerate(classes)}
@@ -102,11 +130,20 @@ def _read_manifest(manifest: Path) -> list[_File]:
         files = [
             _manifest_row(row, f"manifest {manifest}, line {reader.line_num}", manifest) for row in reader
         ]
-    if not any(file.split == "train" for file in files):
-        raise UserError(f"manifest {manifest}: lists {len(files)} files, none of them for training")
-    if len({file.label for file in files}) < 2:
-        raise UserError(f"manifest {manifest}: has 1 label, a classification needs at least 2")
+    _check_files(files, f"manifest {manifest}")
     return files
+
+
+def _check_files(files: Sequence[_File], where: str) -> None:
+    """Check that something can be learned from the files.
+
+    Raises:
+        UserError: None is for training, or all have one label.
+    """
+    if not any(file.split == "train" for file in files):
+        raise UserError(f"{where}: lists {len(files)} files, none of them for training")
+    if len({file.label for file in files}) < 2:
+        raise UserError(f"{where}: has 1 label, a classification needs at least 2")
 
 
 def _manifest_row(row: dict[str, str | None], where: str, manifest: Path) -> _File:

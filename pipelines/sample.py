@@ -6,26 +6,27 @@ from typing import Any
 
 import numpy as np
 
-from perceiver_dist.modalities import AudioInput, ImageInput, ModalityInput, VideoInput
-from pipelines.decode import FIELD_MODALITY, decode_audio, decode_image, decode_video
+from perceiver_dist.modalities import AudioInput, ImageInput, ModalityInput, PointCloudInput, VideoInput
+from pipelines.chance import Chance
+from pipelines.decode import FIELD_MODALITY, decode_audio, decode_image, decode_points, decode_video
 from pipelines.errors import SampleError
 from pipelines.limits import Limits
 from pipelines.reader import RawSample
 from pipelines.source import SourceConfig
 
 Arrays = dict[str, np.ndarray]
-Decode = Callable[[RawSample, Mapping[str, ModalityInput], float, Limits], Arrays]
+Decode = Callable[[RawSample, Mapping[str, ModalityInput], Chance, Limits], Arrays]
 
 
 def decode_sample(
-    sample: RawSample, inputs: Mapping[str, ModalityInput], position: float, limits: Limits
+    sample: RawSample, inputs: Mapping[str, ModalityInput], chance: Chance, limits: Limits
 ) -> Arrays:
     """Decode the modalities that a sample has.
 
     Args:
         sample: The bytes of its fields.
         inputs: What each modality is decoded to.
-        position: Where a window in time lies: 0 first, 0.5 centre, 1 last.
+        chance: What is left to chance: where a window in time lies, the points of a surface.
         limits: What the sample may ask for.
 
     Returns:
@@ -34,17 +35,20 @@ def decode_sample(
     Raises:
         SampleError: A field cannot be decoded.
     """
-    data = {FIELD_MODALITY[field]: value for field, value in sample.fields.items() if field in FIELD_MODALITY}
-    image, audio, video = inputs.get("image"), inputs.get("audio"), inputs.get("video")
+    fields = {FIELD_MODALITY[field]: field for field in sample.fields if field in FIELD_MODALITY}
+    data = {modality: sample.fields[field] for modality, field in fields.items()}
+    image, audio, video, points = (inputs.get(name) for name in ("image", "audio", "video", "points"))
     decoded: dict[str, np.ndarray | None] = {}
     if isinstance(image, ImageInput) and "image" in data:
         decoded["image"] = decode_image(data["image"], image, limits)
     track = audio if isinstance(audio, AudioInput) and "audio" not in data else None
     frames = video if isinstance(video, VideoInput) else None
     if "video" in data and (frames or track):
-        decoded["video"], decoded["audio"] = decode_video(data["video"], frames, track, position, limits)
+        decoded["video"], decoded["audio"] = decode_video(data["video"], frames, track, chance.window, limits)
     if isinstance(audio, AudioInput) and "audio" in data:
-        decoded["audio"] = decode_audio(data["audio"], audio, position, limits)
+        decoded["audio"] = decode_audio(data["audio"], audio, chance.window, limits)
+    if isinstance(points, PointCloudInput) and "points" in data:
+        decoded["points"] = decode_points(data["points"], fields["points"], points, chance)
     return {modality: array for modality, array in decoded.items() if array is not None}
 
 

@@ -17,8 +17,8 @@ class SourceConfig:
         train_shards: Tar shards to learn from: path or URI with braces and globs, as in
             "s3://bucket/train-{000000..000099}.tar" or "data/train-*.tar".
         eval_shards: Held-out shards; empty for none.
-        modalities: What the model sees of a sample: image, audio, video. Audio is the sample's sound file or, where
-            it has none, the sound track of its video. Any of them may be missing from any sample.
+        modalities: What the model sees of a sample: image, audio, video, points. Audio is the sample's sound file or,
+            where it has none, the sound track of its video. Any of them may be missing from any sample.
         num_classes: Number of classes; labels are 0 .. num_classes - 1.
         task: softmax: exactly one class per sample. multilabel: any number of classes per sample.
         label: Field that holds the label: "cls" (a number as text), or "json.KEY" for an entry of the json field.

@@ -7,15 +7,15 @@ every unit of a source):
     keys                str (B,)                  shard and key of each sample; "" where padded
     real                bool (B,)                 False where an evaluation unit is padded or a sample of it is bad
     label               int64 (B,) for softmax, uint8 (B, classes) for multilabel
-    <modality>          integers (B, *array_shape), zeros where missing
+    <modality>          integers, fp32 for points (B, *array_shape), zeros where missing
     <modality>_present  bool (B,)
     quarantined         str (bad, 3)              shard, key and reason of each sample that could not be used
 
 A bad sample costs itself only. In training its row takes everything from the next good row of the same unit, the
 first row being the one after the last; in evaluation, where no sample may count twice, its row is not real.
 
-A unit is a pure function of its arguments: where a random choice is made (the window in time) it is computed from
-the seed, the source, the unit and the row.
+A unit is a pure function of its arguments: where a random choice is made (the window in time, the points of a
+surface) it is computed from the seed, the source, the unit and the row.
 """
 
 from collections import Counter
@@ -26,10 +26,11 @@ from typing import NamedTuple
 import numpy as np
 
 from perceiver_dist.modalities import ModalityInput
+from pipelines.chance import Chance
 from pipelines.decode import FIELD_MODALITY
 from pipelines.errors import SampleError
 from pipelines.index import SourceIndex
-from pipelines.permutation import uniform
+from pipelines.permutation import hash64, uniform
 from pipelines.plan import EvaluationPlan, TrainingPlan
 from pipelines.reader import RawSample, read_samples
 from pipelines.sample import Decode, decode_sample, read_label
@@ -111,8 +112,8 @@ class UnitMaker:
         if sample.problem:
             raise SampleError(sample.problem)
         label = read_label(sample, self.source)
-        position = self._window_position(int(unit["unit"][0]), row)
-        arrays = self.decode(sample, self.inputs, position, self.data.limits)
+        chance = self._chance(int(unit["unit"][0]), row, sample)
+        arrays = self.decode(sample, self.inputs, chance, self.data.limits)
         for modality, array in arrays.items():
             expected = unit[modality][row]
             if (array.shape, array.dtype) != (expected.shape, expected.dtype):
@@ -146,10 +147,16 @@ class UnitMaker:
         label = self.source.label.partition(".")[0]
         return frozenset({label, *(field for field, of in FIELD_MODALITY.items() if of in modalities)})
 
-    def _window_position(self, unit: int, row: int) -> float:
+    def _chance(self, unit: int, row: int, sample: RawSample) -> Chance:
         if isinstance(self.plan, EvaluationPlan):
-            return 0.5
-        return uniform(self.plan.seed, self.source.name, "window", unit, row)
+            # By key, so that a sample is the same in every evaluation, whatever batch it is in.
+            return Chance(window=0.5, seed=hash64(sample.key), augment=False)
+        place = (unit, row)
+        return Chance(
+            window=uniform(self.plan.seed, self.source.name, "window", *place),
+            seed=hash64(self.plan.seed, self.source.name, "sample", *place),
+            augment=True,
+        )
 
 
 def _empty_unit(number: int, size: int, source: SourceConfig, inputs: Mapping[str, ModalityInput]) -> Unit:

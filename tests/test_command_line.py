@@ -223,7 +223,7 @@ def test_a_wrong_option_ends_in_one_line(
     ("old", "new", "line"),
     [
         ("modalities: [image]", "modalities: [smell]", "source 'digits': modality 'smell' is unknown; "
-         "choose from image, audio, video"),
+         "choose from image, audio, video, points"),
         ("modalities: [image]", "modalities: [video]", "source 'digits': has modality video, but model.video is "
          "null; set model.video.* to its sizes"),
         ("name: birds", "name: digits", "sources: the name 'digits' is used 2 times; names must differ"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from perceiver_dist.command_line import read_run
 from perceiver_dist.config import DeepSpeedConfig, RunConfig, StorageConfig, TrainConfig
 from perceiver_dist.dry_run import dry_run
 from perceiver_dist.errors import UserError
@@ -56,6 +57,15 @@ def test_the_model_s_size_is_that_of_the_model_built(config: RunConfig):
     assert result["tokens"] == {"image": 64, "audio": 5}
     assert result["channels"] == 128 + (2 * 2 + 1) + 4
     assert json.loads(json.dumps(result)) == result
+
+
+def test_the_paper_s_modelnet40_has_387_channels(tmp_path: Path):
+    write_shard([{"__key__": "a", "cls": 0, "off": b"not read"}], tmp_path / "one-0.tar")
+    config = read_run((Path(__file__).parents[1] / "jobs" / "configs" / "modelnet40.yaml").read_text())
+    result = dry_run(change(config, 0, train_shards=f"{tmp_path}/one-*.tar", eval_shards=""))
+    assert (result["channels"], result["tokens"]) == (387, {"points": 2048})
+    assert (result["global_batch"], result["steps"]) == (512, 50_000)
+    assert config.sources[0].class_names == sorted(config.sources[0].class_names)
 
 
 def test_flops_are_those_of_the_source_s_own_modalities(config: RunConfig):

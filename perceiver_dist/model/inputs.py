@@ -6,7 +6,8 @@ A token's C channels are, in this order,
 
 which is the order of the published Perceiver IO weights (PAPER: RGB, (y, x), sin y, sin x, cos y, cos x). They
 are kept apart, because the parts differ in what they depend on: content on sample and token, position on the
-token only, encoding on neither. `attention.py` says what that buys.
+token only, encoding on neither. `attention.py` says what that buys. The tokens of a point cloud are their positions:
+all of their features depend on the sample and are content, and they have no position channels.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,14 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from perceiver_dist.errors import UserError
-from perceiver_dist.modalities import ModalityInput
+from perceiver_dist.modalities import MODALITIES, ModalityInput, PointCloudInput, tokens
 from perceiver_dist.model.config import ModelConfig
 
 LAYER_NORM_EPS = 1e-5
 
 
 def position_channels(spec: ModalityInput) -> int:
-    """Fourier position channels P of a modality: axes * (2K + 1).
+    """Fourier position channels P of a modality: axes * (2K + 1); 0 for points, whose positions are content.
 
     Args:
         spec: The modality's input.
@@ -32,7 +33,7 @@ def position_channels(spec: ModalityInput) -> int:
     Returns:
         Number of channels: K sines, K cosines and the raw position per axis.
     """
-    return len(spec.grid) * (2 * spec.bands + 1)
+    return 0 if isinstance(spec, PointCloudInput) else len(spec.grid) * (2 * spec.bands + 1)
 
 
 def encoding_channels(config: ModelConfig) -> dict[str, int]:
@@ -48,7 +49,8 @@ def encoding_channels(config: ModelConfig) -> dict[str, int]:
         UserError: No modality is configured.
     """
     if not config.modalities:
-        raise UserError("model has no input: set at least one of model.image, model.audio, model.video")
+        options = ", ".join(f"model.{name}" for name in MODALITIES)
+        raise UserError(f"model has no input: set at least one of {options}")
     own = {name: spec.content_channels + position_channels(spec) for name, spec in config.modalities.items()}
     smallest = config.modality_channels if len(own) > 1 else 0
     return {name: max(own.values()) + smallest - channels for name, channels in own.items()}
@@ -82,8 +84,10 @@ def fourier_features(spec: ModalityInput) -> Tensor:
 
     Returns:
         (M, P) fp32, tokens in row-major order of the grid, channels [x, sin(pi f x), cos(pi f x)], each axis
-        by axis.
+        by axis; of a point cloud (M, 0).
     """
+    if isinstance(spec, PointCloudInput):
+        return torch.empty(tokens(spec), 0)
     axes = [torch.linspace(-1, 1, size, dtype=torch.float64) for size in spec.grid]
     positions = torch.cartesian_prod(*axes).reshape(-1, len(axes))
     frequencies = torch.stack(
@@ -94,6 +98,27 @@ def fourier_features(spec: ModalityInput) -> Tensor:
     )
     phases = (torch.pi * positions[:, :, None] * frequencies).flatten(1)
     return torch.cat([positions, phases.sin(), phases.cos()], dim=1).float()
+
+
+def point_features(points: Tensor, spec: PointCloudInput) -> Tensor:
+    """Fourier features of points wherever they are (paper 4.3: 387 channels, the coordinates among them).
+
+    The K frequencies f are linear from 1 to mu / 2. f * x is made in fp64 and whole turns are taken off it there, so
+    that the sine itself may be computed in fp32: sin(pi * 1120 * x) is exact to fp32 for the fp32 coordinate x.
+
+    Args:
+        points: (B, M, 3), fp32 or fp64.
+        spec: The input.
+
+    Returns:
+        (B, M, 3 * (2K + 1)) in the dtype of `points`, channels [x, sin(pi f x), cos(pi f x)], each axis by axis.
+    """
+    frequencies = torch.linspace(
+        1, spec.max_frequency / 2, spec.bands, dtype=torch.float64, device=points.device
+    )
+    half_turns = points.double()[..., None] * frequencies
+    phases = torch.pi * (half_turns - 2 * (half_turns / 2).round()).flatten(2).to(points.dtype)
+    return torch.cat([points, phases.sin(), phases.cos()], dim=-1)
 
 
 def cut_into_tokens(array: Tensor, spec: ModalityInput) -> Tensor:
@@ -121,7 +146,7 @@ class Tokens:
     """One modality's tokens of a batch, in parts; fp32, or fp64 for an fp64 model.
 
     Attributes:
-        content: (B, M, c) in [-1, 1].
+        content: (B, M, c) in [-1, 1], coordinates of points that are not normalised excepted.
         position: (M, P), the same for the whole batch.
         encoding: (E,), the same for all tokens; E is 0 when one modality is configured.
         mean: (B, M), mean of a token's C = c + P + E channels.
@@ -167,7 +192,8 @@ class Tokenizer(nn.Module):
         """Scale, cut and measure one batch of arrays.
 
         Args:
-            array: (B, *spec.array_shape), uint8 (scaled as x / 127.5 - 1) or int16 (x / 32768).
+            array: (B, *spec.array_shape), uint8 (scaled as x / 127.5 - 1), int16 (x / 32768) or the fp32
+                coordinates of points.
             encoding: (E,) learned modality encoding.
 
         Returns:
@@ -183,8 +209,7 @@ class Tokenizer(nn.Module):
                 f"{expected_dtype} and (B, *{self.spec.array_shape}): decode to model.{self.name}'s sizes"
             )
         position = self.position
-        patches = cut_into_tokens(array, self.spec).to(position.dtype)
-        content = patches / 127.5 - 1 if array.dtype == torch.uint8 else patches / 32768
+        content = self._content(array)
         encoding = encoding.to(position.dtype)
         parts = (content, position, encoding)
         channels = sum(part.shape[-1] for part in parts)
@@ -192,6 +217,13 @@ class Tokenizer(nn.Module):
         square = sum((part.square().sum(-1) for part in parts), start=torch.zeros_like(mean)) / channels
         rstd = (square - mean.square() + LAYER_NORM_EPS).rsqrt()
         return Tokens(content, position, encoding, mean, rstd)
+
+    def _content(self, array: Tensor) -> Tensor:
+        """(B, *spec.array_shape) -> (B, M, c)."""
+        if isinstance(self.spec, PointCloudInput):
+            return point_features(array.to(self.position.dtype), self.spec)
+        patches = cut_into_tokens(array, self.spec).to(self.position.dtype)
+        return patches / 127.5 - 1 if array.dtype == torch.uint8 else patches / 32768
 
 
 class ModalityEncodings(nn.Module):

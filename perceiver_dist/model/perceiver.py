@@ -69,7 +69,7 @@ class Perceiver(nn.Module):
         present gets the finite logits of the learned latents and biases alone.
 
         Args:
-            arrays: (B, *array_shape) per modality the source has, uint8 or int16 as decoded.
+            arrays: (B, *array_shape) per modality the source has, as decoded: uint8, int16 or fp32.
             present: (B,) bool per modality; one it does not name is there in every sample.
             source: Whose head to use.
 

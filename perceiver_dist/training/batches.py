@@ -26,7 +26,7 @@ class Batch:
         keys: Shard and key of each sample; "" where an evaluation unit is padded.
         real: (B,) bool, false where padded and where an evaluation sample is bad.
         labels: (B,) int64 for softmax, (B, classes) uint8 for multilabel.
-        arrays: Modality -> (B, *array_shape), integers as decoded.
+        arrays: Modality -> (B, *array_shape), as decoded.
         present: Modality -> (B,) bool, false where the sample lacks it.
         quarantined: The samples of the unit that could not be used.
     """

@@ -1,13 +1,15 @@
-"""From the bytes of one field to an array of fixed shape: images, sounds, video clips with their sound track."""
+"""From the bytes of one field to an array of fixed shape: images, sounds, clips with their sound track, points."""
 
 from pipelines.decode.audio_video import decode_audio, decode_video
 from pipelines.decode.image import decode_image
+from pipelines.decode.points import decode_points
 
-__all__ = ["FIELD_MODALITY", "decode_audio", "decode_image", "decode_video"]
+__all__ = ["FIELD_MODALITY", "decode_audio", "decode_image", "decode_points", "decode_video"]
 
 FIELD_MODALITY: dict[str, str] = {
     **dict.fromkeys(("jpg", "jpeg", "png", "webp"), "image"),
     **dict.fromkeys(("flac", "wav", "mp3", "ogg", "opus"), "audio"),
     **dict.fromkeys(("mp4", "webm", "mkv", "avi", "mov"), "video"),
+    **dict.fromkeys(("off", "ply", "obj", "npy"), "points"),
 }
 """Modality of a sample's field, by the field's name, which is the file extension inside the shard."""

@@ -19,6 +19,7 @@ from ray import cloudpickle
 from rich.console import Console
 
 from perceiver_dist.training.driver import run_training
+from pipelines.chance import Chance
 from pipelines.limits import Limits
 from pipelines.reader import RawSample
 from pipelines.sample import Arrays, decode_sample
@@ -76,13 +77,13 @@ def test_bad_samples_are_recorded_once_and_the_run_goes_on(data: Path, tmp_path:
     assert (len(values), values[-1].value) == (20, 1)
 
 
-def fatal(sample: RawSample, inputs: Any, position: float, limits: Limits) -> Arrays:
+def fatal(sample: RawSample, inputs: Any, chance: Chance, limits: Limits) -> Arrays:
     """End the process at one sample of those to learn from, and never return from one that is held out."""
     if (sample.key, "png" in sample.fields) == ("0007", True):
         os.kill(os.getpid(), signal.SIGSEGV)
     if (sample.key, "eval" in sample.shard, "wav" in sample.fields) == ("0003", True, True):
         time.sleep(3600)
-    return decode_sample(sample, inputs, position, limits)
+    return decode_sample(sample, inputs, chance, limits)
 
 
 def test_a_decoder_that_crashes_or_hangs_costs_its_sample_only(

@@ -8,7 +8,14 @@ import torch.nn.functional as F  # noqa: N812
 from hypothesis import strategies as st
 from torch import Tensor
 
-from perceiver_dist.modalities import MODALITIES, AudioInput, ImageInput, ModalityInput, VideoInput
+from perceiver_dist.modalities import (
+    MODALITIES,
+    AudioInput,
+    ImageInput,
+    ModalityInput,
+    PointCloudInput,
+    VideoInput,
+)
 from perceiver_dist.model.config import ModelConfig
 from perceiver_dist.model.perceiver import Perceiver
 
@@ -16,6 +23,7 @@ SMALL = {
     "image": ImageInput(height=4, width=6, channels=3, patch=2, bands=3),
     "audio": AudioInput(samples=40, segment=8, bands=2, max_frequency=11.0),
     "video": VideoInput(frames=4, height=4, width=6, channels=1, patch=(2, 2, 3), bands=1),
+    "points": PointCloudInput(points=7, bands=2, max_frequency=50.0),
 }
 HEADS = {"clips": 5, "pictures": 3}
 Parameters = dict[str, Tensor]
@@ -42,10 +50,13 @@ def small_configs(draw: st.DrawFn, **fixed: object) -> ModelConfig:
 
 
 def random_arrays(config: ModelConfig, batch: int) -> dict[str, Tensor]:
-    """Random bytes and samples for every configured modality."""
+    """Random bytes, samples and coordinates for every configured modality."""
     generator = torch.Generator().manual_seed(batch)
     arrays = {}
     for name, spec in config.modalities.items():
+        if isinstance(spec, PointCloudInput):
+            arrays[name] = torch.rand(batch, *spec.array_shape, generator=generator) * 2 - 1
+            continue
         low, high = (0, 256) if spec.array_dtype == "uint8" else (-32768, 32768)
         dtype = getattr(torch, spec.array_dtype)
         arrays[name] = torch.randint(low, high, (batch, *spec.array_shape), generator=generator, dtype=dtype)
@@ -63,7 +74,10 @@ def random_model(config: ModelConfig, heads: dict[str, int] = HEADS) -> Perceive
 
 
 def content_of(sample: Tensor, spec: ModalityInput) -> Tensor:
-    """(M, c): the patch at each place of the grid, flattened."""
+    """(M, c): the patch at each place of the grid, flattened; of points, all features."""
+    if isinstance(spec, PointCloudInput):
+        rows = [waves(point, [spec.max_frequency] * 3, spec.bands) for point in sample.tolist()]
+        return torch.tensor(rows, dtype=torch.float64)
     steps = [size // count for size, count in zip(spec.array_shape, spec.grid, strict=False)]
     rows = []
     for place in itertools.product(*(range(count) for count in spec.grid)):
@@ -75,20 +89,26 @@ def content_of(sample: Tensor, spec: ModalityInput) -> Tensor:
 
 def position_of(spec: ModalityInput) -> Tensor:
     """(M, P): raw positions, then sines, then cosines."""
+    if isinstance(spec, PointCloudInput):
+        return torch.empty(spec.points, 0, dtype=torch.float64)
     rows = []
     for place in itertools.product(*(range(count) for count in spec.grid)):
-        raw, sines, cosines = [], [], []
-        for index, count in zip(place, spec.grid, strict=True):
-            x = -1 + 2 * index / (count - 1) if count > 1 else -1.0
-            raw.append(x)
-            highest = (spec.max_frequency or count) / 2
-            for band in range(spec.bands):
-                frequency = 1 + (highest - 1) * band / (spec.bands - 1) if spec.bands > 1 else 1.0
-                sines.append(math.sin(math.pi * frequency * x))
-                cosines.append(math.cos(math.pi * frequency * x))
-        rows.append(raw + sines + cosines)
+        axes = list(zip(place, spec.grid, strict=True))
+        raw = [-1 + 2 * index / (count - 1) if count > 1 else -1.0 for index, count in axes]
+        rows.append(waves(raw, [spec.max_frequency or count for count in spec.grid], spec.bands))
     # The features are made in fp64 and kept in fp32, by definition.
     return torch.tensor(rows, dtype=torch.float64).float().double()
+
+
+def waves(place: list[float], twice_highest: list[float], bands: int) -> list[float]:
+    """One token's raw position, sines and cosines, each axis by axis."""
+    sines, cosines = [], []
+    for x, mu in zip(place, twice_highest, strict=True):
+        for band in range(bands):
+            frequency = 1 + (mu / 2 - 1) * band / (bands - 1) if bands > 1 else 1.0
+            sines.append(math.sin(math.pi * frequency * x))
+            cosines.append(math.cos(math.pi * frequency * x))
+    return place + sines + cosines
 
 
 def layer_norm(x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from perceiver_dist.errors import UserError
-from perceiver_dist.modalities import ImageInput
+from perceiver_dist.modalities import ImageInput, PointCloudInput
 from perceiver_dist.model.config import ModelConfig
 from perceiver_dist.model.cost import (
     forward_flops,
@@ -58,7 +58,7 @@ def baddbmm_flops(_: torch.Size, left: torch.Size, right: torch.Size, **_options
 
 
 @pytest.mark.parametrize("path", ["dense", "factored"])
-@pytest.mark.parametrize("names", [("image",), ("audio", "video")])
+@pytest.mark.parametrize("names", [("image",), ("audio", "video"), ("audio", "points")])
 def test_forward_flops_are_the_matrix_products_that_run(path: str, names: tuple[str, ...]):
     config = ModelConfig(latents=4, width=8, heads=2, cross_attention=path, **SMALL)
     model = Perceiver(config, HEADS)
@@ -71,7 +71,7 @@ def test_forward_flops_are_the_matrix_products_that_run(path: str, names: tuple[
 
 
 def test_tokens_are_counted_per_modality():
-    assert tokens_per_modality(ModelConfig(**SMALL)) == {"image": 6, "audio": 5, "video": 8}
+    assert tokens_per_modality(ModelConfig(**SMALL)) == {"image": 6, "audio": 5, "video": 8, "points": 7}
 
 
 @pytest.mark.parametrize(
@@ -87,9 +87,10 @@ def test_each_zero_stage_divides_one_thing_more(stage: int, divided: tuple[str, 
 
 
 @pytest.mark.parametrize("path", ["dense", "factored"])
-@pytest.mark.parametrize("names", [("image",), ("image", "audio")])
+@pytest.mark.parametrize("names", [("image",), ("image", "audio"), ("points",), ("image", "points")])
 def test_estimated_activations_are_near_what_autograd_saves(path: str, names: tuple[str, ...]):
-    specs = {name: SMALL[name] for name in names} | {"image": ImageInput(28, 28, 3)}
+    large = {"image": ImageInput(28, 28, 3), "points": PointCloudInput()}
+    specs = {name: large.get(name, SMALL[name]) for name in names}
     config = ModelConfig(latents=64, cross_attends=3, cross_attention=path, **specs)
     model, saved = Perceiver(config, HEADS), {}
     own = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())}

@@ -6,13 +6,14 @@ from hypothesis import given, settings
 from reference import SMALL, content_of, position_of, random_arrays, small_configs
 
 from perceiver_dist.errors import UserError
-from perceiver_dist.modalities import AudioInput, ImageInput, VideoInput
+from perceiver_dist.modalities import AudioInput, ImageInput, PointCloudInput, VideoInput
 from perceiver_dist.model.config import ModelConfig
 from perceiver_dist.model.inputs import (
     Tokenizer,
     cut_into_tokens,
     encoding_channels,
     fourier_features,
+    point_features,
     token_channels,
 )
 
@@ -30,8 +31,15 @@ def test_audioset_video_and_audio_tokens_have_487_channels():
     assert encoding_channels(config) == {"audio": 487 - 128 - 129, "video": 4}
 
 
+def test_modelnet_tokens_have_387_channels_all_of_them_content():
+    points = PointCloudInput(points=2000, bands=64, max_frequency=2240)
+    assert token_channels(ModelConfig(points=points)) == points.content_channels == 387
+    mixed = ModelConfig(points=points, image=ImageInput(224, 224, 3, patch=1, bands=64))
+    assert encoding_channels(mixed) == {"image": 387 + 4 - 261, "points": 4}
+
+
 def test_a_model_without_modalities_is_refused():
-    with pytest.raises(UserError, match=r"model\.image, model\.audio, model\.video"):
+    with pytest.raises(UserError, match=r"model\.image, model\.audio, model\.video, model\.points"):
         token_channels(ModelConfig())
 
 
@@ -55,6 +63,19 @@ def test_the_highest_frequency_is_half_of_mu():
     features = fourier_features(AudioInput(samples=40, segment=8, bands=2, max_frequency=7.0))
     x = torch.linspace(-1, 1, 5, dtype=torch.float64)
     torch.testing.assert_close(features[:, 2].double(), (torch.pi * 3.5 * x).sin(), atol=1e-6, rtol=0)
+
+
+def test_point_features_are_exact_at_the_paper_s_highest_frequency():
+    spec = PointCloudInput(points=500, bands=64, max_frequency=2240)
+    points = torch.rand(1, 500, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    features = point_features(points, spec)
+    phases = torch.pi * 1120 * points.double()
+    assert torch.equal(features[..., :3], points)
+    for axis in range(3):
+        highest = 3 + 64 * (axis + 1) - 1
+        sine, cosine = features[..., highest].double(), features[..., highest + 192].double()
+        torch.testing.assert_close(sine, phases[..., axis].sin(), atol=5e-7, rtol=0)
+        torch.testing.assert_close(cosine, phases[..., axis].cos(), atol=5e-7, rtol=0)
 
 
 @settings(max_examples=20, deadline=None)

@@ -98,7 +98,7 @@ def test_a_sample_with_nothing_present_is_finite_and_independent_of_its_bytes(pa
 
 @pytest.mark.parametrize("path", PATHS)
 def test_tokens_permuted_with_their_positions_give_the_same_logits(path: str):
-    config = replace(ALL, image=replace(SMALL["image"], patch=1), audio=None, video=None)
+    config = replace(ALL, image=replace(SMALL["image"], patch=1), audio=None, video=None, points=None)
     model = with_path(random_model(config).double(), path)
     array = random_arrays(config, 2)["image"]
     before = model({"image": array}, {}, "clips")
@@ -109,8 +109,20 @@ def test_tokens_permuted_with_their_positions_give_the_same_logits(path: str):
     torch.testing.assert_close(model({"image": permuted}, {}, "clips"), before, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_the_order_of_points_does_not_matter_but_their_places_do(path: str):
+    model = with_path(random_model(replace(ALL, image=None, audio=None, video=None)).double(), path)
+    points = random_arrays(model.config, 2)["points"]
+    before = model({"points": points}, {}, "clips")
+    order = torch.tensor([3, 6, 0, 2, 5, 1, 4])
+    torch.testing.assert_close(model({"points": points[:, order]}, {}, "clips"), before, atol=1e-12, rtol=0)
+    moved = points.clone()
+    moved[:, 2, 1] += 0.01
+    assert (model({"points": moved}, {}, "clips") - before).abs().max() > 1e-4
+
+
 @pytest.mark.parametrize("source", HEADS)
-@pytest.mark.parametrize("names", [("image",), ("audio", "video"), MODALITIES])
+@pytest.mark.parametrize("names", [("image",), ("audio", "video"), ("points",), MODALITIES])
 @pytest.mark.parametrize("path", PATHS)
 def test_every_parameter_gets_a_gradient_whatever_the_step(path: str, names: tuple[str, ...], source: str):
     model = with_path(random_model(ALL), path)
@@ -195,7 +207,7 @@ def test_initial_weights_have_the_authors_spread():
             "'films' has no head.*clips, pictures",
         ),
         ({}, {}, "clips", "give at least one"),
-        ({"smell": torch.zeros(2)}, {}, "clips", r"\['smell'\].*image, audio, video"),
+        ({"smell": torch.zeros(2)}, {}, "clips", r"\['smell'\].*image, audio, video, points"),
         ({"audio": torch.zeros(2, 40)}, {}, "clips", r"audio: array of torch.float32.*expected torch.int16"),
         ({"audio": torch.zeros(2, 39, dtype=torch.int16)}, {}, "clips", r"\(39,\)\).*\(40,\)\)"),
         (

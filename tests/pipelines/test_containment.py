@@ -16,6 +16,7 @@ from tar_files import index_of, write_tar
 
 from perceiver_dist.modalities import ImageInput
 from perceiver_dist.training.batches import Batch, UnitStream
+from pipelines.chance import Chance
 from pipelines.containment import contained
 from pipelines.datasource import unit_dataset
 from pipelines.errors import SampleError
@@ -39,11 +40,11 @@ REASONS = {
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file.
 
 
-def shade(sample: RawSample, inputs, position: float, limits: Limits) -> Arrays:  # noqa: ARG001 # a decoder's arguments
+def shade(sample: RawSample, inputs, chance: Chance, limits: Limits) -> Arrays:  # noqa: ARG001 # a decoder's arguments
     return {"image": np.full((2, 2, 3), int(sample.key), np.uint8)}
 
 
-def fatal(sample: RawSample, inputs, position: float, limits: Limits) -> Arrays:
+def fatal(sample: RawSample, inputs, chance: Chance, limits: Limits) -> Arrays:
     """As real decoders do with damaged files: end the process, or never return."""
     match sample.key:
         case "5":
@@ -52,14 +53,14 @@ def fatal(sample: RawSample, inputs, position: float, limits: Limits) -> Arrays:
             time.sleep(3600)
         case "17":
             os._exit(3)
-    return shade(sample, inputs, position, limits)
+    return shade(sample, inputs, chance, limits)
 
 
-def refusing(sample: RawSample, inputs, position: float, limits: Limits) -> Arrays:
+def refusing(sample: RawSample, inputs, chance: Chance, limits: Limits) -> Arrays:
     """What is expected of `fatal`."""
     if sample.key in REASONS:
         raise SampleError(REASONS[sample.key])
-    return shade(sample, inputs, position, limits)
+    return shade(sample, inputs, chance, limits)
 
 
 @pytest.fixture

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import webdataset
 import yaml
+from mesh_files import SQUARE, off
 from PIL import Image
 
 from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import ImageInput
-from pipelines.convert import convert_fashion_mnist, convert_manifest, read_idx
+from pipelines.convert import convert_fashion_mnist, convert_manifest, convert_modelnet, read_idx
 from pipelines.decode import decode_image
 from pipelines.source import SourceConfig
 
@@ -80,13 +81,13 @@ def test_numbers_as_labels_keep_their_order(tmp_path):
         ("path,label\na.png,x\na.png,x\n", "has 1 label, a classification needs at least 2"),
         ("path,label\na.png,\n", "line 2: path is 'a.png' and label is ''"),
         ("path,label\na.png,x\nb.png,y\n", "line 3: .*b.png: no such file"),
-        ("path,label\na.npy,x\n", "line 2: a.npy is no medium known here; known are jpg"),
+        ("path,label\na.txt,x\n", "line 2: a.txt is no medium known here; known are jpg"),
         ("path,label,split\na.png,x,hold\n", "line 2: split is 'hold', must be one of train, eval"),
     ],
 )
 def test_a_manifest_that_cannot_be_used_says_where(tmp_path, text, error):
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
-    (tmp_path / "a.npy").touch()
+    (tmp_path / "a.txt").touch()
     (tmp_path / "manifest.csv").write_text(text)
     with pytest.raises(UserError, match=error):
         convert_manifest(tmp_path / "manifest.csv", tmp_path / "out")
@@ -130,6 +131,42 @@ def test_what_is_no_idx_file_is_refused(tmp_path, data):
     (tmp_path / "images").write_bytes(data)
     with pytest.raises(UserError, match="is no idx file"):
         read_idx(tmp_path / "images")
+
+
+def write_modelnet(folder: Path, *paths: str) -> Path:
+    """A tree of meshes as ModelNet's, each with its own path as a comment."""
+    for path in paths:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(off(*SQUARE) + f"# {path}".encode())
+    return folder
+
+
+def test_the_meshes_of_modelnet_become_shards(tmp_path):
+    train = [f"{label}/train/{label}_{i}.off" for label in ("night_stand", "chair") for i in range(3)]
+    rest = ["chair/test/chair_7.off", "night_stand/train/.chair_1.off", "chair/train/notes.txt"]
+    source = convert_modelnet(write_modelnet(tmp_path / "tree", *train, *rest), tmp_path / "m40", 4)
+    assert (source.name, source.modalities, source.class_names) == (
+        "m40",
+        ["points"],
+        ["chair", "night_stand"],
+    )
+    assert source.train_shards == str(tmp_path / "m40" / "train-{000000..000001}.tar")
+    for pattern, expected in ((source.train_shards, train), (source.eval_shards, rest[:1])):
+        read = {each["off"].decode().rpartition("# ")[2]: int(each["cls"]) for each in read_shards(pattern)}
+        assert read == {path: source.class_names.index(path.partition("/")[0]) for path in expected}
+
+
+@pytest.mark.parametrize(
+    ("paths", "error"),
+    [
+        ([], r"tree: CLASS/train/\*\.off and CLASS/test/\*\.off: lists 0 files, none of them for training"),
+        (["chair/test/a.off"], "lists 1 files, none of them for training"),
+        (["chair/train/a.off"], "has 1 label"),
+    ],
+)
+def test_a_folder_that_is_not_modelnet_is_refused(tmp_path, paths, error):
+    with pytest.raises(UserError, match=error):
+        convert_modelnet(write_modelnet(tmp_path / "tree", *paths), tmp_path / "out")
 
 
 def prepare_data(*arguments: str) -> subprocess.CompletedProcess:

@@ -29,7 +29,7 @@ def test_labels_are_a_field_or_an_entry_of_json(label):
         ),
         (
             {"modalities": ["audio", "smell"]},
-            "source 'speech': modality 'smell' is unknown; choose from image, audio, video",
+            "source 'speech': modality 'smell' is unknown; choose from image, audio, video, points",
         ),
         ({"modalities": []}, "source 'speech': modalities is []; name each wanted modality once"),
         (

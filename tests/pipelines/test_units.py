@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mesh_files import SQUARE, npy, off
 from PIL import Image
 from tar_files import index_of, write_tar
 
-from perceiver_dist.modalities import AudioInput, ImageInput, VideoInput
+from perceiver_dist.modalities import AudioInput, ImageInput, PointCloudInput, VideoInput
 from pipelines.demo.sights_and_sounds import render_clip
 from pipelines.errors import SampleError
 from pipelines.plan import EvaluationPlan, TrainingPlan
@@ -26,6 +27,7 @@ INPUTS = {
     "image": ImageInput(height=4, width=6, channels=1),
     "audio": AudioInput(sample_rate=8000, samples=800, segment=100),
     "video": VideoInput(frames=4, frames_per_second=16.0, height=8, width=8),
+    "points": PointCloudInput(points=32),
 }
 LENGTH = 3000  # Samples of a sound; value i stands at place i, so that a window shows where it was cut.
 
@@ -89,8 +91,8 @@ def same(first: Unit, second: Unit) -> bool:
 
 
 def test_shapes_and_dtypes_of_a_unit(tmp_path):
-    sample = {"png": picture(9), "wav": rising_sound(), "mp4": clip(), "cls": b"2"}
-    unit = maker(tmp_path, [sample] * 2, "image audio video").make(0)
+    sample = {"png": picture(9), "wav": rising_sound(), "mp4": clip(), "off": off(*SQUARE), "cls": b"2"}
+    unit = maker(tmp_path, [sample] * 2, "image audio video points").make(0)
     assert {name: (str(array.dtype), array.shape) for name, array in unit.items()} == {
         "unit": ("int64", (1,)),
         "keys": ("object", (2,)),
@@ -103,8 +105,10 @@ def test_shapes_and_dtypes_of_a_unit(tmp_path):
         "audio_present": ("bool", (2,)),
         "video": ("uint8", (2, 4, 8, 8, 3)),
         "video_present": ("bool", (2,)),
+        "points": ("float32", (2, 32, 3)),
+        "points_present": ("bool", (2,)),
     }
-    assert all(unit[name].all() for name in ("real", "image_present", "audio_present", "video_present"))
+    assert all(unit[name].all() for name in unit if name == "real" or name.endswith("_present"))
     assert unit["keys"].tolist() == [f"{tmp_path}/x.tar/0", f"{tmp_path}/x.tar/1"]
     assert unit["label"].tolist() == [2, 2]
 
@@ -171,6 +175,30 @@ def test_windows_depend_on_the_seed(tmp_path):
         plan = TrainingPlan("clips", 1, unit_size=1, chunk_size=1, seed=seed)
         units.append(maker(tmp_path, [{"wav": rising_sound(), "cls": b"1"}], "audio", plan).make(0))
     assert not same(*units)
+
+
+def test_points_are_drawn_anew_in_each_row_and_the_same_each_time(tmp_path):
+    plan = TrainingPlan("clips", 1, unit_size=2, chunk_size=1, seed=0)
+    training = maker(tmp_path, [{"off": off(*SQUARE), "cls": b"1"}], "points", plan)
+    units = [training.make(number) for number in range(2)]
+    assert len({cloud.tobytes() for unit in units for cloud in unit["points"]}) == 4
+    assert all(same(training.make(number), unit) for number, unit in enumerate(units))
+
+
+def test_points_of_a_held_out_sample_are_always_the_same_and_not_augmented(tmp_path):
+    cloud = np.random.default_rng(0).normal(size=(32, 3))
+    samples = [{"npy": npy(cloud, "<f8"), "cls": b"1"}, {"off": off(*SQUARE), "cls": b"1"}]
+    unit = maker(tmp_path, samples, "points").make(0)
+    expected = cloud - cloud.mean(axis=0)
+    expected /= np.abs(expected).max()
+    np.testing.assert_allclose(np.sort(unit["points"][0], axis=0), np.sort(expected, axis=0), atol=1e-6)
+    alone = [maker(tmp_path, samples, "points", EvaluationPlan(2, 1, lanes=1)).make(row) for row in range(2)]
+    assert [each["points"][0].tobytes() for each in alone] == [each.tobytes() for each in unit["points"]]
+
+
+def test_of_two_fields_of_points_the_last_is_decoded_as_what_it_is(tmp_path):
+    samples = [{"npy": b"damaged", "off": off(*SQUARE), "cls": b"1"}]
+    assert maker(tmp_path, samples, "points").make(0)["points_present"].tolist() == [True]
 
 
 def test_evaluation_windows_are_centred(tmp_path):

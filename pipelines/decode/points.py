@@ -1,0 +1,159 @@
+"""Point clouds of fixed size: drawn from the surface of a mesh, or from a larger or smaller cloud.
+
+Nothing is taken from numpy's random numbers but uniform ones of the PCG64 generator, so that a sample is the same in
+every version.
+"""
+
+from collections.abc import Callable
+from io import BytesIO
+from math import prod
+
+import numpy as np
+
+from perceiver_dist.modalities import PointCloudInput
+from pipelines.chance import Chance
+from pipelines.decode.mesh import Mesh, checked_coordinates, read_obj, read_off
+from pipelines.decode.ply import read_ply
+from pipelines.errors import SampleError
+
+MESH_READERS: dict[str, Callable[[bytes], Mesh]] = {"off": read_off, "ply": read_ply, "obj": read_obj}
+
+
+def decode_points(data: bytes, field: str, spec: PointCloudInput, chance: Chance) -> np.ndarray:
+    """Decode a mesh or a cloud to points, and bring them to the cube from -1 to 1 as the paper does.
+
+    From a mesh, points are drawn uniformly by area. From a cloud, as many as wanted are chosen; of a smaller one all
+    are taken as often as they fit, and chosen ones once more.
+
+    Args:
+        data: A whole OFF, PLY, OBJ or npy file.
+        field: Which of them: off, ply, obj or npy. OBJ files cannot be told by their bytes.
+        spec: Number of points, and what is done to them.
+        chance: Which points are drawn, and whether distances from the mean are changed a little.
+
+    Returns:
+        float32 (points, 3).
+
+    Raises:
+        SampleError: The bytes are empty, truncated, not of that format, or hold no surface and no cloud.
+    """
+    if not data:
+        raise SampleError("points are empty (0 bytes)")
+    random = np.random.Generator(np.random.PCG64(chance.seed))
+    try:
+        mesh = Mesh(read_cloud(data), np.empty((0, 3))) if field == "npy" else MESH_READERS[field](data)
+    except SampleError:
+        raise
+    except Exception as error:  # What is read is damaged in ways nobody foresaw.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise SampleError(f"points cannot be decoded: {reason}") from error
+    if len(mesh.triangles):
+        cloud = draw_from_surface(mesh, spec.points, random)
+    else:
+        cloud = draw_from_cloud(mesh.vertices, spec.points, random)
+    return _placed(cloud, spec, chance, random).astype(np.float32)
+
+
+def read_cloud(data: bytes) -> np.ndarray:
+    """Read a cloud from a file in numpy's npy format, never one with Python objects.
+
+    Args:
+        data: The file: real numbers (points, 3) or, with more about each point, (points, 4) and wider.
+
+    Returns:
+        float64 (points, 3).
+
+    Raises:
+        SampleError: It is no such file, or is truncated.
+    """
+    file = BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, columns_first, dtype = read_header(file)
+    except Exception as error:  # numpy's parser is Python's own, which raises nearly anything.
+        raise SampleError("npy cloud: is no npy file of numbers, or its header is damaged") from error
+    if dtype.kind not in "fiu" or len(shape) != 2 or shape[0] < 1 or shape[1] < 3:
+        raise SampleError(f"npy cloud: is {dtype} {shape}, expected real numbers (points, 3) or wider")
+    stated, found = prod(shape) * dtype.itemsize, len(data) - file.tell()
+    if stated > found:
+        raise SampleError(
+            f"npy cloud: is truncated: has {found} bytes of numbers, its header states {stated}"
+        )
+    numbers = np.frombuffer(data, dtype, prod(shape), file.tell())
+    table = numbers.reshape(shape, order="F" if columns_first else "C")
+    return checked_coordinates(table[:, :3], "npy cloud")
+
+
+def draw_from_surface(mesh: Mesh, count: int, random: np.random.Generator) -> np.ndarray:
+    """Draw points uniformly from the surface of a mesh.
+
+    Args:
+        mesh: The mesh, with at least one triangle.
+        count: How many.
+        random: Where the numbers come from.
+
+    Returns:
+        float64 (count, 3).
+
+    Raises:
+        SampleError: The area is 0.
+    """
+    corners = mesh.vertices[mesh.triangles]
+    origin, sides = corners[:, 0], corners[:, 1:] - corners[:, :1]
+    extent = np.abs(sides).max()
+    # In units of the longest side, so that the areas of a tiny mesh do not vanish.
+    first, second = (sides / extent if extent else sides).transpose(1, 0, 2)
+    areas = np.linalg.norm(np.cross(first, second), axis=1)
+    reached = np.cumsum(areas)
+    if not reached[-1] > 0:
+        raise SampleError(f"mesh has no surface: the area of its {len(areas)} triangles is 0")
+    # "right" passes over triangles without area, whose reached area is that of the one before.
+    chosen = np.searchsorted(reached, random.random(count) * reached[-1], side="right")
+    chosen = np.minimum(chosen, np.searchsorted(reached, reached[-1], side="left"))
+    along = random.random((count, 2))
+    along = np.where(along.sum(axis=1, keepdims=True) > 1, 1 - along, along)
+    return origin[chosen] + (along[:, :, None] * sides[chosen]).sum(axis=1)
+
+
+def draw_from_cloud(cloud: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+    """Choose points of a cloud, none of them twice before all were taken.
+
+    Args:
+        cloud: float64 (points, 3).
+        count: How many.
+        random: Where the numbers come from.
+
+    Returns:
+        float64 (count, 3).
+
+    Raises:
+        SampleError: The cloud has no points.
+    """
+    if not len(cloud):
+        raise SampleError("cloud has no points")
+    order = np.argsort(random.random(len(cloud)), kind="stable")
+    return cloud[np.resize(order, count)]
+
+
+def _placed(
+    cloud: np.ndarray, spec: PointCloudInput, chance: Chance, random: np.random.Generator
+) -> np.ndarray:
+    """Take the paper's steps: mean 0; the scale of each point; then mean 0 again, and to the cube.
+
+    Raises:
+        SampleError: The points have no extent that could be scaled.
+    """
+    if spec.normalise and (cloud == cloud[0]).all():
+        raise SampleError(f"all {len(cloud)} points are at the same place, so they have no scale")
+    centre = cloud.mean(axis=0)
+    offsets = cloud - centre
+    if chance.augment and spec.scale_jitter:
+        offsets = offsets * (1 + spec.scale_jitter * (2 * random.random((len(cloud), 1)) - 1))
+    if not spec.normalise:
+        return offsets + centre
+    offsets = offsets - offsets.mean(axis=0)
+    return offsets / np.abs(offsets).max()
