@@ -9,13 +9,22 @@ Nothing is imported but the standard library: this module is at the bottom of bo
 
 from dataclasses import dataclass
 from math import prod
+from typing import Literal, get_args
 
 from perceiver_dist.errors import UserError
+
+PositionKind = Literal["fourier", "learned"]
 
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise UserError(message)
+
+
+def _check_position(name: str, kind: str, channels: int) -> None:
+    kinds = get_args(PositionKind)
+    _require(kind in kinds, f"{name}: position is {kind!r}, must be one of {', '.join(kinds)}")
+    _require(channels > 0, f"{name}: position_channels is {channels}, must be positive")
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,13 @@ class ImageInput:
         bands: Fourier bands K per axis; the paper uses 64 at 224 pixels.
         max_frequency: The paper's mu, twice the highest frequency; None takes the number of tokens on the
             axis, which is the Nyquist rate of the grid and the paper's choice on ImageNet.
+        position: What tells a token where it is. "fourier": sines and cosines, as in the paper's main results.
+            "learned": a vector for each place, which begins as noise.
+        position_channels: Channels of a learned position; 128 as in the authors' code. Without effect on
+            "fourier".
+        permutation_seed: A seed puts the tokens into one fixed random order, as the paper does with the pixels of
+            its permuted ImageNet; null, the default, leaves them in the order of the grid. Fourier positions stay
+            with their tokens: only rounding differs. Learned ones belong to the places of the new order.
     """
 
     height: int = 28
@@ -38,12 +54,16 @@ class ImageInput:
     patch: int = 1
     bands: int = 8
     max_frequency: float | None = None
+    position: PositionKind = "fourier"
+    position_channels: int = 128
+    permutation_seed: int | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without data.
 
         Raises:
-            UserError: The sizes are not positive, the patch does not divide them, or channels is not 1 or 3.
+            UserError: The sizes are not positive, the patch does not divide them, channels is not 1 or 3, or the
+                position is unknown.
         """
         _require(
             self.patch > 0 and min(self.height, self.width) > 0 and self.bands > 0,
@@ -55,6 +75,7 @@ class ImageInput:
             f"image: patch {self.patch} must divide height {self.height} and width {self.width}",
         )
         _require(self.channels in (1, 3), f"image: channels is {self.channels}, must be 1 (grey) or 3 (RGB)")
+        _check_position("image", self.position, self.position_channels)
 
     @property
     def array_shape(self) -> tuple[int, ...]:
@@ -87,6 +108,9 @@ class AudioInput:
         segment: Samples per token; 128 in the paper.
         bands: Fourier bands K of the time axis.
         max_frequency: The paper's mu; None takes the number of tokens.
+        position: "fourier" or "learned", as for images.
+        position_channels: Channels of a learned position.
+        permutation_seed: Puts the tokens into one fixed random order, as for images.
     """
 
     sample_rate: int = 8000
@@ -94,12 +118,15 @@ class AudioInput:
     segment: int = 128
     bands: int = 8
     max_frequency: float | None = None
+    position: PositionKind = "fourier"
+    position_channels: int = 128
+    permutation_seed: int | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without data.
 
         Raises:
-            UserError: A size is not positive, or the segment does not divide the window.
+            UserError: A size is not positive, the segment does not divide the window, or the position is unknown.
         """
         _require(
             min(self.sample_rate, self.samples, self.segment, self.bands) > 0,
@@ -110,6 +137,7 @@ class AudioInput:
             self.samples % self.segment == 0,
             f"audio: segment {self.segment} must divide samples {self.samples}",
         )
+        _check_position("audio", self.position, self.position_channels)
 
     @property
     def array_shape(self) -> tuple[int, ...]:
@@ -145,6 +173,9 @@ class VideoInput:
         patch: Frames, rows and columns of one token; (2, 8, 8) in the paper.
         bands: Fourier bands K per axis; 16 in the paper.
         max_frequency: The paper's mu; None takes the number of tokens on each axis.
+        position: "fourier" or "learned", as for images.
+        position_channels: Channels of a learned position.
+        permutation_seed: Puts the tokens into one fixed random order, as for images.
     """
 
     frames: int = 8
@@ -155,12 +186,16 @@ class VideoInput:
     patch: tuple[int, int, int] = (2, 4, 4)
     bands: int = 4
     max_frequency: float | None = None
+    position: PositionKind = "fourier"
+    position_channels: int = 128
+    permutation_seed: int | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without data.
 
         Raises:
-            UserError: A size is not positive, the patch does not divide it, or channels is not 1 or 3.
+            UserError: A size is not positive, the patch does not divide it, channels is not 1 or 3, or the position
+                is unknown.
         """
         sizes = (self.frames, self.height, self.width)
         _require(
@@ -173,6 +208,7 @@ class VideoInput:
             f"video: patch {self.patch} must divide (frames, height, width) {sizes}",
         )
         _require(self.channels in (1, 3), f"video: channels is {self.channels}, must be 1 (grey) or 3 (RGB)")
+        _check_position("video", self.position, self.position_channels)
 
     @property
     def array_shape(self) -> tuple[int, ...]:
