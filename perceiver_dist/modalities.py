@@ -14,6 +14,7 @@ from typing import Literal, get_args
 from perceiver_dist.errors import UserError
 
 PositionKind = Literal["fourier", "learned"]
+PixelScale = Literal["symmetric", "imagenet"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -39,6 +40,8 @@ class ImageInput:
         bands: Fourier bands K per axis; the paper uses 64 at 224 pixels.
         max_frequency: The paper's mu, twice the highest frequency; None takes the number of tokens on the
             axis, which is the Nyquist rate of the grid and the paper's choice on ImageNet.
+        pixel_scale: How pixels become numbers. "symmetric": 0 to 255 become -1 to 1. "imagenet": minus the mean
+            colour of ImageNet, divided by its standard deviation, as published Perceiver IO weights need.
         position: What tells a token where it is. "fourier": sines and cosines, as in the paper's main results.
             "learned": a vector for each place, which begins as noise.
         position_channels: Channels of a learned position; 128 as in the authors' code. Without effect on
@@ -54,6 +57,7 @@ class ImageInput:
     patch: int = 1
     bands: int = 8
     max_frequency: float | None = None
+    pixel_scale: PixelScale = "symmetric"
     position: PositionKind = "fourier"
     position_channels: int = 128
     permutation_seed: int | None = None
@@ -62,8 +66,8 @@ class ImageInput:
         """Check what can be checked without data.
 
         Raises:
-            UserError: The sizes are not positive, the patch does not divide them, channels is not 1 or 3, or the
-                position is unknown.
+            UserError: The sizes are not positive, the patch does not divide them, channels is not 1 or 3, or
+                position or pixel_scale is unknown or does not go with channels.
         """
         _require(
             self.patch > 0 and min(self.height, self.width) > 0 and self.bands > 0,
@@ -75,6 +79,15 @@ class ImageInput:
             f"image: patch {self.patch} must divide height {self.height} and width {self.width}",
         )
         _require(self.channels in (1, 3), f"image: channels is {self.channels}, must be 1 (grey) or 3 (RGB)")
+        scales = get_args(PixelScale)
+        _require(
+            self.pixel_scale in scales,
+            f"image: pixel_scale is {self.pixel_scale!r}, must be one of {', '.join(scales)}",
+        )
+        _require(
+            self.pixel_scale != "imagenet" or self.channels == 3,
+            f"image: pixel_scale imagenet is for 3 channels, channels is {self.channels}: take 3, or symmetric",
+        )
         _check_position("image", self.position, self.position_channels)
 
     @property

@@ -91,13 +91,14 @@ class DenseTokens:
 
 
 class LatentTokens:
-    """The latents as the tokens of a decoder.
-
-    Args:
-        latents: (B, N, D).
-    """
+    """The latents as the tokens of a decoder."""
 
     def __init__(self, latents: Tensor) -> None:
+        """Normalise the latents.
+
+        Args:
+            latents: (B, N, D).
+        """
         self.keys = F.layer_norm(latents, latents.shape[-1:], eps=LAYER_NORM_EPS)
 
     def attend(self, query: Tensor) -> Tensor:

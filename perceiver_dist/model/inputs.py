@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from perceiver_dist.errors import UserError
-from perceiver_dist.modalities import ModalityInput, tokens
+from perceiver_dist.modalities import ImageInput, ModalityInput, tokens
 from perceiver_dist.model.config import ModelConfig
 
 LAYER_NORM_EPS = 1e-5
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of red, green and blue where 255 is 1; used since the first networks trained on ImageNet."""
 
 
 def position_channels(spec: ModalityInput) -> int:
@@ -152,7 +154,7 @@ class Tokens:
     """One modality's tokens of a batch, in parts; fp32, or fp64 for an fp64 model.
 
     Attributes:
-        content: (B, M, c) in [-1, 1].
+        content: (B, M, c) in [-1, 1], or around it where pixel_scale is "imagenet".
         position: (M, P), the same for the whole batch.
         encoding: (E,), the same for all tokens; E is 0 when one modality is configured.
         mean: (B, M), mean of a token's C = c + P + E channels.
@@ -204,7 +206,8 @@ class Tokenizer(nn.Module):
         """Scale, cut, order and measure one batch of arrays.
 
         Args:
-            array: (B, *spec.array_shape), uint8 (scaled as x / 127.5 - 1) or int16 (x / 32768).
+            array: (B, *spec.array_shape), uint8 (scaled as x / 127.5 - 1, or as spec.pixel_scale says)
+                or int16 (x / 32768).
             encoding: (E,) learned modality encoding; None for none.
             learned_position: (M, P) learned positions, if the modality's are; place by place after ordering.
 
@@ -226,7 +229,7 @@ class Tokenizer(nn.Module):
         position = position.to(torch.promote_types(position.dtype, torch.float32))
         patches = cut_into_tokens(array, self.spec)
         patches = (patches if self.order is None else patches[:, self.order]).to(position.dtype)
-        content = patches / 127.5 - 1 if array.dtype == torch.uint8 else patches / 32768
+        content = _scaled(patches, self.spec)
         encoding = position.new_zeros(0) if encoding is None else encoding.to(position.dtype)
         parts = (content, position, encoding)
         channels = sum(part.shape[-1] for part in parts)
@@ -236,35 +239,23 @@ class Tokenizer(nn.Module):
         return Tokens(content, position, encoding, mean, rstd)
 
 
+def _scaled(patches: Tensor, spec: ModalityInput) -> Tensor:
+    """(B, M, c) -> the same shape: integers, as floats, become numbers about 0."""
+    if spec.array_dtype == "int16":
+        return patches / 32768
+    if not isinstance(spec, ImageInput) or spec.pixel_scale == "symmetric":
+        return patches / 127.5 - 1
+    mean, std = (patches.new_tensor(values) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    colours = patches.view(*patches.shape[:-1], -1, len(IMAGENET_MEAN))
+    return ((colours / 255 - mean) / std).flatten(-2)
+
+
 def _fixed_position(spec: ModalityInput) -> Tensor | None:
     """(M, P) Fourier features, each with its token; None if positions are learned."""
     if spec.position == "learned":
         return None
     features = fourier_features(spec)
     return features if spec.permutation_seed is None else features[token_order(spec)]
-
-
-class LearnedArrays(nn.Module):
-    """Named parameters of which a step may need some only: all are given out, whatever the step.
-
-    They begin as the authors' learned positions do: truncated normal, standard deviation 0.02.
-
-    Args:
-        shapes: Shape of each, by name.
-    """
-
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        super().__init__()
-        for name, shape in shapes.items():
-            self.register_parameter(name, nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=0.02)))
-
-    def forward(self) -> dict[str, Tensor]:
-        """All of them, each of any shape.
-
-        Returns:
-            Copies by name: ZeRO-3 takes a parameter's memory back when its module returns.
-        """
-        return {name: parameter.clone() for name, parameter in self.named_parameters()}
 
 
 @dataclass(frozen=True)

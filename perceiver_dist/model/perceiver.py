@@ -11,7 +11,6 @@ from perceiver_dist.model.attention import AttendableTokens, CrossAttend, DenseT
 from perceiver_dist.model.config import ModelConfig
 from perceiver_dist.model.factored import FactoredTokens
 from perceiver_dist.model.inputs import (
-    LearnedArrays,
     Presence,
     Tokenizer,
     Tokens,
@@ -20,7 +19,7 @@ from perceiver_dist.model.inputs import (
     read_presence,
     token_channels,
 )
-from perceiver_dist.model.layers import SelfAttend, linear, no_effect
+from perceiver_dist.model.layers import LearnedArrays, SelfAttend, linear, no_effect
 from perceiver_dist.model.readout import Decoder
 
 

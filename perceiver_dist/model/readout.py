@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from perceiver_dist.model.attention import CrossAttend, LatentTokens
-from perceiver_dist.model.inputs import LearnedArrays
+from perceiver_dist.model.layers import LearnedArrays
 
 
 class Decoder(nn.Module):

@@ -77,6 +77,17 @@ def test_learned_positions_stay_at_their_places_and_replace_the_fourier_channels
         Tokenizer("image", spec)(array)
 
 
+def test_pixels_are_scaled_by_the_colours_of_imagenet_on_demand():
+    spec = ImageInput(height=2, width=2, patch=2, pixel_scale="imagenet")
+    array = torch.tensor([0, 100, 255], dtype=torch.uint8).expand(1, 2, 2, 3)
+    expected = torch.tensor([-0.485 / 0.229, (100 / 255 - 0.456) / 0.224, (1 - 0.406) / 0.225])
+    torch.testing.assert_close(Tokenizer("image", spec)(array).content[0, 0], expected.repeat(4))
+    with pytest.raises(UserError, match="pixel_scale is 'none', must be one of symmetric, imagenet"):
+        ImageInput(pixel_scale="none")
+    with pytest.raises(UserError, match="pixel_scale imagenet is for 3 channels, channels is 1"):
+        ImageInput(channels=1, pixel_scale="imagenet")
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_wrong_positions_are_named(name: str):
     with pytest.raises(UserError, match=f"{name}: position is 'absolute', must be one of fourier, learned"):
