@@ -4,7 +4,7 @@ ARGS ?=
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train search test test-long faults fuzz lint docs ui mlflow-server laptop-cluster
+.PHONY: help setup train search test test-long faults fuzz test-transformers lint docs ui mlflow-server laptop-cluster
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 18
@@ -28,6 +28,10 @@ faults: .venv/.installed  ## kill workers, nodes and drivers at 36 random moment
 
 fuzz: .venv/.installed  ## decode thousands of damaged files, and report what became of them: some minutes
 	@.venv/bin/pytest -m fuzz -s $(ARGS)
+
+test-transformers: .venv/.installed  ## compare with the library transformers, which is installed beside .venv for this
+	@.venv/bin/pip install -q --disable-pip-version-check --target .transformers --upgrade -c constraints.txt transformers
+	@PYTHONPATH=.transformers .venv/bin/pytest tests/model/test_transformers_layout.py tests/test_transformers_files.py
 
 lint: .venv/.installed  ## check style, format and types
 	@.venv/bin/ruff check

@@ -10,13 +10,23 @@ Nothing is imported but the standard library: this module is at the bottom of bo
 
 from dataclasses import dataclass
 from math import inf, prod
+from typing import Literal, get_args
 
 from perceiver_dist.errors import UserError
+
+PositionKind = Literal["fourier", "learned"]
+PixelScale = Literal["symmetric", "imagenet"]
 
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise UserError(message)
+
+
+def _check_position(name: str, kind: str, channels: int) -> None:
+    kinds = get_args(PositionKind)
+    _require(kind in kinds, f"{name}: position is {kind!r}, must be one of {', '.join(kinds)}")
+    _require(channels > 0, f"{name}: position_channels is {channels}, must be positive")
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,15 @@ class ImageInput:
         bands: Fourier bands K per axis; the paper uses 64 at 224 pixels.
         max_frequency: The paper's mu, twice the highest frequency; None takes the number of tokens on the
             axis, which is the Nyquist rate of the grid and the paper's choice on ImageNet.
+        pixel_scale: How pixels become numbers. "symmetric": 0 to 255 become -1 to 1. "imagenet": minus the mean
+            colour of ImageNet, divided by its standard deviation, as published Perceiver IO weights need.
+        position: What tells a token where it is. "fourier": sines and cosines, as in the paper's main results.
+            "learned": a vector for each place, which begins as noise.
+        position_channels: Channels of a learned position; 128 as in the authors' code. Without effect on
+            "fourier".
+        permutation_seed: A seed puts the tokens into one fixed random order, as the paper does with the pixels of
+            its permuted ImageNet; null, the default, leaves them in the order of the grid. Fourier positions stay
+            with their tokens: only rounding differs. Learned ones belong to the places of the new order.
     """
 
     height: int = 28
@@ -39,12 +58,17 @@ class ImageInput:
     patch: int = 1
     bands: int = 8
     max_frequency: float | None = None
+    pixel_scale: PixelScale = "symmetric"
+    position: PositionKind = "fourier"
+    position_channels: int = 128
+    permutation_seed: int | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without data.
 
         Raises:
-            UserError: The sizes are not positive, the patch does not divide them, or channels is not 1 or 3.
+            UserError: The sizes are not positive, the patch does not divide them, channels is not 1 or 3, or
+                position or pixel_scale is unknown or does not go with channels.
         """
         _require(
             self.patch > 0 and min(self.height, self.width) > 0 and self.bands > 0,
@@ -56,6 +80,16 @@ class ImageInput:
             f"image: patch {self.patch} must divide height {self.height} and width {self.width}",
         )
         _require(self.channels in (1, 3), f"image: channels is {self.channels}, must be 1 (grey) or 3 (RGB)")
+        scales = get_args(PixelScale)
+        _require(
+            self.pixel_scale in scales,
+            f"image: pixel_scale is {self.pixel_scale!r}, must be one of {', '.join(scales)}",
+        )
+        _require(
+            self.pixel_scale != "imagenet" or self.channels == 3,
+            f"image: pixel_scale imagenet is for 3 channels, channels is {self.channels}: take 3, or symmetric",
+        )
+        _check_position("image", self.position, self.position_channels)
 
     @property
     def array_shape(self) -> tuple[int, ...]:
@@ -88,6 +122,9 @@ class AudioInput:
         segment: Samples per token; 128 in the paper.
         bands: Fourier bands K of the time axis.
         max_frequency: The paper's mu; None takes the number of tokens.
+        position: "fourier" or "learned", as for images.
+        position_channels: Channels of a learned position.
+        permutation_seed: Puts the tokens into one fixed random order, as for images.
     """
 
     sample_rate: int = 8000
@@ -95,12 +132,15 @@ class AudioInput:
     segment: int = 128
     bands: int = 8
     max_frequency: float | None = None
+    position: PositionKind = "fourier"
+    position_channels: int = 128
+    permutation_seed: int | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without data.
 
         Raises:
-            UserError: A size is not positive, or the segment does not divide the window.
+            UserError: A size is not positive, the segment does not divide the window, or the position is unknown.
         """
         _require(
             min(self.sample_rate, self.samples, self.segment, self.bands) > 0,
@@ -111,6 +151,7 @@ class AudioInput:
             self.samples % self.segment == 0,
             f"audio: segment {self.segment} must divide samples {self.samples}",
         )
+        _check_position("audio", self.position, self.position_channels)
 
     @property
     def array_shape(self) -> tuple[int, ...]:
@@ -146,6 +187,9 @@ class VideoInput:
         patch: Frames, rows and columns of one token; (2, 8, 8) in the paper.
         bands: Fourier bands K per axis; 16 in the paper.
         max_frequency: The paper's mu; None takes the number of tokens on each axis.
+        position: "fourier" or "learned", as for images.
+        position_channels: Channels of a learned position.
+        permutation_seed: Puts the tokens into one fixed random order, as for images.
     """
 
     frames: int = 8
@@ -156,12 +200,16 @@ class VideoInput:
     patch: tuple[int, int, int] = (2, 4, 4)
     bands: int = 4
     max_frequency: float | None = None
+    position: PositionKind = "fourier"
+    position_channels: int = 128
+    permutation_seed: int | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without data.
 
         Raises:
-            UserError: A size is not positive, the patch does not divide it, or channels is not 1 or 3.
+            UserError: A size is not positive, the patch does not divide it, channels is not 1 or 3, or the position
+                is unknown.
         """
         sizes = (self.frames, self.height, self.width)
         _require(
@@ -174,6 +222,7 @@ class VideoInput:
             f"video: patch {self.patch} must divide (frames, height, width) {sizes}",
         )
         _require(self.channels in (1, 3), f"video: channels is {self.channels}, must be 1 (grey) or 3 (RGB)")
+        _check_position("video", self.position, self.position_channels)
 
     @property
     def array_shape(self) -> tuple[int, ...]:
@@ -257,6 +306,21 @@ class PointCloudInput:
     def content_channels(self) -> int:
         """Values of one token: the coordinates, and K sines and K cosines of each."""
         return 3 * (2 * self.bands + 1)
+
+    @property
+    def position(self) -> Literal["fourier"]:
+        """Points have no places that a position could be learned for."""
+        return "fourier"
+
+    @property
+    def position_channels(self) -> int:
+        """Channels of a learned position: none."""
+        return 0
+
+    @property
+    def permutation_seed(self) -> None:
+        """Points have no order that could be changed."""
+        return
 
 
 ModalityInput = ImageInput | AudioInput | VideoInput | PointCloudInput

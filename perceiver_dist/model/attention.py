@@ -18,8 +18,9 @@ array xhat, made once per forward pass: 2 M C^2 multiplications per cross-attend
 
 How q meets xhat is the business of the object that holds the tokens, `AttendableTokens`:
 - `DenseTokens` builds xhat, (B, M, C), and calls torch's fused attention;
-- `FactoredTokens` (factored.py) never builds it.
-Scores that separate by grid axis (row + column + content) would be a third such class.
+- `FactoredTokens` (factored.py) never builds it;
+- `LatentTokens` are the latents themselves, which a decoder reads (readout.py).
+Scores that separate by grid axis (row + column + content) would be one more such class.
 """
 
 from math import sqrt
@@ -87,6 +88,30 @@ class DenseTokens:
         )
         attended = attended[:, 0, :, : self.channels]
         return attended if self.presence is None else attended * self.presence.nonempty
+
+
+class LatentTokens:
+    """The latents as the tokens of a decoder."""
+
+    def __init__(self, latents: Tensor) -> None:
+        """Normalise the latents.
+
+        Args:
+            latents: (B, N, D).
+        """
+        self.keys = F.layer_norm(latents, latents.shape[-1:], eps=LAYER_NORM_EPS)
+
+    def attend(self, query: Tensor) -> Tensor:
+        """See `AttendableTokens.attend`.
+
+        Args:
+            query: (B, queries, D).
+
+        Returns:
+            (B, queries, D) in the query's dtype.
+        """
+        keys = self.keys.to(query.dtype)[:, None]
+        return F.scaled_dot_product_attention(query[:, None], keys, keys, scale=1.0)[:, 0]
 
 
 def _normalise(tokens: Tokens) -> Tensor:

@@ -14,6 +14,7 @@ from perceiver_dist.modalities import (
 )
 
 CrossAttendSharing = Literal["all_but_first", "all", "none"]
+Readout = Literal["mean", "decoder"]
 CrossAttentionPath = Literal["auto", "dense", "factored"]
 
 
@@ -26,6 +27,8 @@ class ModelConfig:
         width: Channels D of a latent. 64 for the same reason; the paper uses 1024.
         cross_attends: Number T of cross-attends, each followed by a latent block. 2 is the smallest number
             that shows the iteration; the paper uses 8 on ImageNet and 2 on AudioSet and ModelNet40.
+        latent_block_repeats: How often the latent block runs after each cross-attend, with the same weights. 1 is
+            the paper's; Perceiver IO's ImageNet model has one cross-attend and runs one block 8 times.
         self_attends_per_block: Latent self-attention layers in a block. 2 keeps the default small; the paper
             uses 6 on ImageNet and ModelNet40, 8 on AudioSet.
         heads: Heads H of the latent self-attention; must divide width. 4 gives 16 channels a head at the
@@ -35,6 +38,9 @@ class ModelConfig:
             "all": one set. "none": each has its own (the paper's AudioSet).
         share_latent_blocks: Whether all T latent blocks have the same weights. True is the paper's ImageNet
             setting; false is its AudioSet one.
+        readout: What a source's linear map to logits reads. "mean": the mean of the latents, as in the paper.
+            "decoder": the result of one cross-attend to the latents, whose query the source learns, as in
+            Perceiver IO; sources share its other weights.
         modality_channels: Channels of the smallest learned modality encoding; the other modalities' encodings
             are longer, which pads all to one channel count C. 4 is what the paper's 487 channels on AudioSet
             imply. Without effect when one modality is configured: there is then no encoding.
@@ -52,10 +58,12 @@ class ModelConfig:
     latents: int = 32
     width: int = 64
     cross_attends: int = 2
+    latent_block_repeats: int = 1
     self_attends_per_block: int = 2
     heads: int = 4
     share_cross_attends: CrossAttendSharing = "all_but_first"
     share_latent_blocks: bool = True
+    readout: Readout = "mean"
     modality_channels: int = 4
     activation_checkpointing: bool = False
     cross_attention: CrossAttentionPath = "auto"
@@ -70,8 +78,15 @@ class ModelConfig:
         Raises:
             UserError: A size is below 1, heads does not divide width, or a choice is unknown.
         """
-        sizes = ("latents", "width", "cross_attends", "self_attends_per_block", "heads", "modality_channels")
-        for name in sizes:
+        sizes = (
+            "latents",
+            "width",
+            "cross_attends",
+            "latent_block_repeats",
+            "self_attends_per_block",
+            "heads",
+        )
+        for name in (*sizes, "modality_channels"):
             if getattr(self, name) < 1:
                 raise UserError(f"model.{name} is {getattr(self, name)}, must be at least 1: raise it")
         if self.width % self.heads:
@@ -79,7 +94,11 @@ class ModelConfig:
                 f"model.heads is {self.heads}, which does not divide model.width {self.width}: "
                 "take a width that is a multiple of heads"
             )
-        choices = {"share_cross_attends": CrossAttendSharing, "cross_attention": CrossAttentionPath}
+        choices = {
+            "share_cross_attends": CrossAttendSharing,
+            "readout": Readout,
+            "cross_attention": CrossAttentionPath,
+        }
         for name, choice in choices.items():
             if getattr(self, name) not in get_args(choice):
                 raise UserError(

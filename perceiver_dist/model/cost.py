@@ -11,7 +11,12 @@ from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import tokens
 from perceiver_dist.model.attention import CHANNEL_MULTIPLE, attention_path
 from perceiver_dist.model.config import ModelConfig
-from perceiver_dist.model.inputs import encoding_channels, position_channels, token_channels
+from perceiver_dist.model.inputs import (
+    encoding_channels,
+    learned_positions,
+    position_channels,
+    token_channels,
+)
 
 
 def parameter_count(config: ModelConfig, heads: Mapping[str, int]) -> int:
@@ -27,20 +32,26 @@ def parameter_count(config: ModelConfig, heads: Mapping[str, int]) -> int:
     Raises:
         UserError: No modality is configured.
     """
-    channels, width = token_channels(config), config.width
+    width = config.width
 
     def linear(inputs: int, outputs: int) -> int:
         return inputs * outputs + outputs
 
     dense_block = 2 * width + 2 * linear(width, width)
-    cross_norms = 2 * width + 2 * channels
-    cross_maps = linear(width, channels) + 2 * linear(channels, channels) + linear(channels, width)
+
+    def cross_attend(channels: int) -> int:
+        norms = 2 * width + 2 * channels
+        maps = linear(width, channels) + 2 * linear(channels, channels) + linear(channels, width)
+        return norms + maps + dense_block
+
     self_attend = 2 * width + 4 * linear(width, width) + dense_block
     return (
         config.latents * width
         + sum(encoding_channels(config).values())
-        + len(set(config.cross_attend_order)) * (cross_norms + cross_maps + dense_block)
+        + sum(places * channels for places, channels in learned_positions(config).values())
+        + len(set(config.cross_attend_order)) * cross_attend(token_channels(config))
         + len(set(config.latent_block_order)) * config.self_attends_per_block * self_attend
+        + (cross_attend(width) + len(heads) * width if config.readout == "decoder" else 0)
         + sum(linear(width, classes) for classes in heads.values())
     )
 
@@ -58,10 +69,10 @@ def tokens_per_modality(config: ModelConfig) -> dict[str, int]:
 
 
 def paper_flops(config: ModelConfig, modalities: Collection[str]) -> int:
-    """FLOPs of one sample's forward pass as the paper formulates it, without the heads.
+    """FLOPs of one sample's forward pass as the papers formulate it, without the heads.
 
     Every cross-attend projects all tokens to keys and values; the paper's ImageNet model comes to 706.3e9
-    (published: 707.2e9).
+    (published: 707.2e9). A decoder projects all latents; it is counted with the query of one source.
 
     Args:
         config: The model's options.
@@ -74,15 +85,21 @@ def paper_flops(config: ModelConfig, modalities: Collection[str]) -> int:
         UserError: A modality is not configured, or none is.
     """
     count, channels = sum(_selected_tokens(config, modalities).values()), token_channels(config)
-    projections = 2 * 2 * count * channels**2
-    attention = 2 * 2 * config.latents * count * channels
-    return config.cross_attends * (projections + attention + _query_output_flops(config)) + _latent_flops(
-        config
-    )
+
+    def cross_attend(queries: int, tokens: int, channels: int) -> int:
+        projections = 2 * 2 * tokens * channels**2
+        attention = 2 * 2 * queries * tokens * channels
+        return projections + attention + _query_output_flops(config, queries, channels)
+
+    decoder = cross_attend(1, config.latents, config.width) if config.readout == "decoder" else 0
+    encoder = config.cross_attends * cross_attend(config.latents, count, channels)
+    return encoder + _latent_flops(config) + decoder
 
 
 def forward_flops(config: ModelConfig, modalities: Collection[str], device: str = "cpu") -> int:
     """FLOPs of one sample's forward pass as this code computes it, without the heads.
+
+    A decoder is counted with the query of one source.
 
     Args:
         config: The model's options.
@@ -106,9 +123,16 @@ def forward_flops(config: ModelConfig, modalities: Collection[str], device: str 
             count * (specs[name].content_channels + 2 + position_channels(specs[name]))
             for name, count in counts.items()
         )
-    attention = 2 * 2 * config.latents * width_times_tokens
-    folds = 2 * 2 * config.latents * channels**2
-    return config.cross_attends * (attention + folds + _query_output_flops(config)) + _latent_flops(config)
+
+    def cross_attend(queries: int, width_times_tokens: int, channels: int) -> int:
+        attention = 2 * 2 * queries * width_times_tokens
+        folds = 2 * 2 * queries * channels**2
+        return attention + folds + _query_output_flops(config, queries, channels)
+
+    has_decoder = config.readout == "decoder"
+    decoder = cross_attend(1, config.latents * config.width, config.width) if has_decoder else 0
+    encoder = config.cross_attends * cross_attend(config.latents, width_times_tokens, channels)
+    return encoder + _latent_flops(config) + decoder
 
 
 def memory_per_rank(
@@ -176,17 +200,22 @@ def _selected_tokens(config: ModelConfig, modalities: Collection[str]) -> dict[s
     return {name: count for name, count in counts.items() if name in modalities}
 
 
-def _query_output_flops(config: ModelConfig) -> int:
+def _query_output_flops(config: ModelConfig, queries: int, channels: int) -> int:
     """Of one cross-attend: query and output projection and the dense block."""
     width = config.width
-    return 2 * config.latents * (2 * width * token_channels(config) + 2 * width**2)
+    return 2 * queries * (2 * width * channels + 2 * width**2)
+
+
+def _self_attends(config: ModelConfig) -> int:
+    """How many latent layers run in one forward pass."""
+    return config.cross_attends * config.latent_block_repeats * config.self_attends_per_block
 
 
 def _latent_flops(config: ModelConfig) -> int:
     """Of all latent blocks: four projections, scores and their use, and the dense block."""
     rows, width = config.latents, config.width
     layer = 2 * rows * (4 + 2) * width**2 + 2 * 2 * rows**2 * width
-    return config.cross_attends * config.self_attends_per_block * layer
+    return _self_attends(config) * layer
 
 
 def _activation_bytes(config: ModelConfig, value_bytes: int, device: str) -> int:
@@ -199,11 +228,12 @@ def _activation_bytes(config: ModelConfig, value_bytes: int, device: str) -> int
     # Norm and input of the query, dense block; query before and after the fold, inputs of value and output,
     # attended before LN gain; and attention's own query and result, which the factored path has in fp32.
     cross_attend = 6 * latent + query * (5 * value_bytes + 2 * (4 if factored else value_bytes))
+    # A decoder keeps the latents, plain and normalised; what its queries add is small.
+    rest = _token_bytes(config, value_bytes, factored) + (2 * latent if config.readout == "decoder" else 0)
     if config.activation_checkpointing:
-        layers = config.cross_attends * (1 + config.self_attends_per_block)
-        return layers * latent + max(self_attend, cross_attend) + _token_bytes(config, value_bytes, factored)
-    blocks = config.cross_attends * (cross_attend + config.self_attends_per_block * self_attend)
-    return blocks + _token_bytes(config, value_bytes, factored)
+        layers = config.cross_attends + _self_attends(config)
+        return layers * latent + max(self_attend, cross_attend) + rest
+    return config.cross_attends * cross_attend + _self_attends(config) * self_attend + rest
 
 
 def _token_bytes(config: ModelConfig, value_bytes: int, factored: bool) -> int:
@@ -213,6 +243,6 @@ def _token_bytes(config: ModelConfig, value_bytes: int, factored: bool) -> int:
         return sum(count * 4 * (specs[name].content_channels + 2) for name, count in counts.items())
     channels = token_channels(config)
     padded = channels + -channels % CHANNEL_MULTIPLE
-    # With several modalities the encodings learn, so the fp32 array before normalisation is kept too.
-    before = 4 * channels if len(specs) > 1 else 0
+    # Where encodings or positions learn, the fp32 array before normalisation is kept too.
+    before = 4 * channels if len(specs) > 1 or learned_positions(config) else 0
     return sum(counts.values()) * (padded * value_bytes + before)

@@ -17,6 +17,8 @@ With dP_j = dO . xhat_j, which has the form of the scores with dO for q, and an 
 
     dS_j = p_j * (dP_j - dO . O + dL);   dq = the same reduction as the output, with dS for p.
 
+Where positions are learned, dF_j = the sum over samples and queries of rstd_j * (dS_j * q_F + p_j * dO_F).
+
 Attention over a union of token sets is the average of the sets' attentions with weights softmax(L over sets).
 Tiles are joined by it, and modalities: one that is not present is given L = -inf and counts for exactly nothing.
 """
@@ -97,7 +99,7 @@ def _attend_one(query: Tensor, tokens: Tokens, own: Tensor) -> tuple[Tensor, Ten
 
 
 class _Attention(torch.autograd.Function):
-    """Attention with keys = values = rstd * [own | position]; gradients for queries, mean and rstd only.
+    """Attention with keys = values = rstd * [own | position]; gradients for all but `own`.
 
     `mean` is the last channel of `own`; it is an argument for its gradient's sake.
     """
@@ -140,7 +142,8 @@ class _Attention(torch.autograd.Function):
         own_query, position_query, own, position, rstd, own_sum, position_sum, normaliser = ctx.saved_tensors
         shift = (own_grad * own_sum).sum(-1) + (position_grad * position_sum).sum(-1) - normaliser_grad
         own_query_grad, position_query_grad = torch.zeros_like(own_query), torch.zeros_like(position_query)
-        statistics = ctx.needs_input_grad[4] or ctx.needs_input_grad[5]
+        learned, statistics = ctx.needs_input_grad[3], ctx.needs_input_grad[4] or ctx.needs_input_grad[5]
+        place_grad = torch.zeros_like(position)
         mean_grad, rstd_grad = torch.empty_like(rstd), torch.empty_like(rstd)
         for samples, tokens in _tiles(own_query, own):
             keys, places, scale = own[samples, tokens], position[tokens], rstd[samples, None, tokens]
@@ -155,12 +158,18 @@ class _Attention(torch.autograd.Function):
                 )
                 mean_grad[samples, tokens] = by_mean * scale[:, 0]
                 rstd_grad[samples, tokens] = (score_grad * scores + weights * value_grad).sum(1) / scale[:, 0]
-            own_part, position_part = _sums(score_grad.mul_(scale), keys, places)
+            score_grad.mul_(scale)
+            if learned:
+                place_grad[tokens] += _shared_sum(score_grad, position_query[samples])
+                place_grad[tokens] += _shared_sum(weights.mul_(scale), position_grad[samples])
+            own_part, position_part = _sums(score_grad, keys, places)
             own_query_grad[samples] += own_part
             position_query_grad[samples] += position_part
-        if not statistics:
-            return own_query_grad, position_query_grad, None, None, None, None
-        return own_query_grad, position_query_grad, None, None, mean_grad, rstd_grad
+        optional = (
+            place_grad if learned else None,
+            *((mean_grad, rstd_grad) if statistics else (None, None)),
+        )
+        return own_query_grad, position_query_grad, None, *optional
 
 
 def _tiles(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice]]:
@@ -186,6 +195,11 @@ def _sums(weights: Tensor, own: Tensor, position: Tensor) -> tuple[Tensor, Tenso
     batch, rows, _ = weights.shape
     position_sum = (weights.flatten(0, 1) @ position).view(batch, rows, -1)
     return weights @ own, position_sum
+
+
+def _shared_sum(weights: Tensor, queries: Tensor) -> Tensor:
+    """(M, P): sum over the tile's samples and queries (b, n, P) of weights (b, n, M) times the queries."""
+    return weights.flatten(0, 1).T @ queries.flatten(0, 1)
 
 
 def _last_channel(weights: Tensor, queries: Tensor) -> Tensor:

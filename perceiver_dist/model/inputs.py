@@ -1,13 +1,14 @@
-"""From decoded arrays to tokens: content, Fourier position features, learned modality encoding, LN statistics.
+"""From decoded arrays to tokens: content, position, learned modality encoding, LN statistics.
 
 A token's C channels are, in this order,
 
     [content | raw positions | sin of every axis | cos of every axis | modality encoding]
 
-which is the order of the published Perceiver IO weights (PAPER: RGB, (y, x), sin y, sin x, cos y, cos x). They
-are kept apart, because the parts differ in what they depend on: content on sample and token, position on the
-token only, encoding on neither. `attention.py` says what that buys. The tokens of a point cloud are their positions:
-all of their features depend on the sample and are content, and they have no position channels.
+which is the order of the published Perceiver IO weights (RGB, (y, x), sin y, sin x, cos y, cos x); a learned
+position is one vector in place of the three. They are kept apart, because the parts differ in what they depend on:
+content on sample and token, position on the token only, encoding on neither. `attention.py` says what that buys. The
+tokens of a point cloud are their positions: all of their features depend on the sample and are content, and they have
+no position channels.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,22 +19,28 @@ import torch
 from torch import Tensor, nn
 
 from perceiver_dist.errors import UserError
-from perceiver_dist.modalities import MODALITIES, ModalityInput, PointCloudInput, tokens
+from perceiver_dist.modalities import MODALITIES, ImageInput, ModalityInput, PointCloudInput, tokens
 from perceiver_dist.model.config import ModelConfig
 
 LAYER_NORM_EPS = 1e-5
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of red, green and blue where 255 is 1; used since the first networks trained on ImageNet."""
 
 
 def position_channels(spec: ModalityInput) -> int:
-    """Fourier position channels P of a modality: axes * (2K + 1); 0 for points, whose positions are content.
+    """Position channels P of a modality; 0 for points, whose positions are content.
 
     Args:
         spec: The modality's input.
 
     Returns:
-        Number of channels: K sines, K cosines and the raw position per axis.
+        Number of channels. Of Fourier features axes * (2K + 1): K sines, K cosines and the raw position per axis.
     """
-    return 0 if isinstance(spec, PointCloudInput) else len(spec.grid) * (2 * spec.bands + 1)
+    if isinstance(spec, PointCloudInput):
+        return 0
+    if spec.position == "learned":
+        return spec.position_channels
+    return len(spec.grid) * (2 * spec.bands + 1)
 
 
 def encoding_channels(config: ModelConfig) -> dict[str, int]:
@@ -54,6 +61,22 @@ def encoding_channels(config: ModelConfig) -> dict[str, int]:
     own = {name: spec.content_channels + position_channels(spec) for name, spec in config.modalities.items()}
     smallest = config.modality_channels if len(own) > 1 else 0
     return {name: max(own.values()) + smallest - channels for name, channels in own.items()}
+
+
+def learned_positions(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Shapes of the learned positions.
+
+    Args:
+        config: The model's options.
+
+    Returns:
+        (M, P) of each modality whose positions are learned.
+    """
+    return {
+        name: (tokens(spec), position_channels(spec))
+        for name, spec in config.modalities.items()
+        if spec.position == "learned"
+    }
 
 
 def token_channels(config: ModelConfig) -> int:
@@ -121,6 +144,19 @@ def point_features(points: Tensor, spec: PointCloudInput) -> Tensor:
     return torch.cat([points, phases.sin(), phases.cos()], dim=-1)
 
 
+def token_order(spec: ModalityInput) -> Tensor:
+    """The fixed random order that a modality's tokens are put into (paper 4.1, permuted ImageNet).
+
+    Args:
+        spec: The modality's input, with a permutation_seed.
+
+    Returns:
+        (M,) int64 on the CPU: which token of the grid, in row-major order, comes at each place.
+    """
+    generator = torch.Generator().manual_seed(spec.permutation_seed or 0)
+    return torch.randperm(tokens(spec), generator=generator, device="cpu")
+
+
 def cut_into_tokens(array: Tensor, spec: ModalityInput) -> Tensor:
     """Cut each sample into the patches or segments of the modality's grid.
 
@@ -146,7 +182,7 @@ class Tokens:
     """One modality's tokens of a batch, in parts; fp32, or fp64 for an fp64 model.
 
     Attributes:
-        content: (B, M, c) in [-1, 1], coordinates of points that are not normalised excepted.
+        content: (B, M, c) in [-1, 1], or around it where pixel_scale is "imagenet" or points are not normalised.
         position: (M, P), the same for the whole batch.
         encoding: (E,), the same for all tokens; E is 0 when one modality is configured.
         mean: (B, M), mean of a token's C = c + P + E channels.
@@ -173,34 +209,41 @@ class Tokenizer(nn.Module):
         spec: The modality's input.
     """
 
-    position: Tensor
+    order: Tensor | None
+    position: Tensor | None
 
     def __init__(self, name: str, spec: ModalityInput) -> None:
         super().__init__()
         self.name = name
         self.spec = spec
-        self.register_buffer("position", fourier_features(spec), persistent=False)
+        order = None if spec.permutation_seed is None else token_order(spec)
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("position", _fixed_position(spec), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Tokenizer":
         # module.bfloat16() casts buffers too; positions stay fp32, since LN statistics are made from them.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch does not annotate it
-        if self.position.itemsize < torch.float32.itemsize:
-            self.position = fourier_features(self.spec).to(self.position.device)
+        if self.position is not None and self.position.itemsize < torch.float32.itemsize:
+            exact = _fixed_position(self.spec)
+            self.position = None if exact is None else exact.to(self.position.device)
         return self
 
-    def forward(self, array: Tensor, encoding: Tensor) -> Tokens:
-        """Scale, cut and measure one batch of arrays.
+    def forward(
+        self, array: Tensor, encoding: Tensor | None = None, learned_position: Tensor | None = None
+    ) -> Tokens:
+        """Scale, cut, order and measure one batch of arrays.
 
         Args:
-            array: (B, *spec.array_shape), uint8 (scaled as x / 127.5 - 1), int16 (x / 32768) or the fp32
-                coordinates of points.
-            encoding: (E,) learned modality encoding.
+            array: (B, *spec.array_shape), uint8 (scaled as x / 127.5 - 1, or as spec.pixel_scale says), int16
+                (x / 32768) or the fp32 coordinates of points.
+            encoding: (E,) learned modality encoding; None for none.
+            learned_position: (M, P) learned positions, if the modality's are; place by place after ordering.
 
         Returns:
             The tokens, with LN statistics from sums over the parts: the C channels are never put together.
 
         Raises:
-            UserError: The array's shape or dtype is not the modality's.
+            UserError: The array's shape or dtype is not the modality's, or learned positions are not given.
         """
         expected_dtype = getattr(torch, self.spec.array_dtype)
         if tuple(array.shape[1:]) != self.spec.array_shape or array.dtype != expected_dtype:
@@ -208,9 +251,12 @@ class Tokenizer(nn.Module):
                 f"{self.name}: array of {array.dtype} and shape (B, *{tuple(array.shape[1:])}), expected "
                 f"{expected_dtype} and (B, *{self.spec.array_shape}): decode to model.{self.name}'s sizes"
             )
-        position = self.position
-        content = self._content(array)
-        encoding = encoding.to(position.dtype)
+        position = learned_position if self.position is None else self.position
+        if position is None:
+            raise UserError(f"{self.name}: positions are learned, give them")
+        position = position.to(torch.promote_types(position.dtype, torch.float32))
+        content = self._content(array, position.dtype)
+        encoding = position.new_zeros(0) if encoding is None else encoding.to(position.dtype)
         parts = (content, position, encoding)
         channels = sum(part.shape[-1] for part in parts)
         mean = sum((part.sum(-1) for part in parts), start=torch.zeros_like(content[..., 0])) / channels
@@ -218,44 +264,31 @@ class Tokenizer(nn.Module):
         rstd = (square - mean.square() + LAYER_NORM_EPS).rsqrt()
         return Tokens(content, position, encoding, mean, rstd)
 
-    def _content(self, array: Tensor) -> Tensor:
+    def _content(self, array: Tensor, dtype: torch.dtype) -> Tensor:
         """(B, *spec.array_shape) -> (B, M, c)."""
         if isinstance(self.spec, PointCloudInput):
-            return point_features(array.to(self.position.dtype), self.spec)
-        patches = cut_into_tokens(array, self.spec).to(self.position.dtype)
-        return patches / 127.5 - 1 if array.dtype == torch.uint8 else patches / 32768
+            return point_features(array.to(dtype), self.spec)
+        patches = cut_into_tokens(array, self.spec)
+        return _scaled((patches if self.order is None else patches[:, self.order]).to(dtype), self.spec)
 
 
-class ModalityEncodings(nn.Module):
-    """The learned modality encodings, one vector per modality; of length 0 when one modality is configured.
+def _scaled(patches: Tensor, spec: ModalityInput) -> Tensor:
+    """(B, M, c) -> the same shape: integers, as floats, become numbers about 0."""
+    if spec.array_dtype == "int16":
+        return patches / 32768
+    if not isinstance(spec, ImageInput) or spec.pixel_scale == "symmetric":
+        return patches / 127.5 - 1
+    mean, std = (patches.new_tensor(values) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    colours = patches.view(*patches.shape[:-1], -1, len(IMAGENET_MEAN))
+    return ((colours / 255 - mean) / std).flatten(-2)
 
-    Args:
-        lengths: Channels of each modality's encoding, as `encoding_channels` gives them.
-    """
 
-    def __init__(self, lengths: Mapping[str, int]) -> None:
-        super().__init__()
-        self.lengths = dict(lengths)
-        for name, length in lengths.items():
-            if length > 0:
-                self.register_parameter(
-                    name, nn.Parameter(nn.init.trunc_normal_(torch.empty(length), std=0.02))
-                )
-
-    def forward(self, like: Tensor) -> dict[str, Tensor]:
-        """All encodings, whichever modalities the step has.
-
-        Args:
-            like: Any tensor of the device and dtype wanted for encodings of length 0.
-
-        Returns:
-            (E,) per modality. Copies: ZeRO-3 takes a parameter's memory back when its module returns.
-        """
-        parameters = dict(self.named_parameters())
-        return {
-            name: parameters[name].clone() if length > 0 else like.new_zeros(0)
-            for name, length in self.lengths.items()
-        }
+def _fixed_position(spec: ModalityInput) -> Tensor | None:
+    """(M, P) Fourier features, each with its token; None if positions are learned."""
+    if spec.position == "learned":
+        return None
+    features = fourier_features(spec)
+    return features if spec.permutation_seed is None else features[token_order(spec)]
 
 
 @dataclass(frozen=True)

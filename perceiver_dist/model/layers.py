@@ -1,7 +1,9 @@
-"""The parts of the latent Transformer, and the initialisation of all linear maps."""
+"""The parts of the latent Transformer, learned arrays, and the initialisation of all linear maps."""
 
+from collections.abc import Mapping
 from math import sqrt
 
+import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own convention
 from torch import Tensor, nn
 
@@ -100,6 +102,29 @@ class SelfAttend(nn.Module):
         mixed: Tensor = self.output(attended.transpose(1, 2).flatten(2))
         result: Tensor = self.dense(latents + mixed)
         return result
+
+
+class LearnedArrays(nn.Module):
+    """Named parameters of which a step may need some only: all are given out, whatever the step.
+
+    They begin as the authors' learned positions do: truncated normal, standard deviation 0.02.
+
+    Args:
+        shapes: Shape of each, by name.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__()
+        for name, shape in shapes.items():
+            self.register_parameter(name, nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=0.02)))
+
+    def forward(self) -> dict[str, Tensor]:
+        """All of them, each of any shape.
+
+        Returns:
+            Copies by name: ZeRO-3 takes a parameter's memory back when its module returns.
+        """
+        return {name: parameter.clone() for name, parameter in self.named_parameters()}
 
 
 def no_effect(tensors: list[Tensor], like: Tensor) -> Tensor:

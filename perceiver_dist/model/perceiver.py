@@ -11,15 +11,16 @@ from perceiver_dist.model.attention import AttendableTokens, CrossAttend, DenseT
 from perceiver_dist.model.config import ModelConfig
 from perceiver_dist.model.factored import FactoredTokens
 from perceiver_dist.model.inputs import (
-    ModalityEncodings,
     Presence,
     Tokenizer,
     Tokens,
     encoding_channels,
+    learned_positions,
     read_presence,
     token_channels,
 )
-from perceiver_dist.model.layers import SelfAttend, linear, no_effect
+from perceiver_dist.model.layers import LearnedArrays, SelfAttend, linear, no_effect
+from perceiver_dist.model.readout import Decoder
 
 
 class Perceiver(nn.Module):
@@ -44,7 +45,9 @@ class Perceiver(nn.Module):
         self.tokenizers = nn.ModuleDict(
             {name: Tokenizer(name, spec) for name, spec in config.modalities.items()}
         )
-        self.encodings = ModalityEncodings(encoding_channels(config))
+        encodings = encoding_channels(config)
+        self.encodings = LearnedArrays({name: (length,) for name, length in encodings.items() if length})
+        self.positions = LearnedArrays(learned_positions(config))
         # The paper's init: standard deviation 0.02, cut at +-2.
         self.latents = nn.Parameter(
             nn.init.trunc_normal_(torch.empty(config.latents, config.width), std=0.02, a=-2.0, b=2.0)
@@ -58,6 +61,7 @@ class Perceiver(nn.Module):
             )
             for _ in set(config.latent_block_order)
         )
+        self.decoder = Decoder(config.width, heads) if config.readout == "decoder" else None
         self.heads = nn.ModuleDict(
             {source: linear(config.width, classes) for source, classes in heads.items()}
         )
@@ -81,21 +85,33 @@ class Perceiver(nn.Module):
                 shape or dtype than configured.
         """
         names = self._modalities_of(arrays, source)
-        encodings: dict[str, Tensor] = self.encodings(like=self.latents)
-        tokens = [self.tokenizers[name](arrays[name], encodings[name]) for name in names]
+        encodings: dict[str, Tensor] = self.encodings()
+        positions: dict[str, Tensor] = self.positions()
+        tokens = [
+            self.tokenizers[name](arrays[name], encodings.get(name), positions.get(name)) for name in names
+        ]
         batch = tokens[0].content.shape[0]
         readable = self._attendable(tokens, read_presence(present, names, batch))
+        latents = self._encode(readable, batch)
+        reads = (
+            dict.fromkeys(self.heads, latents.mean(dim=1)) if self.decoder is None else self.decoder(latents)
+        )
+        logits: dict[str, Tensor] = {name: head(reads[name]) for name, head in self.heads.items()}
+        unused = [value for name, value in logits.items() if name != source]
+        unused += [
+            value for part in (encodings, positions) for name, value in part.items() if name not in names
+        ]
+        return logits[source] + no_effect(unused, like=latents)
+
+    def _encode(self, readable: AttendableTokens, batch: int) -> Tensor:
+        """(B, N, D): the latents after the last block."""
         latents = self.latents.expand(batch, -1, -1)
         orders = zip(self.config.cross_attend_order, self.config.latent_block_order, strict=True)
         for cross_attend, block in orders:
             latents = self._run(self.cross_attends[cross_attend], latents, readable)
-            for layer in self.latent_blocks[block].children():
+            for layer in [*self.latent_blocks[block].children()] * self.config.latent_block_repeats:
                 latents = self._run(layer, latents)
-        pooled = latents.mean(dim=1)
-        logits: dict[str, Tensor] = {name: head(pooled) for name, head in self.heads.items()}
-        unused = [value for name, value in logits.items() if name != source]
-        unused += [value for name, value in encodings.items() if name not in names]
-        return logits[source] + no_effect(unused, like=pooled)
+        return latents
 
     def _modalities_of(self, arrays: Mapping[str, Tensor], source: str) -> list[str]:
         if source not in self.heads:

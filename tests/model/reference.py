@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -31,20 +32,32 @@ Parameters = dict[str, Tensor]
 
 @st.composite
 def small_configs(draw: st.DrawFn, **fixed: object) -> ModelConfig:
-    """Any sharing rule, any non-empty set of modalities, odd sizes."""
+    """Any sharing rule, any non-empty set of modalities, any positions and orders of theirs, odd sizes."""
     names = draw(st.sets(st.sampled_from(MODALITIES), min_size=1))
+    position = st.fixed_dictionaries(
+        {
+            "position": st.sampled_from(["fourier", "learned"]),
+            "position_channels": st.integers(1, 3),
+            "permutation_seed": st.none() | st.integers(0, 3),
+        }
+    )
     heads = draw(st.integers(1, 3))
     options = {
         "latents": draw(st.integers(1, 5)),
         "width": heads * draw(st.integers(4, 6)),
         "heads": heads,
         "cross_attends": draw(st.integers(1, 3)),
+        "latent_block_repeats": draw(st.integers(1, 2)),
         "self_attends_per_block": draw(st.integers(1, 2)),
         "share_cross_attends": draw(st.sampled_from(["all_but_first", "all", "none"])),
         "share_latent_blocks": draw(st.booleans()),
+        "readout": draw(st.sampled_from(["mean", "decoder"])),
         "modality_channels": draw(st.integers(1, 4)),
         "activation_checkpointing": draw(st.booleans()),
-        **{name: SMALL[name] for name in names},
+        **{
+            name: SMALL[name] if name == "points" else replace(SMALL[name], **draw(position))
+            for name in sorted(names)
+        },
     }
     return ModelConfig(**(options | fixed))
 
@@ -159,7 +172,13 @@ def tokens_of(
         if name in present and not present[name][row]:
             continue
         spec = config.modalities[name]
-        channels = [content_of(arrays[name][row], spec), position_of(spec)]
+        content, learned = content_of(arrays[name][row], spec), p.get(f"positions.{name}")
+        if spec.permutation_seed is None:
+            order = torch.arange(len(content))
+        else:
+            generator = torch.Generator().manual_seed(spec.permutation_seed)
+            order = torch.randperm(len(content), generator=generator)
+        channels = [content[order], position_of(spec)[order] if learned is None else learned]
         if len(config.modalities) > 1:
             channels.append(p[f"encodings.{name}"].expand(len(channels[0]), -1))
         parts.append(torch.cat(channels, dim=-1))
@@ -177,7 +196,9 @@ def reference(
             cross = {"all": 0, "all_but_first": min(step, 1), "none": step}[config.share_cross_attends]
             block = 0 if config.share_latent_blocks else step
             x = cross_attend(p, f"cross_attends.{cross}", x, tokens)
-            for layer in range(config.self_attends_per_block):
+            for layer in [*range(config.self_attends_per_block)] * config.latent_block_repeats:
                 x = self_attend(p, f"latent_blocks.{block}.{layer}", x, config.heads)
+        if config.readout == "decoder":
+            x = cross_attend(p, "decoder.cross_attend", p[f"decoder.queries.{source}"][None], x)
         logits.append(linear(p, f"heads.{source}", x.mean(0)))
     return torch.stack(logits)

@@ -1,5 +1,7 @@
 """Arrays become tokens in the documented order, with the paper's channel counts and exact statistics."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,8 +15,10 @@ from perceiver_dist.model.inputs import (
     cut_into_tokens,
     encoding_channels,
     fourier_features,
+    learned_positions,
     point_features,
     token_channels,
+    token_order,
 )
 
 
@@ -47,7 +51,7 @@ def test_a_model_without_modalities_is_refused():
 def test_patches_and_positions_are_those_of_the_plain_loops(name: str):
     spec = SMALL[name]
     array = random_arrays(ModelConfig(**{name: spec}), 2)[name]
-    tokens = Tokenizer(name, spec)(array, torch.zeros(0))
+    tokens = Tokenizer(name, spec)(array)
     torch.testing.assert_close(tokens.content[1].double(), content_of(array[1], spec), atol=1e-6, rtol=0)
     torch.testing.assert_close(tokens.position.double(), position_of(spec), atol=1e-6, rtol=0)
 
@@ -57,6 +61,47 @@ def test_a_token_is_its_patch_row_by_row_with_colours_last():
     array = torch.arange(24, dtype=torch.uint8).view(1, 2, 4, 3)
     first = [0, 1, 2, 3, 4, 5, 12, 13, 14, 15, 16, 17]
     assert cut_into_tokens(array, spec).tolist() == [[first, [value + 6 for value in first]]]
+
+
+def test_a_permutation_moves_fourier_positions_with_their_tokens():
+    spec = replace(SMALL["image"], permutation_seed=3)
+    array = random_arrays(ModelConfig(image=spec), 2)["image"]
+    plain, permuted = Tokenizer("image", SMALL["image"])(array), Tokenizer("image", spec)(array)
+    order = token_order(spec)
+    assert sorted(order.tolist()) == [*range(6)] != order.tolist()
+    for part in ("content", "mean", "rstd"):
+        assert torch.equal(getattr(permuted, part), getattr(plain, part)[:, order])
+    assert torch.equal(permuted.position, plain.position[order])
+
+
+def test_learned_positions_stay_at_their_places_and_replace_the_fourier_channels():
+    spec = replace(SMALL["image"], position="learned", position_channels=5, permutation_seed=3)
+    config, position = ModelConfig(image=spec), torch.randn(6, 5)
+    assert learned_positions(config) == {"image": (6, 5)}
+    assert token_channels(config) == 2 * 2 * 3 + 5
+    array = random_arrays(config, 2)["image"]
+    assert torch.equal(Tokenizer("image", spec)(array, None, position).position, position)
+    with pytest.raises(UserError, match="image: positions are learned"):
+        Tokenizer("image", spec)(array)
+
+
+def test_pixels_are_scaled_by_the_colours_of_imagenet_on_demand():
+    spec = ImageInput(height=2, width=2, patch=2, pixel_scale="imagenet")
+    array = torch.tensor([0, 100, 255], dtype=torch.uint8).expand(1, 2, 2, 3)
+    expected = torch.tensor([-0.485 / 0.229, (100 / 255 - 0.456) / 0.224, (1 - 0.406) / 0.225])
+    torch.testing.assert_close(Tokenizer("image", spec)(array).content[0, 0], expected.repeat(4))
+    with pytest.raises(UserError, match="pixel_scale is 'none', must be one of symmetric, imagenet"):
+        ImageInput(pixel_scale="none")
+    with pytest.raises(UserError, match="pixel_scale imagenet is for 3 channels, channels is 1"):
+        ImageInput(channels=1, pixel_scale="imagenet")
+
+
+@pytest.mark.parametrize("name", ["image", "audio", "video"])
+def test_wrong_positions_are_named(name: str):
+    with pytest.raises(UserError, match=f"{name}: position is 'absolute', must be one of fourier, learned"):
+        replace(SMALL[name], position="absolute")
+    with pytest.raises(UserError, match=f"{name}: position_channels is 0"):
+        replace(SMALL[name], position_channels=0)
 
 
 def test_the_highest_frequency_is_half_of_mu():
@@ -82,8 +127,11 @@ def test_point_features_are_exact_at_the_paper_s_highest_frequency():
 @given(config=small_configs())
 def test_statistics_are_those_of_the_whole_token(config: ModelConfig):
     arrays = random_arrays(config, 2)
+    shapes = learned_positions(config)
     for name, length in encoding_channels(config).items():
-        tokens = Tokenizer(name, config.modalities[name]).double()(arrays[name], torch.linspace(0, 1, length))
+        learned = torch.randn(shapes[name], dtype=torch.float64) if name in shapes else None
+        tokenizer = Tokenizer(name, config.modalities[name]).double()
+        tokens = tokenizer(arrays[name], torch.linspace(0, 1, length), learned)
         parts = [
             tokens.content,
             tokens.position.expand(2, -1, -1),
@@ -101,6 +149,8 @@ def test_statistics_are_those_of_the_whole_token(config: ModelConfig):
         ({"latents": 0}, r"model\.latents is 0"),
         ({"width": 10, "heads": 4}, r"model\.heads is 4.*width 10"),
         ({"cross_attention": "fast"}, "'fast'.*auto, dense, factored"),
+        ({"latent_block_repeats": 0}, r"model\.latent_block_repeats is 0"),
+        ({"readout": "max"}, "'max'.*mean, decoder"),
         ({"share_cross_attends": "some"}, "'some'.*all_but_first, all, none"),
     ],
 )

@@ -15,10 +15,20 @@ from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import MODALITIES
 from perceiver_dist.model import factored
 from perceiver_dist.model.config import ModelConfig
+from perceiver_dist.model.inputs import token_order
 from perceiver_dist.model.perceiver import Perceiver
 
 PATHS = ("dense", "factored")
 ALL = ModelConfig(latents=4, width=8, heads=2, **SMALL)
+LATER = replace(
+    ALL,
+    latent_block_repeats=2,
+    readout="decoder",
+    image=replace(SMALL["image"], position="learned", position_channels=4, permutation_seed=1),
+    audio=replace(SMALL["audio"], permutation_seed=2),
+    video=replace(SMALL["video"], position="learned", position_channels=3),
+)
+"""What came after the paper's ImageNet model, all at once."""
 
 
 def with_path(model: Perceiver, path: str) -> Perceiver:
@@ -97,6 +107,34 @@ def test_a_sample_with_nothing_present_is_finite_and_independent_of_its_bytes(pa
 
 
 @pytest.mark.parametrize("path", PATHS)
+def test_a_permutation_of_tokens_with_fourier_positions_changes_only_rounding(path: str):
+    model = with_path(random_model(ALL).double(), path)
+    permuted = replace(
+        ALL, **{name: replace(getattr(ALL, name), permutation_seed=7) for name in ("image", "audio", "video")}
+    )
+    other = with_path(Perceiver(permuted, HEADS).double(), path)
+    other.load_state_dict(model.state_dict())
+    arrays = random_arrays(ALL, 2)
+    before = model(arrays, {}, "clips")
+    torch.testing.assert_close(other(arrays, {}, "clips"), before, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_permutation_with_learned_positions_is_another_order_of_them(path: str):
+    spec = replace(SMALL["image"], position="learned", position_channels=4)
+    config = replace(ALL, image=spec, audio=None, video=None)
+    model = with_path(random_model(config).double(), path)
+    permuted = replace(config, image=replace(spec, permutation_seed=7))
+    other = with_path(Perceiver(permuted, HEADS).double(), path)
+    other.load_state_dict(model.state_dict())
+    arrays, position = random_arrays(config, 2), other.positions.get_parameter("image")
+    before = model(arrays, {}, "clips")
+    assert (other(arrays, {}, "clips") - before).abs().max() > 1e-3
+    position.data = position.data[token_order(permuted.image)]
+    torch.testing.assert_close(other(arrays, {}, "clips"), before, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_tokens_permuted_with_their_positions_give_the_same_logits(path: str):
     config = replace(ALL, image=replace(SMALL["image"], patch=1), audio=None, video=None, points=None)
     model = with_path(random_model(config).double(), path)
@@ -124,8 +162,11 @@ def test_the_order_of_points_does_not_matter_but_their_places_do(path: str):
 @pytest.mark.parametrize("source", HEADS)
 @pytest.mark.parametrize("names", [("image",), ("audio", "video"), ("points",), MODALITIES])
 @pytest.mark.parametrize("path", PATHS)
-def test_every_parameter_gets_a_gradient_whatever_the_step(path: str, names: tuple[str, ...], source: str):
-    model = with_path(random_model(ALL), path)
+@pytest.mark.parametrize("config", [ALL, LATER], ids=["all", "later"])
+def test_every_parameter_gets_a_gradient_whatever_the_step(
+    config: ModelConfig, path: str, names: tuple[str, ...], source: str
+):
+    model = with_path(random_model(config), path)
     arrays = {name: array for name, array in random_arrays(ALL, 2).items() if name in names}
     model(arrays, {}, source).square().sum().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
@@ -133,8 +174,9 @@ def test_every_parameter_gets_a_gradient_whatever_the_step(path: str, names: tup
     assert not model.get_parameter(unused).grad.any()
 
 
-def test_modules_run_in_the_same_order_whatever_the_step():
-    model, calls = random_model(ALL), []
+@pytest.mark.parametrize("config", [ALL, LATER], ids=["all", "later"])
+def test_modules_run_in_the_same_order_whatever_the_step(config: ModelConfig):
+    model, calls = random_model(config), []
     for name, module in model.named_modules():
         if list(module.parameters(recurse=False)):
             module.register_forward_pre_hook(lambda *_, name=name: calls.append(name))
@@ -147,9 +189,10 @@ def test_modules_run_in_the_same_order_whatever_the_step():
     assert set(calls) == {n for n, m in model.named_modules() if list(m.parameters(recurse=False))}
 
 
+@pytest.mark.parametrize("config", [ALL, LATER], ids=["all", "later"])
 @pytest.mark.parametrize("path", PATHS)
-def test_checkpointing_changes_no_bit(path: str):
-    model = with_path(random_model(ALL), path)
+def test_checkpointing_changes_no_bit(path: str, config: ModelConfig):
+    model = with_path(random_model(config), path)
     arrays, parameters = random_arrays(ALL, 2), dict(model.named_parameters())
     plain = gradients(model(arrays, {}, "clips"), parameters)
     model.config = replace(model.config, activation_checkpointing=True)
@@ -157,10 +200,11 @@ def test_checkpointing_changes_no_bit(path: str):
         assert torch.equal(gradient, plain[name]), name
 
 
+@pytest.mark.parametrize("config", [ALL, LATER], ids=["all", "later"])
 @pytest.mark.parametrize("path", PATHS)
-def test_bf16_is_close_to_fp32_forward_and_backward(path: str):
+def test_bf16_is_close_to_fp32_forward_and_backward(path: str, config: ModelConfig):
     torch.manual_seed(0)
-    model = with_path(Perceiver(ALL, HEADS), path)
+    model = with_path(Perceiver(config, HEADS), path)
     arrays, parameters = random_arrays(ALL, 4), dict(model.named_parameters())
     exact = model(arrays, {}, "clips")
     exact_gradients = gradients(exact, parameters)
@@ -243,10 +287,11 @@ def test_the_model_needs_none_of_the_training_stack():
     assert output.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("config", [ALL, LATER], ids=["all", "later"])
 @pytest.mark.parametrize("path", PATHS)
-def test_autocast_to_bf16_keeps_parameters_in_fp32_and_stays_close(path: str):
+def test_autocast_to_bf16_keeps_parameters_in_fp32_and_stays_close(path: str, config: ModelConfig):
     torch.manual_seed(0)
-    model = with_path(Perceiver(ALL, HEADS), path)
+    model = with_path(Perceiver(config, HEADS), path)
     arrays, parameters = random_arrays(ALL, 4), dict(model.named_parameters())
     exact = model(arrays, {}, "clips")
     with torch.autocast("cpu", dtype=torch.bfloat16):

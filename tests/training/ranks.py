@@ -29,8 +29,10 @@ CONFIG = RunConfig(
     model=ModelConfig(
         latents=8,
         width=24,
+        latent_block_repeats=2,
+        readout="decoder",
         image=ImageInput(height=6, width=6, channels=1, bands=3),
-        audio=AudioInput(samples=64, segment=16, bands=2),
+        audio=AudioInput(samples=64, segment=16, position="learned", position_channels=5),
     ),
     sources=[
         SourceConfig("pictures", "none", ["image"], num_classes=3),
