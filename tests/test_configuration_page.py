@@ -23,7 +23,16 @@ def test_every_field_is_documented_and_nothing_else(part: Part):
 
 
 def test_the_tree_has_these_parts():
-    names = ["model", "model.image", "model.audio", "model.video", "sources", "optim", "train"]
+    names = [
+        "model",
+        "model.image",
+        "model.audio",
+        "model.video",
+        "model.points",
+        "sources",
+        "optim",
+        "train",
+    ]
     assert [part.name for part in PARTS] == ["", *names, "deepspeed", "data", "tracking", "storage"]
 
 
