@@ -115,7 +115,11 @@ def test_sources_must_fit_together_and_the_model(sources: list[SourceConfig], li
         (ImageInput, {"patch": 3}, "image: patch 3 must divide height 28 and width 28"),
         (ImageInput, {"channels": 2}, "image: channels is 2, must be 1 (grey) or 3 (RGB)"),
         (PointCloudInput, {"points": 0}, "points: points 0 and bands 8 must be positive"),
-        (PointCloudInput, {"max_frequency": 1.5}, "points: max_frequency is 1.5, must be at least 2"),
+        (
+            PointCloudInput,
+            {"max_frequency": 1.5},
+            "points: max_frequency is 1.5, must be at least 2, twice the lowest frequency",
+        ),
         (
             PointCloudInput,
             {"scale_jitter": 1.0},
