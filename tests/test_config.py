@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from perceiver_dist.config import OptimConfig, RunConfig, StorageConfig, TrainConfig
 from perceiver_dist.errors import UserError
-from perceiver_dist.modalities import AudioInput, ImageInput, VideoInput
+from perceiver_dist.modalities import AudioInput, ImageInput, PointCloudInput, VideoInput
 from perceiver_dist.model.config import ModelConfig
 from pipelines.source import DataConfig, SourceConfig
 
@@ -114,6 +114,17 @@ def test_sources_must_fit_together_and_the_model(sources: list[SourceConfig], li
     [
         (ImageInput, {"patch": 3}, "image: patch 3 must divide height 28 and width 28"),
         (ImageInput, {"channels": 2}, "image: channels is 2, must be 1 (grey) or 3 (RGB)"),
+        (PointCloudInput, {"points": 0}, "points: points 0 and bands 8 must be positive"),
+        (
+            PointCloudInput,
+            {"max_frequency": 1.5},
+            "points: max_frequency is 1.5, must be at least 2, twice the lowest frequency",
+        ),
+        (
+            PointCloudInput,
+            {"scale_jitter": 1.0},
+            "points: scale_jitter is 1.0, must be at least 0 and below 1",
+        ),
         (AudioInput, {"segment": 100}, "audio: segment 100 must divide samples 8192"),
         (
             VideoInput,

@@ -41,7 +41,9 @@ def decode_points(data: bytes, field: str, spec: PointCloudInput, chance: Chance
         raise SampleError("points are empty (0 bytes)")
     random = np.random.Generator(np.random.PCG64(chance.seed))
     try:
-        mesh = Mesh(read_cloud(data), np.empty((0, 3))) if field == "npy" else MESH_READERS[field](data)
+        # numpy would warn of some NaNs in damaged files; all numbers are looked at after they are read.
+        with np.errstate(invalid="ignore", over="ignore"):
+            mesh = Mesh(read_cloud(data), np.empty((0, 3))) if field == "npy" else MESH_READERS[field](data)
     except SampleError:
         raise
     except Exception as error:  # What is read is damaged in ways nobody foresaw.

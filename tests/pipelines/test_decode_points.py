@@ -199,9 +199,11 @@ ABSURD = TRIANGLE.replace(b"ascii", b"binary_little_endian").replace(b"vertex 3"
         ("npy", npy(np.ones((9, 3)))[:-1], "has 107 bytes of numbers, its header states 108"),
         ("npy", npy(np.ones((9, 3))).replace(b"(9, 3)", b"(-9,3)"), "expected real numbers"),
         ("npy", npy([[0, 0, np.inf], [1, 2, 3]]), "point 0 has the coordinate inf"),
+        ("npy", npy([[1, 2, 3]]).replace(b"\0\0\x80\x3f", b"\1\0\x80\x7f"), "point 0 has the coordinate nan"),
         ("npy", npy(np.full((9, 3), 0.1)), "all 64 points are at the same place"),
     ],
 )  # fmt: skip
+@pytest.mark.filterwarnings("error")
 def test_what_cannot_be_used_is_named_in_one_line(field: str, data: bytes, error: str):
     with pytest.raises(SampleError, match=error) as caught:
         decode_points(data, field, SPEC, STILL)
