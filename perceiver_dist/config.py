@@ -80,7 +80,7 @@ class TrainConfig:
         log_every: Optimizer steps between logged losses.
         eval_every: Optimizer steps between evaluations on the held-out shards; 0 for one at the end only.
         checkpoint_every: Optimizer steps between checkpoints; there is always one at the end.
-        keep_checkpoints: Newest checkpoints kept; 2 so that one is whole while another is written.
+        keep_checkpoints: Newest checkpoints kept; 2 so that there is another if the newest is found damaged.
         max_failures: Times that lost workers are replaced, each time going on from the last checkpoint.
     """
 
