@@ -185,6 +185,7 @@ def test_a_file_that_is_not_written_to_its_end_is_removed(tmp_path):
     with pytest.raises(OSError) as caught:  # noqa: PT011 - the reason is looked at below
         write_chunks(str(tmp_path / "a"), chunks())
     assert reason_of(caught.value) == "No space left on device"
+    assert reason_of(TimeoutError()) == "TimeoutError"
     assert reason_of(OSError("AccessDenied:\nmore")) == "AccessDenied:"
     assert list(tmp_path.iterdir()) == []
 
