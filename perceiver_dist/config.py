@@ -95,7 +95,7 @@ class TrainConfig:
         log_every: Optimizer steps between logged losses.
         eval_every: Optimizer steps between evaluations on the held-out shards; 0 for one at the end only.
         checkpoint_every: Optimizer steps between checkpoints; there is always one at the end.
-        keep_checkpoints: Newest checkpoints kept; 2 so that one is whole while another is written.
+        keep_checkpoints: Newest checkpoints kept; 2 so that there is another if the newest is found damaged.
         max_failures: Times in a row that workers may be lost before the next checkpoint is written; they are replaced
             each time. A checkpoint starts the count anew, so a long run may lose any number.
         max_skipped_steps: Optimizer steps that may be skipped because their gradient is not finite before the run

@@ -271,7 +271,7 @@ def reason_of(error: Exception) -> str:
         error: What it raised.
     """
     number = getattr(error, "errno", None)
-    return os.strerror(number) if number else str(error).splitlines()[0]
+    return os.strerror(number) if number else (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _write_whole(uri: str, data: bytes) -> None:

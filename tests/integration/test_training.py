@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -194,6 +195,21 @@ def test_a_checkpoint_that_cannot_be_begun_from_is_refused(
         options = {**options, "start_from": str(trained(2)["folder"] / "step-00000090")}
     with pytest.raises(UserError, match=message):
         run_training(small_run.small_config(data, tmp_path, "branch", **options), Console(file=StringIO()))
+
+
+def test_anothers_damaged_checkpoint_is_refused_and_nothing_is_tried_again(
+    trained: Callable[[int], dict[str, Any]], data: Path, tmp_path: Path
+) -> None:
+    start = tmp_path / "other" / "step-00000090"
+    shutil.copytree(trained(2)["folder"] / start.name, start)
+    file = start / "rank-00000-of-00002.safetensors"
+    os.truncate(file, 1024)
+    with pytest.raises(
+        UserError, match=rf"which is damaged \({file.name}: 1,024 bytes of [\d,]+\); take another"
+    ):
+        run_training(
+            small_run.small_config(data, tmp_path, "branch", start_from=str(start)), Console(file=StringIO())
+        )
 
 
 def test_a_killed_driver_goes_on_and_ends_with_the_same_losses(

@@ -18,10 +18,15 @@ from pipelines.storage import (
     absolute_uri,
     check_writable,
     copy_file,
+    delete,
     expand_shards,
     join,
+    list_folder,
     open_storage,
     read_text,
+    reason_of,
+    rename,
+    write_chunks,
     write_text,
 )
 
@@ -155,6 +160,34 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     assert message.startswith(f"storage.path is '{tmp_path}/file', which cannot be written (")
     assert message.endswith("); choose another folder")
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("store", ["local", "memory"])
+def test_files_are_written_in_chunks_listed_renamed_and_deleted(tmp_path, memory, store):
+    folder = f"{tmp_path}/a" if store == "local" else f"{memory}/a"
+    assert list_folder(folder) == {}
+    write_chunks(join(folder, "b", "c"), [b"one", memoryview(b"two")])
+    write_chunks(join(folder, "d"), [])
+    assert read_text(join(folder, "b", "c")) == "onetwo"
+    assert list_folder(folder) == {"b": None, "d": 0}
+    rename(join(folder, "b", "c"), "e")
+    assert list_folder(join(folder, "b")) == {"e": 6}
+    for name in ("b", "d", "nothing"):
+        delete(join(folder, name))
+    assert list_folder(folder) == {}
+
+
+def test_a_file_that_is_not_written_to_its_end_is_removed(tmp_path):
+    def chunks():
+        yield b"one"
+        raise OSError(28, "in words of the store")
+
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - the reason is looked at below
+        write_chunks(str(tmp_path / "a"), chunks())
+    assert reason_of(caught.value) == "No space left on device"
+    assert reason_of(TimeoutError()) == "TimeoutError"
+    assert reason_of(OSError("AccessDenied:\nmore")) == "AccessDenied:"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_copy_is_there_whole_or_not_at_all(tmp_path):

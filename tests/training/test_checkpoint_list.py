@@ -149,6 +149,14 @@ def test_nothing_is_deleted_before_the_newer_one_is_whole(tmp_path: Path) -> Non
     assert newest_step(str(tmp_path)) == 20
 
 
+def test_what_a_rank_that_is_ahead_writes_is_left_alone(run: Run) -> None:
+    group = run.start().group
+    ahead = written.write_file(run.folder, 0, 2, written.cut(written.state(40), 2)[0], 40)
+    run.list.rank_saved(group, 0, False, written.progress_of(40), ahead)
+    run.save(30)
+    assert run.names() == ["step-00000020", "step-00000030", "step-00000040"]
+
+
 def test_what_an_earlier_group_says_does_not_count(run: Run) -> None:
     ranks = written.cut(written.state(30), 2)
     first = run.start().group
@@ -156,10 +164,10 @@ def test_what_an_earlier_group_says_does_not_count(run: Run) -> None:
     run.list.rank_saved(first, 0, False, written.progress_of(30), files[0])
     second = run.start().group
     run.list.rank_saved(first, 1, False, written.progress_of(30), files[1])
-    run.list.rank_saved(second, 1, False, written.progress_of(30), files[1])
+    run.list.rank_saved(second, 0, False, written.progress_of(30), files[0])
     assert run.list.ending(30) is None
     assert newest_step(str(run.folder)) == 20
-    run.list.rank_saved(second, 0, False, written.progress_of(30), files[0])
+    run.list.rank_saved(second, 1, False, written.progress_of(30), files[1])
     assert (run.list.ending(30), newest_step(str(run.folder))) == ("", 30)
 
 
