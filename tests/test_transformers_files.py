@@ -18,7 +18,7 @@ from perceiver_dist.model.perceiver import Perceiver
 transformers = pytest.importorskip("transformers", reason="run by `make test-transformers`")
 PerceiverConfig = transformers.PerceiverConfig
 PerceiverForImageClassificationFourier = transformers.PerceiverForImageClassificationFourier
-processing = pytest.importorskip("transformers.models.perceiver.image_processing_pil_perceiver")
+processing = importlib.import_module("transformers.models.perceiver.image_processing_pil_perceiver")
 PerceiverImageProcessorPil = processing.PerceiverImageProcessorPil
 
 ROOT = Path(__file__).parents[1]
