@@ -9,7 +9,7 @@ from pathlib import Path
 from damage import DAMAGES, damaged_file
 from valid_files import valid_files
 
-from perceiver_dist.modalities import AudioInput, ImageInput, VideoInput
+from perceiver_dist.modalities import AudioInput, ImageInput, PointCloudInput, VideoInput
 from pipelines.containment import contained
 from pipelines.decode import FIELD_MODALITY
 from pipelines.errors import ShardError
@@ -24,6 +24,7 @@ INPUTS = {
     "image": ImageInput(height=16, width=16),
     "audio": AudioInput(sample_rate=8000, samples=800, segment=100),
     "video": VideoInput(frames=4, frames_per_second=16.0, height=16, width=16),
+    "points": PointCloudInput(points=64),
 }
 UNIT_SIZE = 50
 

@@ -18,6 +18,9 @@ SIZES = {
     "mp4": rb"m[vd]hd|tkhd|st[tscdz]{2}|stco|mdat|avc1|mp4a|trun",
     "webm": rb"\x1a\x45\xdf\xa3|\x18\x53\x80\x67|\x16\x54\xae\x6b|\x15\x49\xa9\x66|\x1f\x43\xb6\x75",
     "npy": rb"NUMPY|shape",
+    "off": rb"OFF|\n",
+    "ply": rb"vertex|face|end_header",
+    "obj": rb"\n[vf]",
     "json": rb"\d+",
     "tar": rb"ustar",
 }

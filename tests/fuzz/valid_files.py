@@ -1,6 +1,7 @@
 """A small valid file of every kind that a sample can hold."""
 
 import json
+import struct
 from fractions import Fraction
 from functools import cache
 from io import BytesIO
@@ -57,10 +58,28 @@ def webm() -> bytes:
     return target.getvalue()
 
 
-def array() -> bytes:
+def cloud() -> bytes:
     target = BytesIO()
-    np.save(target, np.arange(100.0))
+    np.save(target, np.arange(300.0).reshape(100, 3))
     return target.getvalue()
+
+
+def mesh(kind: str) -> bytes:
+    """A strip of triangles; the PLY file is a binary one."""
+    corners = [(float(n // 2), float(n % 2), float(n % 3)) for n in range(12)]
+    faces = [(n, n + 1, n + 2) for n in range(10)]
+    if kind == "obj":
+        lines = [f"v {x} {y} {z}" for x, y, z in corners]
+        return "\n".join([*lines, *(f"f {a + 1} {b + 1} {c + 1}" for a, b, c in faces), ""]).encode()
+    if kind == "off":
+        lines = ["OFF", f"{len(corners)} {len(faces)} 0", *(f"{x} {y} {z}" for x, y, z in corners)]
+        return "\n".join([*lines, *(f"3 {a} {b} {c}" for a, b, c in faces), ""]).encode()
+    header = (
+        f"ply\nformat binary_little_endian 1.0\nelement vertex {len(corners)}\nproperty float x\nproperty float y\n"
+        f"property float z\nelement face {len(faces)}\nproperty list uchar int vertex_indices\nend_header\n"
+    )
+    content = [struct.pack("<3f", *corner) for corner in corners]
+    return header.encode() + b"".join([*content, *(struct.pack("<B3i", 3, *face) for face in faces)])
 
 
 @cache
@@ -75,6 +94,7 @@ def valid_files() -> dict[str, bytes]:
         "wav": sound("wav", "pcm_s16le"),
         "mp4": render_clip(0, np.random.default_rng(0)),
         "webm": webm(),
-        "npy": array(),
+        "npy": cloud(),
+        **{kind: mesh(kind) for kind in ("off", "ply", "obj")},
         "json": json.dumps({"label": 1, "caption": "a square above a circle", "size": [40, 56]}).encode(),
     }
