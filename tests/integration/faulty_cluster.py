@@ -32,7 +32,12 @@ class FaultyCluster:
         for _ in range(nodes):
             self.add_node()
         self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+            # The token of a Ray that this process started before is in its environment, and is the cluster's as well.
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if not name.startswith("RAY_") or "AUTH" in name
+            },
             "RAY_ADDRESS": self._cluster.address,
         }
 

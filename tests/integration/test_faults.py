@@ -54,6 +54,7 @@ def disturb(
     return reports
 
 
+@pytest.mark.faults
 def test_one_of_each_fault_changes_nothing(data: Path, tmp_path: Path, cluster: FaultyCluster) -> None:
     [report] = disturb(data, tmp_path, cluster, 2, range(1), faults_per_run=3)
     assert sum(report.killed.values()) == 3
