@@ -23,3 +23,8 @@ def ray_cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the laptop cluster first: it needs ports that this session's own Ray takes from its start to the end."""
+    items.sort(key=lambda item: item.path.name != "test_laptop_cluster.py")
