@@ -1,17 +1,18 @@
-"""Measure: `python jobs/benchmark.py data [--config F] [--tasks 1,2,4] [--a.b value ...]`, or `... checkpoint`."""
+"""Measure: `python jobs/benchmark.py data [--config F] [--tasks '[1, 2, 4]'] [--a.b value ...]`, or `checkpoint`."""
 
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
 from perceiver_dist.command_line import parse_run, run_job, run_parser
 from perceiver_dist.config import RunConfig
 from perceiver_dist.errors import UserError
+from perceiver_dist.subcommands import parse_arguments
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "default.yaml"
 
@@ -107,10 +108,7 @@ def measure_checkpoint(arguments: Sequence[str]) -> Table:
     Raises:
         UserError: An option is not as it must be.
     """
-    try:
-        parsed = checkpoint_parser().parse_args(list(arguments))
-    except ArgumentError as error:
-        raise UserError(" ".join(str(error).split())) from error
+    parsed = parse_arguments(checkpoint_parser(), arguments)
     if parsed.repeats < 1:
         raise UserError(f"--repeats is {parsed.repeats}, must be at least 1")
     from perceiver_dist.training.checkpoint_benchmark import measure_saves

@@ -1,6 +1,5 @@
 """Turn known data into shards: `python jobs/prepare_data.py manifest|fashion_mnist|modelnet ...`."""
 
-from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
@@ -8,7 +7,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from perceiver_dist.command_line import run_job
-from perceiver_dist.errors import UserError
+from perceiver_dist.subcommands import parse_arguments, subcommand_parser
 from pipelines.convert import convert_fashion_mnist, convert_manifest, convert_modelnet
 from pipelines.source import SourceConfig
 
@@ -21,13 +20,7 @@ CONVERTERS: dict[str, Callable[..., SourceConfig]] = {
 
 def build_parser() -> ArgumentParser:
     """Return the job's parser: one subcommand for each converter, its options taken from the function."""
-    parser = ArgumentParser(description="Turn known data into shards.", exit_on_error=False)
-    commands = parser.add_subcommands(dest="kind", metavar="KIND")
-    for kind, convert in CONVERTERS.items():
-        options = ArgumentParser(description=(convert.__doc__ or "").partition("\n")[0], exit_on_error=False)
-        options.add_function_arguments(convert)
-        commands.add_subcommand(kind, options)
-    return parser
+    return subcommand_parser("Turn known data into shards.", "kind", CONVERTERS)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -42,10 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         UserError: An option or the data is not as it must be.
     """
-    try:
-        parsed = build_parser().parse_args(list(arguments))
-    except ArgumentError as error:
-        raise UserError(" ".join(str(error).split())) from error
+    parsed = parse_arguments(build_parser(), arguments)
     source = CONVERTERS[parsed.kind](**parsed[parsed.kind].as_dict())
     print(source_block(source), end="")
     return 0

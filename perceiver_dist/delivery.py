@@ -325,8 +325,8 @@ def requests_of(records: Sequence[Record]) -> Iterator[list[Record]]:
         more = len(json.loads(record.content)) if record.kind == "metrics" else 0
         joins = (
             bool(together)
-            and (record.kind, record.run_id) == ("metrics", together[0].run_id)
-            and together[0].kind == "metrics"
+            and record.kind == together[0].kind == "metrics"
+            and record.run_id == together[0].run_id
             and metrics + more <= MAX_METRICS_PER_BATCH
         )
         if together and not joins:

@@ -112,15 +112,9 @@ def compare(report: Report, disturbed: Path, undisturbed: Path) -> None:
     for mine, theirs in zip(samples(disturbed), samples(undisturbed), strict=True):
         report.lost += len(theirs - mine)
         report.repeated += len(mine - theirs)
-    for found, expected in zip(losses(disturbed), losses(undisturbed), strict=True):
+    for found, expected in zip(small_run.losses(disturbed), small_run.losses(undisturbed), strict=True):
         report.different_steps += found != expected
         report.largest_difference = max(report.largest_difference, abs(found - expected) / expected)
-
-
-def losses(folder: Path) -> list[float]:
-    """Return the loss of every step."""
-    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [entry["train/loss"] for entry in entries if "train/loss" in entry]
 
 
 def samples(folder: Path) -> list[set[tuple[str, str]]]:

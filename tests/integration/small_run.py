@@ -1,6 +1,7 @@
 """A training small enough to run many times: two sources of coloured squares and tones, a few hundred samples."""
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +84,9 @@ def small_config(data: Path, storage: Path, run_name: str, uri: str | None = Non
         tracking=TrackingConfig(uri=uri, samples=True),
         storage=StorageConfig(path=str(storage), run_name=run_name),
     )
+
+
+def losses(folder: Path) -> list[float]:
+    """Return the loss of every logged step of the run in a folder."""
+    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [entry["train/loss"] for entry in entries if "train/loss" in entry]

@@ -93,7 +93,7 @@ def test_a_run_shrinks_with_its_cluster_and_grows_with_it(
     disturbed_run.compare(report, folder, plain)
     Console().print(f"2 -> 1 -> 2 workers: {report}")
     assert (report.lost, report.repeated) == (0, 0)
-    assert disturbed_run.losses(folder) == pytest.approx(disturbed_run.losses(plain), rel=1e-2, abs=1e-4)
+    assert small_run.losses(folder) == pytest.approx(small_run.losses(plain), rel=1e-2, abs=1e-4)
 
 
 @pytest.mark.faults
@@ -113,7 +113,7 @@ def test_a_run_saves_when_a_node_is_about_to_go(data: Path, tmp_path: Path, clus
     cluster.add_node()
     assert job.wait() == 0, disturbed_run.screen_of(config)
     assert f"2 go on from step {saved}" in disturbed_run.screen_of(config)
-    assert disturbed_run.losses(folder) == disturbed_run.losses(plain)
+    assert small_run.losses(folder) == small_run.losses(plain)
 
 
 def wait_until(job: "subprocess.Popen[bytes]", so: Callable[[], bool]) -> None:

@@ -60,11 +60,6 @@ def trained(data: Path, storage: Path, request: pytest.FixtureRequest) -> Callab
     return train
 
 
-def losses(folder: Path) -> list[float]:
-    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [entry["train/loss"] for entry in entries if "train/loss" in entry]
-
-
 def samples(folder: Path) -> list[list[str]]:
     """Return the sorted keys of each step's samples, without the folder of the shards."""
     steps = [json.loads(line)["units"] for line in (folder / "samples.jsonl").read_text().splitlines()]
@@ -124,8 +119,8 @@ def test_any_number_of_workers_learns_from_the_same_samples(
     # Sums in another order differ in the last bits, and training amplifies that: early steps are compared, and the
     # squares' losses, which are soon below 0.001, to an absolute 1e-6.
     early = slice(0, 20)
-    expected = pytest.approx(losses(trained(2)["folder"])[early], rel=1e-4, abs=1e-6)
-    assert losses(trained(workers)["folder"])[early] == expected
+    expected = pytest.approx(small_run.losses(trained(2)["folder"])[early], rel=1e-4, abs=1e-6)
+    assert small_run.losses(trained(workers)["folder"])[early] == expected
 
 
 def test_three_workers_share_four_lanes(
@@ -135,13 +130,13 @@ def test_three_workers_share_four_lanes(
     result = run_training(config, Console(file=StringIO()))
     assert (result["world_size"], result["metrics"]["squares/samples"]) == (3, 21)
     assert samples(tmp_path / "uneven") == samples(trained(2)["folder"])[:20]
-    expected = pytest.approx(losses(trained(2)["folder"])[:20], rel=1e-4, abs=1e-6)
-    assert losses(tmp_path / "uneven") == expected
+    expected = pytest.approx(small_run.losses(trained(2)["folder"])[:20], rel=1e-4, abs=1e-6)
+    assert small_run.losses(tmp_path / "uneven") == expected
 
 
 def test_order_and_losses_are_the_golden_ones(trained: Callable[[int], dict[str, Any]]) -> None:
     folder = trained(2)["folder"]
-    found = {"first_steps": samples(folder)[:3], "losses": losses(folder)[:20]}
+    found = {"first_steps": samples(folder)[:3], "losses": small_run.losses(folder)[:20]}
     if os.environ.get("WRITE_GOLDEN"):
         GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
     golden = json.loads(GOLDEN.read_text())
@@ -167,7 +162,7 @@ def test_a_run_that_begins_from_anothers_checkpoint_and_ends_early_has_its_losse
     config = small_run.small_config(data, tmp_path, "branch", start_from=str(checkpoint), stop_at=95)
     result = run_training(config, Console(file=StringIO()))
     assert (result["exit"], result["steps"], result["metrics"]["squares/samples"]) == ("completed", 95, 21)
-    assert losses(tmp_path / "branch") == losses(trained(2)["folder"])[90:95]
+    assert small_run.losses(tmp_path / "branch") == small_run.losses(trained(2)["folder"])[90:95]
     assert samples(tmp_path / "branch") == samples(trained(2)["folder"])[90:95]
 
 
@@ -222,7 +217,7 @@ def test_a_killed_driver_goes_on_and_ends_with_the_same_losses(
         os.killpg(first.pid, signal.SIGKILL)
     assert not (folder / "result.json").exists()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    assert losses(folder) == losses(undisturbed)
+    assert small_run.losses(folder) == small_run.losses(undisturbed)
     assert samples(folder)[-10:] == samples(undisturbed)[-10:]
 
 
@@ -240,7 +235,7 @@ def test_a_run_told_to_stop_saves_where_it_is_and_goes_on_with_the_same_losses(
     assert newest_step(str(folder)) == result["steps"] < small_run.STEPS
     assert f"preempted at step {result['steps']}: --storage.run_name stopped goes on" in screen
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    assert losses(folder) == losses(undisturbed)
+    assert small_run.losses(folder) == small_run.losses(undisturbed)
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_ends_with_the_same_losses(
@@ -257,7 +252,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_ends_with_the_same_
     assert (result["exit"], result["checkpoint"]) == ("completed", str(folder / "step-00000040"))
     line = f"checkpoint step-00000030 is damaged ({file.name}: other content than was written); going on from step 20"
     assert line in screen.getvalue().splitlines()
-    assert losses(folder) == losses(undisturbed)[:40]
+    assert small_run.losses(folder) == small_run.losses(undisturbed)[:40]
     assert samples(folder)[-20:] == samples(undisturbed)[20:40]
     assert find_damage(str(folder / "step-00000030")) == ""
 

@@ -1,0 +1,44 @@
+"""Command lines without a configuration: one subcommand for each function, its options taken from the function."""
+
+from argparse import ArgumentError
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from perceiver_dist.errors import UserError
+
+
+def subcommand_parser(
+    description: str, name: str, functions: Mapping[str, Callable[..., Any]]
+) -> ArgumentParser:
+    """Return a parser with a subcommand for each function; `--help` is made from the docstrings.
+
+    Args:
+        description: What the job does, for `--help`.
+        name: What a subcommand is called, as in "kind"; the parsed one stands under this name.
+        functions: The functions by subcommand.
+    """
+    parser = ArgumentParser(description=description, exit_on_error=False)
+    commands = parser.add_subcommands(dest=name, metavar=name.upper())
+    for command, function in functions.items():
+        options = ArgumentParser(description=(function.__doc__ or "").partition("\n")[0], exit_on_error=False)
+        options.add_function_arguments(function)
+        commands.add_subcommand(command, options)
+    return parser
+
+
+def parse_arguments(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
+    """Parse a command line with a parser that was built with `exit_on_error=False`.
+
+    Args:
+        parser: The parser.
+        arguments: The command line without the program's name.
+
+    Raises:
+        UserError: An option is not as it must be; one line.
+    """
+    try:
+        return parser.parse_args(list(arguments))
+    except ArgumentError as error:
+        raise UserError(" ".join(str(error).split())) from error
