@@ -41,6 +41,7 @@ from perceiver_dist.training.cluster import (
 )
 from perceiver_dist.training.console import news_on, show_result, show_waiting
 from perceiver_dist.training.datasets import SourceData, index_sources, list_shards, make_datasets
+from perceiver_dist.training.launch import train_to_the_end
 from perceiver_dist.training.news import News
 from perceiver_dist.training.preemption import sigterm_is_a_notice
 from perceiver_dist.training.run_folder import (
@@ -167,9 +168,24 @@ def _fit(
     tracker: Any,
     watching: AbstractContextManager[None],
 ) -> _Outcome:
+    with watching, sigterm_is_a_notice(tracker):
+        try:
+            train_to_the_end(partial(_trainer, config, data, tracker))
+        except ray.train.TrainingFailedError as error:
+            return _Outcome("failed", str(error).strip().splitlines()[-1])
+        except (KeyboardInterrupt, SystemExit):
+            # Ray Train answers Ctrl-C by ending its controller and then the driver, in which a record must be closed.
+            return _Outcome("interrupted", "")
+    news: News = ray.get(tracker.news.remote())
+    if news.save_error:
+        return _Outcome("failed", news.save_error)
+    return _Outcome("completed" if newest_step(run_folder(config)) == config.last_step else "preempted", "")
+
+
+def _trainer(config: RunConfig, data: dict[str, SourceData], tracker: Any) -> TorchTrainer:
     train = config.train
     gpus = gpus_per_worker(config)
-    trainer = TorchTrainer(
+    return TorchTrainer(
         partial(train_worker, Job(config, tracker)),
         scaling_config=ScalingConfig(
             num_workers=(
@@ -190,18 +206,6 @@ def _fit(
         datasets={**make_datasets(config, data, tracker)},
         dataset_config=ray.train.DataConfig(execution_options=ExecutionOptions(preserve_order=True)),
     )
-    with watching, sigterm_is_a_notice(tracker):
-        try:
-            trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            return _Outcome("failed", str(error).strip().splitlines()[-1])
-        except (KeyboardInterrupt, SystemExit):
-            # Ray Train answers Ctrl-C by ending its controller and then the driver, in which a record must be closed.
-            return _Outcome("interrupted", "")
-    news: News = ray.get(tracker.news.remote())
-    if news.save_error:
-        return _Outcome("failed", news.save_error)
-    return _Outcome("completed" if newest_step(run_folder(config)) == config.last_step else "preempted", "")
 
 
 def _result(config: RunConfig, outcome: _Outcome, news: News, run_id: str, folder: str) -> dict[str, Any]:

@@ -1,0 +1,62 @@
+"""A worker that is lost while it is handed what to run costs a new start; other errors end the training."""
+
+import os
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from perceiver_dist.training.launch import train_to_the_end
+
+
+def deadly(folder: Path) -> Callable[[], None]:
+    """Return a function to train with that kills the first process that is handed it; files in `folder` tell."""
+
+    # Inside a function, so that it travels by value: the workers cannot import this module.
+    class Deadly:
+        def __call__(self) -> None:
+            (folder / "trained").touch()
+
+        def __reduce__(self) -> tuple[Callable[..., Any], tuple[()]]:
+            def handed_over() -> Deadly:
+                if not (folder / "killed").exists():
+                    (folder / "killed").touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return Deadly()
+
+            return handed_over, ()
+
+    return Deadly()
+
+
+def trainer(
+    train: Callable[[], None], folder: Path, datasets: dict[str, Callable[[], Any]] | None = None
+) -> TorchTrainer:
+    return TorchTrainer(
+        train,
+        scaling_config=ray.train.ScalingConfig(num_workers=1),
+        run_config=ray.train.RunConfig(name="run", storage_path=str(folder)),
+        datasets=datasets or {},
+    )
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_worker_lost_while_it_is_handed_what_to_run_costs_a_start(tmp_path: Path) -> None:
+    train_to_the_end(partial(trainer, deadly(tmp_path), tmp_path))
+    assert (tmp_path / "killed").exists()
+    assert (tmp_path / "trained").exists()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_start_that_a_dataset_refuses_ends_the_training(tmp_path: Path) -> None:
+    def refuse() -> None:
+        raise ValueError("too often")
+
+    with pytest.raises(ray.train.TrainingFailedError, match="too often"):
+        train_to_the_end(partial(trainer, deadly(tmp_path), tmp_path, {"tones": refuse}))
+    assert not (tmp_path / "killed").exists()
