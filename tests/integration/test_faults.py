@@ -1,6 +1,8 @@
 """Trainings whose workers, nodes and drivers are killed at random moments end with the losses of undisturbed ones."""
 
+import os
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -52,6 +54,17 @@ def disturb(
         Console().print(f"ZeRO {zero_stage}, seed {seed}: {report}")
         reports.append(report)
     return reports
+
+
+def test_a_short_campaign_in_a_process_of_its_own() -> None:
+    # Of its own, since a process has room for one cluster, and the other tests have theirs.
+    name = f"{__file__}::{test_one_of_each_fault_changes_nothing.__name__}"
+    command = [sys.executable, "-m", "pytest", "-m", "faults", "-p", "no:cacheprovider", name]
+    environment = {
+        variable: value for variable, value in os.environ.items() if not variable.startswith("RAY_")
+    }
+    campaign = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert campaign.returncode == 0, campaign.stdout[-10_000:]
 
 
 @pytest.mark.faults
