@@ -15,7 +15,7 @@ from perceiver_dist.modalities import (
 
 CrossAttendSharing = Literal["all_but_first", "all", "none"]
 Readout = Literal["mean", "decoder"]
-CrossAttentionPath = Literal["auto", "dense", "factored"]
+CrossAttentionPath = Literal["auto", "dense", "factored", "separable"]
 
 
 @dataclass(frozen=True)

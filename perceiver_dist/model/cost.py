@@ -8,15 +8,15 @@ from collections.abc import Collection, Mapping
 from typing import Literal
 
 from perceiver_dist.errors import UserError
-from perceiver_dist.modalities import tokens
+from perceiver_dist.modalities import ModalityInput, tokens
 from perceiver_dist.model.attention import CHANNEL_MULTIPLE, attention_path
 from perceiver_dist.model.config import ModelConfig
 from perceiver_dist.model.inputs import (
     encoding_channels,
     learned_positions,
-    position_channels,
     token_channels,
 )
+from perceiver_dist.model.positions import position_channels, separates_by_axis
 
 
 def parameter_count(config: ModelConfig, heads: Mapping[str, int]) -> int:
@@ -113,15 +113,13 @@ def forward_flops(config: ModelConfig, modalities: Collection[str], device: str 
         UserError: A modality is not configured, or none is.
     """
     counts, channels = _selected_tokens(config, modalities), token_channels(config)
-    specs = config.modalities
-    if attention_path(config, device) == "dense":
+    path = attention_path(config, device)
+    if path == "dense":
         padded = channels + -channels % CHANNEL_MULTIPLE
         width_times_tokens = sum(counts.values()) * padded
     else:
-        # The factored path's content has two channels more, see factored.py.
         width_times_tokens = sum(
-            count * (specs[name].content_channels + 2 + position_channels(specs[name]))
-            for name, count in counts.items()
+            _factored_width_times_tokens(config.modalities[name], path == "separable") for name in counts
         )
 
     def cross_attend(queries: int, width_times_tokens: int, channels: int) -> int:
@@ -190,6 +188,15 @@ def memory_per_rank(
     return per_rank | {"activations": micro_batch * _activation_bytes(config, value_bytes, device)}
 
 
+def _factored_width_times_tokens(spec: ModalityInput, by_axis: bool) -> int:
+    """Channels times tokens of what one modality's tokens are multiplied with."""
+    # Content has two channels more, see factored.py.
+    content = tokens(spec) * (spec.content_channels + 2)
+    if by_axis and separates_by_axis(spec):
+        return content + sum(spec.grid) * (2 * spec.bands + 1)
+    return content + tokens(spec) * position_channels(spec)
+
+
 def _selected_tokens(config: ModelConfig, modalities: Collection[str]) -> dict[str, int]:
     counts = tokens_per_modality(config)
     unknown = sorted(set(modalities) - set(counts))
@@ -222,7 +229,7 @@ def _activation_bytes(config: ModelConfig, value_bytes: int, device: str) -> int
     """One sample's tensors saved for backward; per layer as listed, in units of (N, D) and (N, C)."""
     latent = config.latents * config.width * value_bytes
     query = config.latents * token_channels(config)
-    factored = attention_path(config, device) == "factored"
+    factored = attention_path(config, device) != "dense"
     # Norm, 4 tensors of the dense block; queries, keys, values and result of attention, its input.
     self_attend = 10 * latent
     # Norm and input of the query, dense block; query before and after the fold, inputs of value and output,

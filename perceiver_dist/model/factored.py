@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from perceiver_dist.model.inputs import Presence, Tokens
+from perceiver_dist.model.separable import attend_to_grid
 
 # Scores in one tile, which covers all latents and as many tokens as fit: 2**18 fp32 values are 1 MB, a CPU core's
 # L2 cache. Tiles of few latents and all tokens took twice the time (thin matrix products). CUDA: not measured.
@@ -44,11 +45,13 @@ class FactoredTokens:
     Args:
         tokens: One entry per modality of the step.
         presence: What is missing, or None.
+        by_axis: Whether the scores of a grid are made axis by axis (separable.py) where that can be.
     """
 
-    def __init__(self, tokens: list[Tokens], presence: Presence | None) -> None:
+    def __init__(self, tokens: list[Tokens], presence: Presence | None, by_axis: bool) -> None:
         self.tokens = tokens
         self.presence = presence
+        self.by_axis = by_axis
         self.own = [_own_features(part) for part in tokens]
 
     def attend(self, query: Tensor) -> Tensor:
@@ -66,7 +69,7 @@ class FactoredTokens:
 
     def _attend(self, exact: Tensor) -> Tensor:
         pairs = zip(self.tokens, self.own, strict=True)
-        attended, normalisers = zip(*(_attend_one(exact, part, own) for part, own in pairs), strict=True)
+        attended, normalisers = zip(*(self._attend_one(exact, part, own) for part, own in pairs), strict=True)
         stacked = torch.stack(normalisers, dim=-1)
         if self.presence is not None:
             stacked = stacked.masked_fill(~self.presence.visible[:, None, :], -torch.inf)
@@ -78,24 +81,28 @@ class FactoredTokens:
             result = result * self.presence.nonempty
         return result
 
+    def _attend_one(self, query: Tensor, tokens: Tokens, own: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, N, C) attended tokens of one modality and (B, N) log-sum-exp of its scores."""
+        of_content, of_position, of_encoding = torch.split(query, list(tokens.channels), dim=-1)
+        encoding_score = (of_encoding * tokens.encoding).sum(-1, keepdim=True)
+        own_query = torch.cat([of_content, encoding_score, -query.sum(-1, keepdim=True)], dim=-1)
+        if self.by_axis and tokens.axes:
+            own_sum, position_sum, normaliser = attend_to_grid(
+                own_query, of_position, own, tokens.axes, tokens.mean, tokens.rstd
+            )
+        else:
+            own_sum, position_sum, normaliser = _Attention.apply(
+                own_query, of_position, own, tokens.position, tokens.mean, tokens.rstd
+            )
+        content_sum, ones_sum, mean_sum = torch.split(own_sum, [tokens.channels[0], 1, 1], dim=-1)
+        attended = torch.cat([content_sum, position_sum, ones_sum * tokens.encoding], dim=-1) - mean_sum
+        return attended, normaliser
+
 
 def _own_features(tokens: Tokens) -> Tensor:
     """(B, M, c + 2): u = [content | 1 | mean], without gradient (that of mean is made in `_Attention`)."""
     mean = tokens.mean.detach()[:, :, None]
     return torch.cat([tokens.content, torch.ones_like(mean), mean], dim=-1)
-
-
-def _attend_one(query: Tensor, tokens: Tokens, own: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, N, C) attended tokens of one modality and (B, N) log-sum-exp of its scores."""
-    of_content, of_position, of_encoding = torch.split(query, list(tokens.channels), dim=-1)
-    encoding_score = (of_encoding * tokens.encoding).sum(-1, keepdim=True)
-    own_query = torch.cat([of_content, encoding_score, -query.sum(-1, keepdim=True)], dim=-1)
-    own_sum, position_sum, normaliser = _Attention.apply(
-        own_query, of_position, own, tokens.position, tokens.mean, tokens.rstd
-    )
-    content_sum, ones_sum, mean_sum = torch.split(own_sum, [tokens.channels[0], 1, 1], dim=-1)
-    attended = torch.cat([content_sum, position_sum, ones_sum * tokens.encoding], dim=-1) - mean_sum
-    return attended, normaliser
 
 
 class _Attention(torch.autograd.Function):

@@ -21,26 +21,18 @@ from torch import Tensor, nn
 from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import MODALITIES, ImageInput, ModalityInput, PointCloudInput, tokens
 from perceiver_dist.model.config import ModelConfig
+from perceiver_dist.model.positions import (
+    axis_features,
+    fourier_features,
+    point_features,
+    position_channels,
+    separates_by_axis,
+    token_order,
+)
 
 LAYER_NORM_EPS = 1e-5
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of red, green and blue where 255 is 1; used since the first networks trained on ImageNet."""
-
-
-def position_channels(spec: ModalityInput) -> int:
-    """Position channels P of a modality; 0 for points, whose positions are content.
-
-    Args:
-        spec: The modality's input.
-
-    Returns:
-        Number of channels. Of Fourier features axes * (2K + 1): K sines, K cosines and the raw position per axis.
-    """
-    if isinstance(spec, PointCloudInput):
-        return 0
-    if spec.position == "learned":
-        return spec.position_channels
-    return len(spec.grid) * (2 * spec.bands + 1)
 
 
 def encoding_channels(config: ModelConfig) -> dict[str, int]:
@@ -96,67 +88,6 @@ def token_channels(config: ModelConfig) -> int:
     return spec.content_channels + position_channels(spec) + encoding
 
 
-def fourier_features(spec: ModalityInput) -> Tensor:
-    """Position features of every token of the modality's grid (paper 3.2).
-
-    Positions run from -1 to 1 on each axis; the K frequencies f are linear from 1 to mu / 2, mu being the
-    input's max_frequency or the number of tokens on the axis. Computed in fp64: sin(pi * 112 * x) needs it.
-
-    Args:
-        spec: The modality's input.
-
-    Returns:
-        (M, P) fp32, tokens in row-major order of the grid, channels [x, sin(pi f x), cos(pi f x)], each axis
-        by axis; of a point cloud (M, 0).
-    """
-    if isinstance(spec, PointCloudInput):
-        return torch.empty(tokens(spec), 0)
-    axes = [torch.linspace(-1, 1, size, dtype=torch.float64) for size in spec.grid]
-    positions = torch.cartesian_prod(*axes).reshape(-1, len(axes))
-    frequencies = torch.stack(
-        [
-            torch.linspace(1, (spec.max_frequency or size) / 2, spec.bands, dtype=torch.float64)
-            for size in spec.grid
-        ]
-    )
-    phases = (torch.pi * positions[:, :, None] * frequencies).flatten(1)
-    return torch.cat([positions, phases.sin(), phases.cos()], dim=1).float()
-
-
-def point_features(points: Tensor, spec: PointCloudInput) -> Tensor:
-    """Fourier features of points wherever they are (paper 4.3: 387 channels, the coordinates among them).
-
-    The K frequencies f are linear from 1 to mu / 2. f * x is made in fp64 and whole turns are taken off it there, so
-    that the sine itself may be computed in fp32: sin(pi * 1120 * x) is exact to fp32 for the fp32 coordinate x.
-
-    Args:
-        points: (B, M, 3), fp32 or fp64.
-        spec: The input.
-
-    Returns:
-        (B, M, 3 * (2K + 1)) in the dtype of `points`, channels [x, sin(pi f x), cos(pi f x)], each axis by axis.
-    """
-    frequencies = torch.linspace(
-        1, spec.max_frequency / 2, spec.bands, dtype=torch.float64, device=points.device
-    )
-    half_turns = points.double()[..., None] * frequencies
-    phases = torch.pi * (half_turns - 2 * (half_turns / 2).round()).flatten(2).to(points.dtype)
-    return torch.cat([points, phases.sin(), phases.cos()], dim=-1)
-
-
-def token_order(spec: ModalityInput) -> Tensor:
-    """The fixed random order that a modality's tokens are put into (paper 4.1, permuted ImageNet).
-
-    Args:
-        spec: The modality's input, with a permutation_seed.
-
-    Returns:
-        (M,) int64 on the CPU: which token of the grid, in row-major order, comes at each place.
-    """
-    generator = torch.Generator().manual_seed(spec.permutation_seed or 0)
-    return torch.randperm(tokens(spec), generator=generator, device="cpu")
-
-
 def cut_into_tokens(array: Tensor, spec: ModalityInput) -> Tensor:
     """Cut each sample into the patches or segments of the modality's grid.
 
@@ -187,6 +118,7 @@ class Tokens:
         encoding: (E,), the same for all tokens; E is 0 when one modality is configured.
         mean: (B, M), mean of a token's C = c + P + E channels.
         rstd: (B, M), 1 / sqrt(variance of the C channels + eps).
+        axes: (size, 2K + 1) for each axis of the grid, of which the positions are made; empty where they are not.
     """
 
     content: Tensor
@@ -194,6 +126,7 @@ class Tokens:
     encoding: Tensor
     mean: Tensor
     rstd: Tensor
+    axes: tuple[Tensor, ...]
 
     @property
     def channels(self) -> tuple[int, int, int]:
@@ -210,7 +143,6 @@ class Tokenizer(nn.Module):
     """
 
     order: Tensor | None
-    position: Tensor | None
 
     def __init__(self, name: str, spec: ModalityInput) -> None:
         super().__init__()
@@ -218,14 +150,17 @@ class Tokenizer(nn.Module):
         self.spec = spec
         order = None if spec.permutation_seed is None else token_order(spec)
         self.register_buffer("order", order, persistent=False)
-        self.register_buffer("position", _fixed_position(spec), persistent=False)
+        fixed = _fixed_features(spec)
+        self._exact = tuple(fixed)
+        for name, features in fixed.items():
+            self.register_buffer(name, features, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Tokenizer":
         # module.bfloat16() casts buffers too; positions stay fp32, since LN statistics are made from them.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch does not annotate it
-        if self.position is not None and self.position.itemsize < torch.float32.itemsize:
-            exact = _fixed_position(self.spec)
-            self.position = None if exact is None else exact.to(self.position.device)
+        if any(self.get_buffer(name).itemsize < torch.float32.itemsize for name in self._exact):
+            for name, features in _fixed_features(self.spec).items():
+                setattr(self, name, features.to(self.get_buffer(name).device))
         return self
 
     def forward(
@@ -251,7 +186,7 @@ class Tokenizer(nn.Module):
                 f"{self.name}: array of {array.dtype} and shape (B, *{tuple(array.shape[1:])}), expected "
                 f"{expected_dtype} and (B, *{self.spec.array_shape}): decode to model.{self.name}'s sizes"
             )
-        position = learned_position if self.position is None else self.position
+        position = learned_position if self.spec.position == "learned" else self.get_buffer("position")
         if position is None:
             raise UserError(f"{self.name}: positions are learned, give them")
         position = position.to(torch.promote_types(position.dtype, torch.float32))
@@ -262,7 +197,8 @@ class Tokenizer(nn.Module):
         mean = sum((part.sum(-1) for part in parts), start=torch.zeros_like(content[..., 0])) / channels
         square = sum((part.square().sum(-1) for part in parts), start=torch.zeros_like(mean)) / channels
         rstd = (square - mean.square() + LAYER_NORM_EPS).rsqrt()
-        return Tokens(content, position, encoding, mean, rstd)
+        axes = tuple(self.get_buffer(name) for name in self._exact if name != "position")
+        return Tokens(content, position, encoding, mean, rstd, axes)
 
     def _content(self, array: Tensor, dtype: torch.dtype) -> Tensor:
         """(B, *spec.array_shape) -> (B, M, c)."""
@@ -283,12 +219,15 @@ def _scaled(patches: Tensor, spec: ModalityInput) -> Tensor:
     return ((colours / 255 - mean) / std).flatten(-2)
 
 
-def _fixed_position(spec: ModalityInput) -> Tensor | None:
-    """(M, P) Fourier features, each with its token; None if positions are learned."""
+def _fixed_features(spec: ModalityInput) -> dict[str, Tensor]:
+    """What is not learned of the positions: (M, P) of each token, and (size, 2K + 1) along each axis."""
     if spec.position == "learned":
-        return None
-    features = fourier_features(spec)
-    return features if spec.permutation_seed is None else features[token_order(spec)]
+        return {}
+    together = fourier_features(spec)
+    if spec.permutation_seed is not None:
+        return {"position": together[token_order(spec)]}
+    along = axis_features(spec) if separates_by_axis(spec) else []
+    return {"position": together, **{f"axis_{number}": table for number, table in enumerate(along)}}
 
 
 @dataclass(frozen=True)

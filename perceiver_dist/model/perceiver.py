@@ -126,9 +126,9 @@ class Perceiver(nn.Module):
 
     def _attendable(self, tokens: list[Tokens], presence: Presence | None) -> AttendableTokens:
         path = attention_path(self.config, self.latents.device.type)
-        if path == "factored":
-            return FactoredTokens(tokens, presence)
-        return DenseTokens(tokens, presence, self.latents.dtype)
+        if path == "dense":
+            return DenseTokens(tokens, presence, self.latents.dtype)
+        return FactoredTokens(tokens, presence, by_axis=path == "separable")
 
     def _run(self, layer: nn.Module, *inputs: Tensor | AttendableTokens) -> Tensor:
         if not (self.config.activation_checkpointing and torch.is_grad_enabled()):

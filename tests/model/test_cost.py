@@ -73,7 +73,7 @@ def baddbmm_flops(_: torch.Size, left: torch.Size, right: torch.Size, **_options
     return 2 * left.numel() * right[-1]
 
 
-@pytest.mark.parametrize("path", ["dense", "factored"])
+@pytest.mark.parametrize("path", ["dense", "factored", "separable"])
 @pytest.mark.parametrize(
     ("names", "readout"),
     [(("image",), "mean"), (("audio", "video"), "decoder"), (("audio", "points"), "mean")],
@@ -107,7 +107,7 @@ def test_each_zero_stage_divides_one_thing_more(stage: int, divided: tuple[str, 
         assert split[name] == (whole[name] // 4 if name in divided else whole[name])
 
 
-@pytest.mark.parametrize("path", ["dense", "factored"])
+@pytest.mark.parametrize("path", ["dense", "factored", "separable"])
 @pytest.mark.parametrize(
     ("names", "options"),
     [

@@ -14,12 +14,10 @@ from perceiver_dist.model.inputs import (
     Tokenizer,
     cut_into_tokens,
     encoding_channels,
-    fourier_features,
     learned_positions,
-    point_features,
     token_channels,
-    token_order,
 )
+from perceiver_dist.model.positions import fourier_features, point_features, token_order
 
 
 def test_imagenet_tokens_have_261_channels_and_no_encoding():

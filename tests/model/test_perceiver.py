@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from types import ModuleType
 
 import pytest
 import torch
@@ -13,12 +14,12 @@ from torch import Tensor
 
 from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import MODALITIES
-from perceiver_dist.model import factored
+from perceiver_dist.model import factored, separable
 from perceiver_dist.model.config import ModelConfig
-from perceiver_dist.model.inputs import token_order
 from perceiver_dist.model.perceiver import Perceiver
+from perceiver_dist.model.positions import token_order
 
-PATHS = ("dense", "factored")
+PATHS = ("dense", "factored", "separable")
 ALL = ModelConfig(latents=4, width=8, heads=2, **SMALL)
 LATER = replace(
     ALL,
@@ -67,13 +68,16 @@ def test_outputs_and_gradients_are_the_reference_s_in_fp64(
         torch.testing.assert_close(gradient, expected_gradients[name], atol=1e-10 * size, rtol=0, msg=name)
 
 
+@pytest.mark.parametrize(("path", "module"), [("factored", factored), ("separable", separable)])
 @pytest.mark.parametrize("scores", [1, 8, 24, 100])
-def test_the_tile_size_does_not_change_the_factored_result(monkeypatch: pytest.MonkeyPatch, scores: int):
-    model = with_path(random_model(ALL).double(), "factored")
+def test_the_tile_size_does_not_change_the_result(
+    monkeypatch: pytest.MonkeyPatch, path: str, module: ModuleType, scores: int
+):
+    model = with_path(random_model(ALL).double(), path)
     arrays, parameters = random_arrays(ALL, 3), dict(model.named_parameters())
     expected = model(arrays, {}, "clips")
     expected_gradients = gradients(expected, parameters)
-    monkeypatch.setitem(factored._TILE_SCORES, "cpu", scores)
+    monkeypatch.setitem(module._TILE_SCORES, "cpu", scores)
     logits = model(arrays, {}, "clips")
     torch.testing.assert_close(logits, expected, atol=1e-12, rtol=0)
     for name, gradient in gradients(logits, parameters).items():
@@ -134,7 +138,7 @@ def test_a_permutation_with_learned_positions_is_another_order_of_them(path: str
     torch.testing.assert_close(other(arrays, {}, "clips"), before, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", ["dense", "factored"])
 def test_tokens_permuted_with_their_positions_give_the_same_logits(path: str):
     config = replace(ALL, image=replace(SMALL["image"], patch=1), audio=None, video=None, points=None)
     model = with_path(random_model(config).double(), path)
