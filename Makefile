@@ -4,7 +4,7 @@ ARGS ?=
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train search test test-long faults fuzz test-transformers lint docs ui mlflow-server laptop-cluster
+.PHONY: help setup train search test test-long faults fuzz test-transformers benchmark-model lint docs ui mlflow-server laptop-cluster
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 18
@@ -32,6 +32,11 @@ fuzz: .venv/.installed  ## decode thousands of damaged files, and report what be
 test-transformers: .venv/.installed  ## compare with the library transformers, which is installed beside .venv for this
 	@.venv/bin/pip install -q --disable-pip-version-check --target .transformers --upgrade -c constraints.txt transformers
 	@PYTHONPATH=.transformers .venv/bin/pytest tests/model/test_transformers_layout.py tests/test_transformers_files.py
+
+benchmark-model: .venv/.installed  ## measure the model beside perceiver-io and perceiver-pytorch, which are installed beside .venv
+	@.venv/bin/pip install -q --disable-pip-version-check --target .peers --upgrade --no-deps \
+	  perceiver-io perceiver-pytorch einops fairscale pytorch-lightning lightning-utilities
+	@PYTHONPATH=.peers .venv/bin/python jobs/benchmark.py model $(ARGS)
 
 lint: .venv/.installed  ## check style, format and types
 	@.venv/bin/ruff check

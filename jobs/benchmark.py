@@ -1,9 +1,10 @@
-"""Measure: `python jobs/benchmark.py data [--config F] [--tasks '[1, 2, 4]'] [--a.b value ...]`, or `checkpoint`."""
+"""Measure: `python jobs/benchmark.py data|checkpoint|model ...`; `--help` after it says what can be chosen."""
 
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 from jsonargparse import ArgumentParser
 from rich.console import Console
@@ -23,6 +24,7 @@ def build_parser() -> ArgumentParser:
     commands = parser.add_subcommands(dest="kind", metavar="KIND")
     commands.add_subcommand("data", data_parser())
     commands.add_subcommand("checkpoint", checkpoint_parser())
+    commands.add_subcommand("model", model_parser())
     return parser
 
 
@@ -53,6 +55,24 @@ def checkpoint_parser() -> ArgumentParser:
     )
     parser.add_argument("--repeats", type=int, default=5, help="saves of each kind")
     parser.add_argument("--folder", type=str, help="where to write; by default a folder that is deleted")
+    return parser
+
+
+def model_parser() -> ArgumentParser:
+    """Return the parser of `model`."""
+    parser = ArgumentParser(
+        description="Measure the model's step beside that of other libraries, at the same size and precision.",
+        exit_on_error=False,
+    )
+    parser.add_argument(
+        "--setting", type=str, default="imagenet", help="imagenet, audioset_video, modelnet40 or small"
+    )
+    parser.add_argument("--batch", type=int, default=1, help="samples in a step")
+    parser.add_argument(
+        "--precision", type=Literal["fp32", "bf16"], default="fp32", help="fp32 or bf16 (autocast)"
+    )
+    parser.add_argument("--device", type=Literal["cpu", "cuda"], default="cpu", help="cpu or cuda")
+    parser.add_argument("--repeats", type=int, default=3, help="processes for each contender")
     return parser
 
 
@@ -125,6 +145,56 @@ def measure_checkpoint(arguments: Sequence[str]) -> Table:
     return table
 
 
+def measure_model(arguments: Sequence[str]) -> Table:
+    """Measure forward passes and steps.
+
+    Args:
+        arguments: The command line after `model`.
+
+    Returns:
+        Seconds and memory by contender; ratios are to the first, `difference` is that of the logits.
+
+    Raises:
+        UserError: An option is not as it must be.
+    """
+    parsed = parse_arguments(model_parser(), arguments)
+    from perceiver_dist.model_speed import CONTENDERS, SETTINGS, measure_speeds, middle
+
+    if parsed.setting not in SETTINGS or min(parsed.batch, parsed.repeats) < 1:
+        raise UserError(f"--setting must be one of {', '.join(SETTINGS)}, --batch and --repeats at least 1")
+    found = measure_speeds(
+        CONTENDERS, parsed.setting, parsed.batch, parsed.precision, parsed.device, parsed.repeats
+    )
+    table = _table(
+        "contender",
+        "parameters",
+        "forward s",
+        "step s",
+        "least",
+        "most",
+        "ratio",
+        "GiB",
+        "ratio",
+        "difference",
+    )
+    first = next(iter(found.values()))
+    for contender, speeds in found.items():
+        step, memory = middle(speeds, "step"), middle(speeds, "bytes")
+        steps = [speed.step for speed in speeds]
+        pairs = zip(speeds[0].logits, first[0].logits, strict=True)
+        figures = [middle(speeds, "forward"), step, min(steps), max(steps)]
+        table.add_row(
+            contender,
+            f"{speeds[0].parameters:,}",
+            *(f"{figure:.3f}" for figure in figures),
+            f"{step / middle(first, 'step'):.2f}",
+            f"{memory / 2**30:.2f}",
+            f"{memory / middle(first, 'bytes'):.2f}",
+            f"{max(abs(one - other) for one, other in pairs):.1e}",
+        )
+    return table
+
+
 def _table(first: str, *numbers: str) -> Table:
     table = Table(first, box=None, pad_edge=False)
     for column in numbers:
@@ -135,6 +205,7 @@ def _table(first: str, *numbers: str) -> Table:
 BENCHMARKS: dict[str, tuple[str, Callable[[Sequence[str]], Table]]] = {
     "data": ("samples read and decoded per second, by the number of read tasks", measure_data),
     "checkpoint": ("seconds for which training stands still when it saves", measure_checkpoint),
+    "model": ("seconds and memory of a step, beside other libraries", measure_model),
 }
 
 

@@ -1,0 +1,206 @@
+"""How fast the model is and what memory it takes, side by side with other libraries' at the same size and precision.
+
+Every measurement is made in a process of its own, so that none has the other's memory, and contenders take turns, so
+that a machine whose speed drifts is fair to each.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from perceiver_dist.errors import UserError
+from perceiver_dist.modalities import ImageInput, PointCloudInput, VideoInput
+from perceiver_dist.model.config import ModelConfig
+from perceiver_dist.peers import build
+from perceiver_dist.training.evaluation import autocast
+
+SETTINGS: dict[str, ModelConfig] = {
+    "imagenet": ModelConfig(
+        latents=512, width=1024, cross_attends=8, self_attends_per_block=6, heads=8,
+        image=ImageInput(height=224, width=224, channels=3, patch=1, bands=64),
+    ),
+    "audioset_video": ModelConfig(
+        latents=512, width=512, cross_attends=2, self_attends_per_block=8, heads=8,
+        video=VideoInput(frames=32, height=224, width=224, patch=(2, 8, 8), bands=16),
+    ),
+    "modelnet40": ModelConfig(
+        latents=512, width=1024, cross_attends=2, self_attends_per_block=6, heads=8,
+        points=PointCloudInput(points=2048, bands=64, max_frequency=2240.0),
+    ),
+    "small": ModelConfig(image=ImageInput(height=48, width=48, channels=3, patch=1, bands=16)),
+}  # fmt: skip
+"""The papers' models, AudioSet's with ImageNet's sharing, which all contenders have; and one that takes no time."""
+
+CONTENDERS = ("separable", "factored", "dense", "perceiver-io", "perceiver-pytorch")
+
+_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one process measures.
+
+    Attributes:
+        contender: One of `CONTENDERS`.
+        setting: Name of one of `SETTINGS`.
+        batch: Samples.
+        precision: fp32, or bf16 by autocast.
+        device: cpu or cuda.
+    """
+
+    contender: str
+    setting: str
+    batch: int
+    precision: str
+    device: str
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What one process found.
+
+    Attributes:
+        parameters: Of the model.
+        forward: Seconds of a forward pass without gradients.
+        step: Seconds of a forward and backward pass.
+        bytes: Largest memory above that of the process with model and input, before its first step.
+        logits: Of the first sample.
+    """
+
+    parameters: int
+    forward: float
+    step: float
+    bytes: int
+    logits: list[float]
+
+
+def measure_speeds(
+    contenders: Sequence[str], setting: str, batch: int, precision: str, device: str, repeats: int
+) -> dict[str, list[Speed]]:
+    """Measure contenders by turns.
+
+    Args:
+        contenders: Some of `CONTENDERS`.
+        setting: Name of one of `SETTINGS`.
+        batch: Samples.
+        precision: fp32 or bf16.
+        device: cpu or cuda.
+        repeats: Processes for each contender.
+
+    Returns:
+        A result for each repetition by contender; contenders whose library is not installed are left out.
+
+    Raises:
+        UserError: A process failed.
+    """
+    found: dict[str, list[Speed]] = {}
+    for _ in range(repeats):
+        for contender in contenders:
+            speed = _in_a_process(Task(contender, setting, batch, precision, device))
+            if speed is not None:
+                found.setdefault(contender, []).append(speed)
+    return found
+
+
+def middle(speeds: Sequence[Speed], name: str) -> float:
+    """Return the median of one figure.
+
+    Args:
+        speeds: Repetitions.
+        name: The figure's name in `Speed`.
+    """
+    return median(getattr(speed, name) for speed in speeds)
+
+
+def _in_a_process(task: Task) -> Speed | None:
+    command = [sys.executable, "-m", "perceiver_dist.model_speed", json.dumps(asdict(task))]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)  # noqa: S603 # our own module
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        if last.startswith("ModuleNotFoundError"):
+            return None
+        raise UserError(f"measuring {task.contender} at {task.setting}: {last}")
+    return Speed(**json.loads(done.stdout))
+
+
+def measure(task: Task) -> Speed:
+    """Measure in this process: the second forward pass and the second step, after a first that does not count.
+
+    Args:
+        task: What to measure.
+
+    Raises:
+        ImportError: The contender's library is not installed.
+    """
+    device = torch.device(task.device)
+    config = SETTINGS[task.setting]
+    compute, model = build(task.contender, config, _CLASSES, task.device)
+    [(modality, spec)] = config.modalities.items()
+    shape = (task.batch, *spec.array_shape)
+    generator = torch.Generator().manual_seed(0)
+    array = (
+        torch.rand(shape, generator=generator) * 2 - 1
+        if spec.array_dtype == "float32"
+        else torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    )
+    arrays = {modality: array.to(device)}
+
+    def forward() -> torch.Tensor:
+        with autocast(device, task.precision):
+            return compute(arrays)
+
+    def step() -> None:
+        model.zero_grad()
+        torch.autograd.backward(forward().float().logsumexp(1).sum())
+
+    def evaluate() -> torch.Tensor:
+        with torch.no_grad():
+            return forward()
+
+    logits = evaluate()[0].float().tolist()
+    before = _bytes_in_use(device)
+    step()
+    step_seconds = _seconds(step, device)
+    peak = _most_bytes(device) - before
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Speed(parameters, _seconds(evaluate, device), step_seconds, peak, logits)
+
+
+def _seconds(run: Callable[[], object], device: torch.device) -> float:
+    _wait_for(device)
+    began = time.perf_counter()
+    run()
+    _wait_for(device)
+    return time.perf_counter() - began
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _bytes_in_use(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated()
+    resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return resident_pages * resource.getpagesize()
+
+
+def _most_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(asdict(measure(Task(**json.loads(sys.argv[1]))))))

@@ -1,0 +1,174 @@
+"""The same model by other libraries, for `jobs/benchmark.py model`; they are installed by `make benchmark-model`.
+
+A peer is given the tokens ready made, position features and all: its time is that of attention alone.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perceiver_dist.model.attention import CrossAttend
+from perceiver_dist.model.config import ModelConfig
+from perceiver_dist.model.inputs import token_channels
+from perceiver_dist.model.layers import DenseBlock, SelfAttend
+from perceiver_dist.model.perceiver import Perceiver
+
+SOURCE = "benchmark"
+"""Name of the one source, and so of the head."""
+
+Contender = Callable[[Mapping[str, Tensor]], Tensor]
+"""(B, *array_shape) arrays by modality -> logits (B, classes)."""
+
+
+def build(name: str, config: ModelConfig, classes: int, device: str) -> tuple[Contender, nn.Module]:
+    """Build a contender with the weights that seed 0 gives this project's model, where it can have them.
+
+    Args:
+        name: "dense", "factored" or "separable", this project's ways of cross-attention; or "perceiver-io" or
+            "perceiver-pytorch", of these libraries.
+        config: The model's options: one modality, sharing as on ImageNet.
+        classes: Number of classes.
+        device: Where the model is put.
+
+    Returns:
+        What computes logits from arrays, and the module with the parameters.
+
+    Raises:
+        ImportError: The library is not installed.
+    """
+    torch.manual_seed(0)
+    ours = Perceiver(config, {SOURCE: classes}).to(device)
+    if name == "perceiver-io":
+        peer: nn.Module = _perceiver_io(ours)
+    elif name == "perceiver-pytorch":
+        peer = _perceiver_pytorch(config, classes)
+    else:
+        ours.config = replace(config, cross_attention=name)  # type: ignore[arg-type] # one of the three, see above
+        return (lambda arrays: ours(arrays, {}, SOURCE)), ours
+    tokens = _TokensOf(ours)
+    peer = peer.to(device)
+    return (lambda arrays: peer(tokens(arrays))), peer
+
+
+class _TokensOf:
+    """Arrays to tokens (B, M, C) that are not normalised yet; the last ones are kept."""
+
+    def __init__(self, model: Perceiver) -> None:
+        [(self._modality, self._tokenizer)] = model.tokenizers.items()
+        self._made: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, arrays: Mapping[str, Tensor]) -> Tensor:
+        array = arrays[self._modality]
+        if self._made is None or self._made[0] is not array:
+            tokens = self._tokenizer(array)
+            position = tokens.position.expand(len(array), -1, -1)
+            self._made = (array, torch.cat([tokens.content, position], dim=-1))
+        return self._made[1]
+
+
+class _MeanAndHead(nn.Module):
+    """The paper's readout behind an encoder that gives latents (B, N, D)."""
+
+    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, M, C) -> (B, classes)."""
+        latents: Tensor = self.encoder(tokens)
+        logits: Tensor = self.head(latents.mean(dim=1))
+        return logits
+
+
+def _perceiver_io(ours: Perceiver) -> nn.Module:
+    """The library perceiver-io (krasserm), the only one with the paper's sharing."""
+    core: Any = importlib.import_module("perceiver.model.core.modules")
+    config, channels = ours.config, token_channels(ours.config)
+
+    class Tokens(core.InputAdapter):  # type: ignore[misc] # the library has no types
+        def forward(self, tokens: Tensor) -> Tensor:
+            return tokens
+
+    encoder = core.PerceiverEncoder(
+        Tokens(channels),
+        num_latents=config.latents,
+        num_latent_channels=config.width,
+        num_cross_attention_heads=1,
+        num_cross_attention_qk_channels=channels,
+        num_cross_attention_layers=config.cross_attends,
+        num_self_attention_heads=config.heads,
+        num_self_attention_layers_per_block=config.self_attends_per_block,
+        num_self_attention_blocks=config.cross_attends,
+    )
+    with torch.no_grad():
+        encoder.latent.copy_(ours.latents)
+        _copy_cross_attend(encoder.cross_attn_1, ours.cross_attends[0])
+        if len(ours.cross_attends) > 1:
+            _copy_cross_attend(encoder.cross_attn_n, ours.cross_attends[1])
+        for theirs, own in zip(encoder.self_attn_1, ours.latent_blocks[0].children(), strict=True):
+            _copy_self_attend(theirs, own)
+    return _MeanAndHead(encoder, ours.heads[SOURCE])
+
+
+def _copy_cross_attend(theirs: Any, ours: Any) -> None:
+    own: CrossAttend = ours
+    attend = theirs[0].module
+    _copy(attend.q_norm, own.latent_norm.weight, own.latent_norm.bias)
+    _copy(attend.kv_norm, own.token_gain, own.token_bias)
+    _copy(attend.attention.q_proj, own.query.weight, own.query.bias)
+    _copy(attend.attention.k_proj, own.key_weight, own.key_bias)
+    _copy(attend.attention.v_proj, own.value.weight, own.value.bias)
+    _copy(attend.attention.o_proj, own.output.weight, own.output.bias)
+    _copy_dense(theirs[1].module, own.dense)
+
+
+def _copy_self_attend(theirs: Any, ours: Any) -> None:
+    own: SelfAttend = ours
+    attend = theirs[0].module
+    _copy(attend.norm, own.norm.weight, own.norm.bias)
+    weights, biases = own.query_key_value.weight.chunk(3), own.query_key_value.bias.chunk(3)
+    for name, weight, bias in zip(("q_proj", "k_proj", "v_proj"), weights, biases, strict=True):
+        _copy(getattr(attend.attention, name), weight, bias)
+    _copy(attend.attention.o_proj, own.output.weight, own.output.bias)
+    _copy_dense(theirs[1].module, own.dense)
+
+
+def _copy_dense(theirs: Any, ours: DenseBlock) -> None:
+    norm, expand, _, project = theirs
+    _copy(norm, ours.norm.weight, ours.norm.bias)
+    _copy(expand, ours.expand.weight, ours.expand.bias)
+    _copy(project, ours.project.weight, ours.project.bias)
+
+
+def _copy(module: Any, weight: Tensor, bias: Tensor) -> None:
+    module.weight.copy_(weight)
+    module.bias.copy_(bias)
+
+
+def _perceiver_pytorch(config: ModelConfig, classes: int) -> nn.Module:
+    """The library perceiver-pytorch (lucidrains): blocks of its own kind, its weights tied after the first block."""
+    library: Any = importlib.import_module("perceiver_pytorch")
+    channels = token_channels(config)
+    model: nn.Module = library.Perceiver(
+        num_freq_bands=0,
+        max_freq=1.0,
+        depth=config.cross_attends,
+        input_channels=channels,
+        input_axis=1,
+        fourier_encode_data=False,
+        num_latents=config.latents,
+        latent_dim=config.width,
+        cross_heads=1,
+        cross_dim_head=channels,
+        latent_heads=config.heads,
+        latent_dim_head=config.width // config.heads,
+        num_classes=classes,
+        weight_tie_layers=True,
+        self_per_cross_attn=config.self_attends_per_block,
+    )
+    return model
