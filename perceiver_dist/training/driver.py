@@ -41,7 +41,7 @@ from perceiver_dist.training.cluster import (
 )
 from perceiver_dist.training.console import news_on, show_result, show_waiting
 from perceiver_dist.training.datasets import SourceData, index_sources, list_shards, make_datasets
-from perceiver_dist.training.launch import train_to_the_end
+from perceiver_dist.training.launch import GivesRoomBack, train_to_the_end
 from perceiver_dist.training.news import News
 from perceiver_dist.training.preemption import sigterm_is_a_notice
 from perceiver_dist.training.run_folder import (
@@ -202,6 +202,7 @@ def _trainer(config: RunConfig, data: dict[str, SourceData], tracker: Any) -> To
             name=config.storage.run_name,
             storage_path=config.storage.path,
             failure_config=ray.train.FailureConfig(max_failures=-1),
+            callbacks=[GivesRoomBack()],  # type: ignore[list-item] # the types are those of Ray Train V1
         ),
         datasets={**make_datasets(config, data, tracker)},
         dataset_config=ray.train.DataConfig(execution_options=ExecutionOptions(preserve_order=True)),

@@ -1,9 +1,9 @@
 """Training to the end through the one loss of a worker that Ray Train does not answer with a new start.
 
 Ray Train starts a group of workers anew if one is lost while it is made or while it trains. Between the two every
-worker is handed the function to run, and imports what it needs for some seconds. A worker lost then counts as a fault
-of the controller in Ray Train 2.60 and ends the training (`WorkerGroup._start_impl` hands the function over outside
-its guard against lost actors).
+worker is handed the function to run, and imports what it needs for some seconds. In Ray Train 2.60 a worker lost then
+counts as a fault of the controller and ends the training: `WorkerGroup._start_impl` hands the function over outside its
+guard against lost actors. Nor does it give back the room of such a group, which the next start would wait for.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,43 @@ from collections.abc import Callable
 from ray.exceptions import RayActorError
 from ray.train import ControllerError
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.worker_group import WorkerGroup, WorkerGroupContext
+from ray.util import remove_placement_group
+from ray.util.placement_group import PlacementGroup
+
+
+class GivesRoomBack(WorkerGroupCallback, ControllerCallback):
+    """Gives the room of a group of workers back before the next is made, and at the end; Ray Train mostly has."""
+
+    def __init__(self) -> None:
+        """Begin without a group of workers."""
+        self._room: PlacementGroup | None = None
+
+    def before_worker_group_start(self, worker_group_context: WorkerGroupContext) -> None:  # noqa: ARG002
+        """Give back the room of the group before.
+
+        Args:
+            worker_group_context: The group that is to start.
+        """
+        self._give_back()
+
+    def after_worker_group_start(self, worker_group: WorkerGroup) -> None:
+        """Note the room of a group.
+
+        Args:
+            worker_group: The group, whose workers have not been handed anything yet.
+        """
+        self._room = worker_group.get_worker_group_state().placement_group_handle.placement_group
+
+    async def before_controller_shutdown(self) -> None:
+        """Give back the room of the last group."""
+        self._give_back()
+
+    def _give_back(self) -> None:
+        if self._room is not None:
+            remove_placement_group(self._room)
+            self._room = None
 
 
 def train_to_the_end(make_trainer: Callable[[], TorchTrainer]) -> None:
@@ -20,7 +57,7 @@ def train_to_the_end(make_trainer: Callable[[], TorchTrainer]) -> None:
     error when it is enough (`perceiver_dist.training.starts`).
 
     Args:
-        make_trainer: Makes a trainer that goes on from the newest checkpoint.
+        make_trainer: Makes a trainer that goes on from the newest checkpoint, with `GivesRoomBack` among its callbacks.
 
     Raises:
         ControllerError: Ray Train's controller failed otherwise.

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import ray.train
 from ray.train.torch import TorchTrainer
+from ray.util import placement_group_table
 
-from perceiver_dist.training.launch import train_to_the_end
+from perceiver_dist.training.launch import GivesRoomBack, train_to_the_end
 
 
 def deadly(folder: Path) -> Callable[[], None]:
@@ -40,7 +41,7 @@ def trainer(
     return TorchTrainer(
         train,
         scaling_config=ray.train.ScalingConfig(num_workers=1),
-        run_config=ray.train.RunConfig(name="run", storage_path=str(folder)),
+        run_config=ray.train.RunConfig(name="run", storage_path=str(folder), callbacks=[GivesRoomBack()]),
         datasets=datasets or {},
     )
 
@@ -50,6 +51,7 @@ def test_a_worker_lost_while_it_is_handed_what_to_run_costs_a_start(tmp_path: Pa
     train_to_the_end(partial(trainer, deadly(tmp_path), tmp_path))
     assert (tmp_path / "killed").exists()
     assert (tmp_path / "trained").exists()
+    assert {room["state"] for room in placement_group_table().values()} == {"REMOVED"}
 
 
 @pytest.mark.usefixtures("ray_cluster")
