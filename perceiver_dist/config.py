@@ -17,24 +17,37 @@ from pipelines.storage import absolute_uri, join
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with a linear warm-up and a cosine decay; biases, norms and latents are not decayed.
+    """The optimizer, and a learning rate that is a function of the step; biases, norms and latents are not decayed.
 
     Attributes:
+        optimizer: adamw; or lamb, the papers' choice for large batches, which takes a larger learning rate.
         learning_rate: Highest learning rate, reached after the warm-up. 2e-3 suits the small default model;
             larger models need less.
         warmup_steps: Optimizer steps in which the learning rate rises from 0 in equal parts.
-        final_fraction: Learning rate at the last step, as a fraction of the highest. 0 decays to nothing, which
-            gives the best final weights of a run whose length is fixed.
-        weight_decay: Decoupled weight decay of AdamW. 0.1 is what the authors used in Perceiver IO.
+        schedule: What follows the warm-up. cosine: half a cosine down to final_fraction, after flat_fraction. steps: a
+            multiplication by decay_factor at each of decay_at. constant: nothing.
+        final_fraction: With cosine, the learning rate at the last step, as a fraction of the highest. 0 decays to
+            nothing, which gives the best final weights of a run whose length is fixed.
+        flat_fraction: With cosine, the fraction of the run's steps before the decay begins; 0.5 in Perceiver IO's
+            recipe for ImageNet. 0 decays from the end of the warm-up on.
+        decay_at: With steps, fractions of the run's steps; by default those of epochs 84, 102 and 114 of 120, as the
+            paper's model for ImageNet was trained.
+        decay_factor: With steps, what the learning rate is multiplied by; the paper's value.
+        weight_decay: Decoupled weight decay. 0.1 is what the authors used in Perceiver IO.
         beta1: Decay rate of the mean of the gradient per step; AdamW's usual value.
         beta2: Decay rate of the mean of its square per step; below the usual 0.999, for short runs.
         clip_norm: Largest global L2 norm of the gradient, 0 for no clipping; 10 is the authors' value, 1 is safer
             for small batches.
     """
 
+    optimizer: Literal["adamw", "lamb"] = "adamw"
     learning_rate: float = 2e-3
     warmup_steps: int = 50
+    schedule: Literal["cosine", "steps", "constant"] = "cosine"
     final_fraction: float = 0.0
+    flat_fraction: float = 0.0
+    decay_at: tuple[float, ...] = (0.7, 0.85, 0.95)
+    decay_factor: float = 0.1
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.99
@@ -51,9 +64,11 @@ class OptimConfig:
         for name in ("warmup_steps", "weight_decay", "clip_norm"):
             if getattr(self, name) < 0:
                 raise UserError(f"optim.{name} is {getattr(self, name)}, must not be negative")
-        for name in ("final_fraction", "beta1", "beta2"):
+        for name in ("final_fraction", "flat_fraction", "decay_factor", "beta1", "beta2"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"optim.{name} is {getattr(self, name)}, must be between 0 and 1")
+        if not all(0 <= fraction <= 1 for fraction in self.decay_at):
+            raise UserError(f"optim.decay_at is {[*self.decay_at]}, must be fractions between 0 and 1")
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, nn
 
 from perceiver_dist.errors import UserError
-from perceiver_dist.training.engine import MOMENTS
 from perceiver_dist.training.manifest import CHUNK, Progress, StoredFile, read_manifest
+from perceiver_dist.training.optimizer import MOMENTS
 from pipelines.storage import join, open_storage, write_chunks
 
 WEIGHT = "weight"

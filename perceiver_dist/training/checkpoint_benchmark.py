@@ -19,8 +19,9 @@ from perceiver_dist.model.config import ModelConfig
 from perceiver_dist.model.perceiver import Perceiver
 from perceiver_dist.training.checkpoint_list import CheckpointList
 from perceiver_dist.training.checkpoint_writer import CheckpointWriter
-from perceiver_dist.training.engine import adam_step, build_engine
+from perceiver_dist.training.engine import build_engine
 from perceiver_dist.training.manifest import Progress, StoredFile, read_manifest
+from perceiver_dist.training.optimizer import adam_step
 from perceiver_dist.training.run_folder import checkpoint_name
 from pipelines.source import SourceConfig
 from pipelines.storage import join

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from perceiver_dist.training.checkpoint import Span, file_header, rank_file, write_rank_file
-from perceiver_dist.training.engine import base_optimizer
 from perceiver_dist.training.fragments import Fragment, owned_fragments, whole_shapes
 from perceiver_dist.training.manifest import Progress, StoredFile
+from perceiver_dist.training.optimizer import base_optimizer
 from perceiver_dist.training.run_folder import checkpoint_name
 from pipelines.storage import STORAGE_ERRORS, join, reason_of
 

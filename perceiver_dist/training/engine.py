@@ -1,19 +1,19 @@
 """The DeepSpeed engine of one rank: its configuration is derived here and nowhere else."""
 
 import logging
-import math
 import os
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from perceiver_dist.config import RunConfig
+from perceiver_dist.training.fragments import pieces_by_parameter, whole_shapes
+from perceiver_dist.training.lamb import Lamb
 from perceiver_dist.training.lanes import turns
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""Names of AdamW's running mean of the gradient and of its square."""
+from perceiver_dist.training.optimizer import base_optimizer, build_optimizer, create_state
 
 
 def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
     derived: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": config.train.micro_batch,
         "gradient_accumulation_steps": turns(config.train.lanes, world_size),
-        # Without partitioning DeepSpeed would clip to a norm that is not finite; see _GuardedAdamW.
+        # Without partitioning DeepSpeed would clip to a norm that is not finite; see optimizer.py.
         "gradient_clipping": config.optim.clip_norm if config.deepspeed.zero_stage else 0.0,
         "zero_optimization": {"stage": config.deepspeed.zero_stage},
         "zero_allow_untested_optimizer": True,
@@ -41,7 +41,7 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
 
 
 def build_engine(model: nn.Module, config: RunConfig, world_size: int) -> Any:
-    """Wrap a model in a DeepSpeed engine with AdamW. The process group must exist.
+    """Wrap a model in a DeepSpeed engine with its optimizer. The process group must exist.
 
     Args:
         model: The Perceiver with the weights to start from, fp32, on the training device.
@@ -52,68 +52,26 @@ def build_engine(model: nn.Module, config: RunConfig, world_size: int) -> Any:
         The `deepspeed.DeepSpeedEngine`.
     """
     deepspeed = _import_deepspeed()
-    optim = config.optim
-    groups = parameter_groups(model, optim.weight_decay)
-    betas = (optim.beta1, optim.beta2)
-    optimizer = (
-        torch.optim.AdamW(groups, lr=optim.learning_rate, betas=betas)
-        if config.deepspeed.zero_stage
-        else _GuardedAdamW(groups, optim.learning_rate, betas, optim.clip_norm)
-    )
     engine, *_ = deepspeed.initialize(
         model=model,
-        optimizer=optimizer,
+        optimizer=build_optimizer(model, config.optim, partitioned=config.deepspeed.zero_stage > 0),
         config=deepspeed_config(config, world_size),
         dist_init_required=False,
     )
-    _create_adam_state(engine)
+    create_state(engine)
+    optimizer = base_optimizer(engine)
+    if isinstance(optimizer, Lamb):
+        optimizer.split(pieces_by_parameter(engine), len(whole_shapes(engine)), partial(_add_up, engine))
     return engine
 
 
-class _GuardedAdamW(torch.optim.AdamW):
-    """AdamW for ZeRO stage 0: clips, and skips a step whose gradient is not finite, as DeepSpeed's stages 1 to 3 do.
-
-    DeepSpeed reads `overflow` and `_global_grad_norm` of its own optimizers after a step, and so of this one.
-    """
-
-    def __init__(
-        self, groups: list[dict[str, Any]], rate: float, betas: tuple[float, float], clip_norm: float
-    ) -> None:
-        super().__init__(groups, lr=rate, betas=betas)
-        self._clip_norm = clip_norm or math.inf
-        self._global_grad_norm = 0.0
-        self.overflow = False
-
-    def step(self, closure: Any = None) -> None:  # type: ignore[override] # torch's returns a closure's loss
-        """Clip and take a step, or none.
-
-        Args:
-            closure: Not used; torch's signature.
-        """
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, self._clip_norm)
-        self._global_grad_norm = float(norm)
-        self.overflow = not math.isfinite(self._global_grad_norm)
-        if not self.overflow:
-            super().step(closure)
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split parameters into decayed matrices, and biases, norms, latents and encodings, which are not decayed.
-
-    Args:
-        model: The Perceiver.
-        weight_decay: Weight decay of the matrices.
-
-    Returns:
-        Parameter groups for a torch optimizer.
-    """
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        is_matrix = parameter.ndim == 2 and not name.startswith(("latents", "encodings"))
-        (decayed if is_matrix else free).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+def _add_up(engine: Any, sums: Tensor) -> Tensor:
+    """The sums of any shape over all ranks, each of which holds pieces; at stage 0 every rank has everything."""
+    if not engine.zero_optimization_stage():
+        return sums
+    of_all = sums.to(engine.device)
+    torch.distributed.all_reduce(of_all)
+    return of_all.to(sums.device)
 
 
 def set_learning_rate(engine: Any, rate: float) -> None:
@@ -125,57 +83,6 @@ def set_learning_rate(engine: Any, rate: float) -> None:
     """
     for group in engine.optimizer.param_groups:
         group["lr"] = rate
-
-
-def adam_step(engine: Any) -> int:
-    """Return how many steps AdamW's bias correction believes were taken.
-
-    Args:
-        engine: The DeepSpeed engine.
-    """
-    state = next(iter(base_optimizer(engine).state.values()))
-    return int(state["step"])
-
-
-def set_adam_step(engine: Any, steps: int) -> None:
-    """Set how many steps AdamW's bias correction believes were taken.
-
-    Args:
-        engine: The DeepSpeed engine.
-        steps: Optimizer steps taken.
-    """
-    for state in base_optimizer(engine).state.values():
-        state["step"].fill_(float(steps))
-
-
-def base_optimizer(engine: Any) -> torch.optim.Optimizer:
-    """Return the AdamW that DeepSpeed calls.
-
-    Args:
-        engine: The DeepSpeed engine.
-    """
-    return engine.optimizer.optimizer if engine.zero_optimization_stage() else engine.optimizer
-
-
-def _create_adam_state(engine: Any) -> None:
-    """Create AdamW's state, as its first step would, so that a checkpoint can be put into it before that step."""
-    stage = engine.zero_optimization_stage()
-    base = base_optimizer(engine)
-    if stage == 3:
-        updated = list(engine.optimizer.fp32_partitioned_groups_flat)
-    elif stage in (1, 2):
-        updated = list(engine.optimizer.single_partition_of_fp32_groups)
-    else:
-        updated = [parameter for group in base.param_groups for parameter in group["params"]]
-    for tensor in updated:
-        base.state[tensor] = {
-            "step": torch.tensor(0.0),
-            **{name: torch.zeros_like(tensor) for name in MOMENTS},
-        }
-    if stage in (1, 2):
-        # DeepSpeed links parameters to their pieces of the state after stepping the first parameter group, when
-        # the other groups have no state yet, and their state could never be read. Linking here, it can.
-        engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def _import_deepspeed() -> Any:

@@ -1,4 +1,4 @@
-"""What a rank holds of the training state: pieces of parameters and of AdamW's moments, in fp32.
+"""What a rank holds of the training state: pieces of parameters and of the optimizer's moments, in fp32.
 
 ZeRO stage 0 leaves everything with every rank. Stages 1 and 2 lay the parameters of a group end to end and give each
 rank an equal span, stage 3 cuts every parameter into equal pieces. Either way, what a rank holds of one tensor is one
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from perceiver_dist.training.checkpoint import PARTS, WEIGHT, Span, StoredCheckpoint
-from perceiver_dist.training.engine import set_adam_step
+from perceiver_dist.training.lamb import Piece
+from perceiver_dist.training.optimizer import base_optimizer, set_adam_step
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Fragment:
     """A span of one tensor of the training state.
 
     Attributes:
-        part: "weight", or the name of a moment of AdamW.
+        part: "weight", or the name of a moment.
         name: The parameter's.
         start: Where the span begins in the flattened tensor.
         values: The span, one axis, the training state itself and not a copy of it.
@@ -59,8 +60,29 @@ def owned_fragments(engine: Any) -> list[Fragment]:
     return held
 
 
+def pieces_by_parameter(engine: Any) -> dict[Tensor, list[Piece]]:
+    """Return where this rank's spans of the parameters lie in what the optimizer takes for parameters.
+
+    Args:
+        engine: The DeepSpeed engine, whose optimizer has its state.
+
+    Returns:
+        The pieces by the optimizer's parameter, of any shape; tensors are numbered as the model names them.
+    """
+    pieces: dict[Tensor, list[Piece]] = {parameter: [] for parameter in base_optimizer(engine).state}
+    for number, (name, parameter) in enumerate(engine.module.named_parameters()):
+        held = _held(engine, WEIGHT, name, parameter)
+        if held is None:
+            continue
+        for whole, of_whole in pieces.items():
+            start = (held.values.data_ptr() - whole.data_ptr()) // whole.element_size()
+            if 0 <= start < whole.numel():
+                of_whole.append(Piece(number, start, start + held.values.numel()))
+    return pieces
+
+
 def load_optimizer(engine: Any, checkpoint: StoredCheckpoint) -> None:
-    """Put a checkpoint's AdamW state into a new engine whose model has the checkpoint's weights.
+    """Put a checkpoint's optimizer state into a new engine whose model has the checkpoint's weights.
 
     Args:
         engine: The DeepSpeed engine, of any stage and world size.

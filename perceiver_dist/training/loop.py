@@ -21,13 +21,14 @@ from perceiver_dist.training.checkpoint import StoredCheckpoint, load_weights
 from perceiver_dist.training.checkpoint_list import StartingPoint
 from perceiver_dist.training.checkpoint_writer import CheckpointWriter
 from perceiver_dist.training.datasets import evaluation_dataset
-from perceiver_dist.training.engine import adam_step, build_engine, set_learning_rate
+from perceiver_dist.training.engine import build_engine, set_learning_rate
 from perceiver_dist.training.evaluation import autocast, evaluate, loss_per_sample, modality_subsets
 from perceiver_dist.training.fragments import load_optimizer
 from perceiver_dist.training.lanes import loss_factor, turns, units_of
 from perceiver_dist.training.learning_rate import learning_rate
 from perceiver_dist.training.manifest import Progress, StoredFile
 from perceiver_dist.training.news import Scores
+from perceiver_dist.training.optimizer import adam_step
 from perceiver_dist.training.preemption import Notices
 from perceiver_dist.training.run_folder import run_folder
 from perceiver_dist.training.skipped_steps import SkippedSteps

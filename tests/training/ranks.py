@@ -61,21 +61,23 @@ def _rank(rank: int, world_size: int, folder: Path, rendezvous: Path, work: tupl
     torch.distributed.destroy_process_group()
 
 
-def train_and_save(world_size: int, folder: Path, stage: int) -> list[float]:
+def train_and_save(world_size: int, folder: Path, stage: int, optimizer: str = "adamw") -> list[float]:
     """Train from the seed, saving a checkpoint on the way; return the loss of every step."""
-    engine = make_engine(world_size, stage, None)
+    engine = make_engine(world_size, stage, None, optimizer)
     losses = take_steps(engine, world_size, 0, SAVED_AT)
     save(engine, run_of(folder, stage, world_size), SAVED_AT)
     return losses + take_steps(engine, world_size, SAVED_AT, STEPS)
 
 
-def resume(world_size: int, folder: Path, saved: tuple[int, int], stage: int) -> list[float]:
+def resume(
+    world_size: int, folder: Path, saved: tuple[int, int], stage: int, optimizer: str = "adamw"
+) -> list[float]:
     """Load the checkpoint that `train_and_save` left at a stage and world size, write it anew, and train on.
 
     Returns:
         The loss of every step after it.
     """
-    engine = make_engine(world_size, stage, checkpoint_of(folder, *saved))
+    engine = make_engine(world_size, stage, checkpoint_of(folder, *saved), optimizer)
     save(engine, run_of(run_of(folder, *saved), stage, world_size), SAVED_AT)
     return take_steps(engine, world_size, SAVED_AT, STEPS)
 
@@ -93,7 +95,7 @@ def checkpoint_of(folder: Path, stage: int, world_size: int) -> Path:
 def save(engine: Any, folder: Path, steps: int) -> None:
     """Save on all ranks, as in a run; rank 0 stands in for the tracker."""
     from perceiver_dist.training.checkpoint_writer import CheckpointWriter
-    from perceiver_dist.training.engine import adam_step
+    from perceiver_dist.training.optimizer import adam_step
 
     stored: list[Any] = []
     writer = CheckpointWriter(engine, str(folder))
@@ -108,13 +110,14 @@ def save(engine: Any, folder: Path, steps: int) -> None:
     torch.distributed.barrier()
 
 
-def make_engine(world_size: int, stage: int, checkpoint: Path | None) -> Any:
+def make_engine(world_size: int, stage: int, checkpoint: Path | None, optimizer: str = "adamw") -> Any:
     """A new engine, with a checkpoint's state or with the seed's."""
     from perceiver_dist.model.perceiver import Perceiver
     from perceiver_dist.training.engine import build_engine
     from perceiver_dist.training.fragments import load_optimizer
 
-    config = replace(CONFIG, deepspeed=DeepSpeedConfig(zero_stage=stage))
+    optim = replace(CONFIG.optim, optimizer=optimizer)
+    config = replace(CONFIG, optim=optim, deepspeed=DeepSpeedConfig(zero_stage=stage))
     torch.manual_seed(0 if checkpoint is None else 1)
     model = Perceiver(config.model, config.heads)
     if checkpoint is None:
@@ -136,7 +139,7 @@ def take_steps(engine: Any, world_size: int, first: int, stop: int) -> list[floa
         set_learning_rate(engine, learning_rate(step, STEPS, replace(CONFIG.optim, warmup_steps=5)))
         total = torch.zeros(())
         for lane in range(torch.distributed.get_rank(), LANES, world_size):
-            loss = _lane_loss(engine, step, lane)
+            loss = lane_loss(engine, step, lane)
             engine.backward(loss)
             engine.step()
             total += loss.detach() / LANES
@@ -145,7 +148,8 @@ def take_steps(engine: Any, world_size: int, first: int, stop: int) -> list[floa
     return losses
 
 
-def _lane_loss(engine: Any, step: int, lane: int) -> torch.Tensor:
+def lane_loss(engine: Any, step: int, lane: int) -> torch.Tensor:
+    """The loss of what a lane learns from in a step, by an engine or a model."""
     source = CONFIG.sources[step % 2]
     random = torch.Generator().manual_seed(1000 * step + lane)
     arrays = {

@@ -13,8 +13,8 @@ from perceiver_dist.training.manifest import Progress
 def save_while_stepping(world_size: int, folder: Path, stage: int) -> dict[str, bool]:
     """Save, and let the copy begin only when the optimizer is about to step."""
     from perceiver_dist.training.checkpoint_writer import CheckpointWriter
-    from perceiver_dist.training.engine import base_optimizer
     from perceiver_dist.training.fragments import owned_fragments
+    from perceiver_dist.training.optimizer import base_optimizer
 
     def state() -> torch.Tensor:
         return torch.cat([fragment.values for fragment in owned_fragments(engine)])

@@ -28,7 +28,7 @@ def train(world_size: int, _: Path, stage: int, bad: bool) -> list[float]:
         total = torch.zeros(())
         for turn in range(turns(LANES, world_size)):
             unit = mine[min(turn, len(mine) - 1)]
-            loss = ranks._lane_loss(engine, step, unit % LANES)
+            loss = ranks.lane_loss(engine, step, unit % LANES)
             if bad and unit == BAD_UNIT:
                 loss = loss * torch.inf
             weight = loss_factor(LANES, world_size) if turn < len(mine) else 0.0

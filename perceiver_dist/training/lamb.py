@@ -1,0 +1,118 @@
+"""LAMB (You et al. 2020, arXiv 1904.00962, algorithm 2), exact when tensors are split over ranks.
+
+LAMB takes AdamW's update u of every tensor w, weight decay included, and scales it by a trust ratio of that tensor:
+
+    w  <-  w - rate * |w| / |u| * u,          or with a ratio of 1 where one of the norms is 0.
+
+ZeRO lays tensors end to end, or cuts each, and gives every rank a span. An optimizer that takes such a span for a
+tensor computes the ratio of a piece of one tensor, or of several tensors together: another step, and another one for
+every number of ranks. Here each rank knows the pieces of tensors that it holds. It squares and sums them by tensor,
+one reduction adds the sums of all ranks (two numbers per tensor), and every piece gets its whole tensor's ratio.
+
+Moments are corrected for their bias, the ratio is not bounded, and biases and norms are scaled like all else, as in
+the algorithm; `optax.lamb` does the same. Squares are summed in fp64, so that ratios are the same however it is cut.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Elements of one tensor, in what the optimizer takes for a parameter.
+
+    Attributes:
+        tensor: Number of the tensor in the model.
+        start: Where they begin in the optimizer's flattened parameter.
+        stop: One past their end.
+    """
+
+    tensor: int
+    start: int
+    stop: int
+
+
+class Lamb(Optimizer):
+    """LAMB; the state of a parameter has the names that AdamW's has.
+
+    Args:
+        groups: Parameter groups, with a weight decay each.
+        lr: Learning rate.
+        betas: Decay rates of the mean of the gradient and of its square.
+        eps: Added to the root of the mean square; 1e-6 in the paper's code.
+    """
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        lr: float,
+        betas: tuple[float, float],
+        eps: float = 1e-6,
+    ) -> None:
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        self._pieces: dict[Tensor, Sequence[Piece]] = {
+            parameter: [Piece(number, 0, parameter.numel())] for number, parameter in enumerate(parameters)
+        }
+        self._tensors = len(parameters)
+        self._add_up: Callable[[Tensor], Tensor] = lambda sums: sums
+
+    def split(
+        self, pieces: Mapping[Tensor, Sequence[Piece]], tensors: int, add_up: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Say what the parameters are pieces of; before, each is taken for a tensor.
+
+        Args:
+            pieces: The pieces in every parameter, of any shape, that this rank updates; what lies between is padding.
+            tensors: Number of tensors of the model.
+            add_up: (2, tensors) fp64 sums of this rank -> those over all ranks. Called at every step, on every rank.
+        """
+        self._pieces, self._tensors, self._add_up = dict(pieces), tensors, add_up
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override] # noqa: ARG002 # torch's signature
+        """Take a step.
+
+        Args:
+            closure: Not used; torch's signature.
+        """
+        updated = [
+            (parameter, self._update(parameter, group), group["lr"])
+            for group in self.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        if not updated:
+            return
+        sums = torch.zeros(2, self._tensors, dtype=torch.float64, device=updated[0][0].device)
+        for parameter, update, _ in updated:
+            for row, values in zip(sums, (parameter.view(-1), update), strict=True):
+                for piece in self._pieces[parameter]:
+                    norm = torch.linalg.vector_norm(values[piece.start : piece.stop], dtype=torch.float64)
+                    row[piece.tensor] += norm.square()
+        weights, updates = self._add_up(sums)
+        ratios = torch.where((weights > 0) & (updates > 0), (weights / updates).sqrt(), 1.0)
+        for parameter, update, rate in updated:
+            for piece in self._pieces[parameter]:
+                part = update[piece.start : piece.stop].mul_(rate * ratios[piece.tensor])
+                parameter.view(-1)[piece.start : piece.stop].sub_(part)
+
+    def _update(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+        """The update of AdamW at rate 1, (elements,), and the moments for it."""
+        state, gradient = self.state[parameter], parameter.grad
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        mean, square = state["exp_avg"], state["exp_avg_sq"]
+        state["step"] += 1
+        (beta1, beta2), steps = group["betas"], state["step"].item()
+        mean.lerp_(gradient, 1 - beta1)
+        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        root = (square / (1 - beta2**steps)).sqrt_().add_(group["eps"])
+        update = mean.div(1 - beta1**steps).div_(root).add_(parameter, alpha=group["weight_decay"])
+        return update.view(-1)
