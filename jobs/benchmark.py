@@ -15,6 +15,9 @@ from perceiver_dist.config import RunConfig
 from perceiver_dist.errors import UserError
 from perceiver_dist.subcommands import parse_arguments
 
+_WIDTH_OF_FILES = 140
+"""Columns where the table does not go to a terminal, which says how many it has."""
+
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "default.yaml"
 
 
@@ -228,7 +231,10 @@ def main(arguments: Sequence[str]) -> int:
         known = "; ".join(f"{name}: {meaning}" for name, (meaning, _) in BENCHMARKS.items())
         raise UserError(f"there is no benchmark '{kind}', choose from {known}")
     _, measure = BENCHMARKS[kind]
-    Console(highlight=False).print(measure(rest))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _WIDTH_OF_FILES
+    console.print(measure(rest))
     return 0
 
 

@@ -41,14 +41,22 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
         - steps, global_batch: optimizer steps of the run, samples of each.
         - samples_per_epoch: training samples by source; None if not all of its shards are indexed yet.
         - epochs: how often the run goes through each source; None where the samples are not known.
+        - problems: what would stop the run, such as shards that are missing, a line each.
 
     Raises:
-        UserError: A shard is missing, or the model cannot be built.
+        UserError: The model cannot be built.
     """
     device = _device(config)
     global_batch = config.train.lanes * config.train.micro_batch
     schedule = Schedule(config.weights)
-    samples = {source.name: _training_samples(source, config) for source in config.sources}
+    samples: dict[str, int | None] = {}
+    problems = []
+    for source in config.sources:
+        try:
+            samples[source.name] = _training_samples(source, config)
+        except ShardError as error:
+            samples[source.name] = None
+            problems.append(str(error))
     return {
         "parameters": parameter_count(config.model, config.heads),
         "device": device,
@@ -68,6 +76,7 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
             name: schedule.steps_before(name, config.train.steps) * global_batch / count if count else None
             for name, count in samples.items()
         },
+        "problems": problems,
     }
 
 

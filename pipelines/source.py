@@ -25,6 +25,9 @@ class SourceConfig:
             For multilabel a list of numbers (json) or numbers separated by commas (text).
         weight: Share of the optimizer steps, relative to the other sources' weights.
         class_names: Names of the classes for figures and tables; empty to show numbers.
+        modality_dropout: In training, the probability with which a sample is shown without a modality, so that the
+            model does not lean on it alone: {video: 0.3} is the paper's on AudioSet. A sample that would be left with
+            nothing is shown whole. Evaluation leaves nothing out.
     """
 
     name: str
@@ -36,13 +39,15 @@ class SourceConfig:
     label: str = "cls"
     weight: float = 1.0
     class_names: list[str] = field(default_factory=list)
+    modality_dropout: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check what can be checked without data.
 
         Raises:
             UserError: A modality is unknown or named twice, the name is not a plain word, the number of classes is
-                below 2 or differs from the number of names, or the label field is neither cls-like nor json.KEY.
+                below 2 or differs from the number of names, a modality that is dropped is not the source's, or the
+                label field is neither cls-like nor json.KEY.
         """
         where = f"source '{self.name}'"
         if not self.name.isidentifier():
@@ -63,6 +68,12 @@ class SourceConfig:
                 f"{where}: class_names has {len(self.class_names)} names for {self.num_classes} classes; "
                 "name all or none"
             )
+        for modality, probability in self.modality_dropout.items():
+            if modality not in self.modalities or not 0 <= probability < 1:
+                raise UserError(
+                    f"{where}: modality_dropout has {modality}: {probability}; name modalities of the source "
+                    f"({', '.join(self.modalities)}), with a probability from 0 to below 1"
+                )
         if self.label in ("json", "json."):
             raise UserError(f"{where}: label is '{self.label}'; name the entry, as in json.label")
 

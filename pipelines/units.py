@@ -15,7 +15,7 @@ A bad sample costs itself only. In training its row takes everything from the ne
 first row being the one after the last; in evaluation, where no sample may count twice, its row is not real.
 
 A unit is a pure function of its arguments: where a random choice is made (the window in time, the points of a
-surface) it is computed from the seed, the source, the unit and the row.
+surface, a modality that is dropped) it is computed from the seed, the source, the unit and the row.
 """
 
 from collections import Counter
@@ -113,7 +113,10 @@ class UnitMaker:
             raise SampleError(sample.problem)
         label = read_label(sample, self.source)
         chance = self._chance(int(unit["unit"][0]), row, sample)
-        arrays = self.decode(sample, self.inputs, chance, self.data.limits)
+        shown = self._shown_inputs(int(unit["unit"][0]), row)
+        arrays = self.decode(sample, shown, chance, self.data.limits)
+        if not arrays and len(shown) < len(self.inputs):
+            arrays = self.decode(sample, self.inputs, chance, self.data.limits)
         for modality, array in arrays.items():
             expected = unit[modality][row]
             if (array.shape, array.dtype) != (expected.shape, expected.dtype):
@@ -146,6 +149,17 @@ class UnitMaker:
         modalities = {*self.inputs, *({"video"} if "audio" in self.inputs else set())}
         label = self.source.label.partition(".")[0]
         return frozenset({label, *(field for field, of in FIELD_MODALITY.items() if of in modalities)})
+
+    def _shown_inputs(self, unit: int, row: int) -> Mapping[str, ModalityInput]:
+        """Return the modalities that are not dropped."""
+        if isinstance(self.plan, EvaluationPlan):
+            return self.inputs
+        dropout, place = self.source.modality_dropout, (self.source.name, "dropout", unit, row)
+        return {
+            modality: spec
+            for modality, spec in self.inputs.items()
+            if uniform(self.plan.seed, *place, modality) >= dropout.get(modality, 0.0)
+        }
 
     def _chance(self, unit: int, row: int, sample: RawSample) -> Chance:
         if isinstance(self.plan, EvaluationPlan):

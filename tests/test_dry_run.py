@@ -1,6 +1,7 @@
 """A dry run computes what a run would cost and starts, writes and renders nothing."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,10 +10,8 @@ from typing import Any
 
 import pytest
 
-from perceiver_dist.command_line import read_run
 from perceiver_dist.config import DeepSpeedConfig, RunConfig, StorageConfig, TrainConfig
 from perceiver_dist.dry_run import dry_run
-from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import AudioInput, ImageInput
 from perceiver_dist.model.config import ModelConfig
 from perceiver_dist.model.perceiver import Perceiver
@@ -57,15 +56,6 @@ def test_the_model_s_size_is_that_of_the_model_built(config: RunConfig):
     assert result["tokens"] == {"image": 64, "audio": 5}
     assert result["channels"] == 128 + (2 * 2 + 1) + 4
     assert json.loads(json.dumps(result)) == result
-
-
-def test_the_paper_s_modelnet40_has_387_channels(tmp_path: Path):
-    write_shard([{"__key__": "a", "cls": 0, "off": b"not read"}], tmp_path / "one-0.tar")
-    config = read_run((Path(__file__).parents[1] / "jobs" / "configs" / "modelnet40.yaml").read_text())
-    result = dry_run(change(config, 0, train_shards=f"{tmp_path}/one-*.tar", eval_shards=""))
-    assert (result["channels"], result["tokens"]) == (387, {"points": 2048})
-    assert (result["global_batch"], result["steps"]) == (512, 50_000)
-    assert config.sources[0].class_names == sorted(config.sources[0].class_names)
 
 
 def test_flops_are_those_of_the_source_s_own_modalities(config: RunConfig):
@@ -115,10 +105,10 @@ def test_epochs_are_known_once_all_shards_are_indexed(config: RunConfig):
 
 @pytest.mark.parametrize("field", ["train_shards", "eval_shards"])
 def test_a_missing_shard_is_named(config: RunConfig, tmp_path: Path, field: str):
-    with pytest.raises(UserError, match=r"no-such-0\.tar: no such file"):
-        dry_run(change(config, 0, **{field: f"{tmp_path}/no-such-0.tar"}))
-    with pytest.raises(UserError, match=r"source 'images': no file matches .*no-such-\*\.tar"):
-        dry_run(change(config, 0, **{field: f"{tmp_path}/no-such-*.tar"}))
+    [problem] = dry_run(change(config, 0, **{field: f"{tmp_path}/no-such-0.tar"}))["problems"]
+    assert re.search(r"no-such-0\.tar: no such file", problem)
+    [problem] = dry_run(change(config, 0, **{field: f"{tmp_path}/no-such-*.tar"}))["problems"]
+    assert re.search(r"source 'images': no file matches .*no-such-\*\.tar", problem)
 
 
 def test_demos_are_found_and_not_rendered(config: RunConfig):
@@ -126,8 +116,8 @@ def test_demos_are_found_and_not_rendered(config: RunConfig):
     config = change(config, 1, train_shards="demo:sights_and_sounds/train-*.tar")
     assert dry_run(config)["samples_per_epoch"] == {"images": None, "sounds": None}
     assert not Path(config.storage.path).exists()
-    with pytest.raises(UserError, match=r"no file matches .*fashion_mnist/trial-"):
-        dry_run(change(config, 0, train_shards="demo:fashion_mnist/trial-*.tar"))
+    [problem] = dry_run(change(config, 0, train_shards="demo:fashion_mnist/trial-*.tar"))["problems"]
+    assert re.search("no file matches .*fashion_mnist/trial-", problem)
 
 
 def test_ray_deepspeed_and_mlflow_are_not_even_imported():

@@ -335,3 +335,29 @@ def test_a_reason_is_one_short_printable_line(tmp_path):
     reason = error_of(tmp_path, {"cls": b"9" * 4000})
     assert len(reason) <= 240
     assert error_of(tmp_path, {"cls": b"1\x1b[0m"}).isprintable()
+
+
+def test_a_dropped_modality_is_missing_and_nobody_is_left_with_nothing(tmp_path):
+    samples = [{"png": picture(9), "wav": rising_sound(), "cls": b"1"}] * 3 + [
+        {"wav": rising_sound(), "cls": b"1"}
+    ]
+    plan = training_plan(4, unit_size=4)
+    settings = {"modality_dropout": {"image": 0.5, "audio": 0.9}, "plan": plan}
+    make = maker(tmp_path, samples, "image audio", **settings).make
+    units = [make(number) for number in range(100)]
+    image = np.concatenate([unit["image_present"] for unit in units])
+    audio = np.concatenate([unit["audio_present"] for unit in units])
+    assert (image | audio).all()
+    # Of the 300 samples that have both: both go with 0.45, and then both stay; one in four has no image.
+    assert image.mean() == pytest.approx(0.75 * (0.5 + 0.45), abs=0.05)
+    assert audio.mean() == pytest.approx(0.75 * (0.1 + 0.45) + 0.25, abs=0.05)
+    for unit in units:
+        assert not unit["image"][~unit["image_present"]].any()
+        assert not unit["audio"][~unit["audio_present"]].any()
+    assert same(make(7), units[7])
+
+
+def test_evaluation_drops_nothing(tmp_path):
+    samples = [{"png": picture(9), "wav": rising_sound(), "cls": b"1"}] * 8
+    unit = maker(tmp_path, samples, "image audio", modality_dropout={"image": 0.99}).make(0)
+    assert unit["image_present"].all()
