@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from pipelines.augment import PLAIN_VIEW, View
+
 
 @dataclass(frozen=True)
 class Chance:
@@ -10,9 +12,11 @@ class Chance:
     Attributes:
         window: Where a window in time lies: 0 first, 0.5 centre, 1 last.
         seed: Of everything that takes more than one random number, such as the points of a surface.
-        augment: Whether a sample may be changed; not in evaluation.
+        augment: Whether points may be changed; not in evaluation.
+        view: How pictures are looked at.
     """
 
     window: float
     seed: int
     augment: bool
+    view: View = PLAIN_VIEW

@@ -26,7 +26,7 @@ def decode_sample(
     Args:
         sample: The bytes of its fields.
         inputs: What each modality is decoded to.
-        chance: What is left to chance: where a window in time lies, the points of a surface.
+        chance: What is left to chance: where a window in time lies, the points of a surface, a crop.
         limits: What the sample may ask for.
 
     Returns:
@@ -40,11 +40,13 @@ def decode_sample(
     image, audio, video, points = (inputs.get(name) for name in ("image", "audio", "video", "points"))
     decoded: dict[str, np.ndarray | None] = {}
     if isinstance(image, ImageInput) and "image" in data:
-        decoded["image"] = decode_image(data["image"], image, limits)
+        decoded["image"] = decode_image(data["image"], image, limits, chance.view)
     track = audio if isinstance(audio, AudioInput) and "audio" not in data else None
     frames = video if isinstance(video, VideoInput) else None
     if "video" in data and (frames or track):
-        decoded["video"], decoded["audio"] = decode_video(data["video"], frames, track, chance.window, limits)
+        decoded["video"], decoded["audio"] = decode_video(
+            data["video"], frames, track, chance.window, limits, chance.view
+        )
     if isinstance(audio, AudioInput) and "audio" in data:
         decoded["audio"] = decode_audio(data["audio"], audio, chance.window, limits)
     if isinstance(points, PointCloudInput) and "points" in data:

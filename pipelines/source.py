@@ -5,6 +5,7 @@ from typing import Literal
 
 from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import MODALITIES
+from pipelines.augment import NO_AUGMENT, AugmentConfig
 from pipelines.limits import DEFAULT_LIMITS, Limits
 
 
@@ -28,6 +29,7 @@ class SourceConfig:
         modality_dropout: In training, the probability with which a sample is shown without a modality, so that the
             model does not lean on it alone: {video: 0.3} is the paper's on AudioSet. A sample that would be left with
             nothing is shown whole. Evaluation leaves nothing out.
+        augment: How images and clips are changed in training.
     """
 
     name: str
@@ -40,6 +42,7 @@ class SourceConfig:
     weight: float = 1.0
     class_names: list[str] = field(default_factory=list)
     modality_dropout: dict[str, float] = field(default_factory=dict)
+    augment: AugmentConfig = NO_AUGMENT
 
     def __post_init__(self) -> None:
         """Check what can be checked without data.

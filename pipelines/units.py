@@ -15,7 +15,7 @@ A bad sample costs itself only. In training its row takes everything from the ne
 first row being the one after the last; in evaluation, where no sample may count twice, its row is not real.
 
 A unit is a pure function of its arguments: where a random choice is made (the window in time, the points of a
-surface, a modality that is dropped) it is computed from the seed, the source, the unit and the row.
+surface, a crop, a modality that is dropped) it is computed from the seed, the source, the unit and the row.
 """
 
 from collections import Counter
@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 
 from perceiver_dist.modalities import ModalityInput
+from pipelines.augment import View
 from pipelines.chance import Chance
 from pipelines.decode import FIELD_MODALITY
 from pipelines.errors import SampleError
@@ -166,10 +167,12 @@ class UnitMaker:
             # By key, so that a sample is the same in every evaluation, whatever batch it is in.
             return Chance(window=0.5, seed=hash64(sample.key), augment=False)
         place = (unit, row)
+        seed = hash64(self.plan.seed, self.source.name, "sample", *place)
         return Chance(
             window=uniform(self.plan.seed, self.source.name, "window", *place),
-            seed=hash64(self.plan.seed, self.source.name, "sample", *place),
+            seed=seed,
             augment=True,
+            view=View(self.source.augment, seed),
         )
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from perceiver_dist.modalities import ImageInput
+from pipelines.augment import PLAIN_VIEW, Box, View
 from pipelines.errors import SampleError
 from pipelines.limits import DEFAULT_LIMITS, Limits
 
@@ -16,16 +17,19 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
-def decode_image(data: bytes, spec: ImageInput, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
+def decode_image(
+    data: bytes, spec: ImageInput, limits: Limits = DEFAULT_LIMITS, view: View = PLAIN_VIEW
+) -> np.ndarray:
     """Decode one image, turn it upright, and fit it to the size and channels asked for.
 
-    The image is resized, antialiased, until it just covers the asked size; what sticks out is cut off evenly
-    on both sides. Transparency is laid over white.
+    A part of the image is resized, antialiased, to the asked size: by default the largest one in its centre that has
+    the size's shape. Transparency is laid over white.
 
     Args:
         data: A whole JPEG, PNG or WebP file.
         spec: Size and channels of the result.
         limits: How many pixels it may have.
+        view: Which part is taken, and what is changed.
 
     Returns:
         uint8 (height, width, channels).
@@ -41,10 +45,11 @@ def decode_image(data: bytes, spec: ImageInput, limits: Limits = DEFAULT_LIMITS)
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             _check_size(*image.size, limits)
             # JPEG alone heeds this: it decodes at 1/2, 1/4 or 1/8 of its size, still twice what is needed.
-            side = 2 * max(spec.height, spec.width)
+            side = round(2 * max(spec.height, spec.width) / view.smallest_side)
             image.draft(None, (side, side))
             upright = ImageOps.exif_transpose(image)
-            return fit_image(upright, spec.height, spec.width, spec.channels)
+            box = view.box(*upright.size, spec.width / spec.height)
+            return fit_image(upright, spec.height, spec.width, spec.channels, box, view)
     except UnidentifiedImageError as error:
         raise SampleError("image is neither JPEG, PNG nor WebP, or its header is damaged") from error
     except SampleError:
@@ -71,21 +76,23 @@ def _webp_canvas(data: bytes) -> tuple[int, int]:
     return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
 
 
-def fit_image(image: Image.Image, height: int, width: int, channels: int) -> np.ndarray:
-    """Convert an image to grey or RGB, resize it to cover height x width, and crop the centre.
+def fit_image(image: Image.Image, height: int, width: int, channels: int, box: Box, view: View) -> np.ndarray:
+    """Convert an image to grey or RGB, and resize a part of it to height x width.
 
     Args:
         image: An image of any Pillow mode.
         height: Rows of the result.
         width: Columns of the result.
         channels: 1 for grey, 3 for RGB.
+        box: The part.
+        view: What is changed.
 
     Returns:
         uint8 (height, width, channels).
     """
     coloured = _without_alpha(image).convert("L" if channels == 1 else "RGB")
-    fitted = ImageOps.fit(coloured, (width, height), Image.Resampling.BICUBIC)
-    return np.array(fitted, dtype=np.uint8).reshape(height, width, channels)
+    fitted = coloured.resize((width, height), Image.Resampling.BICUBIC, box)
+    return np.array(view.changed(fitted), dtype=np.uint8).reshape(height, width, channels)
 
 
 def _without_alpha(image: Image.Image) -> Image.Image:

@@ -1,0 +1,113 @@
+"""Pictures as training sees them: cropped, mirrored, in other light; the same way for all frames of a clip.
+
+Everything is a function of the options, a seed and the picture's size, so a unit is the same bytes each time it is
+made. Pillow does the work, as for everything else that is decoded.
+"""
+
+from dataclasses import dataclass
+from math import exp, log, sqrt
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+
+from perceiver_dist.errors import UserError
+
+_ASPECTS = (3 / 4, 4 / 3)
+_TRIES = 10
+
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom of a part of a picture, in pixels."""
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How images and clips are changed in training; evaluation changes nothing.
+
+    Attributes:
+        crop: centre: what evaluation sees. inception: a part of random place, area and shape (Szegedy et al. 2015), 3:4
+            to 4:3, stretched to the input's size; the papers' choice.
+        smallest_area: Of an inception crop, as a fraction of the picture; 0.08 is the usual one for photographs. Small
+            pictures, of which every part matters, want 0.5 and more.
+        flip: Whether half of the samples are mirrored left to right; not for letters, digits or road signs.
+        colour: Brightness, contrast and saturation are each multiplied by a number from 1 - colour to 1 + colour; 0 for
+            no change. The paper changes colours of clips and does not say how much.
+    """
+
+    crop: Literal["centre", "inception"] = "centre"
+    smallest_area: float = 0.08
+    flip: bool = False
+    colour: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            UserError: A number is out of its range.
+        """
+        if not 0 < self.smallest_area <= 1:
+            raise UserError(f"augment.smallest_area is {self.smallest_area}, must be above 0 and at most 1")
+        if not 0 <= self.colour < 1:
+            raise UserError(f"augment.colour is {self.colour}, must be from 0 to below 1")
+
+
+NO_AUGMENT = AugmentConfig()
+
+
+@dataclass(frozen=True)
+class View:
+    """How one sample's pictures are looked at.
+
+    Attributes:
+        augment: What may be changed.
+        seed: Decides how.
+    """
+
+    augment: AugmentConfig = NO_AUGMENT
+    seed: int = 0
+
+    @property
+    def smallest_side(self) -> float:
+        """Of what is looked at, as a fraction of the picture's side: for decoders that can decode small."""
+        smallest = sqrt(self.augment.smallest_area * _ASPECTS[0])
+        return smallest if self.augment.crop == "inception" else 1.0
+
+    def box(self, width: int, height: int, aspect: float) -> Box:
+        """Return the part of a picture that is looked at.
+
+        Args:
+            width: The picture's, in pixels.
+            height: The picture's, in pixels.
+            aspect: Width by height of what the part is resized to; a crop of the centre has it.
+        """
+        random = np.random.default_rng([self.seed, 0])
+        if self.augment.crop == "inception":
+            for _ in range(_TRIES):
+                area = width * height * random.uniform(self.augment.smallest_area, 1)
+                shape = exp(random.uniform(log(_ASPECTS[0]), log(_ASPECTS[1])))
+                wide, high = sqrt(area * shape), sqrt(area / shape)
+                if wide <= width and high <= height:
+                    left, top = random.uniform(0, width - wide), random.uniform(0, height - high)
+                    return left, top, left + wide, top + high
+        wide, high = min(width, height * aspect), min(height, width / aspect)
+        left, top = (width - wide) / 2, (height - high) / 2
+        return left, top, left + wide, top + high
+
+    def changed(self, picture: Image.Image) -> Image.Image:
+        """Mirror a picture and change its colours, as the seed says.
+
+        Args:
+            picture: Grey or RGB.
+        """
+        random = np.random.default_rng([self.seed, 1])
+        mirrored, *factors = random.uniform(size=4)
+        if self.augment.flip and mirrored < 0.5:
+            picture = ImageOps.mirror(picture)
+        if self.augment.colour:
+            kinds = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+            for kind, factor in zip(kinds, factors, strict=True):
+                picture = kind(picture).enhance(1 + self.augment.colour * (2 * factor - 1))
+        return picture
+
+
+PLAIN_VIEW = View()
