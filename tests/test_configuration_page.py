@@ -23,8 +23,8 @@ def test_every_field_is_documented_and_nothing_else(part: Part):
 
 
 def test_the_tree_has_these_parts():
-    names = ["model", "model.image", "model.audio", "model.video", "model.points", "sources", "optim"]
-    names += ["train", "train.num_workers"]
+    names = ["model", "model.image", "model.audio", "model.video", "model.points"]
+    names += ["sources", "sources.augment", "optim", "train", "train.num_workers"]
     assert [part.name for part in PARTS] == [
         "",
         *names,
