@@ -17,7 +17,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-_SUBSET = re.compile(r"(?P<metric>accuracy|loss|mean_average_precision)_(?P<modalities>\w+)_only")
+_SUBSET = re.compile(
+    r"(?P<metric>accuracy|top_5_accuracy|loss|mean_average_precision|roc_auc|d_prime)_(?P<modalities>\w+)_only"
+)
 """A metric of an evaluation that was shown some of a source's modalities only."""
 
 _RECENT_STEPS = 30

@@ -2,17 +2,27 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import combinations
+from math import sqrt
+from statistics import NormalDist
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torchmetrics import MeanMetric, Metric, SumMetric
-from torchmetrics.classification import MulticlassConfusionMatrix, MultilabelAveragePrecision
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassConfusionMatrix,
+    MultilabelAUROC,
+    MultilabelAveragePrecision,
+)
 
 from perceiver_dist.training.batches import Batch
 from perceiver_dist.training.news import Scores
 from pipelines.source import SourceConfig
+
+_MANY_CLASSES = 20
+"""From so many classes on it is told whether the label is among the five best; of ten it would say little."""
 
 
 def modality_subsets(modalities: Sequence[str]) -> list[tuple[str, ...]]:
@@ -104,11 +114,17 @@ class _Totals:
         self._loss = MeanMetric().to(device)
         self._samples = SumMetric().to(device)
         self.confusion: Metric | None = None
-        self._precision: Metric | None = None
+        self._more: dict[str, Metric] = {}
+        classes = source.num_classes
         if source.task == "softmax":
-            self.confusion = MulticlassConfusionMatrix(source.num_classes).to(device)
+            self.confusion = MulticlassConfusionMatrix(classes).to(device)
+            if classes >= _MANY_CLASSES:
+                self._more["top_5_accuracy"] = MulticlassAccuracy(classes, top_k=5, average="micro").to(
+                    device
+                )
         else:
-            self._precision = MultilabelAveragePrecision(source.num_classes).to(device)
+            self._more["mean_average_precision"] = MultilabelAveragePrecision(classes).to(device)
+            self._more["roc_auc"] = MultilabelAUROC(classes).to(device)
 
     def update(self, logits: Tensor, batch: Batch) -> None:
         """Add a batch: logits (B, classes); padded rows are left out.
@@ -121,14 +137,16 @@ class _Totals:
         self._loss.update(loss_per_sample(logits, labels, self._task))
         if self.confusion is not None:
             self.confusion.update(logits.argmax(1), labels)
-        if self._precision is not None:
-            self._precision.update(logits.sigmoid(), labels.long())
+        for metric in self._more.values():
+            metric.update(logits if self.confusion is not None else logits.sigmoid(), labels.long())
 
     def compute(self) -> dict[str, float]:
         result = {"samples": self._samples.compute().item(), "loss": self._loss.compute().item()}
         if self.confusion is not None:
             counts = self.confusion.compute()
             result["accuracy"] = (counts.trace() / counts.sum()).item()
-        if self._precision is not None:
-            result["mean_average_precision"] = self._precision.compute().item()
+        result |= {name: metric.compute().item() for name, metric in self._more.items()}
+        if "roc_auc" in result:
+            # Distance between the scores of positives and negatives, were both normal with the same spread.
+            result["d_prime"] = sqrt(2) * NormalDist().inv_cdf(min(max(result["roc_auc"], 1e-9), 1 - 1e-9))
         return result

@@ -10,9 +10,9 @@ class Scores:
     """Result of evaluating one source.
 
     Attributes:
-        metrics: Metric name -> value; softmax: accuracy, loss; multilabel: mean_average_precision, loss; and
-            samples, the number of samples counted. With a subset of modalities the name says which. A class
-            that no sample has counts as a precision of 0.
+        metrics: Metric name -> value; softmax: accuracy, loss, of many classes top_5_accuracy; multilabel:
+            mean_average_precision, roc_auc, d_prime, loss; and samples, the number of samples counted. With a subset of
+            modalities the name says which. A class that no sample has counts as a precision of 0.
         confusion: (classes, classes) counts, rows true and columns predicted, with all modalities; None for
             multilabel.
     """

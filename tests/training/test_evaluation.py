@@ -154,7 +154,39 @@ def test_mean_average_precision_is_that_of_the_definition():
     assert scores.metrics["samples"] == 17
 
 
-@pytest.mark.filterwarnings("ignore:No positive samples found in target:UserWarning")
+def test_area_and_d_prime_are_those_of_the_definition():
+    batches = random_batches(True, (6, 6, 5))
+    metrics = scores_of(MULTILABEL, batches).metrics
+    logits, labels = real_rows(batches, ("audio", "video"))
+    areas = []
+    for scores, truth in zip(logits.T, labels.T, strict=True):
+        # How often a positive is above a negative.
+        above = scores[truth == 1][:, None] > scores[truth == 0][None, :]
+        areas.append(above.float().mean().item())
+    assert metrics["roc_auc"] == pytest.approx(np.mean(areas))
+    normal = torch.distributions.Normal(0.0, 1.0)
+    assert normal.cdf(torch.tensor(metrics["d_prime"] / math.sqrt(2))).item() == pytest.approx(np.mean(areas))
+
+
+def test_scores_that_separate_all_have_a_finite_d_prime():
+    labels = torch.tensor([[1, 0, 1]] * 3 + [[0, 1, 0]] * 3, dtype=torch.uint8)
+    batch = make_batch(10.0 * labels - 5, torch.zeros(6, CLASSES), labels, real=6)
+    metrics = scores_of(MULTILABEL, [batch]).metrics
+    assert metrics["roc_auc"] == 1
+    assert 8 < metrics["d_prime"] < 9
+
+
+def test_of_many_classes_the_five_best_count():
+    classes = 20
+    source = SourceConfig("clips", "x.tar", ["audio", "video"], classes)
+    logits = torch.arange(classes).expand(6, -1).float()
+    batch = make_batch(logits, torch.zeros(6, classes), torch.tensor([19, 15, 14, 0, 17, 3]), real=5)
+    metrics = scores_of(source, [batch]).metrics
+    assert metrics["accuracy"] == pytest.approx(1 / 5)
+    assert metrics["top_5_accuracy"] == pytest.approx(3 / 5)
+
+
+@pytest.mark.filterwarnings("ignore:No positive samples:UserWarning")
 def test_a_class_that_never_occurs_counts_as_nothing_found():
     (batch,) = random_batches(True, (6,))
     batch.labels[:, 2] = 0
