@@ -32,12 +32,18 @@ class AugmentConfig:
         flip: Whether half of the samples are mirrored left to right; not for letters, digits or road signs.
         colour: Brightness, contrast and saturation are each multiplied by a number from 1 - colour to 1 + colour; 0 for
             no change. The paper changes colours of clips and does not say how much.
+        mixup: Images of a unit are blended two by two, and so are their labels, in a proportion drawn from the beta
+            distribution with this number twice; 0 for no mixing. Only for sources of images alone.
+        cutmix: Images are given a rectangle of another one, of an area drawn in the same way; 0 for none. With both, a
+            unit is mixed in one of the two ways.
     """
 
     crop: Literal["centre", "inception"] = "centre"
     smallest_area: float = 0.08
     flip: bool = False
     colour: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -49,6 +55,10 @@ class AugmentConfig:
             raise UserError(f"augment.smallest_area is {self.smallest_area}, must be above 0 and at most 1")
         if not 0 <= self.colour < 1:
             raise UserError(f"augment.colour is {self.colour}, must be from 0 to below 1")
+        if min(self.mixup, self.cutmix) < 0:
+            raise UserError(
+                f"augment.mixup {self.mixup} and augment.cutmix {self.cutmix} must not be negative"
+            )
 
 
 NO_AUGMENT = AugmentConfig()

@@ -49,8 +49,8 @@ class SourceConfig:
 
         Raises:
             UserError: A modality is unknown or named twice, the name is not a plain word, the number of classes is
-                below 2 or differs from the number of names, a modality that is dropped is not the source's, or the
-                label field is neither cls-like nor json.KEY.
+                below 2 or differs from the number of names, a modality that is dropped is not the source's, what is
+                not images alone is to be mixed, or the label field is neither cls-like nor json.KEY.
         """
         where = f"source '{self.name}'"
         if not self.name.isidentifier():
@@ -77,6 +77,11 @@ class SourceConfig:
                     f"{where}: modality_dropout has {modality}: {probability}; name modalities of the source "
                     f"({', '.join(self.modalities)}), with a probability from 0 to below 1"
                 )
+        if (self.augment.mixup or self.augment.cutmix) and self.modalities != ["image"]:
+            raise UserError(
+                f"{where}: augment.mixup and augment.cutmix mix images alone, modalities is {self.modalities}; "
+                "set both to 0"
+            )
         if self.label in ("json", "json."):
             raise UserError(f"{where}: label is '{self.label}'; name the entry, as in json.label")
 

@@ -22,11 +22,12 @@ from perceiver_dist.training.checkpoint_list import StartingPoint
 from perceiver_dist.training.checkpoint_writer import CheckpointWriter
 from perceiver_dist.training.datasets import evaluation_dataset
 from perceiver_dist.training.engine import build_engine, set_learning_rate
-from perceiver_dist.training.evaluation import autocast, evaluate, loss_per_sample, modality_subsets
+from perceiver_dist.training.evaluation import autocast, evaluate, modality_subsets
 from perceiver_dist.training.fragments import load_optimizer
 from perceiver_dist.training.lanes import loss_factor, turns, units_of
 from perceiver_dist.training.learning_rate import learning_rate
 from perceiver_dist.training.manifest import Progress, StoredFile
+from perceiver_dist.training.mixing import mix
 from perceiver_dist.training.news import Scores
 from perceiver_dist.training.optimizer import adam_step
 from perceiver_dist.training.preemption import Notices
@@ -151,9 +152,10 @@ class _Rank:
             if turn < len(units):
                 batch = self.streams[source.name].take(units[turn])
                 self.bad_samples.saw(source.name, batch)
+            mixed = mix(batch, source, train.seed)
             with autocast(self.device, train.precision):
-                logits = self.engine(batch.arrays, batch.present, source.name)
-            loss = loss_per_sample(logits.float(), batch.labels, source.task).mean()
+                logits = self.engine(mixed.arrays, batch.present, source.name)
+            loss = mixed.loss(logits.float(), batch.labels, source.task)
             weight = factor if turn < len(units) else 0.0
             self.engine.backward(loss if weight == 1 else loss * weight)
             self.engine.step()

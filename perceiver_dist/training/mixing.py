@@ -1,0 +1,93 @@
+"""MixUp (Zhang et al. 2018, arXiv 1710.09412) and CutMix (Yun et al. 2019, arXiv 1905.04899).
+
+Each image of a unit is mixed with another one of it: blended, or given a rectangle of it. The loss is mixed in the same
+proportion, which is the same as mixing the labels where the loss is linear in them, as both of ours are. How a unit is
+mixed follows from the run's seed, the source and the unit's number.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from perceiver_dist.training.batches import Batch
+from perceiver_dist.training.evaluation import loss_per_sample
+from pipelines.permutation import hash64
+from pipelines.source import SourceConfig
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A unit's arrays as the model is shown them, and what they are mixed of.
+
+    Attributes:
+        arrays: Modality -> (B, *array_shape), as decoded.
+        other: (B,) int64, the row that each row is mixed with.
+        share: (B,) fp32, of the row itself; the rest is the other's. None if nothing is mixed.
+    """
+
+    arrays: dict[str, Tensor]
+    other: Tensor
+    share: Tensor | None
+
+    def loss(self, logits: Tensor, labels: Tensor, task: str) -> Tensor:
+        """Return the mean loss of the unit.
+
+        Args:
+            logits: (B, classes).
+            labels: As in a `Batch`, of the rows before they were mixed.
+            task: softmax or multilabel.
+
+        Returns:
+            () loss in nats.
+        """
+        own = loss_per_sample(logits, labels, task)
+        if self.share is None:
+            return own.mean()
+        others = loss_per_sample(logits, labels[self.other], task)
+        return (self.share * own + (1 - self.share) * others).mean()
+
+
+def mix(batch: Batch, source: SourceConfig, seed: int) -> Mixed:
+    """Mix a unit's images as the source's `augment` says.
+
+    Args:
+        batch: The unit.
+        source: Its source, of images alone if anything is to be mixed.
+        seed: The run's seed.
+    """
+    augment, device = source.augment, batch.real.device
+    rows = torch.arange(len(batch.keys), device=device)
+    strengths = {"mixup": augment.mixup, "cutmix": augment.cutmix}
+    kinds = [kind for kind, strength in strengths.items() if strength]
+    if not kinds:
+        return Mixed(batch.arrays, rows, None)
+    random = np.random.default_rng(hash64(seed, source.name, "mix", batch.unit))
+    kind = kinds[random.integers(len(kinds))]
+    share = random.beta(strengths[kind], strengths[kind])
+    other = torch.from_numpy(random.permutation(len(rows))).to(device)
+    images = batch.arrays["image"]
+    height, width = images.shape[1:3]
+    if kind == "mixup":
+        blended = share * images.float() + (1 - share) * images[other].float()
+        mixed = blended.round().to(images.dtype)
+    else:
+        top, left, bottom, right = _rectangle(1 - share, height, width, random)
+        mixed = images.clone()
+        mixed[:, top:bottom, left:right] = images[other, top:bottom, left:right]
+        share = 1 - (bottom - top) * (right - left) / (height * width)
+    both = batch.present["image"] & batch.present["image"][other]
+    shown = torch.where(both[:, None, None, None], mixed, images)
+    return Mixed({"image": shown}, other, torch.where(both, share, 1.0))
+
+
+def _rectangle(
+    area: float, height: int, width: int, random: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Top, left, bottom and right of a rectangle of the picture's shape about any point, cut off at the edges."""
+    high, wide = height * area**0.5, width * area**0.5
+    row, column = random.uniform(0, height), random.uniform(0, width)
+    top, bottom = (round(float(np.clip(row + side * high / 2, 0, height))) for side in (-1, 1))
+    left, right = (round(float(np.clip(column + side * wide / 2, 0, width))) for side in (-1, 1))
+    return top, left, bottom, right
