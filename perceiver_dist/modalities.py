@@ -114,12 +114,14 @@ class ImageInput:
 
 @dataclass(frozen=True)
 class AudioInput:
-    """Mono sound: resampled, a window of fixed length, cut into raw segments (paper 4.2).
+    """Mono sound: resampled, a window of fixed length, cut into raw segments or made a log-mel spectrogram (paper 4.2).
 
     Attributes:
         sample_rate: Samples per second after resampling. The paper uses 48,000; 8,000 suffices here.
         samples: Window length in samples; a multiple of `segment`. Shorter sounds are padded with silence.
-        segment: Samples per token; 128 in the paper.
+        segment: Samples per token, 128 in the paper; of a spectrogram, samples from one column to the next.
+        mel_bands: Frequency bands of a log-mel spectrogram, whose every value is a token; null for raw sound. 80 with
+            segments of 1,024 give the paper's 4,800 inputs for its 61,440 samples.
         bands: Fourier bands K of the time axis.
         max_frequency: The paper's mu; None takes the number of tokens.
         position: "fourier" or "learned", as for images.
@@ -130,6 +132,7 @@ class AudioInput:
     sample_rate: int = 8000
     samples: int = 8192
     segment: int = 128
+    mel_bands: int | None = None
     bands: int = 8
     max_frequency: float | None = None
     position: PositionKind = "fourier"
@@ -140,7 +143,8 @@ class AudioInput:
         """Check what can be checked without data.
 
         Raises:
-            UserError: A size is not positive, the segment does not divide the window, or the position is unknown.
+            UserError: A size is not positive, the segment does not divide the window or is odd for a spectrogram, or
+                the position is unknown.
         """
         _require(
             min(self.sample_rate, self.samples, self.segment, self.bands) > 0,
@@ -150,6 +154,11 @@ class AudioInput:
         _require(
             self.samples % self.segment == 0,
             f"audio: segment {self.segment} must divide samples {self.samples}",
+        )
+        _require(
+            self.mel_bands is None or (self.mel_bands > 0 and self.segment % 2 == 0),
+            f"audio: mel_bands is {self.mel_bands} and segment {self.segment}; a spectrogram needs bands, and segments "
+            "of an even number of samples",
         )
         _check_position("audio", self.position, self.position_channels)
 
@@ -165,13 +174,14 @@ class AudioInput:
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """Tokens along each axis: (segments,)."""
-        return (self.samples // self.segment,)
+        """Tokens along each axis: (segments,), or (segments, bands) of a spectrogram."""
+        segments = self.samples // self.segment
+        return (segments,) if self.mel_bands is None else (segments, self.mel_bands)
 
     @property
     def content_channels(self) -> int:
-        """Values of one token before position features: a segment's samples."""
-        return self.segment
+        """Values of one token before position features: a segment's samples, or the level of one band."""
+        return self.segment if self.mel_bands is None else 1
 
 
 @dataclass(frozen=True)

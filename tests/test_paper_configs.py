@@ -30,6 +30,8 @@ EXPERIMENTS = [
     Published("imagenet imagenet_permuted", 261, {"image": 50_176}, 44_912_254, 707.2e9, 1024, [4e-3, 4e-6]),
     Published("imagenet imagenet_1cross", 261, {"image": 50_176}, 48_440_627, None, 1024, [2e-3, 0]),
     Published("audioset_raw", 257, {"audio": 480}, None, None, 512, [1e-6, 0]),
+    Published("audioset_mel", 259, {"audio": 4800}, None, None, 512, [1e-6, 0]),
+    Published("audioset_av_mel", 487, {"audio": 4800, "video": 12_544}, None, None, 512, [1e-6, 0]),
     Published("audioset_video", 483, {"video": 12_544}, None, None, 512, [1e-6, 0]),
     Published("audioset_av_raw", 487, {"audio": 480, "video": 12_544}, None, None, 512, [1e-6, 0]),
     Published("modelnet40", 387, {"points": 2048}, None, None, 512, [1e-3, 1e-3]),

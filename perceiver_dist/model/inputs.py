@@ -19,8 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from perceiver_dist.errors import UserError
-from perceiver_dist.modalities import MODALITIES, ImageInput, ModalityInput, PointCloudInput, tokens
+from perceiver_dist.modalities import (
+    MODALITIES,
+    AudioInput,
+    ImageInput,
+    ModalityInput,
+    PointCloudInput,
+    tokens,
+)
 from perceiver_dist.model.config import ModelConfig
+from perceiver_dist.model.mel import log_mel, mel_filters
 from perceiver_dist.model.positions import (
     axis_features,
     fourier_features,
@@ -150,7 +158,7 @@ class Tokenizer(nn.Module):
         self.spec = spec
         order = None if spec.permutation_seed is None else token_order(spec)
         self.register_buffer("order", order, persistent=False)
-        fixed = _fixed_features(spec)
+        fixed = _fixed_arrays(spec)
         self._exact = tuple(fixed)
         for name, features in fixed.items():
             self.register_buffer(name, features, persistent=False)
@@ -159,7 +167,7 @@ class Tokenizer(nn.Module):
         # module.bfloat16() casts buffers too; positions stay fp32, since LN statistics are made from them.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch does not annotate it
         if any(self.get_buffer(name).itemsize < torch.float32.itemsize for name in self._exact):
-            for name, features in _fixed_features(self.spec).items():
+            for name, features in _fixed_arrays(self.spec).items():
                 setattr(self, name, features.to(self.get_buffer(name).device))
         return self
 
@@ -197,15 +205,21 @@ class Tokenizer(nn.Module):
         mean = sum((part.sum(-1) for part in parts), start=torch.zeros_like(content[..., 0])) / channels
         square = sum((part.square().sum(-1) for part in parts), start=torch.zeros_like(mean)) / channels
         rstd = (square - mean.square() + LAYER_NORM_EPS).rsqrt()
-        axes = tuple(self.get_buffer(name) for name in self._exact if name != "position")
+        axes = tuple(self.get_buffer(name) for name in self._exact if name.startswith("axis_"))
         return Tokens(content, position, encoding, mean, rstd, axes)
 
     def _content(self, array: Tensor, dtype: torch.dtype) -> Tensor:
         """(B, *spec.array_shape) -> (B, M, c)."""
         if isinstance(self.spec, PointCloudInput):
             return point_features(array.to(dtype), self.spec)
-        patches = cut_into_tokens(array, self.spec)
-        return _scaled((patches if self.order is None else patches[:, self.order]).to(dtype), self.spec)
+        if isinstance(self.spec, AudioInput) and self.spec.mel_bands is not None:
+            levels = log_mel(array.to(dtype) / 32768, self.spec.segment, self.get_buffer("mel_filters"))
+            return self._ordered(levels.flatten(1)[..., None])
+        return _scaled(self._ordered(cut_into_tokens(array, self.spec)).to(dtype), self.spec)
+
+    def _ordered(self, tokens: Tensor) -> Tensor:
+        """(B, M, c) -> the same shape: the tokens in their fixed order."""
+        return tokens if self.order is None else tokens[:, self.order]
 
 
 def _scaled(patches: Tensor, spec: ModalityInput) -> Tensor:
@@ -219,15 +233,17 @@ def _scaled(patches: Tensor, spec: ModalityInput) -> Tensor:
     return ((colours / 255 - mean) / std).flatten(-2)
 
 
-def _fixed_features(spec: ModalityInput) -> dict[str, Tensor]:
-    """What is not learned of the positions: (M, P) of each token, and (size, 2K + 1) along each axis."""
+def _fixed_arrays(spec: ModalityInput) -> dict[str, Tensor]:
+    """What is computed once: "position" (M, P) of each token, "axis_0" (size, 2K + 1) along an axis, "mel_filters"."""
+    arrays: dict[str, Tensor] = {}
+    if isinstance(spec, AudioInput) and spec.mel_bands is not None:
+        arrays["mel_filters"] = mel_filters(spec.sample_rate, 2 * spec.segment, spec.mel_bands)
     if spec.position == "learned":
-        return {}
-    together = fourier_features(spec)
-    if spec.permutation_seed is not None:
-        return {"position": together[token_order(spec)]}
+        return arrays
+    features = fourier_features(spec)
+    arrays["position"] = features if spec.permutation_seed is None else features[token_order(spec)]
     along = axis_features(spec) if separates_by_axis(spec) else []
-    return {"position": together, **{f"axis_{number}": table for number, table in enumerate(along)}}
+    return arrays | {f"axis_{number}": table for number, table in enumerate(along)}
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,8 @@ def meshes(folder: Path) -> None:
         ("imagenet imagenet_permuted", photos, 1),
         ("imagenet imagenet_1cross", photos, 1),
         ("audioset_raw", clips, 4),
+        ("audioset_mel", clips, 2),
+        ("audioset_av_mel", clips, 1),
         ("audioset_video", clips, 1),
         ("audioset_av_raw", clips, 2),
         ("modelnet40", meshes, 4),

@@ -1,0 +1,53 @@
+"""Sound as a log-mel spectrogram: power by segment of time and by mel band of frequency.
+
+Each segment is looked at through a Hann window of twice its length about its middle. Bands are triangles, evenly spaced
+and half overlapping on the mel scale m(f) = 2595 log10(1 + f / 700), from 0 to half of the sample rate. Power is 0.25
+for a sine of full scale, so its logarithm lies between FLOOR and about 0, and is put between -1 and 1.
+"""
+
+import torch
+import torch.nn.functional as F  # noqa: N812  # torch's own convention
+from torch import Tensor
+
+FLOOR = -6.0
+"""log10 of the power of silence."""
+
+
+def mel_filters(sample_rate: int, window: int, bands: int) -> Tensor:
+    """Return how much of each frequency of a Fourier transform each band takes.
+
+    Args:
+        sample_rate: Samples per second.
+        window: Samples of the transform.
+        bands: Number of bands.
+
+    Returns:
+        (window // 2 + 1, bands) fp64, triangles of height 1.
+    """
+    frequencies = torch.linspace(0, sample_rate / 2, window // 2 + 1, dtype=torch.float64)
+    mels = 2595 * torch.log10(1 + frequencies / 700)
+    corners = torch.linspace(0, mels[-1].item(), bands + 2, dtype=torch.float64)
+    width = corners[1]
+    return (1 - (mels[:, None] - corners[1:-1]).abs() / width).clamp(min=0)
+
+
+def log_mel(sound: Tensor, segment: int, filters: Tensor) -> Tensor:
+    """Return the log-mel spectrogram of sounds.
+
+    Args:
+        sound: (B, samples), fp32 or fp64 in [-1, 1]; the samples are a multiple of the segment.
+        segment: Samples of a segment, an even number.
+        filters: From `mel_filters`, for a window of 2 * segment.
+
+    Returns:
+        (B, segments, bands) in the dtype of `sound`.
+    """
+    window = torch.hann_window(2 * segment, dtype=sound.dtype, device=sound.device)
+    padded = F.pad(sound, (segment // 2, segment // 2))
+    views = padded.unfold(-1, 2 * segment, segment) * window
+    power = (torch.fft.rfft(views).abs() / window.sum()).square()
+    # Autocast would make the product in bfloat16, and quiet bands vanish.
+    with torch.autocast(sound.device.type, enabled=False):
+        by_band = power @ filters.to(power.dtype)
+    levels = (by_band + 10**FLOOR).log10()
+    return 1 - 2 * levels / FLOOR
