@@ -1,18 +1,19 @@
-"""Turn known data into shards: `python jobs/prepare_data.py manifest|fashion_mnist|modelnet ...`."""
+"""Turn known data into shards: `python jobs/prepare_data.py manifest|folder|fashion_mnist|modelnet ...`."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import MISSING, fields
 
 import yaml
 from jsonargparse import ArgumentParser
 
 from perceiver_dist.command_line import run_job
 from perceiver_dist.subcommands import parse_arguments, subcommand_parser
-from pipelines.convert import convert_fashion_mnist, convert_manifest, convert_modelnet
+from pipelines.convert import convert_fashion_mnist, convert_folder, convert_manifest, convert_modelnet
 from pipelines.source import SourceConfig
 
 CONVERTERS: dict[str, Callable[..., SourceConfig]] = {
     "manifest": convert_manifest,
+    "folder": convert_folder,
     "fashion_mnist": convert_fashion_mnist,
     "modelnet": convert_modelnet,
 }
@@ -42,12 +43,18 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def source_block(source: SourceConfig) -> str:
-    """Return a source as the YAML that goes into a config file.
+    """Return a source as the YAML that goes into a config file, without what is as it is by default.
 
     Args:
         source: The source.
     """
-    return yaml.safe_dump({"sources": [asdict(source)]}, sort_keys=False, allow_unicode=True, width=100)
+    block = {
+        field.name: getattr(source, field.name)
+        for field in fields(source)
+        if getattr(source, field.name) != field.default
+        and (field.default_factory is MISSING or getattr(source, field.name) != field.default_factory())
+    }
+    return yaml.safe_dump({"sources": [block]}, sort_keys=False, allow_unicode=True, width=100)
 
 
 if __name__ == "__main__":

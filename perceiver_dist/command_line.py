@@ -153,10 +153,16 @@ def _build(parser: ArgumentParser, parsed: Namespace, config: type[Configuration
 
 def _help_of_nested_options(config: type) -> str:
     """Return the help of the options that the parser hides, since their part may be absent or there many times."""
-    titles = {"optional": "--{0}.NAME VALUE sets the part {0}:", "list": "Each entry of --{0} has:"}
-    lines = []
+    titles = {
+        "optional": "--{0}.NAME VALUE sets the part {0}:",
+        "list": "Each entry of --{0} has:",
+        "always": "{0} of each entry has:",
+    }
+    lines: list[str] = []
+    hidden: list[str] = []
     for part in parts_of(config):
-        if part.place != "always":
+        if part.place != "always" or part.name.startswith(tuple(f"{name}." for name in hidden)):
+            hidden.append(part.name)
             lines += ["", titles[part.place].format(part.name)]
             for option in part.options:
                 facts = f"{option.meaning} (type: {option.type}, default: {option.default})"

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from pipelines.augment import PLAIN_VIEW, View
+from pipelines.permutation import hash64
 
 
 @dataclass(frozen=True)
@@ -20,3 +21,13 @@ class Chance:
     seed: int
     augment: bool
     view: View = PLAIN_VIEW
+
+
+def evaluation_chance(key: str, window: float = 0.5) -> Chance:
+    """Return what evaluation has in place of chance: a sample is the same each time, whatever batch it is in.
+
+    Args:
+        key: The sample's key.
+        window: Where a window in time lies.
+    """
+    return Chance(window=window, seed=hash64(key), augment=False)

@@ -27,7 +27,7 @@ import numpy as np
 
 from perceiver_dist.modalities import ModalityInput
 from pipelines.augment import View
-from pipelines.chance import Chance
+from pipelines.chance import Chance, evaluation_chance
 from pipelines.decode import FIELD_MODALITY
 from pipelines.errors import SampleError
 from pipelines.index import SourceIndex
@@ -164,8 +164,7 @@ class UnitMaker:
 
     def _chance(self, unit: int, row: int, sample: RawSample) -> Chance:
         if isinstance(self.plan, EvaluationPlan):
-            # By key, so that a sample is the same in every evaluation, whatever batch it is in.
-            return Chance(window=0.5, seed=hash64(sample.key), augment=False)
+            return evaluation_chance(sample.key)
         place = (unit, row)
         seed = hash64(self.plan.seed, self.source.name, "sample", *place)
         return Chance(

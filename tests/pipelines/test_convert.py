@@ -17,7 +17,8 @@ from PIL import Image
 
 from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import ImageInput
-from pipelines.convert import convert_fashion_mnist, convert_manifest, convert_modelnet, read_idx
+from pipelines.convert import convert_fashion_mnist, convert_folder, convert_manifest, convert_modelnet
+from pipelines.convert.fashion_mnist import read_idx
 from pipelines.decode import decode_image
 from pipelines.source import SourceConfig
 
@@ -167,6 +168,56 @@ def test_the_meshes_of_modelnet_become_shards(tmp_path):
 def test_a_folder_that_is_not_modelnet_is_refused(tmp_path, paths, error):
     with pytest.raises(UserError, match=error):
         convert_modelnet(write_modelnet(tmp_path / "tree", *paths), tmp_path / "out")
+
+
+def write_tree(folder: Path, *paths: str) -> Path:
+    """Small images, each of its own shade, in a tree of folders."""
+    for number, path in enumerate(paths):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), number).save(folder / path, "PNG")
+    return folder
+
+
+def shades(pattern: str) -> dict[int, int]:
+    """Class by shade of what `write_tree` wrote and a converter put into shards."""
+    return {
+        int(decode_image(each["png"], ImageInput())[0, 0, 0]): int(each["cls"])
+        for each in read_shards(pattern)
+    }
+
+
+def test_folders_of_classes_become_shards_and_every_class_is_held_out(tmp_path):
+    paths = [f"{label}/{deep}{i}.png" for label in ("dog", "cat") for deep in ("", "more/") for i in range(5)]
+    tree = write_tree(tmp_path / "tree", *paths, "dog/.hidden.png")
+    (tree / "cat" / "notes.txt").touch()
+    source = convert_folder(tree, tmp_path / "pets", eval_fraction=0.2)
+    assert source.class_names == ["cat", "dog"]
+    train, held_out = shades(source.train_shards), shades(source.eval_shards)
+    assert train | held_out == {number: int(number < 10) for number in range(20)}
+    assert not train.keys() & held_out.keys()
+    assert sorted(held_out.values()) == [0, 0, 1, 1]
+    assert convert_folder(tree, tmp_path / "all", eval_fraction=0).eval_shards == ""
+
+
+def test_folders_of_splits_become_their_shards(tmp_path):
+    tree = write_tree(tmp_path / "tree", "train/a/x.png", "train/b/c/x.png", "val/b/x.png", "val/top.png")
+    source = convert_folder(tree, tmp_path / "out")
+    assert (shades(source.train_shards), shades(source.eval_shards)) == ({0: 0, 1: 1}, {2: 1})
+
+
+@pytest.mark.parametrize(
+    ("paths", "fraction", "error"),
+    [
+        (["top.png"], 0.1, "lists 0 files, none of them for training"),
+        (["a/x.png", "a/y.png"], 0.1, "has 1 label"),
+        (["a/x.png", "b/x.png"], 1.0, "--eval_fraction is 1.0, must be from 0 to below 1"),
+    ],
+)
+def test_a_tree_that_cannot_be_used_is_refused(tmp_path, paths, fraction, error):
+    with pytest.raises(UserError, match=error):
+        convert_folder(write_tree(tmp_path / "tree", *paths), tmp_path / "out", fraction)
+    with pytest.raises(UserError, match=r"folder .*nowhere: no such folder"):
+        convert_folder(tmp_path / "nowhere", tmp_path / "out")
 
 
 def prepare_data(*arguments: str) -> subprocess.CompletedProcess:
