@@ -1,1 +1,35 @@
-"""A training system for the Perceiver (Jaegle et al. 2021): model, training, tracking, configuration."""
+"""A training system for the Perceiver (Jaegle et al. 2021): model, training, tracking, configuration.
+
+A trained model in three lines:
+
+    import perceiver_dist
+    model = perceiver_dist.load("runs/NAME")
+    print(model.predict(["photo.jpg"])[0].top(3))
+"""
+
+from os import PathLike
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from perceiver_dist.inference.trained_model import TrainedModel
+
+
+def load(place: str | PathLike[str], device: str = "cpu") -> "TrainedModel":
+    """Load a trained model with everything that belongs to it; Ray, DeepSpeed and MLflow are not needed.
+
+    Args:
+        place: Path or URI of a run such as runs/NAME (its newest checkpoint), of a checkpoint such as
+            runs/NAME/step-00001000, or of an exported model.
+        device: Where it runs, as torch names it.
+
+    Returns:
+        The model; `load("runs/NAME").predict(["photo.jpg"])[0].top(3)` names three classes.
+
+    Raises:
+        UserError: There is no trained model, or it is damaged.
+    """
+    # Here and not above, so that importing a part of the package does not import torch.
+    from perceiver_dist.inference.stored_model import find_model
+    from perceiver_dist.inference.trained_model import TrainedModel
+
+    return TrainedModel(find_model(str(place)), device)
