@@ -276,7 +276,7 @@ class RunConfig:
 
         Raises:
             UserError: A password or key in an option, no source, two sources with one name, a weight that is not
-                positive, or a source with a modality that the model has no input for.
+                positive, a source with a modality that the model has no input for, or masks without a spectrogram.
         """
         refuse_credentials(asdict(self))
         if not self.sources:
@@ -296,6 +296,12 @@ class RunConfig:
                         f"source '{source.name}': has modality {modality}, but model.{modality} is null; "
                         f"set model.{modality}.* to its sizes"
                     )
+            audio = self.model.audio
+            if source.augment.masks and ("audio" not in source.modalities or not (audio and audio.mel_bands)):
+                raise UserError(
+                    f"source '{source.name}': augment.masks is {source.augment.masks}, but it has no spectrograms; "
+                    "they need the modality audio and model.audio.mel_bands"
+                )
 
     @property
     def last_step(self) -> int:

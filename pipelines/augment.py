@@ -1,4 +1,4 @@
-"""Pictures as training sees them: cropped, mirrored, in other light; the same way for all frames of a clip.
+"""Samples as training sees them: cropped, mirrored, in other light; the same way for all frames of a clip.
 
 Everything is a function of the options, a seed and the picture's size, so a unit is the same bytes each time it is
 made. Pillow does the work, as for everything else that is decoded.
@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from perceiver_dist.errors import UserError
+from pipelines.rand_augment import MOST_MAGNITUDE, rand_augment
 
 _ASPECTS = (3 / 4, 4 / 3)
 _TRIES = 10
@@ -32,18 +33,30 @@ class AugmentConfig:
         flip: Whether half of the samples are mirrored left to right; not for letters, digits or road signs.
         colour: Brightness, contrast and saturation are each multiplied by a number from 1 - colour to 1 + colour; 0 for
             no change. The paper changes colours of clips and does not say how much.
+        operations: Changes of RandAugment (see pipelines/rand_augment.py) that each picture gets; 4 in the paper on
+            ImageNet, 0 for none.
+        magnitude: Of these changes, 0 to 10; 5 in the paper on ImageNet.
         mixup: Images of a unit are blended two by two, and so are their labels, in a proportion drawn from the beta
             distribution with this number twice; 0 for no mixing. Only for sources of images alone.
         cutmix: Images are given a rectangle of another one, of an area drawn in the same way; 0 for none. With both, a
             unit is mixed in one of the two ways.
+        masks: SpecAugment (Park et al. 2019): stretches of time, and as many ranges of frequency, of a log-mel
+            spectrogram that are replaced by its mean; 2 and 2 are usual, 0 for none.
+        masked_time: Longest such stretch, as a fraction of the window.
+        masked_bands: Widest such range, as a fraction of the bands.
     """
 
     crop: Literal["centre", "inception"] = "centre"
     smallest_area: float = 0.08
     flip: bool = False
     colour: float = 0.0
+    operations: int = 0
+    magnitude: float = 5.0
     mixup: float = 0.0
     cutmix: float = 0.0
+    masks: int = 0
+    masked_time: float = 0.1
+    masked_bands: float = 0.3
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -58,6 +71,16 @@ class AugmentConfig:
         if min(self.mixup, self.cutmix) < 0:
             raise UserError(
                 f"augment.mixup {self.mixup} and augment.cutmix {self.cutmix} must not be negative"
+            )
+        if self.operations < 0 or not 0 <= self.magnitude <= MOST_MAGNITUDE:
+            raise UserError(
+                f"augment.operations is {self.operations} and augment.magnitude {self.magnitude}; none or more, of a "
+                f"magnitude from 0 to {MOST_MAGNITUDE}"
+            )
+        if self.masks < 0 or not 0 < self.masked_time <= 1 or not 0 < self.masked_bands <= 1:
+            raise UserError(
+                f"augment.masks is {self.masks}, masked_time {self.masked_time}, masked_bands {self.masked_bands}; "
+                "none or more masks, of fractions above 0 and at most 1"
             )
 
 
@@ -104,7 +127,7 @@ class View:
         return left, top, left + wide, top + high
 
     def changed(self, picture: Image.Image) -> Image.Image:
-        """Mirror a picture and change its colours, as the seed says.
+        """Mirror a picture, change its colours, and apply RandAugment, as the seed says.
 
         Args:
             picture: Grey or RGB.
@@ -117,7 +140,7 @@ class View:
             kinds = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
             for kind, factor in zip(kinds, factors, strict=True):
                 picture = kind(picture).enhance(1 + self.augment.colour * (2 * factor - 1))
-        return picture
+        return rand_augment(picture, self.augment.operations, self.augment.magnitude, random)
 
 
 PLAIN_VIEW = View()

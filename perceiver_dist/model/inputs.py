@@ -172,7 +172,11 @@ class Tokenizer(nn.Module):
         return self
 
     def forward(
-        self, array: Tensor, encoding: Tensor | None = None, learned_position: Tensor | None = None
+        self,
+        array: Tensor,
+        encoding: Tensor | None = None,
+        learned_position: Tensor | None = None,
+        masked: Tensor | None = None,
     ) -> Tokens:
         """Scale, cut, order and measure one batch of arrays.
 
@@ -181,6 +185,7 @@ class Tokenizer(nn.Module):
                 (x / 32768) or the fp32 coordinates of points.
             encoding: (E,) learned modality encoding; None for none.
             learned_position: (M, P) learned positions, if the modality's are; place by place after ordering.
+            masked: (B, *spec.grid) bool, tokens whose content is replaced by the mean of the sample's; None for none.
 
         Returns:
             The tokens, with LN statistics from sums over the parts: the C channels are never put together.
@@ -199,6 +204,9 @@ class Tokenizer(nn.Module):
             raise UserError(f"{self.name}: positions are learned, give them")
         position = position.to(torch.promote_types(position.dtype, torch.float32))
         content = self._content(array, position.dtype)
+        if masked is not None:
+            hidden = self._ordered(masked.flatten(1)[..., None])
+            content = torch.where(hidden, content.mean(1, keepdim=True), content)
         encoding = position.new_zeros(0) if encoding is None else encoding.to(position.dtype)
         parts = (content, position, encoding)
         channels = sum(part.shape[-1] for part in parts)

@@ -1,6 +1,7 @@
 """The Perceiver (Jaegle et al. 2021, arXiv 2103.03206): latents that read tokens, then think, T times."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ from perceiver_dist.model.inputs import (
 )
 from perceiver_dist.model.layers import LearnedArrays, SelfAttend, linear, no_effect
 from perceiver_dist.model.readout import Decoder
+
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class Perceiver(nn.Module):
@@ -66,7 +69,13 @@ class Perceiver(nn.Module):
             {source: linear(config.width, classes) for source, classes in heads.items()}
         )
 
-    def forward(self, arrays: Mapping[str, Tensor], present: Mapping[str, Tensor], source: str) -> Tensor:
+    def forward(
+        self,
+        arrays: Mapping[str, Tensor],
+        present: Mapping[str, Tensor],
+        source: str,
+        masked: Mapping[str, Tensor] = NOTHING,
+    ) -> Tensor:
         """Logits of a batch of one source.
 
         What is not present in a sample has no influence on that sample's logits. A sample with nothing
@@ -76,6 +85,8 @@ class Perceiver(nn.Module):
             arrays: (B, *array_shape) per modality the source has, as decoded: uint8, int16 or fp32.
             present: (B,) bool per modality; one it does not name is there in every sample.
             source: Whose head to use.
+            masked: (B, *grid) bool by modality, tokens that are shown the mean content of their modality instead of
+                their own, as SpecAugment does.
 
         Returns:
             (B, classes of the source) in the parameters' dtype.
@@ -88,7 +99,8 @@ class Perceiver(nn.Module):
         encodings: dict[str, Tensor] = self.encodings()
         positions: dict[str, Tensor] = self.positions()
         tokens = [
-            self.tokenizers[name](arrays[name], encodings.get(name), positions.get(name)) for name in names
+            self.tokenizers[name](arrays[name], encodings.get(name), positions.get(name), masked.get(name))
+            for name in names
         ]
         batch = tokens[0].content.shape[0]
         readable = self._attendable(tokens, read_presence(present, names, batch))

@@ -27,6 +27,7 @@ from perceiver_dist.training.fragments import load_optimizer
 from perceiver_dist.training.lanes import loss_factor, turns, units_of
 from perceiver_dist.training.learning_rate import learning_rate
 from perceiver_dist.training.manifest import Progress, StoredFile
+from perceiver_dist.training.masking import spectrogram_masks
 from perceiver_dist.training.mixing import mix
 from perceiver_dist.training.news import Scores
 from perceiver_dist.training.optimizer import adam_step
@@ -153,8 +154,9 @@ class _Rank:
                 batch = self.streams[source.name].take(units[turn])
                 self.bad_samples.saw(source.name, batch)
             mixed = mix(batch, source, train.seed)
+            masked = spectrogram_masks(batch, source, self.config.model.audio, train.seed)
             with autocast(self.device, train.precision):
-                logits = self.engine(mixed.arrays, batch.present, source.name)
+                logits = self.engine(mixed.arrays, batch.present, source.name, masked)
             loss = mixed.loss(logits.float(), batch.labels, source.task)
             weight = factor if turn < len(units) else 0.0
             self.engine.backward(loss if weight == 1 else loss * weight)
