@@ -1,21 +1,40 @@
-"""Turn known data into shards: `python jobs/prepare_data.py manifest|folder|fashion_mnist|modelnet ...`."""
+"""Turn known data into shards: `python jobs/prepare_data.py manifest|folder|audioset|modelnet|mnist|fashion_mnist ...`.
 
+Shards are written by Ray, on a cluster if RAY_ADDRESS names one. A conversion that was stopped goes on when the same
+command is given again.
+"""
+
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 
 import yaml
 from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.progress import Progress
 
 from perceiver_dist.command_line import run_job
 from perceiver_dist.subcommands import parse_arguments, subcommand_parser
-from pipelines.convert import convert_fashion_mnist, convert_folder, convert_manifest, convert_modelnet
+from perceiver_dist.training.cluster import start_ray
+from pipelines.convert import (
+    Conversion,
+    convert_audioset,
+    convert_fashion_mnist,
+    convert_folder,
+    convert_manifest,
+    convert_mnist,
+    convert_modelnet,
+    write_conversion,
+)
 from pipelines.source import SourceConfig
 
-CONVERTERS: dict[str, Callable[..., SourceConfig]] = {
+CONVERTERS: dict[str, Callable[..., Conversion]] = {
     "manifest": convert_manifest,
     "folder": convert_folder,
-    "fashion_mnist": convert_fashion_mnist,
+    "audioset": convert_audioset,
     "modelnet": convert_modelnet,
+    "mnist": convert_mnist,
+    "fashion_mnist": convert_fashion_mnist,
 }
 
 
@@ -37,8 +56,15 @@ def main(arguments: Sequence[str]) -> int:
         UserError: An option or the data is not as it must be.
     """
     parsed = parse_arguments(build_parser(), arguments)
-    source = CONVERTERS[parsed.kind](**parsed[parsed.kind].as_dict())
-    print(source_block(source), end="")
+    conversion = CONVERTERS[parsed.kind](**parsed[parsed.kind].as_dict())
+    for remark in conversion.remarks:
+        print(remark, file=sys.stderr)
+    start_ray(1)
+    # Beside the source, which may be sent to a file.
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("shards", total=None)
+        write_conversion(conversion, lambda done, of: progress.update(task, completed=done, total=of))
+    print(source_block(conversion.source), end="")
     return 0
 
 

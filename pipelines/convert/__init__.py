@@ -1,12 +1,23 @@
-"""Known data to shards: a CSV manifest, a tree of folders, ModelNet's meshes, Fashion-MNIST's idx files.
+"""Known data to shards: tables of files, trees of folders, AudioSet, ModelNet, the MNIST family.
 
-Every converter shuffles by a seed, so that shards are alike, writes train-NNNNNN.tar, eval-NNNNNN.tar and
-classes.json (the names of the labels 0, 1, ...) into one directory, and returns the source as a run's
-configuration names it.
+Every converter finds what there is and decides, by a seed, which sample goes into which shard: shards are alike.
+`write_conversion` then writes train-NNNNNN.tar, eval-NNNNNN.tar and classes.json (the names of the labels 0, 1, ...).
 """
 
-from pipelines.convert.fashion_mnist import convert_fashion_mnist
+from pipelines.convert.audioset import convert_audioset
+from pipelines.convert.conversion import Conversion
 from pipelines.convert.folder import convert_folder, convert_modelnet
+from pipelines.convert.idx import convert_fashion_mnist, convert_mnist
 from pipelines.convert.manifest import convert_manifest
+from pipelines.convert.writing import write_conversion
 
-__all__ = ["convert_fashion_mnist", "convert_folder", "convert_manifest", "convert_modelnet"]
+__all__ = [
+    "Conversion",
+    "convert_audioset",
+    "convert_fashion_mnist",
+    "convert_folder",
+    "convert_manifest",
+    "convert_mnist",
+    "convert_modelnet",
+    "write_conversion",
+]

@@ -15,7 +15,7 @@ from test_points import write_solids
 from perceiver_dist.command_line import parse_run, run_parser
 from perceiver_dist.config import RunConfig, StorageConfig
 from perceiver_dist.training.driver import run_training
-from pipelines.convert import convert_modelnet
+from pipelines.convert import convert_modelnet, write_conversion
 from pipelines.demo.sights_and_sounds import render_clip
 from pipelines.write import Sample, write_shards
 
@@ -47,7 +47,8 @@ def clips(folder: Path) -> None:
 
 def meshes(folder: Path) -> None:
     """Boxes and pyramids."""
-    convert_modelnet(write_solids(folder / "tree", SAMPLES, 0), folder, SAMPLES)
+    solids = convert_modelnet(write_solids(folder / "tree", SAMPLES, 0), str(folder), SAMPLES)
+    write_conversion(solids, lambda _done, _of: None)
 
 
 @pytest.mark.long

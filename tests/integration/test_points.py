@@ -11,7 +11,7 @@ from rich.console import Console
 
 from perceiver_dist.modalities import PointCloudInput
 from perceiver_dist.training.driver import run_training
-from pipelines.convert import convert_modelnet
+from pipelines.convert import convert_modelnet, write_conversion
 
 CORNERS = {
     "box": [[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)],
@@ -43,10 +43,11 @@ def write_solids(tree: Path, train: int = 20, test: int = 7) -> Path:
 @pytest.mark.usefixtures("ray_cluster")
 def test_meshes_train_beside_pictures(tmp_path: Path) -> None:
     small_run.write_data(tmp_path / "data", train=20, evaluation=8)
-    solids = convert_modelnet(write_solids(tmp_path / "tree"), tmp_path / "solids", samples_per_shard=16)
+    solids = convert_modelnet(write_solids(tmp_path / "tree"), str(tmp_path / "solids"), samples_per_shard=16)
+    write_conversion(solids, lambda _done, _of: None)
     config = small_run.small_config(tmp_path / "data", tmp_path / "runs", "points", steps=3, micro_batch=4)
     model = replace(config.model, points=PointCloudInput(points=32, bands=2), audio=None)
-    sources = [config.sources[0], replace(solids, weight=2)]
+    sources = [config.sources[0], replace(solids.source, weight=2)]
     result = run_training(replace(config, model=model, sources=sources), Console(file=StringIO()))
     assert (result["exit"], result["steps"]) == ("completed", 3)
     metrics = result["metrics"]

@@ -1,0 +1,146 @@
+"""Tables of files become shards: by split, with one label or several, with one file or several."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from converted_shards import picture, read_shards, shades, written
+
+from perceiver_dist.errors import UserError
+from pipelines.convert import convert_manifest
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def write_table(folder: Path, rows: list[str], header: str = "path,label,split") -> Path:
+    """A table, and for every path of it a picture whose shade is the row's number."""
+    for number, row in enumerate(rows):
+        picture(folder / row.split(",")[0], number)
+    table = folder / "files.csv"
+    table.write_text("\n".join([header, *rows]) + "\n")
+    return table
+
+
+def test_a_table_becomes_shards_by_split(tmp_path: Path) -> None:
+    rows = [f"{i}.png,{'dog' if i % 2 else 'cat'},{'test' if i < 4 else 'train'}" for i in range(12)]
+    out = tmp_path / "pets"
+    source = written(convert_manifest(write_table(tmp_path, rows), str(out), samples_per_shard=3))
+    assert (source.name, source.modalities, source.class_names) == ("pets", ["image"], ["cat", "dog"])
+    assert source.train_shards == str(out / "train-{000000..000002}.tar")
+    assert json.loads((out / "classes.json").read_text()) == ["cat", "dog"]
+    for pattern, expected in ((source.train_shards, range(4, 12)), (source.eval_shards, range(4))):
+        assert shades(pattern) == {i: str(i % 2) for i in expected}
+
+
+def test_the_order_is_shuffled_by_the_seed_alone(tmp_path: Path) -> None:
+    table = write_table(tmp_path, [f"{i}.png,{i % 2},train" for i in range(20)])
+    sources = [written(convert_manifest(table, str(tmp_path / str(i)), seed=i % 2)) for i in (0, 2, 1)]
+    first, again, other = (Path(source.train_shards).read_bytes() for source in sources)
+    assert first == again
+    assert first != other
+    names = [each["__key__"].partition("-")[2] for each in read_shards(sources[0].train_shards)]
+    assert names != sorted(names, key=int)
+
+
+def test_without_a_split_column_everything_is_for_training(tmp_path: Path) -> None:
+    table = write_table(tmp_path, ["a.png,x", "b.png,y"], header="path,label")
+    source = convert_manifest(table, str(tmp_path / "2 of them")).source
+    assert source.eval_shards == ""
+    assert source.name == "_2_of_them"
+
+
+def test_numbers_as_labels_keep_their_order(tmp_path: Path) -> None:
+    table = write_table(tmp_path, [f"{i}.png,{i},train" for i in range(12)])
+    assert convert_manifest(table, str(tmp_path / "out")).source.class_names == [str(i) for i in range(12)]
+
+
+def test_columns_and_splits_may_be_called_otherwise(tmp_path: Path) -> None:
+    """As ESC-50's table, whose sounds lie in a folder beside it and whose folds are numbers."""
+    for number in range(6):
+        picture(tmp_path / "audio" / f"{number}.png", number)
+    rows = [f"{i}.png,{i % 5 + 1},{'rain' if i % 2 else 'dog'}" for i in range(6)]
+    (tmp_path / "meta.csv").write_text("\n".join(["filename,fold,category", *rows]))
+    source = written(
+        convert_manifest(
+            tmp_path / "meta.csv",
+            str(tmp_path / "out"),
+            root=tmp_path / "audio",
+            path_columns=["filename"],
+            label_column="category",
+            split_column="fold",
+            eval_splits=["5"],
+        )
+    )
+    assert shades(source.eval_shards) == {4: "0"}
+    assert shades(source.train_shards) == {0: "0", 1: "1", 2: "0", 3: "1", 5: "1"}
+
+
+def test_several_labels_make_a_multilabel_source(tmp_path: Path) -> None:
+    table = write_table(tmp_path, ["a.png,x;y", "b.png,", "c.png,z; x"], header="path,label")
+    source = written(convert_manifest(table, str(tmp_path / "out"), label_separator=";"))
+    assert (source.task, source.class_names) == ("multilabel", ["x", "y", "z"])
+    assert shades(source.train_shards) == {0: "0,1", 1: "", 2: "0,2"}
+
+
+def test_a_sample_may_have_several_files_and_lack_some(tmp_path: Path) -> None:
+    for number in range(3):
+        picture(tmp_path / f"{number}.png", number)
+        np.save(tmp_path / f"{number}.npy", np.full((5, 3), number, np.float32))
+    rows = ["0.png,0.npy,a", "1.png,,b", ",2.npy,a"]
+    (tmp_path / "files.csv").write_text("\n".join(["picture,cloud,label", *rows]))
+    table = tmp_path / "files.csv"
+    source = written(convert_manifest(table, str(tmp_path / "out"), path_columns=["picture", "cloud"]))
+    assert source.modalities == ["image", "points"]
+    found = {frozenset(each) & {"png", "npy"} for each in read_shards(source.train_shards)}
+    assert found == {frozenset({"png", "npy"}), frozenset({"png"}), frozenset({"npy"})}
+
+
+def test_parquet_is_read_as_csv_is_and_may_hold_lists_of_labels(tmp_path: Path) -> None:
+    for number in range(3):
+        picture(tmp_path / f"{number}.png", number)
+    columns = {"path": [f"{i}.png" for i in range(3)], "split": ["train", "train", "val"]}
+    pq.write_table(pa.table({**columns, "label": [7, 10, 7]}), tmp_path / "one.parquet")
+    pq.write_table(pa.table({**columns, "label": [["a", "b"], ["b"], []]}), tmp_path / "many.parquet")
+    one = written(convert_manifest(tmp_path / "one.parquet", str(tmp_path / "one")))
+    assert (one.class_names, shades(one.train_shards), shades(one.eval_shards)) == (
+        ["7", "10"],
+        {0: "0", 1: "1"},
+        {2: "0"},
+    )
+    many = written(convert_manifest(tmp_path / "many.parquet", str(tmp_path / "many")))
+    assert many.task == "multilabel"
+    assert shades(many.train_shards) | shades(many.eval_shards) == {0: "0,1", 1: "1", 2: ""}
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("file,label\na.png,x\n", "has no column 'path', only file, label"),
+        ("path,label\n", "lists 0 samples"),
+        ("path,label\na.png,x\na.png,x\n", "has 1 label, a classification needs at least 2"),
+        ("path,label\n,x\n", "line 2: path: empty"),
+        ("path,label\na.png,\n", "line 2: the label is empty"),
+        ("path,label\na.png,x\nb.png,y\n", r"line 3: .*b.png: no such file"),
+        ("path,label\na.txt,x\n", "line 2: a.txt is no medium known here; known are jpg"),
+        ("path,label,split\na.png,x,hold\n", "line 2: split is 'hold', must be one of train, eval"),
+    ],
+)
+def test_a_table_that_cannot_be_used_says_where(tmp_path: Path, text: str, error: str) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "a.txt").touch()
+    (tmp_path / "files.csv").write_text(text)
+    with pytest.raises(UserError, match=error):
+        convert_manifest(tmp_path / "files.csv", str(tmp_path / "out"))
+
+
+def test_two_files_of_one_modality_and_what_is_no_parquet_are_refused(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "files.csv").write_text("one,two,label\na.png,a.png,x\n")
+    with pytest.raises(UserError, match="are of one modality"):
+        convert_manifest(tmp_path / "files.csv", str(tmp_path / "out"), path_columns=["one", "two"])
+    (tmp_path / "files.parquet").write_bytes(b"no")
+    with pytest.raises(UserError, match="is no Parquet file"):
+        convert_manifest(tmp_path / "files.parquet", str(tmp_path / "out"))
