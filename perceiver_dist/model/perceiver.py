@@ -98,13 +98,10 @@ class Perceiver(nn.Module):
         names = self._modalities_of(arrays, source)
         encodings: dict[str, Tensor] = self.encodings()
         positions: dict[str, Tensor] = self.positions()
-        tokens = [
-            self.tokenizers[name](arrays[name], encodings.get(name), positions.get(name), masked.get(name))
-            for name in names
-        ]
+        tokens = self.tokenize(arrays, names, encodings, positions, masked)
         batch = tokens[0].content.shape[0]
         readable = self._attendable(tokens, read_presence(present, names, batch))
-        latents = self._encode(readable, batch)
+        latents = self.encode(readable, batch)
         reads = (
             dict.fromkeys(self.heads, latents.mean(dim=1)) if self.decoder is None else self.decoder(latents)
         )
@@ -115,8 +112,41 @@ class Perceiver(nn.Module):
         ]
         return logits[source] + no_effect(unused, like=latents)
 
-    def _encode(self, readable: AttendableTokens, batch: int) -> Tensor:
-        """(B, N, D): the latents after the last block."""
+    def tokenize(
+        self,
+        arrays: Mapping[str, Tensor],
+        names: list[str],
+        encodings: Mapping[str, Tensor],
+        positions: Mapping[str, Tensor],
+        masked: Mapping[str, Tensor] = NOTHING,
+    ) -> list[Tokens]:
+        """Turn arrays into tokens.
+
+        Args:
+            arrays: As `forward` takes them.
+            names: The modalities, in the order of `tokenizers`.
+            encodings: What `self.encodings()` gives.
+            positions: What `self.positions()` gives.
+            masked: As `forward` takes it.
+
+        Returns:
+            The tokens of each modality.
+        """
+        return [
+            self.tokenizers[name](arrays[name], encodings.get(name), positions.get(name), masked.get(name))
+            for name in names
+        ]
+
+    def encode(self, readable: AttendableTokens, batch: int) -> Tensor:
+        """Let the latents read the tokens and think.
+
+        Args:
+            readable: The tokens of B samples.
+            batch: B.
+
+        Returns:
+            (B, N, D), the latents after the last block.
+        """
         latents = self.latents.expand(batch, -1, -1)
         orders = zip(self.config.cross_attend_order, self.config.latent_block_order, strict=True)
         for cross_attend, block in orders:
