@@ -14,6 +14,8 @@ from perceiver_dist.model.config import ModelConfig
 from pipelines.source import DataConfig, SourceConfig
 from pipelines.storage import absolute_uri, join
 
+ModelPart = Literal["latents", "encodings", "positions", "cross_attends", "latent_blocks", "decoder"]
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -34,6 +36,8 @@ class OptimConfig:
             paper's model for ImageNet was trained.
         decay_factor: With steps, what the learning rate is multiplied by; the paper's value.
         weight_decay: Decoupled weight decay. 0.1 is what the authors used in Perceiver IO.
+        frozen: Parts of the model that stay as they are: latents, encodings (of modalities), positions (learned ones),
+            cross_attends, latent_blocks, decoder. For fine-tuning; heads always learn.
         beta1: Decay rate of the mean of the gradient per step; AdamW's usual value.
         beta2: Decay rate of the mean of its square per step; below the usual 0.999, for short runs.
         clip_norm: Largest global L2 norm of the gradient, 0 for no clipping; 10 is the authors' value, 1 is safer
@@ -49,6 +53,7 @@ class OptimConfig:
     decay_at: tuple[float, ...] = (0.7, 0.85, 0.95)
     decay_factor: float = 0.1
     weight_decay: float = 0.1
+    frozen: list[ModelPart] = field(default_factory=list)
     beta1: float = 0.9
     beta2: float = 0.99
     clip_norm: float = 1.0
@@ -106,6 +111,9 @@ class TrainConfig:
             learning rate, so that the run can go on later as if it had not ended.
         start_from: Path or URI of another run's checkpoint to begin from, with its weights, optimizer state and step;
             null begins with new weights at step 0. A run that has checkpoints of its own goes on from those.
+        fine_tune: Path or URI of a trained model (a run, a checkpoint, or an exported folder) whose weights a new run
+            begins with, at step 0. Heads, and modalities that it did not have, begin anew. Without effect on a run that
+            has a checkpoint, or `start_from`.
         seed: Seed of the initial weights and of the order of samples.
         log_every: Optimizer steps between logged losses.
         eval_every: Optimizer steps between evaluations on the held-out shards; 0 for one at the end only.
@@ -127,6 +135,7 @@ class TrainConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     stop_at: int | None = None
     start_from: str | None = None
+    fine_tune: str | None = None
     seed: int = 0
     log_every: int = 10
     eval_every: int = 0

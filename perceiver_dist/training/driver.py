@@ -41,6 +41,7 @@ from perceiver_dist.training.cluster import (
 )
 from perceiver_dist.training.console import news_on, show_result, show_waiting
 from perceiver_dist.training.datasets import SourceData, index_sources, list_shards, make_datasets
+from perceiver_dist.training.fine_tuning import check_fine_tuning
 from perceiver_dist.training.launch import GivesRoomBack, train_to_the_end
 from perceiver_dist.training.news import News
 from perceiver_dist.training.preemption import sigterm_is_a_notice
@@ -87,6 +88,7 @@ def run_training(
         )
         check_continues(config, folder)
         check_start(config, folder)
+        check_fine_tuning(config)
         finished = finished_result(config, folder)
         if finished:
             waiting = Delivery(config.tracking.uri or "", outbox_file(folder)).close()

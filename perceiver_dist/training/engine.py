@@ -79,10 +79,10 @@ def set_learning_rate(engine: Any, rate: float) -> None:
 
     Args:
         engine: The DeepSpeed engine.
-        rate: Learning rate of every parameter group.
+        rate: Learning rate of every parameter group that is not frozen.
     """
     for group in engine.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = 0.0 if group["frozen"] else rate
 
 
 def _import_deepspeed() -> Any:

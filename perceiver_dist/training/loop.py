@@ -14,6 +14,7 @@ from ray.exceptions import RayTaskError
 from torch import Tensor, distributed
 
 from perceiver_dist.errors import UserError
+from perceiver_dist.inference.stored_model import find_model
 from perceiver_dist.model.perceiver import Perceiver
 from perceiver_dist.training.bad_samples import BadSamples
 from perceiver_dist.training.batches import UnitStream
@@ -23,6 +24,7 @@ from perceiver_dist.training.checkpoint_writer import CheckpointWriter
 from perceiver_dist.training.datasets import evaluation_dataset
 from perceiver_dist.training.engine import build_engine, set_learning_rate
 from perceiver_dist.training.evaluation import autocast, evaluate, modality_subsets
+from perceiver_dist.training.fine_tuning import begin_with
 from perceiver_dist.training.fragments import load_optimizer
 from perceiver_dist.training.lanes import loss_factor, turns, units_of
 from perceiver_dist.training.learning_rate import learning_rate
@@ -131,6 +133,9 @@ class _Rank:
         torch.manual_seed(self.config.train.seed)
         model = Perceiver(self.config.model, self.config.heads).to(self.device)
         if self.start.checkpoint is None:
+            trained = self.config.train.fine_tune
+            if trained is not None:
+                begin_with(model, find_model(trained).weights(), trained)
             return build_engine(model, self.config, self.world_size)
         checkpoint = StoredCheckpoint(self.start.checkpoint)
         load_weights(model, checkpoint)

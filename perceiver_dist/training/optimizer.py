@@ -1,6 +1,7 @@
 """The optimizer of a rank and its state: AdamW or LAMB, whose moments have the same names."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ def build_optimizer(model: nn.Module, optim: OptimConfig, partitioned: bool) -> 
         optim: Which one, and its numbers.
         partitioned: Whether DeepSpeed partitions its state (stages 1 to 3), and clips.
     """
-    groups = parameter_groups(model, optim.weight_decay)
+    groups = parameter_groups(model, optim.weight_decay, optim.frozen)
     rate, betas = optim.learning_rate, (optim.beta1, optim.beta2)
     if partitioned:
         return (
@@ -71,22 +72,34 @@ class _GuardedLamb(_Guard, Lamb):
     """LAMB for ZeRO stage 0."""
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, weight_decay: float, frozen: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     """Split parameters into decayed matrices, and biases, norms, latents and encodings, which are not decayed.
+
+    What is frozen is in a group too, since every parameter has to take part under ZeRO; its learning rate is 0.
 
     Args:
         model: The Perceiver.
         weight_decay: Weight decay of the matrices.
+        frozen: Parts of the model that are not to change.
 
     Returns:
-        Parameter groups for a torch optimizer.
+        Parameter groups for a torch optimizer, each with `frozen`, whether its learning rate is always 0.
     """
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
+    still: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_matrix = parameter.ndim == 2 and not name.startswith(("latents", "encodings"))
-        (decayed if is_matrix else free).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+        is_frozen = name.partition(".")[0] in frozen
+        (still if is_frozen else decayed if is_matrix else free).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay, "frozen": False},
+        {"params": free, "weight_decay": 0.0, "frozen": False},
+        {"params": still, "weight_decay": 0.0, "frozen": True},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def adam_step(engine: Any) -> int:

@@ -17,12 +17,14 @@ from typing import Any
 import mlflow
 import pytest
 import small_run
+import torch
 import yaml
 from rich.console import Console
 
 from perceiver_dist.command_line import read_run, to_yaml
 from perceiver_dist.config import DeepSpeedConfig, OptimConfig, WorkerRange
 from perceiver_dist.errors import UserError
+from perceiver_dist.training.checkpoint import read_weights
 from perceiver_dist.training.driver import run_training
 from perceiver_dist.training.manifest import find_damage
 from perceiver_dist.training.run_folder import newest_step
@@ -164,6 +166,25 @@ def test_a_run_that_begins_from_anothers_checkpoint_and_ends_early_has_its_losse
     assert (result["exit"], result["steps"], result["metrics"]["squares/samples"]) == ("completed", 95, 21)
     assert small_run.losses(tmp_path / "branch") == small_run.losses(trained(2)["folder"])[90:95]
     assert samples(tmp_path / "branch") == samples(trained(2)["folder"])[90:95]
+
+
+def test_a_run_begins_with_the_weights_of_a_trained_model(
+    trained: Callable[[int], dict[str, Any]], data: Path, tmp_path: Path
+) -> None:
+    folder = trained(2)["folder"]
+    config = small_run.small_config(data, tmp_path, "tuned", fine_tune=str(folder), steps=4)
+    config = replace(
+        config, optim=replace(config.optim, frozen=["latents", "cross_attends", "latent_blocks"])
+    )
+    result = run_training(config, Console(file=StringIO()))
+    assert (result["exit"], result["steps"]) == ("completed", 4)
+    assert max(small_run.losses(tmp_path / "tuned")) < small_run.losses(folder)[0] / 2
+    before, after = (read_weights(str(path)) for path in (folder / "step-00000100", result["checkpoint"]))
+    changed = {
+        name.partition(".")[0] for name, weight in after.items() if not torch.equal(weight, before[name])
+    }
+    assert changed <= {"heads", "encodings"}
+    assert "heads" in changed
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ divides the two lanes takes the same steps.
 
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,16 @@ def resume(
     return take_steps(engine, world_size, SAVED_AT, STEPS)
 
 
+def train_frozen(
+    world_size: int, folder: Path, stage: int, optimizer: str, frozen: list[str], steps: int
+) -> list[float]:
+    """Train with parts of the model frozen, and save a checkpoint after the last step."""
+    engine = make_engine(world_size, stage, None, optimizer, frozen)
+    losses = take_steps(engine, world_size, 0, steps)
+    save(engine, folder / f"frozen-stage{stage}-{optimizer}", steps)
+    return losses
+
+
 def run_of(folder: Path, stage: int, world_size: int) -> Path:
     """The folder of the run that `train_and_save` makes."""
     return folder / f"stage{stage}-world{world_size}"
@@ -110,13 +121,19 @@ def save(engine: Any, folder: Path, steps: int) -> None:
     torch.distributed.barrier()
 
 
-def make_engine(world_size: int, stage: int, checkpoint: Path | None, optimizer: str = "adamw") -> Any:
+def make_engine(
+    world_size: int,
+    stage: int,
+    checkpoint: Path | None,
+    optimizer: str = "adamw",
+    frozen: Sequence[str] = (),
+) -> Any:
     """A new engine, with a checkpoint's state or with the seed's."""
     from perceiver_dist.model.perceiver import Perceiver
     from perceiver_dist.training.engine import build_engine
     from perceiver_dist.training.fragments import load_optimizer
 
-    optim = replace(CONFIG.optim, optimizer=optimizer)
+    optim = replace(CONFIG.optim, optimizer=optimizer, frozen=list(frozen))
     config = replace(CONFIG, optim=optim, deepspeed=DeepSpeedConfig(zero_stage=stage))
     torch.manual_seed(0 if checkpoint is None else 1)
     model = Perceiver(config.model, config.heads)
