@@ -123,11 +123,11 @@ class Perceiver(nn.Module):
         """Turn arrays into tokens.
 
         Args:
-            arrays: As `forward` takes them.
+            arrays: (B, *array_shape) by modality, as `forward` takes them.
             names: The modalities, in the order of `tokenizers`.
-            encodings: What `self.encodings()` gives.
-            positions: What `self.positions()` gives.
-            masked: As `forward` takes it.
+            encodings: (E,) by modality, what `self.encodings()` gives.
+            positions: (M, P) by modality, what `self.positions()` gives.
+            masked: (B, *grid) bool by modality, as `forward` takes it.
 
         Returns:
             The tokens of each modality.
