@@ -127,6 +127,9 @@ def preview(
 
     Returns:
         Exit status: 0.
+
+    Raises:
+        UserError: There are not as many names as classes.
     """
     from perceiver_dist.inspection.page import preview_page
     from perceiver_dist.inspection.preview import draw_cards, read_class_names
@@ -136,6 +139,8 @@ def preview(
 
     _require_positive(count=count)
     names = read_class_names(classes) if classes else []
+    if names and num_classes not in (None, len(names)):
+        raise UserError(f"--num_classes is {num_classes}, but {classes} names {len(names)}; leave it out")
     rules = LabelRules(label, task, num_classes or len(names) or None)
     index = index_shards(find_shards(shards, storage_path), index_folder(storage_path))
     cards = draw_cards(index, rules, names, count, seed)

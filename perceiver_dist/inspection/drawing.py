@@ -14,7 +14,8 @@ _LARGEST_EXACT_SIDE = 96
 """Pixels up to which a picture is kept as it is (PNG); larger ones are photographs (JPEG)."""
 _JPEG_QUALITY = 85
 _WAVE_COLUMNS = 300
-_WINDOW, _HOP_COLUMNS = 512, 300
+"""Columns that a sound is drawn with."""
+_WINDOW = 512
 _DECIBELS = 75
 """Range of a spectrogram below its loudest value."""
 _CLOUD_INCHES, _DOTS_PER_INCH = (4.4, 2.2), 110
@@ -70,8 +71,9 @@ def spectrogram_address(sound: np.ndarray) -> str:
     Args:
         sound: int16 (samples,), at least one.
     """
-    padded = np.pad(sound / 32768, (_WINDOW // 2, _WINDOW // 2))
-    hop = max(1, -(-len(sound) // _HOP_COLUMNS))
+    # Mirrored at its ends, where a jump to silence would light up every frequency.
+    padded = np.pad(sound / 32768, _WINDOW // 2, mode="reflect" if len(sound) > _WINDOW else "constant")
+    hop = max(1, -(-len(sound) // _WAVE_COLUMNS))
     windows = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW)[::hop]
     power = np.abs(np.fft.rfft(windows * np.hanning(_WINDOW), axis=1)) ** 2
     decibels = 10 * np.log10(power + 1e-9)
@@ -96,7 +98,8 @@ def cloud_address(points: np.ndarray) -> str:
         across, up, depth = _seen_from_above(points[:, axes_order])
         order = np.argsort(depth)
         axes.scatter(across[order], up[order], c=depth[order], s=2.2, cmap="viridis", linewidths=0)
-        axes.set(aspect="equal", xlim=(-1.45, 1.45), ylim=(-1.45, 1.45))
+        extent = 1.06 * max(np.abs(across).max(), np.abs(up).max(), 1e-6)
+        axes.set(aspect="equal", xlim=(-extent, extent), ylim=(-extent, extent))
         axes.axis("off")
     figure.subplots_adjust(0, 0, 1, 1, 0, 0)
     target = BytesIO()

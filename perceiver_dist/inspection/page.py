@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from html import escape
 
+import numpy as np
+
 from perceiver_dist.inspection.drawing import (
     cloud_address,
     picture_address,
@@ -12,7 +14,6 @@ from perceiver_dist.inspection.drawing import (
 )
 from perceiver_dist.inspection.preview import Card, Medium
 from pipelines.index import SourceIndex
-from pipelines.inspection.headers import Measures
 from pipelines.inspection.view import shown_rate
 
 _STYLE = """
@@ -29,9 +30,9 @@ main { display: grid; gap: 18px; grid-template-columns: repeat(auto-fill, minmax
 article { display: flex; flex-direction: column; border: 1px solid var(--line); border-radius: 10px;
   background: var(--card); overflow: hidden; }
 article.bad { border-color: var(--bad); background: var(--bad-card); }
-.stage { display: flex; flex-direction: column; gap: 6px; padding: 10px; background: var(--stage); }
+.stage { display: flex; flex: 1; flex-direction: column; justify-content: center; gap: 6px; padding: 10px; background: var(--stage); }
 .stage > img { display: block; max-width: 100%; margin: 0 auto; border-radius: 4px; }
-.picture { height: 180px; object-fit: contain; } .cloud { width: 100%; }
+.picture { height: 180px; object-fit: contain; } .cloud { width: 100%; background: #10151b; }
 img.small { image-rendering: pixelated; }
 .strip { display: grid; grid-template-columns: repeat(3, 1fr); gap: 3px; }
 .strip img { display: block; width: 100%; border-radius: 2px; }
@@ -86,8 +87,6 @@ def _article(card: Card) -> str:
     stage = "".join(_medium(medium, card.key) for medium in card.media)
     if not card.media:
         stage = "".join(f'<p class="reason">{escape(problem)}</p>' for problem in card.problems)
-    else:
-        stage += ""
     problems = card.problems if card.media else []
     lines = [
         f'<p class="classes">{escape(", ".join(card.classes))}</p>' if card.classes else "",
@@ -105,48 +104,43 @@ def _article(card: Card) -> str:
 def _medium(medium: Medium, key: str) -> str:
     if medium.problem:
         return f'<p class="reason">{escape(medium.problem)}</p>'
-    parts = []
     about = escape(f"{medium.field} of {key}")
-    for modality, array in medium.arrays.items():
-        if modality == "image":
+    return "".join(_shown(modality, array, medium, about) for modality, array in medium.arrays.items())
+
+
+def _shown(modality: str, array: np.ndarray, medium: Medium, about: str) -> str:
+    match modality:
+        case "image":
             small = " small" if max(array.shape[:2]) <= _SMALL else ""
-            parts.append(f'<img class="picture{small}" src="{picture_address(array)}" alt="{about}">')
-        elif modality == "video":
+            return f'<img class="picture{small}" src="{picture_address(array)}" alt="{about}">'
+        case "video":
             small = ' class="small"' if max(array.shape[1:3]) <= _SMALL else ""
             frames = "".join(f'<img{small} src="{picture_address(frame)}" alt="">' for frame in array)
-            parts.append(f'<div class="strip" role="img" aria-label="{about}">{frames}</div>')
-        elif modality == "points":
-            parts.append(f'<img class="cloud" src="{cloud_address(array)}" alt="{about}">')
-        else:
-            rate = shown_rate(medium.measures["sound samples per second"])
-            parts.append(
-                f'<svg class="waveform" viewBox="0 -1 300 2" preserveAspectRatio="none" aria-hidden="true">'
-                f'<path d="{waveform(array)}"/></svg>'
-                f'<img class="spectrogram" src="{spectrogram_address(array)}" alt="spectrogram of {about}">'
-                f'<audio controls preload="none" src="{sound_address(array, rate)}"></audio>'
-            )
-    return "".join(parts)
+            return f'<div class="strip" role="img" aria-label="{about}">{frames}</div>'
+        case "points":
+            return f'<img class="cloud" src="{cloud_address(array)}" alt="{about}">'
+    rate = shown_rate(medium.measures["sound samples per second"])
+    return (
+        '<svg class="waveform" viewBox="0 -1 300 2" preserveAspectRatio="none" aria-hidden="true">'
+        f'<path d="{waveform(array)}"/></svg>'
+        f'<img class="spectrogram" src="{spectrogram_address(array)}" alt="spectrogram of {about}">'
+        f'<audio controls preload="metadata" src="{sound_address(array, rate)}"></audio>'
+    )
 
 
 def _facts(medium: Medium) -> str:
+    """What the header says, in parts that are not broken over lines."""
     measures = medium.measures
     parts = [medium.field]
     if "width" in measures:
         parts.append(f"{measures['width']:.0f} x {measures['height']:.0f}")
     if "frames per second" in measures:
-        parts.append(f"{measures['frames per second']:.4g} frames/s")
-    parts += _lengths(measures)
-    if "points" in measures:
-        parts.append(f"{measures['points']:,.0f} points")
-        if measures["triangles"]:
-            parts.append(f"{measures['triangles']:,.0f} triangles")
-    return ", ".join(parts)
-
-
-def _lengths(measures: Measures) -> list[str]:
-    parts = [f"{measures['seconds']:.2f} s"] if "seconds" in measures else []
+        parts.append(f"{measures['frames per second']:.4g} fps")
+    if "seconds" in measures:
+        parts.append(f"{measures['seconds']:.2f} s")
     if "sound samples per second" in measures:
-        channels = measures.get("channels")
-        kind = f" x {channels:.0f}" if channels and channels > 1 else ""
-        parts.append(f"sound {measures['sound samples per second'] / 1000:g} kHz{kind}")
-    return parts
+        parts.append(f"{measures['sound samples per second'] / 1000:g} kHz")
+    if measures.get("channels", 1) > 1:
+        parts.append(f"{measures['channels']:.0f} channels")
+    parts += [f"{measures[name]:,.0f} {name}" for name in ("vertices", "triangles") if measures.get(name)]
+    return " · ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts)

@@ -21,6 +21,7 @@ from pipelines.limits import DEFAULT_LIMITS
 from pipelines.reader import RawSample, read_samples
 from pipelines.sample import Decode
 from pipelines.storage import STORAGE_ERRORS, read_text, reason_of
+from pipelines.units import BadSample
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def _card(sample: RawSample, rules: LabelRules, class_names: Sequence[str], view
     try:
         classes = [class_names[label] if class_names else str(label) for label in rules.classes(sample)]
     except SampleError as error:
-        problems.append(str(error))
+        problems.append(BadSample.of(sample, error).reason)
     return Card(sample.shard, sample.key, classes, media, problems)
 
 
@@ -105,7 +106,7 @@ def _medium(sample: RawSample, field: str, view: Decode) -> Medium:
     try:
         seen = view(alone, {}, evaluation_chance(sample.key), DEFAULT_LIMITS)
     except SampleError as error:
-        return Medium(field, {}, {}, str(error))
+        return Medium(field, {}, {}, BadSample.of(sample, error).reason)
     arrays = {name: array for name, array in seen.items() if name in MODALITIES}
     return Medium(
         field, arrays, {name: float(array) for name, array in seen.items() if name not in MODALITIES}

@@ -24,7 +24,7 @@ def measure(field: str, data: bytes, limits: Limits = DEFAULT_LIMITS) -> Measure
     Returns:
         Of an image width and height (pixels, upright); of a sound its length, rate and channels; of a clip width and
         height (as they are stored), length and rate, and the rate of its sound if it has any; of a mesh or cloud the
-        numbers of points and triangles.
+        numbers of vertices and triangles.
 
     Raises:
         SampleError: The header cannot be read, or claims more than the limits.
@@ -39,7 +39,7 @@ def measure(field: str, data: bytes, limits: Limits = DEFAULT_LIMITS) -> Measure
             return _measure_clip(data, limits)
         case _:
             mesh = read_points(data, field)
-            return {"points": len(mesh.vertices), "triangles": len(mesh.triangles)}
+            return {"vertices": len(mesh.vertices), "triangles": len(mesh.triangles)}
 
 
 def _measure_sound(data: bytes, limits: Limits) -> Measures:
