@@ -44,9 +44,11 @@ def lint(
     from pipelines.inspection.check import LabelRules
     from pipelines.inspection.lint import lint as lint_shards
     from pipelines.inspection.shards import SOURCE, find_shards, index_folder
-    from pipelines.storage import write_text
+    from pipelines.storage import check_writable, folder_of, write_text
 
     rules = LabelRules(label, task, num_classes)
+    if out:
+        check_writable(folder_of(out), "--out")
     found = find_shards(shards, storage_path)
     start_ray(cpus=1)
     with LiveView(Console(stderr=True, highlight=False)) as view:
@@ -135,9 +137,10 @@ def preview(
     from perceiver_dist.inspection.preview import draw_cards, read_class_names
     from pipelines.inspection.check import LabelRules
     from pipelines.inspection.shards import find_shards, index_folder, index_shards
-    from pipelines.storage import write_text
+    from pipelines.storage import check_writable, folder_of, write_text
 
     _require_positive(count=count)
+    check_writable(folder_of(out), "--out")
     names = read_class_names(classes) if classes else []
     if names and num_classes not in (None, len(names)):
         raise UserError(f"--num_classes is {num_classes}, but {classes} names {len(names)}; leave it out")

@@ -18,6 +18,8 @@ _WAVE_COLUMNS = 300
 _WINDOW = 512
 _DECIBELS = 75
 """Range of a spectrogram below its loudest value."""
+_DOT_AREA = 6000.0
+"""Square points of ink that a cloud is drawn with, as far as its dots stay of a sensible size."""
 _CLOUD_INCHES, _DOTS_PER_INCH = (4.4, 2.2), 110
 
 
@@ -93,11 +95,12 @@ def cloud_address(points: np.ndarray) -> str:
         points: fp32 (points, 3), about from -1 to 1.
     """
     figure = Figure(figsize=_CLOUD_INCHES, dpi=_DOTS_PER_INCH)
-    figure.patch.set_alpha(0)
+    # Few points are drawn large enough to be seen.
+    size = np.clip(_DOT_AREA / len(np.unique(points, axis=0)), 2.2, 16)
     for axes, axes_order in zip(figure.subplots(1, 2), ((0, 1, 2), (2, 0, 1)), strict=True):
         across, up, depth = _seen_from_above(points[:, axes_order])
         order = np.argsort(depth)
-        axes.scatter(across[order], up[order], c=depth[order], s=2.2, cmap="viridis", linewidths=0)
+        axes.scatter(across[order], up[order], c=depth[order], s=size, cmap="viridis", linewidths=0)
         extent = 1.06 * max(np.abs(across).max(), np.abs(up).max(), 1e-6)
         axes.set(aspect="equal", xlim=(-extent, extent), ylim=(-extent, extent))
         axes.axis("off")

@@ -38,11 +38,11 @@ def lint_lines(report: LintReport) -> Iterable[Text]:
     if len(groups) > _GROUPS:
         rest = sum(len(group.samples) for group in groups[_GROUPS:])
         yield Text(f"{rest:>8,}  for {len(groups) - _GROUPS} other reasons")
-    good = report.samples - len(report.bad_samples)
-    yield Text(
-        f"{report.samples:,} samples in {report.shards - len(report.bad_shards):,} shards: {good:,} good, "
-        f"{len(report.bad_samples):,} bad; {len(report.bad_shards):,} shards cannot be read"
-    )
+    for what, count, bad in (
+        ("shards", report.shards, len(report.bad_shards)),
+        ("samples", report.samples, len(report.bad_samples)),
+    ):
+        yield Text(f"{what}: {count:,}, of which {count - bad:,} are good and {bad:,} bad")
 
 
 def summary_tables(summary: Summary) -> Group:
@@ -132,8 +132,7 @@ def _measures(summary: Summary) -> Table:
 
 def _values(spread: Spread) -> list[str]:
     return [
-        f"{value:,.10g}" if value == int(value) else f"{value:,.2f}"
-        for value in (spread.least, spread.median, spread.most)
+        f"{value:,.3f}".rstrip("0").removesuffix(".") for value in (spread.least, spread.median, spread.most)
     ]
 
 
