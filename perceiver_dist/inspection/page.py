@@ -30,7 +30,8 @@ main { display: grid; gap: 18px; grid-template-columns: repeat(auto-fill, minmax
 article { display: flex; flex-direction: column; border: 1px solid var(--line); border-radius: 10px;
   background: var(--card); overflow: hidden; }
 article.bad { border-color: var(--bad); background: var(--bad-card); }
-.stage { display: flex; flex: 1; flex-direction: column; justify-content: center; gap: 6px; padding: 10px; background: var(--stage); }
+.stage { display: flex; flex: 1; flex-direction: column; justify-content: center; gap: 6px; padding: 10px;
+  background: var(--stage); }
 .stage > img { display: block; max-width: 100%; margin: 0 auto; border-radius: 4px; }
 .picture { height: 180px; object-fit: contain; } .cloud { width: 100%; background: #10151b; }
 img.small { image-rendering: pixelated; }

@@ -16,7 +16,10 @@ from pipelines.reader import RawSample, read_samples
 from pipelines.sample import Decode, decode_sample
 from pipelines.units import BadSample
 
-_SAMPLES_PER_TASK = 256
+_LEAST_TASKS = 64
+"""Tasks that there should be for the CPUs of a cluster, as long as each is worth its start."""
+_FEWEST_SAMPLES, _MOST_SAMPLES = 16, 256
+"""Samples of a task: the fewest that are worth its start, and the most that are to be done again if it dies."""
 _SAMPLES_AT_ONCE = 16
 """Samples that a task holds in memory, read with one request where they are small."""
 _TASKS_IN_FLIGHT = 512
@@ -126,10 +129,8 @@ def _checked(
     # Without limit, as read tasks of a training: a decoder may end the process of the first attempt of each.
     task: Any = ray.remote(_check_range).options(scheduling_strategy="SPREAD", max_retries=-1)
     shared = [ray.put(argument) for argument in (index, rules, decode)]
-    waiting = (
-        range(start, min(start + _SAMPLES_PER_TASK, index.samples))
-        for start in range(0, index.samples, _SAMPLES_PER_TASK)
-    )
+    size = min(max(index.samples // _LEAST_TASKS, _FEWEST_SAMPLES), _MOST_SAMPLES)
+    waiting = (range(start, min(start + size, index.samples)) for start in range(0, index.samples, size))
     running: dict[Any, range] = {}
     while True:
         while len(running) < _TASKS_IN_FLIGHT and (numbers := next(waiting, None)) is not None:
