@@ -63,9 +63,8 @@ def preview_page(title: str, index: SourceIndex, cards: Sequence[Card], seed: in
         HTML that needs no other file.
     """
     bad = sum(_is_bad(card) for card in cards)
-    about = (
-        f"{len(cards):,} of {index.samples:,} samples in {len(index.shards):,} shards, drawn with seed {seed}"
-        + (f"; {bad:,} of them cannot be used" if bad else "")
+    about = f"samples: {len(cards):,} of {index.samples:,} · shards: {len(index.shards):,} · seed: {seed}" + (
+        f" · cannot be used: {bad:,}" if bad else ""
     )
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
