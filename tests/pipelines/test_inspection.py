@@ -270,3 +270,12 @@ def test_a_shard_that_changes_while_it_is_read_is_named(tmp_path):
 
     with pytest.raises(ShardError, match=f"shard {shard}: is gone since it was indexed"):
         lint([shard], str(tmp_path / "index"), RULES, change)
+
+
+def test_of_many_classes_the_most_and_the_least_frequent_are_shown(tmp_path, job, capsys):
+    samples = [{"cls": str(label).encode()} for label in range(30) for _ in range(label + 1)]
+    shard = write_samples(tmp_path / "x.tar", samples)
+    assert job(["info", "--shards", shard, "--storage_path", str(tmp_path)]) == 0
+    _, _, histogram = capsys.readouterr().out.partition("share")
+    shown = [line.split()[0] for line in histogram.splitlines()[1:] if line.strip()]
+    assert shown == [*map(str, range(29, 19, -1)), "...", *map(str, range(9, -1, -1))]
