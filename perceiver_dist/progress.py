@@ -75,6 +75,18 @@ class LiveView:
         """
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    def show_line(self, line: str) -> None:
+        """Show where things stand, in place of what was shown before.
+
+        Args:
+            line: One line; where there is no terminal it is printed if it is time for one.
+        """
+        self._line = line
+        if self._live is not None:
+            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
+        elif self._clock() - self._printed_at >= self._seconds_between_lines:
+            self._print_line()
+
     def _print_line(self) -> None:
         self._printed_line = self._line
         self._printed_at = self._clock()
@@ -111,16 +123,11 @@ class ProgressLine(LiveView):
             samples_per_second: Samples trained per second, over all ranks.
             data_wait_fraction: Share of the time, 0 to 1, in which ranks waited for data.
         """
-        now = self._clock()
-        self._pace.record(step, now)
-        self._line = (
+        self._pace.record(step, self._clock())
+        self.show_line(
             f"step {step}/{total_steps}  loss {loss:.3f}  {samples_per_second:,.0f} samples/s  "
             f"data wait {data_wait_fraction:.0%}  ETA {duration(self._pace.seconds_for(total_steps - step))}"
         )
-        if self._live is not None:
-            self._live.update(Text(self._line, no_wrap=True, overflow="ellipsis"))
-        elif now - self._printed_at >= self._seconds_between_lines:
-            self._print_line()
 
 
 class _Pace:

@@ -2,6 +2,7 @@
 
 from argparse import ArgumentError
 from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -24,6 +25,11 @@ def subcommand_parser(
     for command, function in functions.items():
         options = ArgumentParser(description=(function.__doc__ or "").partition("\n")[0], exit_on_error=False)
         options.add_function_arguments(function)
+        for option in signature(function).parameters.values():
+            if option.annotation is bool:
+                # Alone it means true.
+                action = options._option_string_actions[f"--{option.name}"]
+                action.nargs, action.const = "?", True
         commands.add_subcommand(command, options)
     return parser
 

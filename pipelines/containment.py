@@ -17,10 +17,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from typing import Any
 
+import ray
 from ray import cloudpickle
 
 from perceiver_dist.modalities import ModalityInput
@@ -81,6 +83,22 @@ def contained(decode: Decode) -> Iterator[Decode]:
     finally:
         ours.close()
         server.wait()
+
+
+@contextmanager
+def contained_if_run_again(decode: Decode) -> Iterator[Decode]:
+    """Give a Ray task the decoder of its attempt: in its own process at first, in children once that has died.
+
+    Args:
+        decode: Decodes.
+
+    Yields:
+        The decoder.
+    """
+    context: Any = ray.get_runtime_context()
+    run_again = context.worker.core_worker.get_current_task_attempt_number() > 0
+    with contained(decode) if run_again else nullcontext(timed(decode)) as safe:
+        yield safe
 
 
 def _ask(server: Connection, request: tuple[object, ...]) -> Arrays:

@@ -7,7 +7,6 @@ what it promises, so every unit carries its number and the training loop checks 
 """
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
@@ -18,7 +17,7 @@ import ray
 from ray.data import DataContext, Dataset, Datasource, ReadTask
 from ray.data.block import BlockAccessor, BlockMetadata
 
-from pipelines.containment import contained, timed
+from pipelines.containment import contained_if_run_again
 from pipelines.source import DataConfig
 from pipelines.units import Unit, UnitMaker
 
@@ -68,15 +67,9 @@ class UnitDatasource(Datasource):
 
 def _make_blocks(maker: "ray.ObjectRef[UnitMaker]", numbers: range) -> Iterator[pa.Table]:
     unit_maker = _fetch(maker)
-    decode = unit_maker.decode
-    with contained(decode) if _is_run_again() else nullcontext(timed(decode)) as safe:
+    with contained_if_run_again(unit_maker.decode) as safe:
         for number in numbers:
             yield unit_block(replace(unit_maker, decode=safe).make(number))
-
-
-def _is_run_again() -> bool:
-    """Return whether this task was run before and its process died."""
-    return ray.get_runtime_context().worker.core_worker.get_current_task_attempt_number() > 0
 
 
 @lru_cache(maxsize=8)

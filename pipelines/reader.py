@@ -85,7 +85,7 @@ def _read_rows(
                 if field in wanted
             },
         )
-        for entry in _index_table(shard.index, data.storage_seconds).slice(row, count).to_pylist()
+        for entry in index_table(shard.index, data.storage_seconds).slice(row, count).to_pylist()
     ]
     entries = [entry.checked(data.limits.field_bytes) for entry in entries]
     content = _read_spans(
@@ -142,7 +142,17 @@ def _open_shard(uri: str, size: int, storage_seconds: float) -> ShardFile:
 
 
 @lru_cache(maxsize=32)
-def _index_table(uri: str, storage_seconds: float) -> pa.Table:
+def index_table(uri: str, storage_seconds: float) -> pa.Table:
+    """Return the index of a shard: a row per sample with its key, problem, and each field's name, offset and length.
+
+    Args:
+        uri: Path or URI of the index file.
+        storage_seconds: How long remote storage that fails is asked.
+
+    Raises:
+        ShardError: Storage fails.
+    """
+
     def read() -> pa.Table:
         filesystem, path = open_storage(uri)
         return pq.read_table(path, filesystem=filesystem)

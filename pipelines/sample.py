@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -67,20 +67,43 @@ def read_label(sample: RawSample, source: SourceConfig) -> np.ndarray:
     Raises:
         SampleError: The label is missing, not of whole numbers, out of range, or not exactly one for softmax.
     """
-    values = _label_values(sample, source.label)
-    if source.task == "softmax" and len(values) != 1:
+    classes = label_classes(sample, source.label, source.task, source.num_classes)
+    if source.task == "softmax":
+        return np.array(classes[0], np.int64)
+    label = np.zeros(source.num_classes, np.uint8)
+    label[list(classes)] = 1
+    return label
+
+
+def label_classes(
+    sample: RawSample, label: str, task: Literal["softmax", "multilabel"], num_classes: int | None
+) -> Sequence[int]:
+    """Return the classes that a sample's label names.
+
+    Args:
+        sample: The bytes of its fields, the label's among them.
+        label: Where the label stands, as in a source's configuration.
+        task: softmax, for exactly one class, or multilabel.
+        num_classes: Number of classes; None if it is not known.
+
+    Returns:
+        The classes in the order of the label, one of them perhaps twice.
+
+    Raises:
+        SampleError: The label is missing, not of whole numbers, out of range, or not exactly one for softmax.
+    """
+    values = _label_values(sample, label)
+    if task == "softmax" and len(values) != 1:
         raise SampleError(f"has {len(values)} labels {values}, a softmax source needs exactly one")
     for value in values:
-        if not 0 <= value < source.num_classes:
+        if num_classes is not None and not 0 <= value < num_classes:
             raise SampleError(
-                f"label {value} is out of range 0 .. {source.num_classes - 1}; "
+                f"label {value} is out of range 0 .. {num_classes - 1}; "
                 "correct the sample or the source's num_classes"
             )
-    if source.task == "softmax":
-        return np.array(values[0], np.int64)
-    label = np.zeros(source.num_classes, np.uint8)
-    label[list(values)] = 1
-    return label
+        if value < 0:
+            raise SampleError(f"label {value} is below 0; classes are numbered from 0")
+    return values
 
 
 def _label_values(sample: RawSample, label: str) -> Sequence[int]:

@@ -122,6 +122,15 @@ def join(base: str, *parts: str) -> str:
     return "/".join([base.rstrip("/"), *parts])
 
 
+def folder_of(path: str) -> str:
+    """Return the folder of a file.
+
+    Args:
+        path: Path or URI of the file.
+    """
+    return absolute_uri(path).rpartition("/")[0]
+
+
 def expand_shards(pattern: str, source: str) -> list[str]:
     """Return the shards a pattern names, sorted within each glob, without opening them.
 

@@ -21,7 +21,7 @@ surface, a crop, a modality that is dropped) it is computed from the seed, the s
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -54,6 +54,16 @@ class BadSample(NamedTuple):
     shard: str
     key: str
     reason: str
+
+    @classmethod
+    def of(cls, sample: RawSample, error: SampleError) -> Self:
+        """Return the record of a sample and of what was found against it.
+
+        Args:
+            sample: The sample.
+            error: What was found.
+        """
+        return cls(sample.shard, sample.key, _one_line(str(error)))
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,7 @@ class UnitMaker:
             try:
                 self._fill_row(unit, row, sample)
             except SampleError as error:
-                bad[row] = BadSample(sample.shard, sample.key, _one_line(str(error)))
+                bad[row] = BadSample.of(sample, error)
         if bad:
             unit["quarantined"] = np.array(list(bad.values()), object)
             if isinstance(self.plan, TrainingPlan):

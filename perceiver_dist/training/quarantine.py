@@ -22,12 +22,12 @@ class Quarantine:
         """Return the number of samples."""
         return len(self._entries)
 
-    def add(self, source: str, unit: int, samples: Iterable[BadSample]) -> None:
+    def add(self, source: str, unit: int | None, samples: Iterable[BadSample]) -> None:
         """Record samples; those that are recorded already stay as they are.
 
         Args:
             source: Name of the source.
-            unit: The unit in which they were met.
+            unit: The unit in which they were met; None if it was not one that met them.
             samples: The samples.
         """
         for shard, key, reason in samples:

@@ -166,12 +166,17 @@ def window_start(container: InputContainer, track: Track, window: float, positio
     Returns:
         Seconds; the track's beginning where it is shorter than the window.
     """
-    first, end = _extent(container, track)
+    first, end = extent(container, track)
     return first + position * max(0.0, end - first - window)
 
 
-def _extent(container: InputContainer, track: Track) -> tuple[float, float]:
-    """First and last instant of a track: as track or container state, or else found by reading it."""
+def extent(container: InputContainer, track: Track) -> tuple[float, float]:
+    """Return first and last instant of a track: as track or container state, or else found by reading it.
+
+    Args:
+        container: The file.
+        track: The track.
+    """
     tick = float(track.time_base or 0)
     first = (track.start_time or 0) * tick
     stated = _stated_end(track)

@@ -1,9 +1,11 @@
 """Still images: JPEG, PNG and WebP to small uint8 arrays, through Pillow."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from perceiver_dist.modalities import ImageInput
 from pipelines.augment import PLAIN_VIEW, Box, View
@@ -14,6 +16,8 @@ from pipelines.limits import DEFAULT_LIMITS, Limits
 Image.MAX_IMAGE_PIXELS = None
 
 FORMATS = ("JPEG", "PNG", "WEBP")
+_ON_THEIR_SIDE = (5, 6, 7, 8)
+"""Values of the EXIF orientation with which width and height change places."""
 SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
@@ -38,18 +42,45 @@ def decode_image(
         SampleError: The bytes are empty, truncated, not of these formats, or have more pixels by their
             header than the limit.
     """
+    with _opened(data, limits) as image:
+        # JPEG alone heeds this: it decodes at 1/2, 1/4 or 1/8 of its size, still twice what is needed.
+        side = round(2 * max(spec.height, spec.width) / view.smallest_side)
+        image.draft(None, (side, side))
+        upright = ImageOps.exif_transpose(image)
+        box = view.box(*upright.size, spec.width / spec.height)
+        return fit_image(upright, spec.height, spec.width, spec.channels, box, view)
+
+
+def image_size(data: bytes, limits: Limits = DEFAULT_LIMITS) -> tuple[int, int]:
+    """Return width and height of an image as its header states them, turned upright.
+
+    Args:
+        data: A whole JPEG, PNG or WebP file.
+        limits: How many pixels it may have.
+
+    Raises:
+        SampleError: As in `decode_image`, as far as the header tells.
+    """
+    with _opened(data, limits) as image:
+        width, height = image.size
+        on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) in _ON_THEIR_SIDE
+        return (height, width) if on_its_side else (width, height)
+
+
+@contextmanager
+def _opened(data: bytes, limits: Limits) -> Iterator[Image.Image]:
+    """Open an image; whatever Pillow says against it, now or while it is read, becomes a SampleError.
+
+    Raises:
+        SampleError: The bytes cannot be read, or state more pixels than the limit.
+    """
     if not data:
         raise SampleError("image is empty (0 bytes)")
     try:
         _check_size(*_webp_canvas(data), limits)
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             _check_size(*image.size, limits)
-            # JPEG alone heeds this: it decodes at 1/2, 1/4 or 1/8 of its size, still twice what is needed.
-            side = round(2 * max(spec.height, spec.width) / view.smallest_side)
-            image.draft(None, (side, side))
-            upright = ImageOps.exif_transpose(image)
-            box = view.box(*upright.size, spec.width / spec.height)
-            return fit_image(upright, spec.height, spec.width, spec.channels, box, view)
+            yield image
     except UnidentifiedImageError as error:
         raise SampleError("image is neither JPEG, PNG nor WebP, or its header is damaged") from error
     except SampleError:

@@ -37,23 +37,39 @@ def decode_points(data: bytes, field: str, spec: PointCloudInput, chance: Chance
     Raises:
         SampleError: The bytes are empty, truncated, not of that format, or hold no surface and no cloud.
     """
-    if not data:
-        raise SampleError("points are empty (0 bytes)")
     random = np.random.Generator(np.random.PCG64(chance.seed))
-    try:
-        # numpy would warn of some NaNs in damaged files; all numbers are looked at after they are read.
-        with np.errstate(invalid="ignore", over="ignore"):
-            mesh = Mesh(read_cloud(data), np.empty((0, 3))) if field == "npy" else MESH_READERS[field](data)
-    except SampleError:
-        raise
-    except Exception as error:  # What is read is damaged in ways nobody foresaw.
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise SampleError(f"points cannot be decoded: {reason}") from error
+    mesh = read_points(data, field)
     if len(mesh.triangles):
         cloud = draw_from_surface(mesh, spec.points, random)
     else:
         cloud = draw_from_cloud(mesh.vertices, spec.points, random)
     return _placed(cloud, spec, chance, random).astype(np.float32)
+
+
+def read_points(data: bytes, field: str) -> Mesh:
+    """Read a mesh or a cloud as it is in its file.
+
+    Args:
+        data: A whole OFF, PLY, OBJ or npy file.
+        field: Which of them: off, ply, obj or npy.
+
+    Returns:
+        The mesh; of a cloud the vertices, and no triangles.
+
+    Raises:
+        SampleError: The bytes are empty, truncated, not of that format, or hold no surface and no cloud.
+    """
+    if not data:
+        raise SampleError("points are empty (0 bytes)")
+    try:
+        # numpy would warn of some NaNs in damaged files; all numbers are looked at after they are read.
+        with np.errstate(invalid="ignore", over="ignore"):
+            return Mesh(read_cloud(data), np.empty((0, 3))) if field == "npy" else MESH_READERS[field](data)
+    except SampleError:
+        raise
+    except Exception as error:  # What is read is damaged in ways nobody foresaw.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise SampleError(f"points cannot be decoded: {reason}") from error
 
 
 def read_cloud(data: bytes) -> np.ndarray:

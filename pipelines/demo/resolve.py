@@ -34,12 +34,23 @@ def resolve_demo(source: SourceConfig, storage_path: str, *, render: bool = True
     """
     return replace(
         source,
-        train_shards=_resolve(source.train_shards, storage_path, source.name, render),
-        eval_shards=_resolve(source.eval_shards, storage_path, source.name, render),
+        train_shards=resolve_shards(source.train_shards, storage_path, source.name, render=render),
+        eval_shards=resolve_shards(source.eval_shards, storage_path, source.name, render=render),
     )
 
 
-def _resolve(shards: str, storage_path: str, source: str, render: bool) -> str:
+def resolve_shards(shards: str, storage_path: str, source: str, *, render: bool = True) -> str:
+    """Replace one pattern of demo shards by real paths, as `resolve_demo` does.
+
+    Args:
+        shards: The pattern; returned as it is if it names no demo.
+        storage_path: Path or URI of the folder for what is rendered.
+        source: Name of the source, for the error.
+        render: Render what is not there yet.
+
+    Raises:
+        UserError: There is no demo of that name.
+    """
     if not shards.startswith(_PREFIX):
         return shards
     name, _, pattern = shards.removeprefix(_PREFIX).partition("/")

@@ -1,0 +1,172 @@
+"""Checking every sample of some shards with all CPUs of a cluster, as Ray tasks."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from perceiver_dist.errors import UserError
+from pipelines.containment import contained_if_run_again
+from pipelines.errors import SampleError, ShardError
+from pipelines.index import ShardSummary, SourceIndex, index_shard
+from pipelines.inspection.check import LabelRules, find_bad_samples
+from pipelines.reader import RawSample, read_samples
+from pipelines.sample import Decode, decode_sample
+from pipelines.units import BadSample
+
+_LEAST_TASKS = 64
+"""Tasks that there should be for the CPUs of a cluster, as long as each is worth its start."""
+_FEWEST_SAMPLES, _MOST_SAMPLES = 16, 256
+"""Samples of a task: the fewest that are worth its start, and the most that are to be done again if it dies."""
+_SAMPLES_AT_ONCE = 16
+"""Samples that a task holds in memory, read with one request where they are small."""
+_TASKS_IN_FLIGHT = 512
+"""Tasks that Ray is given at a time: enough to make a cluster grow, and few enough to be looked through often."""
+
+
+@dataclass(frozen=True)
+class LintReport:
+    """What a look at every sample found.
+
+    Attributes:
+        shards: Number of shards, bad ones among them.
+        samples: Number of samples in the shards that can be read.
+        bad_shards: A record of each shard that cannot be read, without a key.
+        bad_samples: A record of each sample that cannot be used, in the order of the samples.
+    """
+
+    shards: int
+    samples: int
+    bad_shards: list[BadSample]
+    bad_samples: list[BadSample]
+
+    @property
+    def bad(self) -> list[BadSample]:
+        """Bad shards, then bad samples."""
+        return [*self.bad_shards, *self.bad_samples]
+
+
+@dataclass
+class ReasonGroup:
+    """Bad samples whose reasons differ in numbers and quoted texts only.
+
+    Attributes:
+        reason: The reason, with numbers as # and quoted texts as '...' if they differ.
+        samples: The samples, in their order.
+    """
+
+    reason: str
+    samples: list[BadSample] = field(default_factory=list)
+
+
+def lint(
+    shards: Sequence[str],
+    index_folder: str,
+    rules: LabelRules,
+    say: Callable[[str], None],
+    decode: Decode = decode_sample,
+) -> LintReport:
+    """Look at every sample of every shard; Ray is running.
+
+    Args:
+        shards: Paths or URIs.
+        index_folder: Path or URI of the folder that index files are kept in, which every node can reach.
+        rules: What a label has to be.
+        say: Shows one line, in place of the one before.
+        decode: Decodes a sample.
+
+    Returns:
+        What was found.
+
+    Raises:
+        ShardError: A shard goes or changes in the meantime, or its storage fails.
+    """
+    indexed: list[ShardSummary] = []
+    bad_shards: list[BadSample] = []
+    for number, found in enumerate(_indexed(shards, index_folder), start=1):
+        if isinstance(found, BadSample):
+            bad_shards.append(found)
+        else:
+            indexed.append(found)
+        say(f"{number:,} of {len(shards):,} shards indexed, {len(bad_shards):,} bad")
+    index = SourceIndex(indexed)
+    bad: dict[int, list[BadSample]] = {}
+    checked = found_bad = 0
+    for numbers, found_there in _checked(index, rules, decode):
+        bad[numbers.start] = found_there
+        checked, found_bad = checked + len(numbers), found_bad + len(found_there)
+        say(f"{checked:,} of {index.samples:,} samples checked, {found_bad:,} bad")
+    in_order = [sample for first in sorted(bad) for sample in bad[first]]
+    return LintReport(len(shards), index.samples, bad_shards, in_order)
+
+
+def _indexed(shards: Sequence[str], folder: str) -> Iterator[ShardSummary | BadSample]:
+    """Index shards in Ray tasks, and yield what became of each, in order."""
+    task: Any = ray.remote(_index_or_reason).options(scheduling_strategy="SPREAD")
+    for start in range(0, len(shards), _TASKS_IN_FLIGHT):
+        for reference in [task.remote(shard, folder) for shard in shards[start : start + _TASKS_IN_FLIGHT]]:
+            yield ray.get(reference)
+
+
+def _index_or_reason(shard: str, folder: str) -> ShardSummary | BadSample:
+    try:
+        return index_shard(shard, folder)
+    except ShardError as error:
+        reason = str(error).removeprefix(f"shard {shard}: ")
+        return BadSample.of(RawSample(shard, key="", fields={}), SampleError(reason))
+
+
+def _checked(
+    index: SourceIndex, rules: LabelRules, decode: Decode
+) -> Iterator[tuple[range, list[BadSample]]]:
+    """Check samples in Ray tasks, and yield ranges of their numbers with what is bad there, as they are done.
+
+    Raises:
+        ShardError: A shard goes or changes in the meantime, or its storage fails.
+    """
+    # Without limit, as read tasks of a training: a decoder may end the process of the first attempt of each.
+    task: Any = ray.remote(_check_range).options(scheduling_strategy="SPREAD", max_retries=-1)
+    shared = [ray.put(argument) for argument in (index, rules, decode)]
+    size = min(max(index.samples // _LEAST_TASKS, _FEWEST_SAMPLES), _MOST_SAMPLES)
+    waiting = (range(start, min(start + size, index.samples)) for start in range(0, index.samples, size))
+    running: dict[Any, range] = {}
+    while True:
+        while len(running) < _TASKS_IN_FLIGHT and (numbers := next(waiting, None)) is not None:
+            running[task.remote(numbers, *shared)] = numbers
+        if not running:
+            return
+        [done], _ = ray.wait(list(running), num_returns=1)
+        try:
+            yield running.pop(done), ray.get(done)
+        except UserError as error:
+            raise ShardError(str(getattr(error, "cause", error))) from None
+
+
+def _check_range(numbers: range, index: SourceIndex, rules: LabelRules, decode: Decode) -> list[BadSample]:
+    bad = []
+    with contained_if_run_again(decode) as safe:
+        for start in range(0, len(numbers), _SAMPLES_AT_ONCE):
+            piece = numbers[start : start + _SAMPLES_AT_ONCE]
+            bad += find_bad_samples(read_samples(index, piece, rules.wanted_fields), rules, safe)
+    return bad
+
+
+def group_by_reason(bad: Sequence[BadSample]) -> list[ReasonGroup]:
+    """Put bad samples together that have the same fault.
+
+    Args:
+        bad: The samples.
+
+    Returns:
+        The groups, the largest first.
+    """
+    groups: dict[str, ReasonGroup] = {}
+    for sample in bad:
+        fault = re.sub(r"\d+(\.\d+)?", "#", re.sub(r"'[^']*'", "'...'", sample.reason))
+        group = groups.setdefault(fault, ReasonGroup(sample.reason))
+        group.samples.append(sample)
+        if sample.reason != group.reason:
+            group.reason = fault
+    return sorted(groups.values(), key=lambda group: -len(group.samples))

@@ -1,0 +1,198 @@
+"""What is in some shards: counts from their indexes, labels, and sizes and lengths from the headers of some samples."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from perceiver_dist.modalities import MODALITIES
+from pipelines.decode import FIELD_MODALITY
+from pipelines.errors import SampleError
+from pipelines.index import SourceIndex
+from pipelines.inspection.check import LabelRules
+from pipelines.inspection.headers import Measures, measure
+from pipelines.inspection.shards import draw_samples, map_samples
+from pipelines.reader import RawSample, index_table
+from pipelines.source import DEFAULT_DATA
+
+_LABELS_AT_ONCE = 256
+_SEPARATOR = "\0"
+"""Between the names of a sample's fields; no name in a tar has it."""
+
+
+@dataclass(frozen=True)
+class LabelCounts:
+    """How often each class is there.
+
+    Attributes:
+        samples: Samples whose labels were read.
+        unreadable: Those whose labels are missing or not as they have to be.
+        without_class: Those whose labels name no class, which multilabel allows.
+        classes: Number of samples by class, in the order of the classes; those of 0 only if it is known that they
+            exist.
+    """
+
+    samples: int
+    unreadable: int
+    without_class: int
+    classes: dict[int, int]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The values of a measure.
+
+    Attributes:
+        samples: Samples that have it.
+        least: The smallest.
+        median: The middle one.
+        most: The largest.
+    """
+
+    samples: int
+    least: float
+    median: float
+    most: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is in some shards.
+
+    Attributes:
+        shards: Number of shards.
+        samples: Number of samples.
+        bytes: Size of the shards.
+        fields: Number of samples by field, the most frequent first.
+        modalities: Number of samples by modality; audio stands for sound files, not for the sound of clips.
+        without_media: Samples that have no modality at all.
+        refused: Samples that the index refuses, for a link or a field that stands twice.
+        duplicated_keys: Keys of more than one sample.
+        labels: How often each class is there.
+        headers: Samples whose headers were looked at.
+        unreadable: Those of them with a header that cannot be read.
+        measures: What the headers say, by modality and name.
+    """
+
+    shards: int
+    samples: int
+    bytes: int
+    fields: dict[str, int]
+    modalities: dict[str, int]
+    without_media: int
+    refused: int
+    duplicated_keys: int
+    labels: LabelCounts
+    headers: int
+    unreadable: int
+    measures: dict[str, dict[str, Spread]]
+
+
+def summarise(
+    index: SourceIndex, rules: LabelRules, most_labels: int, most_headers: int, seed: int = 0
+) -> Summary:
+    """Count what there is.
+
+    Args:
+        index: The shards' index.
+        rules: What a label has to be.
+        most_labels: Samples whose labels are read; of more of them as many are drawn.
+        most_headers: Samples whose headers are read; of more of them as many are drawn.
+        seed: Decides which are drawn.
+
+    Returns:
+        The counts.
+
+    Raises:
+        ShardError: A shard is gone, has changed, or cannot be read.
+    """
+    combinations, keys, refused = _count_index(index)
+    modalities = {
+        names: {FIELD_MODALITY[name] for name in names if name in FIELD_MODALITY} for names in combinations
+    }
+    fields = Counter[str]()
+    for names, count in combinations.items():
+        fields.update(dict.fromkeys(names, count))
+    found = map_samples(
+        _measure_sample,
+        index,
+        sorted(draw_samples(index, most_headers, seed)),
+        frozenset(FIELD_MODALITY),
+        samples_at_once=1,
+    )
+    return Summary(
+        shards=len(index.shards),
+        samples=index.samples,
+        bytes=sum(shard.bytes for shard in index.shards),
+        fields=dict(fields.most_common()),
+        modalities={
+            modality: count
+            for modality in MODALITIES
+            if (count := sum(combinations[names] for names, of in modalities.items() if modality in of))
+        },
+        without_media=sum(combinations[names] for names, of in modalities.items() if not of),
+        refused=refused,
+        duplicated_keys=keys,
+        labels=_count_labels(index, rules, sorted(draw_samples(index, most_labels, seed))),
+        headers=len(found),
+        unreadable=found.count(None),
+        measures=_spreads([measures for measures in found if measures is not None]),
+    )
+
+
+def _count_index(index: SourceIndex) -> tuple[Counter[tuple[str, ...]], int, int]:
+    """Count samples by the names of their fields, keys that are there more than once, and samples that are refused."""
+    combinations = Counter[tuple[str, ...]]()
+    keys: list[pa.ChunkedArray] = []
+    refused = 0
+    for shard in index.shards:
+        table = index_table(shard.index, DEFAULT_DATA.storage_seconds)
+        keys.append(table["key"])
+        refused += pc.sum(pc.not_equal(table["problem"], "")).as_py()
+        for entry in pc.value_counts(pc.binary_join(table["fields"], _SEPARATOR)).to_pylist():
+            combinations[tuple(entry["values"].split(_SEPARATOR))] += entry["counts"]
+    every = pa.chunked_array([chunk for column in keys for chunk in column.chunks])
+    counts = pc.value_counts(every).field("counts")
+    return combinations, pc.sum(pc.greater(counts, 1)).as_py(), refused
+
+
+def _count_labels(index: SourceIndex, rules: LabelRules, samples: Sequence[int]) -> LabelCounts:
+    def classes_of(sample: RawSample) -> list[int] | None:
+        try:
+            return rules.classes(sample)
+        except SampleError:
+            return None
+
+    found = map_samples(classes_of, index, samples, frozenset({rules.field}), _LABELS_AT_ONCE)
+    counts = Counter(label for classes in found for label in classes or ())
+    return LabelCounts(
+        samples=len(found),
+        unreadable=found.count(None),
+        without_class=found.count([]),
+        classes={label: counts[label] for label in sorted({*counts, *range(rules.num_classes or 0)})},
+    )
+
+
+def _measure_sample(sample: RawSample) -> Mapping[str, Measures] | None:
+    """What the headers of a sample's media say, by modality; None if one of them cannot be read."""
+    if sample.problem:
+        return None
+    try:
+        return {FIELD_MODALITY[field]: measure(field, data) for field, data in sample.fields.items()}
+    except SampleError:
+        return None
+
+
+def _spreads(samples: Sequence[Mapping[str, Measures]]) -> dict[str, dict[str, Spread]]:
+    values: dict[str, dict[str, list[float]]] = {}
+    for modality in MODALITIES:
+        for measures in samples:
+            for name, value in measures.get(modality, {}).items():
+                values.setdefault(modality, {}).setdefault(name, []).append(value)
+    return {
+        modality: {name: Spread(len(all_), min(all_), median(all_), max(all_)) for name, all_ in of.items()}
+        for modality, of in values.items()
+    }
