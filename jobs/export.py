@@ -6,6 +6,7 @@ from jsonargparse import ArgumentParser
 
 from perceiver_dist.command_line import run_job
 from perceiver_dist.export.folder import export_folder
+from perceiver_dist.export.mlflow_model import export_mlflow
 from perceiver_dist.export.onnx_file import export_onnx
 from perceiver_dist.export.torch_file import export_torch
 from perceiver_dist.subcommands import parse_arguments, subcommand_parser
@@ -14,6 +15,7 @@ FORMS: dict[str, Callable[..., str]] = {
     "folder": export_folder,
     "onnx": export_onnx,
     "torch": export_torch,
+    "mlflow": export_mlflow,
 }
 
 

@@ -1,5 +1,6 @@
 """The model of one source as a module that can be traced, and the proof that what was made of it computes the same."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Literal
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from perceiver_dist.errors import UserError
-from perceiver_dist.inference.trained_model import TrainedModel
+from perceiver_dist.inference.trained_model import TrainedModel, class_names
 from perceiver_dist.model.perceiver import Perceiver
 from pipelines.source import SourceConfig
 
@@ -96,6 +97,15 @@ def input_names(source: SourceConfig) -> list[str]:
         source: The source.
     """
     return [*source.modalities, *(f"{modality}_present" for modality in source.modalities)]
+
+
+def names_json(source: SourceConfig) -> str:
+    """Return the names of a source's classes as a JSON list, for the file to carry.
+
+    Args:
+        source: The source.
+    """
+    return json.dumps(class_names(source), ensure_ascii=False)
 
 
 def check_same(

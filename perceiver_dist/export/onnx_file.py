@@ -8,8 +8,7 @@ import numpy as np
 import torch
 
 from perceiver_dist.errors import UserError
-from perceiver_dist.export.folder import classes_json
-from perceiver_dist.export.one_source import Inputs, Output, check_same, input_names, traceable
+from perceiver_dist.export.one_source import Inputs, Output, check_same, input_names, names_json
 from perceiver_dist.export.placing import new_file
 from perceiver_dist.export.torch_file import trace
 from perceiver_dist.inference.stored_model import find_model
@@ -52,7 +51,7 @@ def export_onnx(model: str, out: str, source: str | None = None, output: Output 
             program, input_names=input_names(chosen), output_names=[output], dynamo=True, verbose=False
         )
         proto = made.model_proto
-        import_module("onnx").helper.set_model_props(proto, {"classes": classes_json(trained.stored)})
+        import_module("onnx").helper.set_model_props(proto, {"classes": names_json(chosen)})
         file.write_bytes(proto.SerializeToString())
         session = import_module("onnxruntime").InferenceSession(str(file), providers=["CPUExecutionProvider"])
 

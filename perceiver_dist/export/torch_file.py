@@ -3,8 +3,8 @@
 import torch
 from torch.export import Dim, ExportedProgram
 
-from perceiver_dist.export.folder import CLASSES, classes_json
-from perceiver_dist.export.one_source import Output, check_same, random_inputs, traceable
+from perceiver_dist.export.folder import CLASSES
+from perceiver_dist.export.one_source import Output, check_same, names_json, random_inputs, traceable
 from perceiver_dist.export.placing import new_file
 from perceiver_dist.inference.stored_model import find_model
 from perceiver_dist.inference.trained_model import TrainedModel
@@ -31,7 +31,7 @@ def export_torch(model: str, out: str, source: str | None = None, output: Output
     chosen = trained.source(source)
     with new_file(out) as file:
         program = trace(trained, chosen, output)
-        torch.export.save(program, file, extra_files={CLASSES: classes_json(trained.stored)})
+        torch.export.save(program, file, extra_files={CLASSES: names_json(chosen)})
         loaded = torch.export.load(file).module()
         largest = check_same(trained, chosen, output, lambda inputs: loaded(*inputs).detach().numpy())
     return f"exported source {chosen.name} of {trained.stored.place} to {out}; largest difference {largest:.1e}"
