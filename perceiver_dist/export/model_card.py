@@ -31,12 +31,20 @@ def model_card(stored: StoredModel, facts: TrainingFacts | None, licence: str | 
         + _listed([f"the {source.num_classes} classes of `{source.name}`" for source in config.sources])
         + " apart. One set of weights serves all of its sources and modalities; `classes.json` names the classes.",
         "## Use",
-        "```python\nimport perceiver_dist\nmodel = perceiver_dist.load(\"FOLDER\")  # where this page lies\n"
+        '```python\nimport perceiver_dist\nmodel = perceiver_dist.load("FOLDER")  # where this page lies\n'
         f'print(model.predict(["{_EXAMPLES[config.sources[0].modalities[0]]}"])[0].top(3))\n```',
         "## Inputs",
         _table("modality", "decoded to", "tokens", rows=_inputs(config.model)),
         "## Trained on",
-        _table("source", "task", "classes", "modalities", "training shards", "held-out shards", rows=_sources(stored)),
+        _table(
+            "source",
+            "task",
+            "classes",
+            "modalities",
+            "training shards",
+            "held-out shards",
+            rows=_sources(stored),
+        ),
         "## Training",
         _table("setting", "value", rows=_settings(stored, facts)),
         "## Results",
@@ -80,12 +88,19 @@ def _sources(stored: StoredModel) -> list[Sequence[str]]:
 
 def _settings(stored: StoredModel, facts: TrainingFacts | None) -> list[Sequence[str]]:
     train, optim = stored.config.train, stored.config.optim
-    known = [("steps", f"{facts.steps:,} of {train.steps:,}"), ("samples", f"{facts.samples_seen:,}")] if facts else []
+    known = (
+        [("steps", f"{facts.steps:,} of {train.steps:,}"), ("samples", f"{facts.samples_seen:,}")]
+        if facts
+        else []
+    )
     return [
         *known,
         ("samples per step", f"{train.lanes * train.micro_batch:,}"),
         ("optimizer", f"{optim.optimizer}, weight decay {optim.weight_decay:g}"),
-        ("learning rate", f"{optim.learning_rate:g}, {optim.schedule} after {optim.warmup_steps} steps of warm-up"),
+        (
+            "learning rate",
+            f"{optim.learning_rate:g}, {optim.schedule} after {optim.warmup_steps} steps of warm-up",
+        ),
         ("precision", train.precision),
         ("ZeRO stage", str(stored.config.deepspeed.zero_stage)),
         ("seed", str(train.seed)),
@@ -106,7 +121,10 @@ def _costs(stored: StoredModel) -> list[Sequence[str]]:
     return [
         ("parameters", f"{count:,}"),
         ("weights", f"{4 * count / 2**20:,.1f} MiB in fp32"),
-        *((f"a sample of `{source.name}`", _cost_of_sample(config.model, source)) for source in config.sources),
+        *(
+            (f"a sample of `{source.name}`", _cost_of_sample(config.model, source))
+            for source in config.sources
+        ),
     ]
 
 

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 import numpy as np
 import torch
+from torch.export import ExportedProgram
 
 from perceiver_dist.errors import UserError
 from perceiver_dist.export.one_source import Inputs, Output, check_same, input_names, names_json
@@ -14,7 +15,9 @@ from perceiver_dist.export.torch_file import trace
 from perceiver_dist.inference.stored_model import find_model
 from perceiver_dist.inference.trained_model import TrainedModel
 
-_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+MOST_BYTES = 2**31
+"""An ONNX file that holds its weights itself is smaller than 2 GiB."""
 
 
 def export_onnx(model: str, out: str, source: str | None = None, output: Output = "probabilities") -> str:
@@ -36,7 +39,7 @@ def export_onnx(model: str, out: str, source: str | None = None, output: Output 
         UserError: Packages are missing, there is no whole model or no such source, the file would be too large or
             differ from the model, or something is at the new place already.
     """
-    missing = [name for name in _PACKAGES if find_spec(name) is None]
+    missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise UserError(
             f"ONNX files need {', '.join(missing)}, not installed here: .venv/bin/pip install -c constraints.txt "
@@ -47,12 +50,20 @@ def export_onnx(model: str, out: str, source: str | None = None, output: Output 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells everybody that there is no torchvision
     with new_file(out) as file:
         program = trace(trained, chosen, output)
-        made = torch.onnx.export(
-            program, input_names=input_names(chosen), output_names=[output], dynamo=True, verbose=False
+        _check_size(program)
+        torch.onnx.export(
+            program,
+            f=file,
+            input_names=input_names(chosen),
+            output_names=[output],
+            dynamo=True,
+            external_data=False,
+            verbose=False,
         )
-        proto = made.model_proto
-        import_module("onnx").helper.set_model_props(proto, {"classes": names_json(chosen)})
-        file.write_bytes(proto.SerializeToString())
+        onnx = import_module("onnx")
+        made = onnx.load(file)
+        onnx.helper.set_model_props(made, {"classes": names_json(chosen)})
+        onnx.save(made, file)
         session = import_module("onnxruntime").InferenceSession(str(file), providers=["CPUExecutionProvider"])
 
         def run(inputs: Inputs) -> np.ndarray:
@@ -61,4 +72,21 @@ def export_onnx(model: str, out: str, source: str | None = None, output: Output 
             return session.run([output], feed)[0]
 
         largest = check_same(trained, chosen, output, run)
-    return f"exported source {chosen.name} of {trained.stored.place} to {out}; largest difference {largest:.1e}"
+    return (
+        f"exported source {chosen.name} of {trained.stored.place} to {out}; largest difference {largest:.1e}"
+    )
+
+
+def _check_size(program: ExportedProgram) -> None:
+    """Make sure that a graph's arrays fit into one file.
+
+    Raises:
+        UserError: They do not.
+    """
+    arrays = (*program.state_dict.values(), *program.constants.values())
+    size = sum(array.nbytes for array in arrays if isinstance(array, torch.Tensor))
+    if size >= MOST_BYTES:
+        raise UserError(
+            f"the model has {size / 2**30:.1f} GiB of weights and positions, an ONNX file holds less than "
+            f"{MOST_BYTES / 2**30:.0f}; export it with `torch` or `folder`"
+        )

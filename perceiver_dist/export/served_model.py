@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import torch
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from perceiver_dist import load
 from perceiver_dist.errors import UserError
@@ -58,7 +59,7 @@ class ServedModel:
         try:
             predictions = self.model.predict_read([sample_of(files) for files in samples.values()], source)
         except UserError as error:
-            raise MlflowException.invalid_parameter_value(str(error)) from error
+            raise MlflowException(str(error), INVALID_PARAMETER_VALUE) from error
         return pd.DataFrame(
             [
                 (prediction.name, *prediction.top(1)[0], prediction.probabilities.tolist())

@@ -34,7 +34,9 @@ def export_torch(model: str, out: str, source: str | None = None, output: Output
         torch.export.save(program, file, extra_files={CLASSES: names_json(chosen)})
         loaded = torch.export.load(file).module()
         largest = check_same(trained, chosen, output, lambda inputs: loaded(*inputs).detach().numpy())
-    return f"exported source {chosen.name} of {trained.stored.place} to {out}; largest difference {largest:.1e}"
+    return (
+        f"exported source {chosen.name} of {trained.stored.place} to {out}; largest difference {largest:.1e}"
+    )
 
 
 def trace(trained: TrainedModel, source: SourceConfig, output: Output) -> ExportedProgram:

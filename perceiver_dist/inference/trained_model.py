@@ -277,9 +277,7 @@ def sample_of(files: Sequence[tuple[str, bytes]]) -> RawSample:
     paths = [Path(name) for name, _ in files]
     _check_kinds(paths)
     contents = zip(paths, files, strict=True)
-    return RawSample(
-        files[0][0], paths[0].stem, {_field(path): content for path, (_, content) in contents}
-    )
+    return RawSample(files[0][0], paths[0].stem, {_field(path): content for path, (_, content) in contents})
 
 
 def _field(path: Path) -> str:

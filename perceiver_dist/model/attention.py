@@ -74,7 +74,7 @@ class DenseTokens:
         self.presence = presence
         self.mask: Tensor | None = None
         if presence is not None:
-            columns = presence.visible.split(1, dim=1)
+            columns = torch.split(presence.visible, 1, dim=1)
             seen = [column.expand_as(part.mean) for column, part in zip(columns, tokens, strict=True)]
             self.mask = torch.cat(seen, dim=1)[:, None, None, :]
 
