@@ -31,8 +31,7 @@ def model_card(stored: StoredModel, facts: TrainingFacts | None, licence: str | 
         + _listed([f"the {source.num_classes} classes of `{source.name}`" for source in config.sources])
         + " apart. One set of weights serves all of its sources and modalities; `classes.json` names the classes.",
         "## Use",
-        '```python\nimport perceiver_dist\nmodel = perceiver_dist.load("FOLDER")  # where this page lies\n'
-        f'print(model.predict(["{_EXAMPLES[config.sources[0].modalities[0]]}"])[0].top(3))\n```',
+        _use(config.sources),
         "## Inputs",
         _table("modality", "decoded to", "tokens", rows=_inputs(config.model)),
         "## Trained on",
@@ -58,6 +57,15 @@ def model_card(stored: StoredModel, facts: TrainingFacts | None, licence: str | 
 
 
 _EXAMPLES = {"image": "photo.jpg", "audio": "sound.wav", "video": "clip.mp4", "points": "mesh.off"}
+
+
+def _use(sources: Sequence[SourceConfig]) -> str:
+    file, source = _EXAMPLES[sources[0].modalities[0]], sources[0].name
+    choice = f', source="{source}"' if len(sources) > 1 else ""
+    return (
+        '```python\nimport perceiver_dist\nmodel = perceiver_dist.load("FOLDER")  # where this page lies\n'
+        f'print(model.predict(["{file}"]{choice})[0].top(3))\n```'
+    )
 
 
 def _name(stored: StoredModel) -> str:
