@@ -24,11 +24,11 @@ from perceiver_dist.errors import UserError
 from perceiver_dist.export.mlflow_model import export_mlflow, parse_model_name, requirements
 
 PREDICT = """
-import json, sys
+import json, pathlib, sys
 import mlflow.pyfunc, pandas
 folder, *files = sys.argv[1:]
 model = mlflow.pyfunc.load_model(folder)
-rows = [{"name": file, "content": open(file, "rb").read(), "sample": file[-5]} for file in files]
+rows = [{"name": file, "content": open(file, "rb").read(), "sample": pathlib.Path(file).stem} for file in files]
 answers = model.predict(pandas.DataFrame(rows), params={"source": "both"})
 import perceiver_dist
 print(json.dumps({"code": perceiver_dist.__file__, "answers": answers.to_dict("records")}))

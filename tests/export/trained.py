@@ -34,10 +34,10 @@ RUN_ID = "0123456789abcdef"
 METRICS = {"pictures/accuracy": 0.875}
 
 
-def write_run(folder: Path) -> Path:
+def write_run(folder: Path, config: RunConfig = CONFIG) -> Path:
     """Write a run with one checkpoint of random weights, of which each of two ranks holds half."""
     torch.manual_seed(0)
-    weights = Perceiver(CONFIG.model, CONFIG.heads).state_dict()
+    weights = Perceiver(config.model, config.heads).state_dict()
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     checkpoint = folder / checkpoint_name(STEPS)
     files = []
@@ -45,16 +45,13 @@ def write_run(folder: Path) -> Path:
         spans, values = [], []
         for part in PARTS:
             for name, weight in weights.items():
-                half = weight.numel() // 2
-                spans.append((part, name, Span(rank * half, weight.numel() - half if rank else half)))
-                values.append(
-                    (weight if part == WEIGHT else torch.zeros_like(weight)).flatten()[half * rank :]
-                )
-                values[-1] = values[-1][: spans[-1][2].numel]
+                half = weight.flatten().tensor_split(2)[rank]
+                spans.append((part, name, Span(rank * (weight.numel() - half.numel()), half.numel())))
+                values.append(half if part == WEIGHT else torch.zeros_like(half))
         file = checkpoint / rank_file(rank, 2)
         files.append(write_rank_file(str(file), file_header(spans, shapes), torch.cat(values)))
     write_manifest(str(checkpoint), Manifest(Progress(STEPS, SAMPLES, 2, 3, STEPS), tuple(files)))
-    finish_run(folder, STEPS)
+    finish_run(folder, STEPS, config)
     return folder
 
 
@@ -66,9 +63,9 @@ def train(folder: Path) -> Path:
     return run
 
 
-def finish_run(run: Path, steps: int) -> None:
+def finish_run(run: Path, steps: int, config: RunConfig = CONFIG) -> None:
     """Write what a run's folder holds beside checkpoints."""
-    (run / "config.yaml").write_text(to_yaml(CONFIG))
+    (run / "config.yaml").write_text(to_yaml(config))
     (run / "mlflow_run_id.txt").write_text(RUN_ID)
     write_result(run, steps)
 
