@@ -71,5 +71,5 @@ def test_why_mlflow_does_not_register_is_said_in_one_line(run: Path, store: str,
         UserError, match=r"MLflow's database .*other\.db, where the training was tracked, is not there"
     ):
         promote_best(record_of(run, "0" * 32), config, elsewhere, "perceiver", "champion")
-    with pytest.raises(UserError, match="does not register the model: .*not found"):
+    with pytest.raises(UserError, match=r"does not register the model: .*not found"):
         promote_best(record_of(run, "0" * 32), config, store, "perceiver", "champion")
