@@ -19,7 +19,7 @@ Inputs = tuple[dict[str, Tensor], dict[str, Tensor]]
 """Arrays as decoded, and which samples have them, by modality."""
 
 MOST_DIFFERENCE = 1e-4
-_BATCHES = (1, 2, 5)
+_BATCHES = (1, 3)
 
 
 class OneSource(nn.Module):
