@@ -4,7 +4,7 @@ ARGS ?=
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train search test test-long faults fuzz test-transformers benchmark-model lint docs ui mlflow-server laptop-cluster
+.PHONY: help setup train search test test-long faults fuzz test-transformers test-onnx benchmark-model lint docs ui mlflow-server laptop-cluster
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 18
@@ -32,6 +32,11 @@ fuzz: .venv/.installed  ## decode thousands of damaged files, and report what be
 test-transformers: .venv/.installed  ## compare with the library transformers, which is installed beside .venv for this
 	@.venv/bin/pip install -q --disable-pip-version-check --target .transformers --upgrade -c constraints.txt transformers
 	@PYTHONPATH=.transformers .venv/bin/pytest tests/model/test_transformers_layout.py tests/test_transformers_files.py
+
+test-onnx: .venv/.installed  ## write and run ONNX files, with the packages of the extra `export` installed beside .venv
+	@.venv/bin/pip install -q --disable-pip-version-check --target .onnx --upgrade --no-deps -c constraints.txt \
+	  onnx onnxruntime onnxscript onnx-ir ml-dtypes flatbuffers
+	@PYTHONPATH=.onnx .venv/bin/pytest tests/export/test_traced_files.py
 
 benchmark-model: .venv/.installed  ## measure the model beside perceiver-io and perceiver-pytorch, which are installed beside .venv
 	@.venv/bin/pip install -q --disable-pip-version-check --target .peers --upgrade --no-deps \

@@ -8,15 +8,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from perceiver_dist.command_line import read_run, to_yaml
+from perceiver_dist.command_line import to_yaml
 from perceiver_dist.config import RunConfig
 from perceiver_dist.errors import UserError
+from perceiver_dist.inference.stored_model import WEIGHTS, find_model
 from perceiver_dist.modalities import ImageInput
 from perceiver_dist.model.inputs import IMAGENET_MEAN, IMAGENET_STD
 from perceiver_dist.model.transformers_layout import from_transformers, to_transformers
+from perceiver_dist.training.run_folder import CONFIG
 from pipelines.source import SourceConfig
 
-_OUR_WEIGHTS, _OUR_CONFIG = "weights.safetensors", "config.yaml"
 _THEIR_WEIGHTS, _THEIR_CONFIG = "model.safetensors", "config.json"
 
 
@@ -44,24 +45,25 @@ def convert_from_transformers(
     classes = len(weights[f"heads.{source}.bias"])
     config = RunConfig(model=model, sources=[SourceConfig(source, train_shards, ["image"], classes)])
     Path(out).mkdir(parents=True, exist_ok=True)
-    (Path(out) / _OUR_CONFIG).write_text(to_yaml(config))
-    _write_weights(weights, Path(out) / _OUR_WEIGHTS)
+    (Path(out) / CONFIG).write_text(to_yaml(config))
+    _write_weights(weights, Path(out) / WEIGHTS)
 
 
 def convert_to_transformers(folder: str, out: str, source: str = "imagenet") -> None:
-    """Turn a checkpoint into a model folder of `transformers`.
+    """Turn a trained model into a model folder of `transformers`.
 
     Args:
-        folder: A checkpoint in its run's folder, such as runs/NAME/step-00001000, or what was converted before.
+        folder: A run such as runs/NAME (its newest checkpoint), one of its checkpoints, an exported folder, or what was
+            converted before.
         out: Folder to make; gets config.json, preprocessor_config.json and model.safetensors.
         source: Whose query and head to take.
 
     Raises:
-        UserError: A file cannot be read, or the layout has no place for what the model is.
+        UserError: There is no whole model, or the layout has no place for what it is.
     """
-    here, above = Path(folder) / _OUR_CONFIG, Path(folder).parent / _OUR_CONFIG
-    model = read_run(_read_text(here if here.exists() else above)).model
-    weights, their_config = to_transformers(_read_weights(Path(folder) / _OUR_WEIGHTS), model, source)
+    stored = find_model(folder)
+    model = stored.config.model
+    weights, their_config = to_transformers(stored.weights(), model, source)
     Path(out).mkdir(parents=True, exist_ok=True)
     (Path(out) / _THEIR_CONFIG).write_text(json.dumps(their_config, indent=1))
     if model.image is not None:

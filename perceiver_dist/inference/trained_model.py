@@ -110,10 +110,28 @@ class TrainedModel:
             UserError: A file is missing, of unknown kind, damaged, or of a modality that the source does not see; or
                 several sources could be meant.
         """
-        raw = [read_files(files) for files in samples]
-        chosen = self.source(source, {FIELD_MODALITY[field] for sample in raw for field in sample.fields})
+        return self.predict_read([read_files(files) for files in samples], source, batch)
+
+    def predict_read(
+        self, samples: Sequence[RawSample], source: str | None = None, batch: int = 32
+    ) -> list[Prediction]:
+        """Say what samples show whose bytes are there already.
+
+        Args:
+            samples: Each from `read_files` or `sample_of`.
+            source: As for `predict`.
+            batch: As for `predict`.
+
+        Returns:
+            A prediction for each sample, in order.
+
+        Raises:
+            UserError: A field is damaged, or of a modality that the source does not see; or several sources could be
+                meant.
+        """
+        chosen = self.source(source, {FIELD_MODALITY[field] for sample in samples for field in sample.fields})
         predictions: list[Prediction] = []
-        for some in (raw[start : start + batch] for start in range(0, len(raw), batch)):
+        for some in (samples[start : start + batch] for start in range(0, len(samples), batch)):
             decoded = [self.decode(sample, chosen) for sample in some]
             rows = self.probabilities(*self.stack(decoded, chosen), chosen)
             predictions += [
@@ -240,17 +258,43 @@ def read_files(files: Files) -> RawSample:
         UserError: A file is missing or of unknown kind, or two are of one modality.
     """
     paths = [Path(file) for file in ([files] if isinstance(files, str | Path) else files)]
-    fields = {path.suffix.removeprefix(".").lower(): path for path in paths}
-    for field, path in fields.items():
-        if field not in FIELD_MODALITY:
-            raise UserError(f"{path}: no kind of file known here; known are {', '.join(FIELD_MODALITY)}")
+    _check_kinds(paths)
+    for path in paths:
         if not path.is_file():
             raise UserError(f"{path}: no such file")
-    if len({FIELD_MODALITY[field] for field in fields}) < len(paths):
+    return sample_of([(str(path), path.read_bytes()) for path in paths])
+
+
+def sample_of(files: Sequence[tuple[str, bytes]]) -> RawSample:
+    """Return the sample that files make whose bytes are there already.
+
+    Args:
+        files: Name and bytes of one file, or of several of different modalities.
+
+    Raises:
+        UserError: A file is of unknown kind, or two are of one modality.
+    """
+    paths = [Path(name) for name, _ in files]
+    _check_kinds(paths)
+    contents = zip(paths, files, strict=True)
+    return RawSample(files[0][0], paths[0].stem, {_field(path): content for path, (_, content) in contents})
+
+
+def _field(path: Path) -> str:
+    return path.suffix.removeprefix(".").lower()
+
+
+def _check_kinds(paths: Sequence[Path]) -> None:
+    """Make sure that files can be one sample.
+
+    Raises:
+        UserError: One is of unknown kind, or two are of one modality.
+    """
+    for path in paths:
+        if _field(path) not in FIELD_MODALITY:
+            raise UserError(f"{path}: no kind of file known here; known are {', '.join(FIELD_MODALITY)}")
+    if len({FIELD_MODALITY[_field(path)] for path in paths}) < len(paths):
         raise UserError(f"{', '.join(map(str, paths))}: two files of one modality; they are no single sample")
-    return RawSample(
-        str(paths[0]), paths[0].stem, {field: path.read_bytes() for field, path in fields.items()}
-    )
 
 
 def _sees(source: SourceConfig, modality: str) -> bool:

@@ -74,8 +74,9 @@ class DenseTokens:
         self.presence = presence
         self.mask: Tensor | None = None
         if presence is not None:
-            counts = torch.tensor([part.mean.shape[1] for part in tokens], device=presence.visible.device)
-            self.mask = presence.visible.repeat_interleave(counts, dim=1)[:, None, None, :]
+            columns = torch.split(presence.visible, 1, dim=1)
+            seen = [column.expand_as(part.mean) for column, part in zip(columns, tokens, strict=True)]
+            self.mask = torch.cat(seen, dim=1)[:, None, None, :]
 
     def attend(self, query: Tensor) -> Tensor:
         """See `AttendableTokens.attend`.

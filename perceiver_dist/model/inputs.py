@@ -293,7 +293,8 @@ def read_presence(present: Mapping[str, Tensor], names: list[str], batch: int) -
         return None
     everywhere = torch.ones_like(next(iter(masks.values())))
     visible = torch.stack([masks.get(name, everywhere) for name in names], dim=1)
-    if bool(visible.all()):
+    # An exported graph serves batches of both kinds, so it always has the mask.
+    if not torch.compiler.is_exporting() and bool(visible.all()):
         return None
     nonempty = visible.any(dim=1, keepdim=True)
     return Presence(visible | ~nonempty, nonempty[:, :, None])

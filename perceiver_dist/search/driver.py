@@ -14,12 +14,13 @@ from rich.console import Console
 
 from perceiver_dist.command_line import to_yaml
 from perceiver_dist.errors import UserError
+from perceiver_dist.export.mlflow_model import parse_model_name
 from perceiver_dist.plain import flatten
 from perceiver_dist.search.candidates import Candidates
 from perceiver_dist.search.config import SearchRunConfig
 from perceiver_dist.search.console import SearchDisplay, final_table
 from perceiver_dist.search.progress import RECORD, SearchProgress
-from perceiver_dist.search.promote import parse_model_name, promote_best
+from perceiver_dist.search.promote import promote_best
 from perceiver_dist.search.ray_tune import run_trials
 from perceiver_dist.search.record import SearchRecord, load_record
 from perceiver_dist.search.report import write_report

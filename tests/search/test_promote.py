@@ -1,41 +1,75 @@
 """The best trial's model in MLflow's registry: what a program loads from there."""
 
+import sys
 from pathlib import Path
 
+import mlflow.pyfunc
+import pandas as pd
 import pytest
 import records
-import torch
-from mlflow.artifacts import download_artifacts
+from export import trained
 from mlflow.tracking import MlflowClient
-from safetensors.torch import load_file
 
+import perceiver_dist
+from perceiver_dist.command_line import to_yaml
 from perceiver_dist.errors import UserError
 from perceiver_dist.search.promote import promote_best
-from perceiver_dist.training.checkpoint import PARTS, Span, file_header, write_rank_file
-from perceiver_dist.training.manifest import Manifest, Progress, write_manifest
+from perceiver_dist.search.record import SearchRecord
 
 
-def test_the_best_trials_weights_are_registered_whole(tmp_path: Path) -> None:
-    checkpoint = str(tmp_path / "step-00000010")
-    header = file_header([(part, "head", Span(0, 6)) for part in PARTS], {"head": (2, 3)})
-    file = write_rank_file(f"{checkpoint}/rank-00000-of-00001.safetensors", header, torch.arange(18.0))
-    write_manifest(checkpoint, Manifest(Progress(10, 320, 1, 2, 10), (file,)))
-    store = f"sqlite:///{tmp_path}/mlflow.db"
-    client = MlflowClient(store)
-    experiment = client.create_experiment("search", artifact_location=str(tmp_path / "artifacts"))
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Address of an MLflow with an experiment."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    address = f"sqlite:///{folder}/mlflow.db"
+    MlflowClient(address).create_experiment("search", artifact_location=str(folder / "artifacts"))
+    return address
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the best trial's run."""
+    return trained.write_run(tmp_path_factory.mktemp("search") / "trial-004")
+
+
+def record_of(run: Path, run_id: str) -> SearchRecord:
     record = records.record_of_search()
     assert record.best is not None
-    record.best.mlflow_run_id = client.create_run(experiment).info.run_id
-    record.best.checkpoint = checkpoint
-    assert promote_best(record, "seed: 0\n", store, "perceiver", "champion") == "1"
-    source = client.get_model_version_by_alias("perceiver", "champion").source
-    assert source is not None
-    folder = Path(download_artifacts(source, tracking_uri=store, dst_path=str(tmp_path / "loaded")))
-    assert (folder / "config.yaml").read_text() == "seed: 0\n"
-    weights = load_file(folder / "weights.safetensors")
-    assert torch.equal(weights["head"], torch.arange(6.0).view(2, 3))
+    record.best.mlflow_run_id, record.best.checkpoint = run_id, str(run / f"step-{trained.STEPS:08d}")
+    return record
+
+
+def test_the_best_trials_model_is_loaded_by_its_name(
+    run: Path, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = MlflowClient(store)
+    experiment = client.get_experiment_by_name("search")
+    record = record_of(run, client.create_run(experiment.experiment_id).info.run_id)
+    assert promote_best(record, to_yaml(trained.CONFIG), store, "perceiver", "champion") == "1"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # MLflow adds the model's own code
+    model = mlflow.pyfunc.load_model("models:/perceiver@champion")
+    picture, _ = trained.write_sample(tmp_path, 0)
+    table = pd.DataFrame({"name": [str(picture)], "content": [picture.read_bytes()]})
+    answers = model.predict(table, params={"source": "pictures"})
+    expected = perceiver_dist.load(run).predict([picture], "pictures")[0]
+    assert answers["label"][0] == expected.top(1)[0].label
+    assert answers["probabilities"][0] == pytest.approx(expected.probabilities.tolist(), abs=1e-6)
 
 
 def test_without_a_completed_trial_there_is_nothing_to_register() -> None:
     with pytest.raises(UserError, match="--promote: no trial was completed"):
         promote_best(records.record_of_search(0), "", "sqlite://", "perceiver", "champion")
+
+
+def test_why_mlflow_does_not_register_is_said_in_one_line(run: Path, store: str, tmp_path: Path) -> None:
+    config = to_yaml(trained.CONFIG)
+    with pytest.raises(UserError, match="the MLflow run of its training is not known"):
+        promote_best(record_of(run, ""), config, store, "perceiver", "champion")
+    elsewhere = f"sqlite:///{tmp_path}/other.db"
+    with pytest.raises(
+        UserError, match=r"MLflow's database .*other\.db, where the training was tracked, is not there"
+    ):
+        promote_best(record_of(run, "0" * 32), config, elsewhere, "perceiver", "champion")
+    with pytest.raises(UserError, match=r"does not register the model: .*not found"):
+        promote_best(record_of(run, "0" * 32), config, store, "perceiver", "champion")

@@ -1,0 +1,45 @@
+"""Share what was trained: `python jobs/export.py folder|onnx|torch|mlflow ...`."""
+
+from collections.abc import Callable, Sequence
+
+from jsonargparse import ArgumentParser
+
+from perceiver_dist.command_line import run_job
+from perceiver_dist.export.folder import export_folder
+from perceiver_dist.export.mlflow_model import export_mlflow
+from perceiver_dist.export.onnx_file import export_onnx
+from perceiver_dist.export.torch_file import export_torch
+from perceiver_dist.subcommands import parse_arguments, subcommand_parser
+
+FORMS: dict[str, Callable[..., str]] = {
+    "folder": export_folder,
+    "onnx": export_onnx,
+    "torch": export_torch,
+    "mlflow": export_mlflow,
+}
+
+
+def build_parser() -> ArgumentParser:
+    """Return the job's parser: one subcommand for each form, its options taken from the function."""
+    return subcommand_parser("Share what was trained.", "form", FORMS)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Export, then say what was made.
+
+    Args:
+        arguments: The command line without the program's name.
+
+    Returns:
+        Exit status: 0.
+
+    Raises:
+        UserError: An option or the model is not as it must be.
+    """
+    parsed = parse_arguments(build_parser(), arguments)
+    print(FORMS[parsed.form](**parsed[parsed.form].as_dict()))
+    return 0
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,48 @@
+"""The layout of `transformers` is made of whatever `perceiver_dist.load` reads; the library is not needed for that."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+import trained
+from safetensors.torch import load_file
+
+from perceiver_dist.config import RunConfig
+from perceiver_dist.errors import UserError
+from perceiver_dist.modalities import ImageInput
+from perceiver_dist.model.config import ModelConfig
+from pipelines.source import SourceConfig
+
+CONFIG = RunConfig(
+    ModelConfig(
+        latents=4,
+        width=16,
+        cross_attends=1,
+        self_attends_per_block=1,
+        readout="decoder",
+        image=ImageInput(height=16, width=16, bands=64, max_frequency=224),
+    ),
+    [SourceConfig("flowers", "none", ["image"], 3)],
+)
+
+
+def test_a_run_a_checkpoint_and_an_exported_folder_are_converted_alike(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+    convert = importlib.import_module("jobs.convert_checkpoint").main
+    run = trained.write_run(tmp_path / "runs" / "first", CONFIG)
+    places = [run, run / f"step-{trained.STEPS:08d}", trained.write_exported(tmp_path / "exported", CONFIG)]
+    made = []
+    for number, place in enumerate(places):
+        out = tmp_path / str(number)
+        assert (
+            convert(["to_transformers", "--folder", str(place), "--out", str(out), "--source", "flowers"])
+            == 0
+        )
+        made.append(load_file(out / "model.safetensors"))
+    for other in made[1:]:
+        assert all(torch.equal(other[name], tensor) for name, tensor in made[0].items())
+    with pytest.raises(UserError, match="no trained model there; name a run such as runs/NAME"):
+        convert(["to_transformers", "--folder", str(tmp_path), "--out", str(tmp_path / "none")])
