@@ -17,6 +17,7 @@ from perceiver_dist.errors import UserError
 from perceiver_dist.inference.stored_model import StoredModel
 from perceiver_dist.modalities import ModalityInput
 from perceiver_dist.model.perceiver import Perceiver
+from perceiver_dist.model.precision import autocast
 from pipelines.chance import evaluation_chance
 from pipelines.decode import FIELD_MODALITY
 from pipelines.errors import SampleError
@@ -72,6 +73,7 @@ class TrainedModel:
     Args:
         stored: Where weights and configuration are.
         device: Where it runs.
+        weights: All weights by name, fp32 of any shape, if they were read before; None to read them.
 
     Attributes:
         stored: Where weights and configuration are.
@@ -83,12 +85,17 @@ class TrainedModel:
         UserError: The weights are damaged, or are not those of the configuration.
     """
 
-    def __init__(self, stored: StoredModel, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        stored: StoredModel,
+        device: str | torch.device = "cpu",
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.stored = stored
         self.config = stored.config
         self.device = torch.device(device)
         self.model = Perceiver(self.config.model, self.config.heads)
-        weights = stored.weights()
+        weights = stored.weights() if weights is None else weights
         _check_weights(self.model, weights, stored.place)
         self.model.load_state_dict(weights)
         self.model.to(self.device).eval()
@@ -203,6 +210,23 @@ class TrainedModel:
         return arrays, present
 
     @torch.no_grad()
+    def logits_and_latents(
+        self, arrays: Mapping[str, Tensor], present: Mapping[str, Tensor], source: SourceConfig
+    ) -> tuple[Tensor, Tensor]:
+        """Run the model, in the precision that it was trained in.
+
+        Args:
+            arrays: As from `stack`.
+            present: As from `stack`.
+            source: Whose classes.
+
+        Returns:
+            (B, classes) and (B, N, D), fp32 on the device.
+        """
+        with autocast(self.device, self.config.train.precision):
+            logits, latents = self.model.logits_and_latents(arrays, present, source.name)
+        return logits.float(), latents.float()
+
     def probabilities(
         self, arrays: Mapping[str, Tensor], present: Mapping[str, Tensor], source: SourceConfig
     ) -> np.ndarray:
@@ -216,9 +240,21 @@ class TrainedModel:
         Returns:
             (B, classes) fp32.
         """
-        logits = self.model(arrays, present, source.name)
-        likely = logits.softmax(1) if source.task == "softmax" else logits.sigmoid()
-        return np.asarray(likely.float().cpu())
+        logits, _ = self.logits_and_latents(arrays, present, source)
+        return np.asarray(probabilities_of(logits, source.task).cpu())
+
+
+def probabilities_of(logits: Tensor, task: str) -> Tensor:
+    """Return how likely each class is.
+
+    Args:
+        logits: (B, classes).
+        task: softmax or multilabel.
+
+    Returns:
+        (B, classes).
+    """
+    return logits.softmax(1) if task == "softmax" else logits.sigmoid()
 
 
 def class_names(source: SourceConfig) -> list[str]:

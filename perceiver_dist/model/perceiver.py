@@ -84,6 +84,25 @@ class Perceiver(nn.Module):
             UserError: The source or a modality is unknown, there is no array, or an array or mask has another
                 shape or dtype than configured.
         """
+        logits, _ = self.logits_and_latents(arrays, present, source)
+        return logits
+
+    def logits_and_latents(
+        self, arrays: Mapping[str, Tensor], present: Mapping[str, Tensor], source: str
+    ) -> tuple[Tensor, Tensor]:
+        """Logits of a batch, and the latents after the last block that they are read from.
+
+        Args:
+            arrays: As `forward` takes them.
+            present: As `forward` takes them.
+            source: Whose head to use.
+
+        Returns:
+            (B, classes of the source), and (B, N, D).
+
+        Raises:
+            UserError: As `forward` raises it.
+        """
         names = self._modalities_of(arrays, source)
         encodings: dict[str, Tensor] = self.encodings()
         positions: dict[str, Tensor] = self.positions()
@@ -101,7 +120,7 @@ class Perceiver(nn.Module):
         unused += [
             value for part in (encodings, positions) for name, value in part.items() if name not in names
         ]
-        return logits[source] + no_effect(unused, like=latents)
+        return logits[source] + no_effect(unused, like=latents), latents
 
     def _encode(self, readable: AttendableTokens, batch: int) -> Tensor:
         """(B, N, D): the latents after the last block."""
