@@ -75,6 +75,18 @@ class LiveView:
         """
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    def show(self, line: str) -> None:
+        """Show how far it is: redrawn in place on a terminal, else printed if the last time is long enough ago.
+
+        Args:
+            line: One line.
+        """
+        self._line = line
+        if self._live is not None:
+            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
+        elif self._clock() - self._printed_at >= self._seconds_between_lines:
+            self._print_line()
+
     def _print_line(self) -> None:
         self._printed_line = self._line
         self._printed_at = self._clock()
@@ -111,16 +123,37 @@ class ProgressLine(LiveView):
             samples_per_second: Samples trained per second, over all ranks.
             data_wait_fraction: Share of the time, 0 to 1, in which ranks waited for data.
         """
-        now = self._clock()
-        self._pace.record(step, now)
-        self._line = (
+        self._pace.record(step, self._clock())
+        self.show(
             f"step {step}/{total_steps}  loss {loss:.3f}  {samples_per_second:,.0f} samples/s  "
             f"data wait {data_wait_fraction:.0%}  ETA {duration(self._pace.seconds_for(total_steps - step))}"
         )
-        if self._live is not None:
-            self._live.update(Text(self._line, no_wrap=True, overflow="ellipsis"))
-        elif now - self._printed_at >= self._seconds_between_lines:
-            self._print_line()
+
+
+class SamplesLine(LiveView):
+    """The live line of work on many samples, each once."""
+
+    def begin(self, what: str, done: int, total: int) -> None:
+        """Begin to count.
+
+        Args:
+            what: What the samples are of.
+            done: Samples that were done before.
+            total: All samples.
+        """
+        self._what, self._before, self._total = what, done, total
+        self._began = self._clock()
+
+    def update(self, done: int) -> None:
+        """Show how far it is.
+
+        Args:
+            done: Samples that are done, those of before among them.
+        """
+        seconds = self._clock() - self._began
+        pace = (done - self._before) / seconds if seconds else 0.0
+        left = duration((self._total - done) / pace if pace else None)
+        self.show(f"{self._what}  sample {done:,}/{self._total:,}  {pace:,.0f} samples/s  ETA {left}")
 
 
 class _Pace:
@@ -156,12 +189,7 @@ def result_table(metrics: Mapping[str, float], paths: Mapping[str, str]) -> Grou
     Returns:
         Something for `rich.console.Console.print`.
     """
-    rows: dict[str, dict[str, float]] = {}
-    for name, value in metrics.items():
-        source, _, metric = name.rpartition("/")
-        subset = _SUBSET.fullmatch(metric)
-        seen = f"  {subset['modalities'].replace('_and_', ' + ')} only" if subset else ""
-        rows.setdefault(f"{source or 'all'}{seen}", {})[subset["metric"] if subset else metric] = value
+    rows = metric_rows(metrics)
     columns = list(dict.fromkeys(metric for row in rows.values() for metric in row))
     table = Table("source", show_edge=False, pad_edge=False, box=None, header_style="bold")
     for column in columns:
@@ -174,6 +202,21 @@ def result_table(metrics: Mapping[str, float], paths: Mapping[str, str]) -> Grou
     for what, where in paths.items():
         places.add_row(what, Text(where))
     return Group(table, Text(), places)
+
+
+def metric_rows(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Return the rows of a table of results: what was seen, such as "clips" or "clips  audio only", and its metrics.
+
+    Args:
+        metrics: `<source>/<metric>` and its value; what was seen of a subset of modalities gets a row of its own.
+    """
+    rows: dict[str, dict[str, float]] = {}
+    for name, value in metrics.items():
+        source, _, metric = name.rpartition("/")
+        subset = _SUBSET.fullmatch(metric)
+        seen = f"  {subset['modalities'].replace('_and_', ' + ')} only" if subset else ""
+        rows.setdefault(f"{source or 'all'}{seen}", {})[subset["metric"] if subset else metric] = value
+    return rows
 
 
 def duration(seconds: float | None) -> str:

@@ -7,9 +7,8 @@ from typing import Any, Literal
 import ray
 
 from perceiver_dist.errors import UserError
+from perceiver_dist.inference.options import Device
 from perceiver_dist.training.cluster import Bundle, start_ray, wait_for_room
-
-Device = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True)
@@ -32,30 +31,27 @@ class Crew:
         return {"GPU": 1.0} if self.device == "cuda" else {"CPU": 1.0}
 
 
-def gather_crew(
-    device: Device, actors: int | None, readers: int | None, say: Callable[[str], None]
-) -> Crew:
+def gather_crew(device: Device, actors: int | None, readers: int | None, say: Callable[[str], None]) -> Crew:
     """Start Ray or join the cluster, divide the work, and wait until there is room for it.
 
     Args:
         device: What the model runs on; auto takes GPUs if the cluster has any.
-        actors: Copies of the model; None for one on each GPU, or on half of the CPUs.
-        readers: Read tasks at a time; None for one on each CPU that is left.
+        actors: Copies of the model; None for one on each GPU that is free, or on half of the CPUs.
+        readers: Read tasks at a time; None for one on each CPU that is then left.
         say: Shows one line.
 
     Raises:
-        UserError: A number is below 1, there is no GPU though asked for, or no room.
+        UserError: There is no GPU though asked for, or no room.
     """
-    for option, number in (("actors", actors), ("readers", readers)):
-        if number is not None and number < 1:
-            raise UserError(f"--{option} is {number}, must be at least 1")
     start_ray((actors or 1) + (readers or 1))
     resources: Any = ray.cluster_resources
-    gpus, cpus = int(resources().get("GPU", 0)), int(resources().get("CPU", 0))
-    if device == "cuda" and not gpus:
+    has_gpus = "GPU" in resources()
+    if device == "cuda" and not has_gpus:
         raise UserError("--device is cuda, but Ray has no GPUs; use --device cpu or join a cluster with GPUs")
-    if gpus and device != "cpu":
-        crew = Crew("cuda", actors or gpus, readers or max(cpus, 1))
+    free: Any = ray.available_resources
+    gpus, cpus = int(free().get("GPU", 0)), int(free().get("CPU", 0))
+    if has_gpus and device != "cpu":
+        crew = Crew("cuda", actors or max(gpus, 1), readers or max(cpus, 1))
     else:
         actors = actors or max((cpus - readers) if readers else cpus // 2, 1)
         crew = Crew("cpu", actors, readers or max(cpus - actors, 1))

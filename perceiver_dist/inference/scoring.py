@@ -5,7 +5,7 @@ the model scores them, and the caller takes them one after the other. Blocks sta
 way; Ray behaves so but does not promise it, so every unit's number is checked.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -101,17 +101,16 @@ class ScoredUnit:
 class Scorers:
     """A trained model in the hands of a crew; Ray is running.
 
-    Weights are read here, once, and handed over: they may lie where no other machine of a cluster can read.
+    Its weights are handed over, not read again: they may lie where no other machine of a cluster can read.
 
     Args:
-        stored: The model.
-        weights: All its weights by name, fp32 of any shape.
+        model: The model, on the host.
         crew: Who works.
     """
 
-    def __init__(self, stored: StoredModel, weights: Mapping[str, Tensor], crew: Crew) -> None:
-        self._stored = stored
-        self._weights = ray.put(dict(weights))
+    def __init__(self, model: TrainedModel, crew: Crew) -> None:
+        self._model = model
+        self._weights = ray.put(model.model.state_dict())
         self._crew = crew
 
     def score(self, work: Work, first: int = 0) -> Iterator[ScoredUnit]:
@@ -129,23 +128,29 @@ class Scorers:
         for unit in range(first, work.units):
             numbers = range(unit * work.views, (unit + 1) * work.views)
             yield _combine(work, [_take(rows, number) for number in numbers], work.plan.unit(numbers.start))
+        if next(rows, None) is not None:
+            raise UnitOrderError(f"a unit came after unit {work.plan.units - 1}, which is the last")
 
     def _rows(self, work: Work, first: int) -> Iterator[dict[str, Any]]:
-        config = self._stored.config
-        inputs = {modality: getattr(config.model, modality) for modality in work.source.modalities}
-        data = replace(config.data, tasks=self._crew.readers)
+        data = replace(self._model.config.data, tasks=self._crew.readers)
+        inputs = self._model.inputs(work.source)
         maker = UnitMaker(work.source, inputs, work.index, work.plan, data, labelled=work.labelled)
         start, stop = first * work.views, work.plan.units
-        bundle = {f"num_{name.lower()}s": amount for name, amount in self._crew.bundle.items()}
         scored = unit_dataset(maker, start, stop, data).map_batches(
             _Scorer,
-            fn_constructor_args=(self._stored, self._weights, self._crew.device, replace(work, index=SourceIndex([]))),
+            fn_constructor_args=(
+                self._model.stored,
+                self._weights,
+                self._crew.device,
+                replace(work, index=SourceIndex([])),  # which may be large, and is for the read tasks
+            ),
             # A batch is a unit. With a size Ray keeps reading out of the actors, where a decoder that crashes would take
             # the model with it.
             batch_size=1,
             batch_format="numpy",
             compute=ActorPoolStrategy(size=min(self._crew.actors, stop - start)),
-            **bundle,
+            num_cpus=self._crew.bundle.get("CPU"),
+            num_gpus=self._crew.bundle.get("GPU"),
         )
         # The split of one makes an actor run the stream, whose log is then not on this process's screen.
         [stream] = scored.streaming_split(1)
@@ -180,7 +185,9 @@ class _Scorer:
                 logits.append(scores.cpu().numpy())
                 embeddings.append(latents.mean(1).cpu().numpy() if work.embeddings else np.empty(0))
         except torch.OutOfMemoryError as error:
-            raise UserError(f"--batch is {work.batch}, for which the GPU has too little memory; lower it") from error
+            raise UserError(
+                f"--batch is {work.batch}, for which the GPU has too little memory; lower it"
+            ) from error
         passed = {name: row[name][0] for name in ("unit", "real", "label")}
         flags = {name: column[0] for name, column in row.items() if name.endswith("_present")}
         return unit_block(
@@ -220,7 +227,9 @@ def _combine(work: Work, views: list[dict[str, Any]], samples: Sequence[int]) ->
         real=torch.tensor(np.stack([row["real"][0] for row in views])).all(0),
         labels=torch.tensor(views[0]["label"][0]),
         present={name: torch.tensor(views[0][f"{name}_present"][0]) for name in work.source.modalities},
-        logits={subset: mean_logits(logits[:, row], work.source.task) for row, subset in enumerate(work.subsets)},
+        logits={
+            subset: mean_logits(logits[:, row], work.source.task) for row, subset in enumerate(work.subsets)
+        },
         embeddings=embeddings.mean(0) if work.embeddings else None,
         bad=sorted(bad),
     )

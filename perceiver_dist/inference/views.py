@@ -19,10 +19,8 @@ def check_views(views: int, source: SourceConfig) -> None:
         source: The source.
 
     Raises:
-        UserError: It is not a positive number, or nothing of the source has a length in time.
+        UserError: There are several, and nothing of the source has a length in time.
     """
-    if views < 1:
-        raise UserError(f"--views is {views}, must be at least 1")
     if views > 1 and not set(source.modalities) & set(_IN_TIME):
         raise UserError(
             f"--views is {views}, but source '{source.name}' has {' and '.join(source.modalities)}: views are windows "

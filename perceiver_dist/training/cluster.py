@@ -210,9 +210,7 @@ def _might_have_gpus(config: RunConfig) -> bool:
 class _Patience:
     """Tells waiting for other work or for nodes that are coming from waiting for ever."""
 
-    def __init__(
-        self, bundles: list[Bundle], purpose: str, options: str, say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, bundles: list[Bundle], purpose: str, options: str, say: Callable[[str], None]) -> None:
         self._bundles = bundles
         self._purpose = purpose
         self._options = options

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from math import sqrt
 from statistics import NormalDist
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,7 +91,7 @@ class Totals:
         """
         if self._confusion is not None:
             return _precision_and_recall(self._confusion.compute().double())
-        metric = self._more["mean_average_precision"]
+        metric: Any = self._more["mean_average_precision"]  # torch knows no types of what a metric holds
         scores, labels = dim_zero_cat(metric.preds), dim_zero_cat(metric.target)
         samples = labels.sum(0)
         precision = multilabel_average_precision(scores, labels, self._classes, average="none")
