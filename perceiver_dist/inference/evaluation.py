@@ -13,18 +13,17 @@ from perceiver_dist.errors import UserError
 from perceiver_dist.inference.crew import gather_crew
 from perceiver_dist.inference.options import EvaluationOptions
 from perceiver_dist.inference.scoring import Scorers, Work
-from perceiver_dist.inference.shards import index_for
+from perceiver_dist.inference.shards import index_for, output_folder
 from perceiver_dist.inference.trained_model import TrainedModel
 from perceiver_dist.inference.views import check_views
 from perceiver_dist.progress import SamplesLine
-from perceiver_dist.training.cluster import check_is_kept
 from perceiver_dist.training.news import Scores
 from perceiver_dist.training.subsets import modality_subsets
 from perceiver_dist.training.totals import Totals, scores_of
 from pipelines.demo.resolve import resolve_demo
 from pipelines.index import SourceIndex
 from pipelines.source import SourceConfig
-from pipelines.storage import absolute_uri, check_writable, expand_shards, join
+from pipelines.storage import expand_shards, join
 from pipelines.units import BadSample
 
 
@@ -98,9 +97,7 @@ def evaluate_model(options: EvaluationOptions, console: Console) -> Evaluation:
         check_views(options.views, source)
     steps = model.stored.steps
     out = options.out or join(model.stored.folder, f"evaluation-{steps:08d}" if steps else "evaluation")
-    out = absolute_uri(out)
-    check_is_kept(out, "--out")
-    check_writable(out, "--out")
+    out = output_folder(out)
     shards = {source.name: expand_shards(source.eval_shards, source.name) for source in sources}
     batch = options.batch or model.config.train.micro_batch
     with SamplesLine(console) as line:

@@ -110,7 +110,7 @@ def report_page(evaluation: Evaluation) -> str:
         if found.bad:
             bad = found.bad[0]
             lines += [
-                f"{len(found.bad):,} samples could not be used; the first is `{bad.key}` of `{bad.shard}`: {bad.reason}",
+                f"{len(found.bad):,} samples could not be used; the first: `{bad.key}` of `{bad.shard}`, {bad.reason}",
                 "",
             ]
         values = zip(class_names(found.source), *found.by_class.values(), strict=True)

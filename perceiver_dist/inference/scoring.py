@@ -144,7 +144,7 @@ class Scorers:
                 self._crew.device,
                 replace(work, index=SourceIndex([])),  # which may be large, and is for the read tasks
             ),
-            # A batch is a unit. With a size Ray keeps reading out of the actors, where a decoder that crashes would take
+            # A batch is a unit. With a size Ray keeps reading out of the actors: a decoder that crashes would take
             # the model with it.
             batch_size=1,
             batch_format="numpy",

@@ -1,11 +1,12 @@
-"""The shards that a trained model works on, indexed."""
+"""What a trained model works on: shards, indexed, and a folder for the result."""
 
 from collections.abc import Mapping, Sequence
 
 from perceiver_dist.inference.trained_model import TrainedModel
+from perceiver_dist.training.cluster import check_is_kept
 from perceiver_dist.training.datasets import index_shards
 from pipelines.index import SourceIndex
-from pipelines.storage import STORAGE_ERRORS, join, list_folder
+from pipelines.storage import STORAGE_ERRORS, absolute_uri, check_writable, join, list_folder
 
 
 def index_for(model: TrainedModel, shards: Mapping[str, Sequence[str]], out: str) -> dict[str, SourceIndex]:
@@ -25,9 +26,27 @@ def index_for(model: TrainedModel, shards: Mapping[str, Sequence[str]], out: str
     return index_shards(shards, _index_folder(model, out), model.config.data.storage_seconds)
 
 
+def output_folder(out: str) -> str:
+    """Make a folder for a result, and make sure that it can be written and will stay.
+
+    Args:
+        out: Path or URI.
+
+    Returns:
+        Absolute path or URI.
+
+    Raises:
+        UserError: It cannot be written, or would go with a job's copy of a folder.
+    """
+    folder = absolute_uri(out)
+    check_is_kept(folder, "--out")
+    check_writable(folder, "--out")
+    return folder
+
+
 def _index_folder(model: TrainedModel, out: str) -> str:
     folder = model.config.index_folder
     try:
-        return folder if list_folder(folder) else join(out, "index")
+        return folder if list_folder(folder) else join(out, "_index")
     except STORAGE_ERRORS:
-        return join(out, "index")
+        return join(out, "_index")

@@ -182,9 +182,7 @@ class TrainedModel:
         except SampleError as error:
             raise UserError(f"{sample.shard}: {error}") from error
         if not arrays:
-            raise UserError(
-                f"{sample.shard}: holds nothing that source '{source.name}' sees ({', '.join(source.modalities)})"
-            )
+            raise UserError(f"{sample.shard}: {sees_nothing(source)}")
         return arrays
 
     def stack(
@@ -264,6 +262,15 @@ def class_names(source: SourceConfig) -> list[str]:
         source: The source.
     """
     return source.class_names or [str(number) for number in range(source.num_classes)]
+
+
+def sees_nothing(source: SourceConfig) -> str:
+    """Return why a source says nothing of a sample without any of its modalities.
+
+    Args:
+        source: The source.
+    """
+    return f"holds nothing that source '{source.name}' sees ({', '.join(source.modalities)})"
 
 
 def read_files(files: Files) -> RawSample:
