@@ -153,7 +153,10 @@ class SamplesLine(LiveView):
         seconds = self._clock() - self._began
         pace = (done - self._before) / seconds if seconds else 0.0
         left = duration((self._total - done) / pace if pace else None)
-        self.show(f"{self._what}  sample {done:,}/{self._total:,}  {pace:,.0f} samples/s  ETA {left}")
+        decimals = 0 if pace >= 10 else 1
+        self.show(
+            f"{self._what}  sample {done:,}/{self._total:,}  {pace:,.{decimals}f} samples/s  ETA {left}"
+        )
 
 
 class _Pace:

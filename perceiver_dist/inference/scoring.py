@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 import torch
-from ray.data import ActorPoolStrategy
+from ray.data import ActorPoolStrategy, Dataset
 from torch import Tensor
 
 from perceiver_dist.errors import UserError
@@ -131,12 +131,18 @@ class Scorers:
         if next(rows, None) is not None:
             raise UnitOrderError(f"a unit came after unit {work.plan.units - 1}, which is the last")
 
-    def _rows(self, work: Work, first: int) -> Iterator[dict[str, Any]]:
+    def dataset(self, work: Work, first: int = 0) -> Dataset:
+        """Return the stream before it is run: a block of one row for each unit, as `_Scorer` gives it.
+
+        Args:
+            work: What is to be scored.
+            first: The unit to begin with.
+        """
         data = replace(self._model.config.data, tasks=self._crew.readers)
         inputs = self._model.inputs(work.source)
         maker = UnitMaker(work.source, inputs, work.index, work.plan, data, labelled=work.labelled)
         start, stop = first * work.views, work.plan.units
-        scored = unit_dataset(maker, start, stop, data).map_batches(
+        return unit_dataset(maker, start, stop, data).map_batches(
             _Scorer,
             fn_constructor_args=(
                 self._model.stored,
@@ -152,11 +158,13 @@ class Scorers:
             num_cpus=self._crew.bundle.get("CPU"),
             num_gpus=self._crew.bundle.get("GPU"),
         )
+
+    def _rows(self, work: Work, first: int) -> Iterator[dict[str, Any]]:
         # The split of one makes an actor run the stream, whose log is then not on this process's screen.
-        [stream] = scored.streaming_split(1)
+        [stream] = self.dataset(work, first).streaming_split(1)
         try:
             yield from stream.iter_batches(
-                batch_size=1, batch_format="numpy", prefetch_batches=data.prefetch_units
+                batch_size=1, batch_format="numpy", prefetch_batches=self._model.config.data.prefetch_units
             )
         except Exception as error:
             told = _user_error(error)

@@ -23,7 +23,7 @@ from perceiver_dist.progress import SamplesLine
 from pipelines.demo.resolve import resolve_demo
 from pipelines.index import SourceIndex
 from pipelines.source import SourceConfig
-from pipelines.storage import expand_shards
+from pipelines.storage import absolute_uri, expand_shards
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _settings(
 ) -> Settings:
     batch = options.batch or model.config.train.micro_batch
     return Settings(
-        model=model.stored.place,
+        model=absolute_uri(model.stored.place),
         weights=digest_of_weights(model),
         source=source.name,
         shards=options.shards or "",

@@ -124,7 +124,12 @@ class TrainedModel:
             decoded = [self.decode(sample, chosen) for sample in some]
             rows = self.probabilities(*self.stack(decoded, chosen), chosen)
             predictions += [
-                Prediction(sample.shard, tuple(arrays), class_names(chosen), row)
+                Prediction(
+                    sample.shard,
+                    tuple(modality for modality in chosen.modalities if modality in arrays),
+                    class_names(chosen),
+                    row,
+                )
                 for sample, arrays, row in zip(some, decoded, rows, strict=True)
             ]
         return predictions
