@@ -45,7 +45,7 @@ def export(folder: Path, *sources: SourceConfig) -> Path:
         torch.manual_seed(0)
         model = Perceiver(config.model, config.heads)
         for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)  # so that answers differ clearly
+            torch.nn.init.normal_(parameter, std=0.2)  # so that answers differ clearly
     exported = folder / "exported"
     exported.mkdir(parents=True)
     (exported / "config.yaml").write_text(to_yaml(config))
