@@ -11,6 +11,9 @@ from perceiver_dist.errors import UserError
 from perceiver_dist.inference.options import PredictionOptions
 from perceiver_dist.subcommands import options_parser, parse_arguments
 
+_WIDTH_OF_FILES = 160
+"""Columns where the table does not go to a terminal, which says how many it has."""
+
 
 def build_parser() -> ArgumentParser:
     """Return the job's parser."""
@@ -68,6 +71,8 @@ def _predict_files(options: PredictionOptions, files: Sequence[str], console: Co
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
     model = load(options.model, automatic if options.device == "auto" else options.device)
     answers = predict_files(model, files, options.source)
+    if not console.is_terminal:
+        console.width = _WIDTH_OF_FILES
     if answers.predictions:
         console.print(files_table(answers.predictions, options.top))
     for error in answers.errors:

@@ -46,7 +46,10 @@ def files_table(predictions: Sequence[Prediction], top: int) -> Table:
         predictions: Of each file.
         top: How many classes to name.
     """
-    table = Table("file", "seen", "class", box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("file", overflow="fold")
+    table.add_column("seen")
+    table.add_column("class", overflow="fold")
     table.add_column("probability", justify="right")
     for prediction in predictions:
         for row, answer in enumerate(prediction.top(top)):

@@ -40,69 +40,62 @@ def index_of(folder: Path, samples: list[Sample]) -> SourceIndex:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> SourceIndex:
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Work:
+    """Pictures without labels, then two samples that cannot be used."""
     samples: list[Sample] = [
-        {"__key__": f"{n:02d}", "png": tiny_model.png(n), "cls": n % 3} for n in range(SAMPLES)
+        *({"__key__": f"{n:02d}", "png": tiny_model.png(n)} for n in range(SAMPLES)),
+        {"__key__": "broken", "png": b"x"},
+        {"__key__": "silent", "wav": tiny_model.wav(0)},
     ]
-    return index_of(tmp_path_factory.mktemp("pictures"), samples)
+    index = index_of(tmp_path_factory.mktemp("pictures"), samples)
+    return Work(tiny_model.PICTURES, index, 4, [("image",)], labelled=False, embeddings=True)
 
 
-def work(index: SourceIndex, **wanted: object) -> Work:
-    return Work(tiny_model.PICTURES, index, batch=4, subsets=[("image",)], **wanted)  # type: ignore[arg-type]
+@pytest.fixture(scope="module")
+def units(scorers: Scorers, pictures: Work) -> list[ScoredUnit]:
+    return list(scorers.score(pictures, first=1))
 
 
 def keys(units: list[ScoredUnit]) -> list[str]:
     return [place.key for unit in units for place in unit.places]
 
 
-def test_every_sample_is_scored_once_and_in_order(
-    model: TrainedModel, scorers: Scorers, pictures: SourceIndex
-) -> None:
-    units = list(scorers.score(work(pictures, embeddings=True)))
-    assert keys(units) == [f"{n:02d}" for n in range(SAMPLES)]
-    assert [unit.places[0].shard.rpartition("/")[2] for unit in units[:3]] == ["some-000000.tar"] * 2 + [
-        "some-000001.tar"
-    ]
-    assert [int(unit.real.sum()) for unit in units] == [4] * 7 + [2]
-    assert torch.cat([unit.labels for unit in units])[:SAMPLES].tolist() == [n % 3 for n in range(SAMPLES)]
-    arrays = {"image": torch.from_numpy(np.stack([tiny_model.pixels(n) for n in range(SAMPLES)])[..., None])}
+def test_every_sample_is_scored_once_and_in_order(model: TrainedModel, units: list[ScoredUnit]) -> None:
+    assert keys(units) == [*(f"{n:02d}" for n in range(4, SAMPLES)), "broken", "silent"]
+    shards = [unit.places[0].shard.rpartition("/")[2] for unit in units[:2]]
+    assert shards == ["some-000000.tar", "some-000001.tar"]
+    pixels = np.stack([tiny_model.pixels(n) for n in range(4, SAMPLES)])[..., None]
     with torch.no_grad():
-        logits, latents = model.model.logits_and_latents(arrays, {}, "pictures")
-    found = torch.cat([unit.logits["image",] for unit in units])[:SAMPLES]
+        logits, latents = model.model.logits_and_latents({"image": torch.from_numpy(pixels)}, {}, "pictures")
+    found = torch.cat([unit.logits["image",] for unit in units])[: len(logits)]
     torch.testing.assert_close(found, logits, atol=1e-5, rtol=1e-5)
-    embeddings = torch.cat([unit.embeddings for unit in units if unit.embeddings is not None])[:SAMPLES]
+    embeddings = torch.cat([unit.embeddings for unit in units if unit.embeddings is not None])[: len(logits)]
     torch.testing.assert_close(embeddings, latents.mean(1), atol=1e-5, rtol=1e-5)
 
 
-def test_the_stream_begins_at_any_unit_and_is_read_outside_of_the_actors(
-    scorers: Scorers, pictures: SourceIndex
-) -> None:
-    # As many readers as actors, so that nothing else would keep Ray from making one of the two.
-    dataset = scorers.dataset(work(pictures), first=6).materialize()
-    assert [row["unit"].tolist() for row in dataset.take_all()] == [[6], [7]]
-    assert "ReadUnit:" in dataset.stats()
-    assert "MapBatches(_Scorer):" in dataset.stats()
-
-
-def test_bad_samples_and_empty_ones_say_why(scorers: Scorers, tmp_path: Path) -> None:
-    samples: list[Sample] = [
-        {"__key__": "no_label", "png": tiny_model.png(0)},
-        {"__key__": "broken", "png": b"x"},
-        {"__key__": "silent", "wav": tiny_model.wav(0)},
-    ]
-    [unit] = scorers.score(work(index_of(tmp_path, samples), labelled=False, embeddings=True))
-    rows = prediction_table(unit, tiny_model.PICTURES, top=2).to_pylist()
-    assert [row["key"] for row in rows] == ["no_label", "broken", "silent"]
+def test_bad_samples_and_empty_ones_say_why(units: list[ScoredUnit]) -> None:
+    rows = prediction_table(units[-1], tiny_model.PICTURES, top=2).to_pylist()
     assert [row["error"] for row in rows] == [
+        None,
         None,
         "image is neither JPEG, PNG nor WebP, or its header is damaged",
         "holds nothing that source 'pictures' sees (image)",
     ]
     assert (len(rows[0]["labels"]), rows[0]["modalities"], len(rows[0]["embedding"])) == (2, ["image"], 16)
     nothing = {
-        name: rows[1][name] for name in ("labels", "classes", "probabilities", "modalities", "embedding")
+        name: rows[2][name] for name in ("labels", "classes", "probabilities", "modalities", "embedding")
     }
     assert set(nothing.values()) == {None}
+
+
+def test_reading_is_done_outside_of_the_actors(
+    scorers: Scorers, pictures: Work, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # As many readers as actors, so that nothing else would keep Ray from making one of the two.
+    scorers.dataset(pictures).explain()
+    plan = capsys.readouterr().out.rpartition("Optimized")[2]
+    assert "ActorPoolMapOperator[MapBatches(_Scorer)]" in plan
+    assert "TaskPoolMapOperator[ReadUnit]" in plan
 
 
 def test_views_are_windows_from_the_first_to_the_last(
