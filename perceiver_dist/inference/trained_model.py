@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from perceiver_dist.config import RunConfig
 from perceiver_dist.errors import UserError
 from perceiver_dist.inference.stored_model import StoredModel
 from perceiver_dist.modalities import ModalityInput
@@ -77,7 +78,6 @@ class TrainedModel:
 
     Attributes:
         stored: Where weights and configuration are.
-        config: The configuration.
         model: The module, in evaluation mode.
         device: Where it runs.
 
@@ -92,13 +92,17 @@ class TrainedModel:
         weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.stored = stored
-        self.config = stored.config
         self.device = torch.device(device)
         self.model = Perceiver(self.config.model, self.config.heads)
         weights = stored.weights() if weights is None else weights
         _check_weights(self.model, weights, stored.place)
         self.model.load_state_dict(weights)
         self.model.to(self.device).eval()
+
+    @property
+    def config(self) -> RunConfig:
+        """The configuration that it was trained with."""
+        return self.stored.config
 
     def predict(
         self, samples: Sequence[Files], source: str | None = None, batch: int = 32
