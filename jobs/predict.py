@@ -61,8 +61,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _predict_files(options: PredictionOptions, files: Sequence[str], console: Console) -> int:
-    if options.shards or options.out:
-        raise UserError("--files prints a table; leave out --shards and --out, or --files")
+    if options.shards or options.out or options.embeddings:
+        raise UserError("--files prints a table; leave out --shards, --out and --embeddings, or --files")
     import torch
 
     from perceiver_dist import load
