@@ -18,6 +18,7 @@ from perceiver_dist.errors import UserError
 from perceiver_dist.options import nearest_option, parts_of, value_types
 
 EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
 
 Configuration = TypeVar("Configuration", bound=RunConfig)
 
@@ -136,13 +137,15 @@ def run_job(main: Callable[[Sequence[str]], int]) -> NoReturn:
         main: Takes the arguments, returns the exit status; raises `UserError` for what the user can mend.
 
     Raises:
-        SystemExit: Always; status 2 and one line on standard error for a `UserError`.
+        SystemExit: Always; status 2 and one line on standard error for a `UserError`, 130 after Ctrl-C.
     """
     try:
         status = main(sys.argv[1:])
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(EXIT_USAGE) from None
+    except KeyboardInterrupt:
+        raise SystemExit(EXIT_INTERRUPTED) from None
     raise SystemExit(status)
 
 

@@ -20,8 +20,8 @@ import torch
 from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import ImageInput, PointCloudInput, VideoInput
 from perceiver_dist.model.config import ModelConfig
+from perceiver_dist.model.precision import autocast
 from perceiver_dist.peers import build
-from perceiver_dist.training.evaluation import autocast
 
 SETTINGS: dict[str, ModelConfig] = {
     "imagenet": ModelConfig(

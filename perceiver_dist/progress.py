@@ -130,6 +130,35 @@ class ProgressLine(LiveView):
         )
 
 
+class SamplesLine(LiveView):
+    """The live line of work on many samples, each once."""
+
+    def begin(self, what: str, done: int, total: int) -> None:
+        """Begin to count.
+
+        Args:
+            what: What the samples are of.
+            done: Samples that were done before.
+            total: All samples.
+        """
+        self._what, self._before, self._total = what, done, total
+        self._began = self._clock()
+
+    def update(self, done: int) -> None:
+        """Show how far it is.
+
+        Args:
+            done: Samples that are done, those of before among them.
+        """
+        seconds = self._clock() - self._began
+        pace = (done - self._before) / seconds if seconds else 0.0
+        left = duration((self._total - done) / pace if pace else None)
+        decimals = 0 if pace >= 10 else 1
+        self.show_line(
+            f"{self._what}  sample {done:,}/{self._total:,}  {pace:,.{decimals}f} samples/s  ETA {left}"
+        )
+
+
 class _Pace:
     """Seconds per step: the median over recent updates.
 
@@ -163,12 +192,7 @@ def result_table(metrics: Mapping[str, float], paths: Mapping[str, str]) -> Grou
     Returns:
         Something for `rich.console.Console.print`.
     """
-    rows: dict[str, dict[str, float]] = {}
-    for name, value in metrics.items():
-        source, _, metric = name.rpartition("/")
-        subset = _SUBSET.fullmatch(metric)
-        seen = f"  {subset['modalities'].replace('_and_', ' + ')} only" if subset else ""
-        rows.setdefault(f"{source or 'all'}{seen}", {})[subset["metric"] if subset else metric] = value
+    rows = metric_rows(metrics)
     columns = list(dict.fromkeys(metric for row in rows.values() for metric in row))
     table = Table("source", show_edge=False, pad_edge=False, box=None, header_style="bold")
     for column in columns:
@@ -181,6 +205,21 @@ def result_table(metrics: Mapping[str, float], paths: Mapping[str, str]) -> Grou
     for what, where in paths.items():
         places.add_row(what, Text(where))
     return Group(table, Text(), places)
+
+
+def metric_rows(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Return the rows of a table of results: what was seen, such as "clips" or "clips  audio only", and its metrics.
+
+    Args:
+        metrics: `<source>/<metric>` and its value; what was seen of a subset of modalities gets a row of its own.
+    """
+    rows: dict[str, dict[str, float]] = {}
+    for name, value in metrics.items():
+        source, _, metric = name.rpartition("/")
+        subset = _SUBSET.fullmatch(metric)
+        seen = f"  {subset['modalities'].replace('_and_', ' + ')} only" if subset else ""
+        rows.setdefault(f"{source or 'all'}{seen}", {})[subset["metric"] if subset else metric] = value
+    return rows
 
 
 def duration(seconds: float | None) -> str:

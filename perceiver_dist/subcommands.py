@@ -1,7 +1,7 @@
-"""Command lines without a configuration: one subcommand for each function, its options taken from the function."""
+"""Command lines without a configuration: options taken from functions, a subcommand for each, or from a dataclass."""
 
 from argparse import ArgumentError
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from inspect import signature
 from typing import Any
 
@@ -31,6 +31,19 @@ def subcommand_parser(
                 action = options._option_string_actions[f"--{option.name}"]
                 action.nargs, action.const = "?", True
         commands.add_subcommand(command, options)
+    return parser
+
+
+def options_parser(description: str, options: type, skip: Collection[str] = ()) -> ArgumentParser:
+    """Return a parser with an option for each field of a dataclass; `--help` is made from its docstring.
+
+    Args:
+        description: What the job does, for `--help`.
+        options: The dataclass.
+        skip: Fields that get no option here.
+    """
+    parser = ArgumentParser(description=description, exit_on_error=False)
+    parser.add_class_arguments(options, skip=set(skip), fail_untyped=True)
     return parser
 
 

@@ -140,7 +140,7 @@ class MlflowLog:
                 "tracking: %s cannot be read (%s); training goes on without it", path, failure.strerror
             )
             return
-        self._delivery.put(self.run_id, "file", content, path.name)
+        self.file(path.name, content)
 
     def text(self, name: str, content: str) -> None:
         """Store text as a file of the run.
@@ -149,7 +149,16 @@ class MlflowLog:
             name: File name in the run, such as `config.yaml`.
             content: What the file holds.
         """
-        self._delivery.put(self.run_id, "file", content.encode(), name)
+        self.file(name, content.encode())
+
+    def file(self, name: str, content: bytes) -> None:
+        """Store bytes as a file of the run.
+
+        Args:
+            name: File name in the run, such as `report.md`.
+            content: What the file holds.
+        """
+        self._delivery.put(self.run_id, "file", content, name)
 
     def dictionary(self, name: str, content: Mapping[str, Any]) -> None:
         """Store a mapping as a JSON file of the run.

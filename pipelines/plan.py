@@ -101,17 +101,19 @@ class EvaluationPlan:
         unit_size: Samples per unit.
         lanes: Units per optimizer step.
         spare: Padded units after those: one less than the most ranks, where ranks need not divide the lanes.
+        views: Units that follow each other with the same samples, each with another window in time.
     """
 
     samples: int
     unit_size: int
     lanes: int
     spare: int = 0
+    views: int = 1
 
     @property
     def units(self) -> int:
         """Number of units, padded ones included."""
-        filled = -(-self.samples // self.unit_size)
+        filled = -(-self.samples // self.unit_size) * self.views
         return -(-filled // self.lanes) * self.lanes + self.spare
 
     def unit(self, number: int) -> list[int]:
@@ -120,5 +122,13 @@ class EvaluationPlan:
         Args:
             number: The unit's number, from 0.
         """
-        start = number * self.unit_size
+        start = number // self.views * self.unit_size
         return list(range(start, min(start + self.unit_size, self.samples)))
+
+    def window(self, number: int) -> float:
+        """Return where unit `number` is cut in time: 0.5, the centre; several views from 0, the first, to 1, the last.
+
+        Args:
+            number: The unit's number, from 0.
+        """
+        return 0.5 if self.views == 1 else number % self.views / (self.views - 1)

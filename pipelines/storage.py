@@ -179,7 +179,24 @@ def write_text(uri: str, content: str) -> None:
     Raises:
         OSError: The storage refuses.
     """
-    _write_whole(uri, content.encode())
+    write_bytes(uri, content.encode())
+
+
+def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
+    """Write a file as a whole: beside first, then renamed.
+
+    Args:
+        uri: Path or URI; its folder is made if missing.
+        data: What the file holds afterwards.
+
+    Raises:
+        OSError: The storage refuses.
+    """
+    filesystem, path = open_storage(uri)
+    filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+    with filesystem.open_output_stream(f"{path}.partial") as stream:
+        stream.write(data)
+    filesystem.move(f"{path}.partial", path)
 
 
 def read_text(uri: str) -> str | None:
@@ -203,7 +220,7 @@ def copy_file(local: str, uri: str) -> None:
         uri: Path or URI of the copy.
     """
     with open(local, "rb") as source:
-        _write_whole(uri, source.read())
+        write_bytes(uri, source.read())
 
 
 def write_chunks(uri: str, chunks: Iterable[bytes | memoryview]) -> None:
@@ -281,14 +298,6 @@ def reason_of(error: Exception) -> str:
     """
     number = getattr(error, "errno", None)
     return os.strerror(number) if number else (str(error) or type(error).__name__).splitlines()[0]
-
-
-def _write_whole(uri: str, data: bytes) -> None:
-    filesystem, path = open_storage(uri)
-    filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-    with filesystem.open_output_stream(f"{path}.partial") as stream:
-        stream.write(data)
-    filesystem.move(f"{path}.partial", path)
 
 
 def check_writable(folder: str, option: str) -> None:

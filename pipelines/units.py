@@ -77,6 +77,7 @@ class UnitMaker:
         plan: Which samples are in which unit.
         data: What one sample may ask for, and how long storage is asked.
         decode: What turns a sample's bytes into arrays.
+        labelled: Whether samples must have a label; without, `label` is zeros.
     """
 
     source: SourceConfig
@@ -85,6 +86,7 @@ class UnitMaker:
     plan: TrainingPlan | EvaluationPlan
     data: DataConfig = DEFAULT_DATA
     decode: Decode = decode_sample
+    labelled: bool = True
 
     def make(self, number: int) -> Unit:
         """Read and decode one unit.
@@ -122,7 +124,7 @@ class UnitMaker:
         """
         if sample.problem:
             raise SampleError(sample.problem)
-        label = read_label(sample, self.source)
+        label = read_label(sample, self.source) if self.labelled else None
         chance = self._chance(int(unit["unit"][0]), row, sample)
         shown = self._shown_inputs(int(unit["unit"][0]), row)
         arrays = self.decode(sample, shown, chance, self.data.limits)
@@ -138,7 +140,8 @@ class UnitMaker:
         for modality, array in arrays.items():
             unit[modality][row] = array
             unit[f"{modality}_present"][row] = True
-        unit["label"][row] = label
+        if label is not None:
+            unit["label"][row] = label
         unit["real"][row] = True
 
     def _replace_rows(self, unit: Unit, bad: Mapping[int, BadSample]) -> None:
@@ -158,8 +161,8 @@ class UnitMaker:
 
     def _wanted_fields(self) -> frozenset[str]:
         modalities = {*self.inputs, *({"video"} if "audio" in self.inputs else set())}
-        label = self.source.label.partition(".")[0]
-        return frozenset({label, *(field for field, of in FIELD_MODALITY.items() if of in modalities)})
+        label = {self.source.label.partition(".")[0]} if self.labelled else set()
+        return frozenset({*label, *(field for field, of in FIELD_MODALITY.items() if of in modalities)})
 
     def _shown_inputs(self, unit: int, row: int) -> Mapping[str, ModalityInput]:
         """Return the modalities that are not dropped."""
@@ -174,7 +177,7 @@ class UnitMaker:
 
     def _chance(self, unit: int, row: int, sample: RawSample) -> Chance:
         if isinstance(self.plan, EvaluationPlan):
-            return evaluation_chance(sample.key)
+            return evaluation_chance(sample.key, self.plan.window(unit))
         place = (unit, row)
         seed = hash64(self.plan.seed, self.source.name, "sample", *place)
         return Chance(

@@ -275,3 +275,13 @@ def test_a_real_process_exits_with_status_2_and_one_line(file: str):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: train.steps is 'many', must be int\n"
+
+
+def test_ctrl_c_ends_a_job_without_a_traceback() -> None:
+    script = (
+        "import os, signal, sys\n"
+        "from perceiver_dist.command_line import run_job\n"
+        "run_job(lambda arguments: os.kill(os.getpid(), signal.SIGINT))\n"
+    )
+    job = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (job.returncode, job.stderr) == (130, "")

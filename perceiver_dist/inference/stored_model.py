@@ -18,7 +18,7 @@ from perceiver_dist.config import RunConfig
 from perceiver_dist.errors import UserError
 from perceiver_dist.training.checkpoint import read_weights
 from perceiver_dist.training.manifest import MANIFEST, find_damage
-from perceiver_dist.training.run_folder import CONFIG, MLFLOW_RUN_ID, checkpoint_name, newest_step
+from perceiver_dist.training.run_folder import CONFIG, MLFLOW_RUN_ID, checkpoint_name, newest_step, steps_of
 from pipelines.storage import STORAGE_ERRORS, join, list_folder, open_storage, read_text, reason_of
 
 WEIGHTS = "weights.safetensors"
@@ -37,6 +37,16 @@ class StoredModel:
     place: str
     config: RunConfig
     mlflow_run_id: str = ""
+
+    @property
+    def steps(self) -> int:
+        """Steps that a checkpoint was trained for; 0 where the place does not tell."""
+        return steps_of(self.place) or 0
+
+    @property
+    def folder(self) -> str:
+        """Path or URI of the folder with config.yaml: a checkpoint's run, or what was exported."""
+        return (self.place.rpartition("/")[0] or ".") if self.steps else self.place
 
     def weights(self) -> dict[str, Tensor]:
         """Return all weights by name, fp32, on the host, after a look at every byte of a checkpoint.

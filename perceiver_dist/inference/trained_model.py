@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from perceiver_dist.config import RunConfig
 from perceiver_dist.errors import UserError
 from perceiver_dist.inference.stored_model import StoredModel
 from perceiver_dist.modalities import ModalityInput
 from perceiver_dist.model.perceiver import Perceiver
+from perceiver_dist.model.precision import autocast
 from pipelines.chance import evaluation_chance
 from pipelines.decode import FIELD_MODALITY
 from pipelines.errors import SampleError
@@ -72,10 +74,10 @@ class TrainedModel:
     Args:
         stored: Where weights and configuration are.
         device: Where it runs.
+        weights: All weights by name, fp32 of any shape, if they were read before; None to read them.
 
     Attributes:
         stored: Where weights and configuration are.
-        config: The configuration.
         model: The module, in evaluation mode.
         device: Where it runs.
 
@@ -83,15 +85,24 @@ class TrainedModel:
         UserError: The weights are damaged, or are not those of the configuration.
     """
 
-    def __init__(self, stored: StoredModel, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        stored: StoredModel,
+        device: str | torch.device = "cpu",
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.stored = stored
-        self.config = stored.config
         self.device = torch.device(device)
         self.model = Perceiver(self.config.model, self.config.heads)
-        weights = stored.weights()
+        weights = stored.weights() if weights is None else weights
         _check_weights(self.model, weights, stored.place)
         self.model.load_state_dict(weights)
         self.model.to(self.device).eval()
+
+    @property
+    def config(self) -> RunConfig:
+        """The configuration that it was trained with."""
+        return self.stored.config
 
     def predict(
         self, samples: Sequence[Files], source: str | None = None, batch: int = 32
@@ -135,7 +146,12 @@ class TrainedModel:
             decoded = [self.decode(sample, chosen) for sample in some]
             rows = self.probabilities(*self.stack(decoded, chosen), chosen)
             predictions += [
-                Prediction(sample.shard, tuple(arrays), class_names(chosen), row)
+                Prediction(
+                    sample.shard,
+                    tuple(modality for modality in chosen.modalities if modality in arrays),
+                    class_names(chosen),
+                    row,
+                )
                 for sample, arrays, row in zip(some, decoded, rows, strict=True)
             ]
         return predictions
@@ -193,9 +209,7 @@ class TrainedModel:
         except SampleError as error:
             raise UserError(f"{sample.shard}: {error}") from error
         if not arrays:
-            raise UserError(
-                f"{sample.shard}: holds nothing that source '{source.name}' sees ({', '.join(source.modalities)})"
-            )
+            raise UserError(f"{sample.shard}: {sees_nothing(source)}")
         return arrays
 
     def stack(
@@ -221,6 +235,23 @@ class TrainedModel:
         return arrays, present
 
     @torch.no_grad()
+    def logits_and_latents(
+        self, arrays: Mapping[str, Tensor], present: Mapping[str, Tensor], source: SourceConfig
+    ) -> tuple[Tensor, Tensor]:
+        """Run the model, in the precision that it was trained in.
+
+        Args:
+            arrays: As from `stack`.
+            present: As from `stack`.
+            source: Whose classes.
+
+        Returns:
+            (B, classes) and (B, N, D), fp32 on the device.
+        """
+        with autocast(self.device, self.config.train.precision):
+            logits, latents = self.model.logits_and_latents(arrays, present, source.name)
+        return logits.float(), latents.float()
+
     def probabilities(
         self, arrays: Mapping[str, Tensor], present: Mapping[str, Tensor], source: SourceConfig
     ) -> np.ndarray:
@@ -234,9 +265,21 @@ class TrainedModel:
         Returns:
             (B, classes) fp32.
         """
-        logits = self.model(arrays, present, source.name)
-        likely = logits.softmax(1) if source.task == "softmax" else logits.sigmoid()
-        return np.asarray(likely.float().cpu())
+        logits, _ = self.logits_and_latents(arrays, present, source)
+        return np.asarray(probabilities_of(logits, source.task).cpu())
+
+
+def probabilities_of(logits: Tensor, task: str) -> Tensor:
+    """Return how likely each class is.
+
+    Args:
+        logits: (B, classes).
+        task: softmax or multilabel.
+
+    Returns:
+        (B, classes).
+    """
+    return logits.softmax(1) if task == "softmax" else logits.sigmoid()
 
 
 def class_names(source: SourceConfig) -> list[str]:
@@ -246,6 +289,15 @@ def class_names(source: SourceConfig) -> list[str]:
         source: The source.
     """
     return source.class_names or [str(number) for number in range(source.num_classes)]
+
+
+def sees_nothing(source: SourceConfig) -> str:
+    """Return why a source says nothing of a sample without any of its modalities.
+
+    Args:
+        source: The source.
+    """
+    return f"holds nothing that source '{source.name}' sees ({', '.join(source.modalities)})"
 
 
 def read_files(files: Files) -> RawSample:

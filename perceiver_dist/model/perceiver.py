@@ -95,6 +95,30 @@ class Perceiver(nn.Module):
             UserError: The source or a modality is unknown, there is no array, or an array or mask has another
                 shape or dtype than configured.
         """
+        logits, _ = self.logits_and_latents(arrays, present, source, masked)
+        return logits
+
+    def logits_and_latents(
+        self,
+        arrays: Mapping[str, Tensor],
+        present: Mapping[str, Tensor],
+        source: str,
+        masked: Mapping[str, Tensor] = NOTHING,
+    ) -> tuple[Tensor, Tensor]:
+        """Logits of a batch, and the latents after the last block that they are read from.
+
+        Args:
+            arrays: As `forward` takes them.
+            present: As `forward` takes them.
+            source: Whose head to use.
+            masked: As `forward` takes it.
+
+        Returns:
+            (B, classes of the source), and (B, N, D).
+
+        Raises:
+            UserError: As `forward` raises it.
+        """
         names = self._modalities_of(arrays, source)
         encodings: dict[str, Tensor] = self.encodings()
         positions: dict[str, Tensor] = self.positions()
@@ -110,7 +134,7 @@ class Perceiver(nn.Module):
         unused += [
             value for part in (encodings, positions) for name, value in part.items() if name not in names
         ]
-        return logits[source] + no_effect(unused, like=latents)
+        return logits[source] + no_effect(unused, like=latents), latents
 
     def tokenize(
         self,

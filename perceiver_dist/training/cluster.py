@@ -172,9 +172,28 @@ def wait_for_capacity(config: RunConfig, say: Callable[[str], None]) -> None:
         )
     workers: Bundle = {"CPU": config.train.cpus_per_worker, "GPU": float(gpus)}
     bundles = [{name: amount for name, amount in workers.items() if amount}] * config.train.least_workers
-    bundles = [bundle for bundle in bundles if bundle] + [{"CPU": 1.0}] * readers_of(config)
+    wait_for_room(
+        [bundle for bundle in bundles if bundle] + [{"CPU": 1.0}] * readers_of(config),
+        "training and reading",
+        "train.num_workers, train.cpus_per_worker, train.gpus_per_worker or data.tasks",
+        say,
+    )
+
+
+def wait_for_room(bundles: list[Bundle], purpose: str, options: str, say: Callable[[str], None]) -> None:
+    """Wait until the cluster has room for all bundles at once, and make it grow if it can.
+
+    Args:
+        bundles: What is needed.
+        purpose: What it is needed for, for the error.
+        options: Which options make it less, for the error.
+        say: Shows one line.
+
+    Raises:
+        UserError: The cluster is too small, and no node is being added.
+    """
     group = placement_group(bundles, strategy="PACK")
-    patience = _Patience(bundles, say)
+    patience = _Patience(bundles, purpose, options, say)
     try:
         while not group.wait(timeout_seconds=_SECONDS_BETWEEN_LOOKS):
             patience.look()
@@ -191,8 +210,10 @@ def _might_have_gpus(config: RunConfig) -> bool:
 class _Patience:
     """Tells waiting for other work or for nodes that are coming from waiting for ever."""
 
-    def __init__(self, bundles: list[Bundle], say: Callable[[str], None]) -> None:
+    def __init__(self, bundles: list[Bundle], purpose: str, options: str, say: Callable[[str], None]) -> None:
         self._bundles = bundles
+        self._purpose = purpose
+        self._options = options
         self._say = say
         self._hopeful_at = time.monotonic()
         self._said: tuple[str, float] = ("", float("-inf"))
@@ -212,9 +233,8 @@ class _Patience:
         needed = _text(_total(self._bundles))
         if time.monotonic() - self._hopeful_at > _PATIENCE_SECONDS:
             raise UserError(
-                f"the cluster is too small: {needed} are needed for training and reading, it has {there}, and no node "
-                "is being added; let it grow further (max_workers in its YAML), or lower train.num_workers, "
-                "train.cpus_per_worker, train.gpus_per_worker or data.tasks"
+                f"the cluster is too small: {needed} are needed for {self._purpose}, it has {there}, and no node "
+                f"is being added; let it grow further (max_workers in its YAML), or lower {self._options}"
             )
         why = f"{coming} nodes are starting" if coming else "other work holds them, or the cluster is to grow"
         self._tell(f"waiting for {needed}; the cluster has {there}: {why}")

@@ -1,6 +1,6 @@
 """From a run's configuration to its Ray Datasets: shards are listed, indexed, planned."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -68,24 +68,43 @@ def index_sources(config: RunConfig, shards: dict[str, list[str]]) -> dict[str, 
     Raises:
         UserError: A shard is missing, damaged or empty; the first such shard is named.
     """
+    indexes = index_shards(shards, config.index_folder, config.data.storage_seconds)
+    return {
+        source.name: SourceData(indexes[source.name], indexes.get(evaluation_dataset(source)))
+        for source in config.sources
+    }
+
+
+def index_shards(
+    shards: Mapping[str, Sequence[str]], index_folder: str, storage_seconds: float
+) -> dict[str, SourceIndex]:
+    """Index shards on the cluster, those known already at no cost.
+
+    Args:
+        shards: Paths or URIs of tar files, by any name.
+        index_folder: Path or URI of the folder that index files are kept in.
+        storage_seconds: How long remote storage that fails is asked.
+
+    Returns:
+        The indexed shards by the same names.
+
+    Raises:
+        UserError: A shard is missing, damaged or empty; the first such shard is named.
+    """
     # "SPREAD" also keeps the tasks out of the placement group of a search's trial, which has no CPUs to spare.
     task: Any = ray.remote(index_shard).options(scheduling_strategy="SPREAD")
     pending = {
-        name: [task.remote(uri, config.index_folder, config.data.storage_seconds) for uri in uris]
+        name: [task.remote(uri, index_folder, storage_seconds) for uri in uris]
         for name, uris in shards.items()
     }
     try:
         # One by one, so that of several bad shards the first is named, not the one that was found first.
-        indexes = {
+        return {
             name: SourceIndex([ray.get(reference) for reference in references])
             for name, references in pending.items()
         }
     except UserError as error:
         raise UserError(str(getattr(error, "cause", error))) from None
-    return {
-        source.name: SourceData(indexes[source.name], indexes.get(evaluation_dataset(source)))
-        for source in config.sources
-    }
 
 
 def make_datasets(

@@ -16,6 +16,7 @@ from torch import Tensor, distributed
 from perceiver_dist.errors import UserError
 from perceiver_dist.inference.stored_model import find_model
 from perceiver_dist.model.perceiver import Perceiver
+from perceiver_dist.model.precision import autocast
 from perceiver_dist.training.bad_samples import BadSamples
 from perceiver_dist.training.batches import UnitStream
 from perceiver_dist.training.checkpoint import StoredCheckpoint, load_weights
@@ -23,7 +24,7 @@ from perceiver_dist.training.checkpoint_list import StartingPoint
 from perceiver_dist.training.checkpoint_writer import CheckpointWriter
 from perceiver_dist.training.datasets import evaluation_dataset
 from perceiver_dist.training.engine import build_engine, set_learning_rate
-from perceiver_dist.training.evaluation import autocast, evaluate, modality_subsets
+from perceiver_dist.training.evaluation import evaluate
 from perceiver_dist.training.fine_tuning import begin_with
 from perceiver_dist.training.fragments import load_optimizer
 from perceiver_dist.training.lanes import loss_factor, turns, units_of
@@ -36,6 +37,7 @@ from perceiver_dist.training.optimizer import adam_step
 from perceiver_dist.training.preemption import Notices
 from perceiver_dist.training.run_folder import run_folder
 from perceiver_dist.training.skipped_steps import SkippedSteps
+from perceiver_dist.training.subsets import modality_subsets
 from perceiver_dist.training.worker import Job
 from pipelines.schedule import Schedule
 

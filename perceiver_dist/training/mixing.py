@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from perceiver_dist.training.batches import Batch
-from perceiver_dist.training.evaluation import loss_per_sample
+from perceiver_dist.training.totals import loss_per_sample
 from pipelines.permutation import hash64
 from pipelines.source import SourceConfig
 

@@ -57,6 +57,16 @@ def outbox_file(folder: str) -> Path:
     return Path.home() / ".cache" / "perceiver_dist" / f"outbox-{name}.sqlite"
 
 
+def steps_of(checkpoint: str) -> int | None:
+    """Return the steps that the name of a checkpoint's folder tells; None if it is not the name of one.
+
+    Args:
+        checkpoint: Path or URI of a folder.
+    """
+    match = _CHECKPOINT.fullmatch(checkpoint.rstrip("/").rpartition("/")[2])
+    return int(match[1]) if match else None
+
+
 def finished_result(config: RunConfig, folder: str) -> dict[str, Any] | None:
     """Return what result.json holds, if the run was completed and is started again as it was; else None.
 
@@ -76,7 +86,7 @@ def checkpoint_folders(folder: str) -> list[int]:
         folder: Path or URI of the run's folder.
     """
     return sorted(
-        (int(match[1]) for name in list_folder(folder) if (match := _CHECKPOINT.fullmatch(name))),
+        (steps for name in list_folder(folder) if (steps := steps_of(name)) is not None),
         reverse=True,
     )
 
@@ -113,7 +123,7 @@ def check_start(config: RunConfig, folder: str) -> None:
     start = config.train.start_from
     if start is None or newest_step(folder):
         return
-    if not _CHECKPOINT.fullmatch(start.rstrip("/").rpartition("/")[2]) or MANIFEST not in list_folder(start):
+    if steps_of(start) is None or MANIFEST not in list_folder(start):
         raise UserError(
             f"train.start_from is {start}, which is no checkpoint; name a folder such as runs/NAME/step-00001000"
         )

@@ -150,3 +150,11 @@ def test_evaluation_sees_every_sample_once_in_whole_steps(samples, unit_size, la
     units = [plan.unit(number) for number in range(plan.units)]
     assert [sample for unit in units for sample in unit] == list(range(samples))
     assert max(len(unit) for unit in units) <= unit_size
+
+
+def test_views_follow_each_other_with_the_same_samples() -> None:
+    plan = EvaluationPlan(samples=5, unit_size=2, lanes=1, views=3)
+    assert plan.units == 9
+    assert [plan.unit(number) for number in range(9)] == [[0, 1]] * 3 + [[2, 3]] * 3 + [[4]] * 3
+    assert [plan.window(number) for number in range(4)] == [0, 0.5, 1, 0]
+    assert EvaluationPlan(samples=5, unit_size=2, lanes=1).window(2) == 0.5

@@ -361,3 +361,19 @@ def test_evaluation_drops_nothing(tmp_path):
     samples = [{"png": picture(9), "wav": rising_sound(), "cls": b"1"}] * 8
     unit = maker(tmp_path, samples, "image audio", modality_dropout={"image": 0.99}).make(0)
     assert unit["image_present"].all()
+
+
+def test_what_needs_no_label_is_read_without_one(tmp_path):
+    make = maker(tmp_path, [{"png": picture(9)}, {"png": picture(9), "cls": b"999"}], "image")
+    assert not make.make(0)["real"].any()
+    unit = replace(make, labelled=False).make(0)
+    assert unit["real"].all()
+    assert unit["image_present"].all()
+    assert not unit["label"].any()
+
+
+def test_views_of_an_evaluation_are_windows_in_time(tmp_path):
+    plan = EvaluationPlan(samples=1, unit_size=1, lanes=1, views=3)
+    make = maker(tmp_path, [{"wav": rising_sound(), "cls": b"1"}], "audio", plan).make
+    first, centre, last = (int(make(number)["audio"][0, 0]) for number in range(3))
+    assert (first, centre, last) == pytest.approx((0, (LENGTH - 800) / 2, LENGTH - 800), abs=2)

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, distributed, multiprocessing
 from torch.nn import functional
 
+from perceiver_dist.model.precision import autocast
 from perceiver_dist.training.batches import Batch
-from perceiver_dist.training.evaluation import autocast, evaluate, loss_per_sample, modality_subsets
+from perceiver_dist.training.evaluation import evaluate
 from perceiver_dist.training.news import Scores
+from perceiver_dist.training.subsets import modality_subsets
+from perceiver_dist.training.totals import loss_per_sample
 from pipelines.source import SourceConfig
 
 CLASSES = 3

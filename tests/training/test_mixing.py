@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from perceiver_dist.errors import UserError
 from perceiver_dist.training.batches import Batch
-from perceiver_dist.training.evaluation import loss_per_sample
 from perceiver_dist.training.mixing import mix
+from perceiver_dist.training.totals import loss_per_sample
 from pipelines.augment import AugmentConfig
 from pipelines.source import SourceConfig
 

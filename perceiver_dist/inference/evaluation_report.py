@@ -1,0 +1,147 @@
+"""The report of an evaluation: report.json for programs, report.md for people, a confusion matrix per source."""
+
+import json
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from perceiver_dist.figures import confusion_matrix_figure
+from perceiver_dist.inference.evaluation import Evaluation, SourceEvaluation
+from perceiver_dist.inference.trained_model import class_names
+from perceiver_dist.progress import metric_rows
+from pipelines.storage import copy_file, join
+
+JSON = "report.json"
+PAGE = "report.md"
+_MOST_BAD_SAMPLES = 100
+"""How many samples that could not be used are listed; all of them are counted."""
+_MOST_DRAWN_CLASSES = 100
+"""Up to so many classes a confusion matrix is drawn; a picture of more is larger than any screen."""
+
+
+def write_report(evaluation: Evaluation) -> list[str]:
+    """Write the report into its folder, each file as a whole.
+
+    Args:
+        evaluation: What was found.
+
+    Returns:
+        Paths or URIs of the files.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        figures = [_draw(found, Path(scratch)) for found in evaluation.sources]
+        drawn = [figure for figure in figures if figure is not None]
+        (Path(scratch) / JSON).write_text(json.dumps(report(evaluation), indent=1) + "\n", encoding="utf-8")
+        (Path(scratch) / PAGE).write_text(report_page(evaluation), encoding="utf-8")
+        files = [JSON, PAGE, *(figure.name for figure in drawn)]
+        for name in files:
+            copy_file(str(Path(scratch) / name), join(evaluation.out, name))
+    return [join(evaluation.out, name) for name in files]
+
+
+def report(evaluation: Evaluation) -> dict[str, Any]:
+    """Return what report.json holds; a value that does not exist is null.
+
+    Args:
+        evaluation: What was found.
+    """
+    stored = evaluation.model.stored
+    return {
+        "model": stored.place,
+        "steps": stored.steps,
+        "training_run_id": stored.mlflow_run_id,
+        "device": evaluation.device,
+        "precision": stored.config.train.precision,
+        "batch": evaluation.batch,
+        "views": evaluation.views,
+        "metrics": {name: _number(value) for name, value in evaluation.metrics.items()},
+        "sources": {found.source.name: _source(found) for found in evaluation.sources},
+    }
+
+
+def _source(found: SourceEvaluation) -> dict[str, Any]:
+    columns = [[_number(value) for value in values] for values in found.by_class.values()]
+    confusion = found.scores.confusion
+    return {
+        "shards": found.source.eval_shards,
+        "task": found.source.task,
+        "modalities": found.source.modalities,
+        "samples": found.samples,
+        "bad_samples": len(found.bad),
+        "first_bad_samples": [bad._asdict() for bad in found.bad[:_MOST_BAD_SAMPLES]],
+        "seconds": round(found.seconds, 3),
+        "classes": [
+            {"class": name, **dict(zip(found.by_class, values, strict=True))}
+            for name, *values in zip(class_names(found.source), *columns, strict=True)
+        ],
+        "confusion": None if confusion is None else confusion.tolist(),
+    }
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def report_page(evaluation: Evaluation) -> str:
+    """Return the report as a page of Markdown.
+
+    Args:
+        evaluation: What was found.
+    """
+    stored = evaluation.model.stored
+    looks = (
+        "the centre of each sample" if evaluation.views == 1 else f"{evaluation.views} windows of each sample"
+    )
+    lines = [
+        "# Evaluation",
+        "",
+        f"`{stored.place}` after {stored.steps:,} steps, in batches of {evaluation.batch} on {evaluation.device}, "
+        f"{stored.config.train.precision}, {looks}.",
+        "",
+    ]
+    rows = metric_rows(evaluation.metrics)
+    columns = list(dict.fromkeys(metric for row in rows.values() for metric in row))
+    cells = [[name.strip(), *(_text(row.get(column)) for column in columns)] for name, row in rows.items()]
+    lines += _table(["source", *columns], cells)
+    for found in evaluation.sources:
+        lines += ["", f"## {found.source.name}", "", f"Shards: `{found.source.eval_shards}`.", ""]
+        if found.bad:
+            bad = found.bad[0]
+            lines += [
+                f"{len(found.bad):,} samples could not be used; the first: `{bad.key}` of `{bad.shard}`, {bad.reason}",
+                "",
+            ]
+        values = zip(class_names(found.source), *found.by_class.values(), strict=True)
+        lines += _table(["class", *found.by_class], [[name, *map(_text, row)] for name, *row in values])
+        if _is_drawn(found):
+            lines += ["", f"![Confusion matrix]({_figure_name(found)})"]
+    return "\n".join(lines) + "\n"
+
+
+def _text(value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return ""
+    return f"{value:,.0f}" if float(value).is_integer() and value > 1 else f"{value:.4g}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    alignment = ["---", *["---:"] * (len(header) - 1)]
+    return [f"| {' | '.join(row)} |" for row in (header, alignment, *rows)]
+
+
+def _figure_name(found: SourceEvaluation) -> str:
+    return f"confusion_{found.source.name}.png"
+
+
+def _is_drawn(found: SourceEvaluation) -> bool:
+    return found.scores.confusion is not None and found.source.num_classes <= _MOST_DRAWN_CLASSES
+
+
+def _draw(found: SourceEvaluation, folder: Path) -> Path | None:
+    if found.scores.confusion is None or not _is_drawn(found):
+        return None
+    path = folder / _figure_name(found)
+    confusion_matrix_figure(found.scores.confusion, class_names(found.source), path)
+    return path

@@ -1,0 +1,118 @@
+"""What a trained model says of every sample of some shards, as Parquet files."""
+
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from rich.console import Console
+
+from perceiver_dist import load
+from perceiver_dist.errors import UserError
+from perceiver_dist.inference.crew import gather_crew
+from perceiver_dist.inference.options import PredictionOptions
+from perceiver_dist.inference.prediction_parts import (
+    PredictionParts,
+    Settings,
+    digest_of_shards,
+    digest_of_weights,
+)
+from perceiver_dist.inference.prediction_table import prediction_table
+from perceiver_dist.inference.scoring import Scorers, Work
+from perceiver_dist.inference.shards import index_for, output_folder
+from perceiver_dist.inference.trained_model import TrainedModel
+from perceiver_dist.progress import SamplesLine
+from pipelines.demo.resolve import resolve_demo
+from pipelines.index import SourceIndex
+from pipelines.source import SourceConfig
+from pipelines.storage import absolute_uri, expand_shards
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """How a prediction on shards ended.
+
+    Attributes:
+        out: Path or URI of the folder.
+        samples: Samples in all parts.
+        before: Samples in parts that were there before.
+        bad: Samples among the others that the model says nothing of.
+    """
+
+    out: str
+    samples: int
+    before: int
+    bad: int
+
+
+def predict_shards(options: PredictionOptions, console: Console) -> Predicted:
+    """Predict every sample of some shards once; work that was stopped goes on where it was.
+
+    Args:
+        options: Which model, on which shards, and how.
+        console: Where progress is shown.
+
+    Returns:
+        How it ended.
+
+    Raises:
+        UserError: Something the user can mend: there is no such model, source or shard, the folder holds other
+            predictions, ...
+    """
+    if not options.shards or not options.out:
+        raise UserError("give --shards and --out, the folder for the predictions; or --files alone")
+    model = load(options.model)
+    source = replace(model.source(options.source), eval_shards=options.shards)
+    source = resolve_demo(source, model.config.storage.path)
+    uris = expand_shards(source.eval_shards, source.name)
+    out = output_folder(options.out)
+    with SamplesLine(console) as line:
+        crew = gather_crew(options.device, options.actors, options.readers, line.message)
+        index = index_for(model, {source.name: uris}, out)[source.name]
+        parts = PredictionParts(out, _settings(options, model, source, index))
+        line.message(f"{model.stored.place}: {crew.actors} x {crew.device}, {crew.readers} readers")
+        work = Work(
+            source,
+            index,
+            parts.settings.batch,
+            [tuple(source.modalities)],
+            labelled=False,
+            embeddings=options.embeddings,
+        )
+        return _predict(Scorers(model, crew), work, parts, line)
+
+
+def _settings(
+    options: PredictionOptions, model: TrainedModel, source: SourceConfig, index: SourceIndex
+) -> Settings:
+    batch = options.batch or model.config.train.micro_batch
+    return Settings(
+        model=absolute_uri(model.stored.place),
+        weights=digest_of_weights(model),
+        source=source.name,
+        shards=options.shards or "",
+        content=digest_of_shards(index),
+        samples=index.samples,
+        batch=batch,
+        samples_per_part=max(options.samples_per_part // batch, 1) * batch,
+        top=min(options.top, source.num_classes),
+        embeddings=options.embeddings,
+    )
+
+
+def _predict(scorers: Scorers, work: Work, parts: PredictionParts, line: SamplesLine) -> Predicted:
+    settings = parts.settings
+    first = parts.first_missing()
+    done = before = min(first * settings.samples_per_part, settings.samples)
+    if before:
+        line.message(f"{before:,} of {settings.samples:,} samples are in {parts.out} already")
+    line.begin(work.source.name, before, settings.samples)
+    bad = 0
+    units = scorers.score(work, first * settings.units_per_part)
+    for number in range(first, settings.parts):
+        tables = []
+        for unit in islice(units, settings.units_per_part):
+            tables.append(prediction_table(unit, work.source, settings.top))
+            done += len(unit.places)
+            bad += len(tables[-1]) - tables[-1]["error"].null_count
+            line.update(done)
+        parts.write(number, tables)
+    return Predicted(parts.out, settings.samples, before, bad)

@@ -1,0 +1,13 @@
+"""The precision of a forward pass, the same in training, evaluation and prediction."""
+
+import torch
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the context for a forward pass: bfloat16 matrix products for bf16, nothing for fp32.
+
+    Args:
+        device: Device of the forward pass.
+        precision: fp32 or bf16.
+    """
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
