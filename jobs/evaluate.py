@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
 
     console = Console(highlight=False)
     evaluation = evaluate_model(options, console)
-    files = write_report(evaluation)
+    files = write_report(evaluation, options.attention)
     places = {"report": evaluation.out, "MLflow run": record_evaluation(evaluation, files)}
     console.print(result_table(evaluation.metrics, places))
     return 0

@@ -1,5 +1,6 @@
 """A picture of where a model looks: a sample beside the attention of its latents, as in the paper's figure 3."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from perceiver_dist.figures import write_figure
-from perceiver_dist.modalities import AudioInput, ModalityInput
+from perceiver_dist.modalities import AudioInput, ModalityInput, PointCloudInput, VideoInput
 
 _LATENTS = 2
-"""Latents shown on their own for each cross-attend: those that look at the smallest part."""
+"""Latents shown on their own for each cross-attend."""
 _CELL_INCHES = 1.7
 
 Array = np.ndarray[Any, Any]
@@ -27,8 +28,8 @@ def attention_figure(
 ) -> None:
     """Draw one sample and the first, second and last cross-attend's weights over it, as a PNG.
 
-    Each modality has a row: the sample, then for each of these cross-attends the mean over all latents and the latents
-    that look at the smallest part. Brightness is relative to the largest weight of each map.
+    Each modality has a row: the sample, then for each of these cross-attends the mean over all latents, the latent that
+    looks at the smallest part, and one that looks elsewhere. Brightness is relative to the largest weight of each map.
 
     Args:
         arrays: Modality -> one decoded sample, (*array_shape).
@@ -49,7 +50,7 @@ def attention_figure(
         cells = iter(row[1:])
         for number in shown:
             weights = maps[number][name]
-            focus = _focused(maps[number])
+            focus = _unlike(maps[number])
             for label, part in [("mean", weights.mean(0)), *((f"latent {i}", weights[i]) for i in focus)]:
                 cell = next(cells)
                 draw(cell, part / max(float(part.max()), 1e-12))
@@ -57,34 +58,52 @@ def attention_figure(
     write_figure(figure, path)
 
 
-def _focused(maps: Mapping[str, Array]) -> list[int]:
-    """Latents whose weights lie on the fewest places, by the sum of their squares over all modalities."""
-    squares = sum(np.square(weights).reshape(len(weights), -1).sum(1) for weights in maps.values())
-    return [int(index) for index in np.argsort(-np.asarray(squares), kind="stable")[:_LATENTS]]
+def _unlike(maps: Mapping[str, Array]) -> list[int]:
+    """The latent whose weights lie on the fewest places, then those that look most unlike the ones before."""
+    flat = np.concatenate([weights.reshape(len(weights), -1) for weights in maps.values()], axis=1)
+    norms = np.linalg.norm(flat, axis=1)
+    likeness = flat @ flat.T / np.outer(norms, norms)
+    chosen = [int(norms.argmax())]
+    while len(chosen) < min(_LATENTS, len(flat)):
+        chosen.append(int(likeness[:, chosen].max(axis=1).argmin()))
+    return chosen
 
 
 def _drawing(array: Array, spec: ModalityInput) -> Callable[[Axes, Array | None], None]:
     """Return what draws a sample (None), or weights of its places, into a cell."""
     if isinstance(spec, AudioInput):
         return _sound(array, spec)
-    if array.ndim == 2:
+    if isinstance(spec, PointCloudInput):
         return _cloud(array)
-    return _pictures(array)
+    # One frame for each place in time that a token has.
+    return _pictures(array[:: spec.patch[0]] if isinstance(spec, VideoInput) else array[np.newaxis])
 
 
-def _pictures(array: Array) -> Callable[[Axes, Array | None], None]:
-    """(height, width, channels) or, frames below one another, (frames, height, width, channels)."""
+def _pictures(frames: Array) -> Callable[[Axes, Array | None], None]:
+    """(frames, height, width, channels), laid out like a page."""
 
     def draw(axes: Axes, weights: Array | None) -> None:
         if weights is None:
-            stacked = array.reshape(-1, *array.shape[-2:])
-            axes.imshow(stacked[..., 0] if stacked.shape[-1] == 1 else stacked, cmap="gray")
+            page = _page(frames)
+            axes.imshow(page[..., 0] if page.shape[-1] == 1 else page, cmap="gray", vmin=0, vmax=255)
         else:
-            axes.imshow(weights.reshape(-1, weights.shape[-1]), cmap="magma", vmin=0, vmax=1)
+            maps = weights.reshape(len(frames), *weights.shape[-2:], 1)
+            axes.imshow(_page(maps)[..., 0], cmap="magma", vmin=0, vmax=1)
         axes.set_xticks([])
         axes.set_yticks([])
 
     return draw
+
+
+def _page(frames: Array) -> Array:
+    """(frames, height, width, channels) -> (rows * height, columns * width, channels), row by row; zeros at the end."""
+    columns = math.ceil(math.sqrt(len(frames)))
+    rows = math.ceil(len(frames) / columns)
+    padded = np.concatenate(
+        [frames, np.zeros((rows * columns - len(frames), *frames.shape[1:]), frames.dtype)]
+    )
+    grid = padded.reshape(rows, columns, *frames.shape[1:])
+    return grid.transpose(0, 2, 1, 3, 4).reshape(rows * frames.shape[1], columns * frames.shape[2], -1)
 
 
 def _sound(array: Array, spec: AudioInput) -> Callable[[Axes, Array | None], None]:
@@ -98,7 +117,7 @@ def _sound(array: Array, spec: AudioInput) -> Callable[[Axes, Array | None], Non
             return
         seconds = len(array) / spec.sample_rate
         times = np.linspace(0, seconds, len(array), endpoint=False)
-        axes.plot(times, array / max(float(np.abs(array).max()), 1), linewidth=0.3, color="gray")
+        axes.plot(times, array / max(float(np.abs(array).max()), 1), linewidth=0.3, color="lightgray")
         if weights is not None:
             edges = np.linspace(0, seconds, len(weights) + 1)
             axes.stairs(weights, edges, fill=True, color="tab:orange", alpha=0.8)

@@ -33,6 +33,7 @@ class SourceEvaluation:
 
     Attributes:
         source: The source, with the shards that it was evaluated on.
+        index: These shards.
         samples: Samples that count.
         bad: Samples that could not be used.
         scores: Metrics of every subset of the modalities, and the confusion matrix.
@@ -41,6 +42,7 @@ class SourceEvaluation:
     """
 
     source: SourceConfig
+    index: SourceIndex
     samples: int
     bad: list[BadSample]
     scores: Scores
@@ -155,5 +157,5 @@ def _evaluate(
         )
     whole = totals[work.subsets[0]]
     return SourceEvaluation(
-        source, samples, bad, scores_of(source, totals), whole.by_class(), time.monotonic() - began
+        source, index, samples, bad, scores_of(source, totals), whole.by_class(), time.monotonic() - began
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from perceiver_dist.figures import confusion_matrix_figure
+from perceiver_dist.inference.attention_report import draw_attention
 from perceiver_dist.inference.evaluation import Evaluation, SourceEvaluation
 from perceiver_dist.inference.trained_model import class_names
 from perceiver_dist.progress import metric_rows
@@ -21,11 +22,12 @@ _MOST_DRAWN_CLASSES = 100
 """Up to so many classes a confusion matrix is drawn; a picture of more is larger than any screen."""
 
 
-def write_report(evaluation: Evaluation) -> list[str]:
+def write_report(evaluation: Evaluation, attention: int = 0) -> list[str]:
     """Write the report into its folder, each file as a whole.
 
     Args:
         evaluation: What was found.
+        attention: Samples of each source whose attention is drawn.
 
     Returns:
         Paths or URIs of the files.
@@ -33,6 +35,8 @@ def write_report(evaluation: Evaluation) -> list[str]:
     with tempfile.TemporaryDirectory() as scratch:
         figures = [_draw(found, Path(scratch)) for found in evaluation.sources]
         drawn = [figure for figure in figures if figure is not None]
+        for found in evaluation.sources:
+            drawn += draw_attention(evaluation.model, found.source, found.index, attention, Path(scratch))
         (Path(scratch) / JSON).write_text(json.dumps(report(evaluation), indent=1) + "\n", encoding="utf-8")
         (Path(scratch) / PAGE).write_text(report_page(evaluation), encoding="utf-8")
         files = [JSON, PAGE, *(figure.name for figure in drawn)]

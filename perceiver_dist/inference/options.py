@@ -70,9 +70,11 @@ class EvaluationOptions(ScoringOptions):
         out: Path or URI of the folder for the report; by default evaluation-STEP in the run's folder.
         views: Windows in time, from the first to the last, at which each sample is looked at; their mean probabilities
             count. The paper takes 16 of AudioSet. 1 is the centre alone, as in training's own evaluation.
+        attention: Samples of each source for which a figure shows where every cross-attend looks; 0 for none.
     """
 
     views: int = 1
+    attention: int = 0
 
     def __post_init__(self) -> None:
         """Check what can be checked without the model.
@@ -82,6 +84,8 @@ class EvaluationOptions(ScoringOptions):
         """
         super().__post_init__()
         self.check_at_least_one("views")
+        if self.attention < 0:
+            raise UserError(f"--attention is {self.attention}, must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)

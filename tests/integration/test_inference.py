@@ -66,7 +66,7 @@ def test_an_evaluation_finds_what_training_found(result: dict[str, Any], evaluat
 def test_the_report_is_in_the_run_and_in_mlflow(
     folder: Path, run: str, result: dict[str, Any], evaluation: Evaluation
 ) -> None:
-    line = record_evaluation(evaluation, write_report(evaluation))
+    line = record_evaluation(evaluation, write_report(evaluation, attention=2))
     out = Path(run) / "evaluation-00000006"
     report = json.loads((out / "report.json").read_text())
     assert report["metrics"] == evaluation.metrics
@@ -81,7 +81,9 @@ def test_the_report_is_in_the_run_and_in_mlflow(
         recorded.data.metrics["clips/accuracy_audio_only"] == result["metrics"]["clips/accuracy_audio_only"]
     )
     files = {entry.path for entry in client.list_artifacts(line)}
-    assert files == {"report.json", "report.md", "confusion_squares.png", "confusion_clips.png"}
+    per_source = ("confusion_{0}.png", "attention_{0}_00.png", "attention_{0}_01.png")
+    pictures = {name.format(source) for name in per_source for source in ("squares", "clips")}
+    assert files == {"report.json", "report.md"} | pictures
     assert {path.name for path in out.iterdir()} >= files
 
 

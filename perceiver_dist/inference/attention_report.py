@@ -1,0 +1,65 @@
+"""Attention figures of an evaluation: some held-out samples, and where the model looks when it answers."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from perceiver_dist.inference.attention_figure import attention_figure
+from perceiver_dist.inference.trained_model import TrainedModel, class_names, probabilities_of
+from perceiver_dist.model.attention_maps import attention_maps
+from pipelines.index import SourceIndex
+from pipelines.plan import EvaluationPlan
+from pipelines.source import SourceConfig
+from pipelines.units import Unit, UnitMaker
+
+
+def draw_attention(
+    model: TrainedModel, source: SourceConfig, index: SourceIndex, count: int, folder: Path
+) -> list[Path]:
+    """Draw the attention over samples that lie evenly spread in a source's shards; bad ones are passed over.
+
+    The model of this process is asked, whatever the others run on.
+
+    Args:
+        model: The model.
+        source: The source, whose shards are indexed.
+        index: The index.
+        count: How many samples.
+        folder: Where the PNGs go.
+
+    Returns:
+        The files.
+    """
+    files = []
+    for number, unit in enumerate(_spread(model, source, index, count)):
+        files.append(folder / f"attention_{source.name}_{number:02d}.png")
+        _draw(model, source, unit, files[-1])
+    return files
+
+
+def _spread(model: TrainedModel, source: SourceConfig, index: SourceIndex, count: int) -> Iterator[Unit]:
+    plan = EvaluationPlan(index.samples, unit_size=1, lanes=1)
+    maker = UnitMaker(source, model.inputs(source), index, plan, model.config.data)
+    for number in np.linspace(0, index.samples - 1, min(count, index.samples)).round().astype(int):
+        unit = maker.make(int(number))
+        if unit["real"][0] and any(unit[f"{name}_present"][0] for name in source.modalities):
+            yield unit
+
+
+def _draw(model: TrainedModel, source: SourceConfig, unit: Unit, path: Path) -> None:
+    seen = {name: unit[name] for name in source.modalities if unit[f"{name}_present"][0]}
+    arrays = {name: torch.from_numpy(array).to(model.device) for name, array in seen.items()}
+    logits, _ = model.logits_and_latents(arrays, {}, source)
+    likely = probabilities_of(logits, source.task)[0]
+    best, names = int(likely.argmax()), class_names(source)
+    true = np.flatnonzero(unit["label"][0]) if source.task == "multilabel" else unit["label"]
+    maps = [
+        {name: weights[0].cpu().numpy() for name, weights in of_one.items()}
+        for of_one in attention_maps(model.model, arrays, {})
+    ]
+    answer = f"answer: {names[best]} ({float(likely[best]):.0%})"
+    title = f"{', '.join(names[label] for label in true) or 'none'}; {answer}"
+    inputs = model.inputs(source)
+    attention_figure({name: array[0] for name, array in seen.items()}, inputs, maps, title, path)
