@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
@@ -10,6 +11,11 @@ from perceiver_dist.command_line import parse_run, run_job, run_parser
 from perceiver_dist.config import RunConfig
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "default.yaml"
+
+
+def build_parser() -> ArgumentParser:
+    """Return the job's parser; its options are those of a training."""
+    return run_parser("Fit a linear model to plain features of a run's sources, to compare a training with.")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -24,10 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         UserError: An option or the data is not as it must be.
     """
-    parser = run_parser(
-        "Fit a linear model to plain features of a run's sources, to compare a training with."
-    )
-    config, _ = parse_run(parser, arguments, [str(DEFAULT_CONFIG)], RunConfig)
+    config, _ = parse_run(build_parser(), arguments, [str(DEFAULT_CONFIG)], RunConfig)
     # Here and not above, so that --help need not wait for scikit-learn and Ray.
     from perceiver_dist.linear_baseline import linear_baselines
 

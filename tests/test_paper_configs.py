@@ -11,6 +11,7 @@ from perceiver_dist.dry_run import dry_run
 from perceiver_dist.training.learning_rate import learning_rate
 
 CONFIGS = Path(__file__).parents[1] / "jobs" / "configs"
+SMALL = ("fashion_mnist", "furniture", "instruments")
 
 
 class Published(NamedTuple):
@@ -67,4 +68,10 @@ def test_the_classes_of_modelnet40_have_the_order_of_its_shards() -> None:
 
 def test_every_configuration_of_an_experiment_is_tested() -> None:
     tested = {name for published in EXPERIMENTS for name in published.files.split()}
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == tested | {"default", "search"}
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == tested | {"default", "search", *SMALL}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_small_experiment_s_configuration_is_valid(name: str) -> None:
+    config, _ = parse_run(run_parser(""), [f"--config={CONFIGS / name}.yaml"], [], RunConfig)
+    assert config.sources[0].name == name
