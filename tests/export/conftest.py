@@ -1,30 +1,27 @@
 """What the tests of exporting share: a trained run and two samples."""
 
 import importlib
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import models_to_export as models
 import numpy as np
 import pytest
-import trained
+from models_to_export import Export, probabilities
 
 import perceiver_dist
-from perceiver_dist.inference.trained_model import Prediction
-
-Export = Callable[[Sequence[object]], None]
 
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run with a checkpoint of two ranks."""
-    return trained.write_run(tmp_path_factory.mktemp("run"))
+    return models.write_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="session")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> list[list[Path]]:
     """A sample with picture and sound, and one with the picture alone."""
     folder = tmp_path_factory.mktemp("samples")
-    return [trained.write_sample(folder, 0), trained.write_sample(folder, 1)[:1]]
+    return [models.write_sample(folder, 0), models.write_sample(folder, 1)[:1]]
 
 
 @pytest.fixture(scope="session")
@@ -39,8 +36,3 @@ def export(monkeypatch: pytest.MonkeyPatch) -> Export:
     monkeypatch.syspath_prepend(Path(__file__).parents[2])
     job = importlib.import_module("jobs.export")
     return lambda arguments: job.main([str(argument) for argument in arguments])
-
-
-def probabilities(predictions: list[Prediction]) -> np.ndarray:
-    """(samples, classes) of all predictions."""
-    return np.stack([prediction.probabilities for prediction in predictions])

@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
+import models_to_export as models
 import numpy as np
 import pytest
-import trained
-from conftest import Export, probabilities
+from models_to_export import Export, probabilities
 
 import perceiver_dist
 from perceiver_dist.errors import UserError
@@ -27,12 +27,12 @@ def test_an_exported_folder_predicts_what_the_checkpoint_does(
     loaded = perceiver_dist.load(folder)
     np.testing.assert_array_equal(probabilities(loaded.predict(samples, "both")), expected)
     assert expected.std() > 0.01
-    assert loaded.stored.mlflow_run_id == trained.RUN_ID
-    assert loaded.config == trained.CONFIG
+    assert loaded.stored.mlflow_run_id == models.RUN_ID
+    assert loaded.config == models.CONFIG
 
 
 def test_so_does_that_of_a_real_run(export: Export, samples: list[list[Path]], tmp_path: Path) -> None:
-    run = trained.train(tmp_path)
+    run = models.train(tmp_path)
     export(["folder", "--model", run, "--out", tmp_path / "out"])
     of_run, of_folder = (
         perceiver_dist.load(place).predict(samples, "both") for place in (run, tmp_path / "out")
@@ -57,7 +57,7 @@ def test_it_can_be_exported_again_with_all_that_is_known(
 
 def test_the_card_says_what_the_model_is(folder: Path) -> None:
     card = (folder / "README.md").read_text()
-    model, heads = trained.CONFIG.model, trained.CONFIG.heads
+    model, heads = models.CONFIG.model, models.CONFIG.heads
     for part in (
         "license: apache-2.0",
         "# first",
@@ -77,16 +77,16 @@ def test_the_cards_three_lines_run(folder: Path, samples: list[list[Path]]) -> N
     exec(lines.replace("FOLDER", str(folder)).replace("photo.jpg", str(samples[0][0])))  # noqa: S102
 
 
-def test_an_evaluation_counts_for_the_step_that_it_was_made_at(run: Path) -> None:
+def test_an_evaluation_counts_for_the_step_that_it_was_made_at(tmp_path: Path) -> None:
+    run = models.write_run(tmp_path / "first")
     stored = find_model(str(run))
-    assert training_facts(stored) == TrainingFacts(trained.STEPS, trained.SAMPLES, trained.METRICS)
-    trained.write_result(run, trained.STEPS + 4)
-    assert training_facts(stored) == TrainingFacts(trained.STEPS, trained.SAMPLES, {})
-    trained.write_result(run, trained.STEPS)
+    assert training_facts(stored) == TrainingFacts(models.STEPS, models.SAMPLES, models.METRICS)
+    models.write_result(run, models.STEPS + 4)
+    assert training_facts(stored) == TrainingFacts(models.STEPS, models.SAMPLES, {})
 
 
 def test_weights_from_elsewhere_have_a_card_too(export: Export, tmp_path: Path) -> None:
-    made = trained.write_exported(tmp_path / "made", trained.all_modalities())
+    made = models.write_exported(tmp_path / "made", models.all_modalities())
     export(["folder", "--model", made, "--out", tmp_path / "shared"])
     card = (tmp_path / "shared" / "README.md").read_text()
     assert "# made" in card
@@ -101,7 +101,7 @@ def test_nothing_is_overwritten_and_nothing_half_made(run: Path, export: Export,
     for taken in ("full", "full/file"):
         with pytest.raises(UserError, match="where there is something already; name a new folder"):
             export(["folder", "--model", run, "--out", tmp_path / taken])
-    damaged = trained.write_exported(tmp_path / "damaged", trained.CONFIG)
+    damaged = models.write_exported(tmp_path / "damaged", models.CONFIG)
     (damaged / "weights.safetensors").write_bytes(b"no weights")
     with pytest.raises(UserError, match="no whole safetensors file"):
         export(["folder", "--model", damaged, "--out", tmp_path / "out"])

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import bare_environment
 import numpy as np
 import pytest
-import served
 import yaml
-from conftest import Export
+from models_to_export import Export
 from served_mlflow import free_port, wait_until_healthy
 
 import perceiver_dist
@@ -45,7 +45,7 @@ def folder(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """An environment without Ray, DeepSpeed and all else that the model does not ask for."""
-    return served.environment_of_requirements(tmp_path_factory.mktemp("bare") / "hidden")
+    return bare_environment.environment_of_requirements(tmp_path_factory.mktemp("bare") / "hidden")
 
 
 def test_pyfunc_predicts_what_the_checkpoint_does(

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import models_to_export as models
 import numpy as np
 import pytest
 import torch
-import trained
-from conftest import Export
+from models_to_export import Export
 
 import perceiver_dist
 from perceiver_dist.errors import UserError
@@ -70,7 +70,7 @@ def test_every_modality_and_option_can_be_traced(
     export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtime = pytest.importorskip("onnxruntime", reason="run by `make test-onnx`")
-    made = trained.write_exported(tmp_path / "made", trained.all_modalities())
+    made = models.write_exported(tmp_path / "made", models.all_modalities())
     options = [
         "--model",
         made,

@@ -7,7 +7,7 @@ import mlflow.pyfunc
 import pandas as pd
 import pytest
 import records
-from export import trained
+from export import models_to_export as models
 from mlflow.tracking import MlflowClient
 
 import perceiver_dist
@@ -29,13 +29,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the best trial's run."""
-    return trained.write_run(tmp_path_factory.mktemp("search") / "trial-004")
+    return models.write_run(tmp_path_factory.mktemp("search") / "trial-004")
 
 
 def record_of(run: Path, run_id: str) -> SearchRecord:
     record = records.record_of_search()
     assert record.best is not None
-    record.best.mlflow_run_id, record.best.checkpoint = run_id, str(run / f"step-{trained.STEPS:08d}")
+    record.best.mlflow_run_id, record.best.checkpoint = run_id, str(run / f"step-{models.STEPS:08d}")
     return record
 
 
@@ -45,11 +45,11 @@ def test_the_best_trials_model_is_loaded_by_its_name(
     client = MlflowClient(store)
     experiment = client.get_experiment_by_name("search")
     record = record_of(run, client.create_run(experiment.experiment_id).info.run_id)
-    assert promote_best(record, to_yaml(trained.CONFIG), store, "perceiver", "champion") == "1"
+    assert promote_best(record, to_yaml(models.CONFIG), store, "perceiver", "champion") == "1"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     monkeypatch.setattr(sys, "path", [*sys.path])  # MLflow adds the model's own code
     model = mlflow.pyfunc.load_model("models:/perceiver@champion")
-    picture, _ = trained.write_sample(tmp_path, 0)
+    picture, _ = models.write_sample(tmp_path, 0)
     table = pd.DataFrame({"name": [str(picture)], "content": [picture.read_bytes()]})
     answers = model.predict(table, params={"source": "pictures"})
     expected = perceiver_dist.load(run).predict([picture], "pictures")[0]
@@ -63,7 +63,7 @@ def test_without_a_completed_trial_there_is_nothing_to_register() -> None:
 
 
 def test_why_mlflow_does_not_register_is_said_in_one_line(run: Path, store: str, tmp_path: Path) -> None:
-    config = to_yaml(trained.CONFIG)
+    config = to_yaml(models.CONFIG)
     with pytest.raises(UserError, match="the MLflow run of its training is not known"):
         promote_best(record_of(run, ""), config, store, "perceiver", "champion")
     elsewhere = f"sqlite:///{tmp_path}/other.db"

@@ -3,9 +3,9 @@
 import importlib
 from pathlib import Path
 
+import models_to_export as models
 import pytest
 import torch
-import trained
 from safetensors.torch import load_file
 
 from perceiver_dist.config import RunConfig
@@ -32,8 +32,8 @@ def test_a_run_a_checkpoint_and_an_exported_folder_are_converted_alike(
 ) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[2])
     convert = importlib.import_module("jobs.convert_checkpoint").main
-    run = trained.write_run(tmp_path / "runs" / "first", CONFIG)
-    places = [run, run / f"step-{trained.STEPS:08d}", trained.write_exported(tmp_path / "exported", CONFIG)]
+    run = models.write_run(tmp_path / "runs" / "first", CONFIG)
+    places = [run, run / f"step-{models.STEPS:08d}", models.write_exported(tmp_path / "exported", CONFIG)]
     made = []
     for number, place in enumerate(places):
         out = tmp_path / str(number)

@@ -2,6 +2,7 @@
 
 import json
 import wave
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from training import ranks
 
 from perceiver_dist.command_line import to_yaml
 from perceiver_dist.config import RunConfig, StorageConfig
+from perceiver_dist.inference.trained_model import Prediction
 from perceiver_dist.modalities import AudioInput, ImageInput, PointCloudInput, VideoInput
 from perceiver_dist.model.config import ModelConfig
 from perceiver_dist.model.perceiver import Perceiver
@@ -20,6 +22,9 @@ from perceiver_dist.training.checkpoint import PARTS, WEIGHT, Span, file_header,
 from perceiver_dist.training.manifest import Manifest, Progress, write_manifest
 from perceiver_dist.training.run_folder import checkpoint_name
 from pipelines.source import SourceConfig
+
+Export = Callable[[Sequence[object]], None]
+"""The job's main function, for options of any type."""
 
 CONFIG = replace(
     ranks.CONFIG,
@@ -112,3 +117,8 @@ def write_sample(folder: Path, number: int) -> list[Path]:
         file.setparams((1, 2, 8000, 0, "NONE", ""))
         file.writeframes(random.integers(-9000, 9000, 64, dtype=np.int16).tobytes())
     return [picture, sound]
+
+
+def probabilities(predictions: list[Prediction]) -> np.ndarray:
+    """(samples, classes) of all predictions."""
+    return np.stack([prediction.probabilities for prediction in predictions])
