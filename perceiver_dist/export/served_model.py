@@ -18,7 +18,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from perceiver_dist import load
 from perceiver_dist.errors import UserError
-from perceiver_dist.inference.trained_model import sample_of
+from perceiver_dist.inference.sample_files import sample_of
 
 
 class ServedModel:

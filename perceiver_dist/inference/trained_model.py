@@ -6,7 +6,6 @@ Nobody has to know how the model was fed, so nobody can get it wrong. Nothing he
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from perceiver_dist.config import RunConfig
 from perceiver_dist.errors import UserError
+from perceiver_dist.inference.sample_files import Files, read_files
 from perceiver_dist.inference.stored_model import StoredModel
 from perceiver_dist.modalities import ModalityInput
 from perceiver_dist.model.perceiver import Perceiver
@@ -25,9 +25,6 @@ from pipelines.errors import SampleError
 from pipelines.reader import RawSample
 from pipelines.sample import Arrays, decode_sample
 from pipelines.source import SourceConfig
-
-Files = str | Path | Sequence[str | Path]
-"""A sample: one file, or several that belong together, such as a picture and a sound."""
 
 
 class Answer(NamedTuple):
@@ -129,7 +126,7 @@ class TrainedModel:
         """Say what samples show whose bytes are there already.
 
         Args:
-            samples: Each from `read_files` or `sample_of`.
+            samples: Each from `sample_files.read_files` or `sample_files.sample_of`.
             source: As for `predict`.
             batch: As for `predict`.
 
@@ -298,55 +295,6 @@ def sees_nothing(source: SourceConfig) -> str:
         source: The source.
     """
     return f"holds nothing that source '{source.name}' sees ({', '.join(source.modalities)})"
-
-
-def read_files(files: Files) -> RawSample:
-    """Read the files of one sample.
-
-    Args:
-        files: One file, or several of different modalities.
-
-    Raises:
-        UserError: A file is missing or of unknown kind, or two are of one modality.
-    """
-    paths = [Path(file) for file in ([files] if isinstance(files, str | Path) else files)]
-    _check_kinds(paths)
-    for path in paths:
-        if not path.is_file():
-            raise UserError(f"{path}: no such file")
-    return sample_of([(str(path), path.read_bytes()) for path in paths])
-
-
-def sample_of(files: Sequence[tuple[str, bytes]]) -> RawSample:
-    """Return the sample that files make whose bytes are there already.
-
-    Args:
-        files: Name and bytes of one file, or of several of different modalities.
-
-    Raises:
-        UserError: A file is of unknown kind, or two are of one modality.
-    """
-    paths = [Path(name) for name, _ in files]
-    _check_kinds(paths)
-    contents = zip(paths, files, strict=True)
-    return RawSample(files[0][0], paths[0].stem, {_field(path): content for path, (_, content) in contents})
-
-
-def _field(path: Path) -> str:
-    return path.suffix.removeprefix(".").lower()
-
-
-def _check_kinds(paths: Sequence[Path]) -> None:
-    """Make sure that files can be one sample.
-
-    Raises:
-        UserError: One is of unknown kind, or two are of one modality.
-    """
-    for path in paths:
-        if _field(path) not in FIELD_MODALITY:
-            raise UserError(f"{path}: no kind of file known here; known are {', '.join(FIELD_MODALITY)}")
-    if len({FIELD_MODALITY[_field(path)] for path in paths}) < len(paths):
-        raise UserError(f"{', '.join(map(str, paths))}: two files of one modality; they are no single sample")
 
 
 def _sees(source: SourceConfig, modality: str) -> bool:

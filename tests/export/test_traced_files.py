@@ -14,7 +14,8 @@ import perceiver_dist
 from perceiver_dist.errors import UserError
 from perceiver_dist.export import onnx_file
 from perceiver_dist.export.one_source import OneSource, check_same, random_inputs
-from perceiver_dist.inference.trained_model import TrainedModel, read_files
+from perceiver_dist.inference.sample_files import read_files
+from perceiver_dist.inference.trained_model import TrainedModel
 from pipelines.source import SourceConfig
 
 Inputs = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]

@@ -18,16 +18,20 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import small_run
+import torch
 import trained_small_run
 from rich.console import Console
 
 import perceiver_dist
 from perceiver_dist.config import TrackingConfig
 from perceiver_dist.errors import UserError
+from perceiver_dist.export.folder import export_folder
+from perceiver_dist.export.torch_file import export_torch
 from perceiver_dist.inference.evaluation import Evaluation, evaluate_model
 from perceiver_dist.inference.evaluation_record import record_evaluation
 from perceiver_dist.inference.evaluation_report import write_report
 from perceiver_dist.inference.options import EvaluationOptions, PredictionOptions
+from perceiver_dist.inference.sample_files import read_files
 from perceiver_dist.inference.shard_prediction import predict_shards
 from pipelines.write import Sample, write_shards
 
@@ -131,6 +135,23 @@ def test_shards_and_files_get_the_same_answers(folder: Path, run: str, tmp_path:
         assert (row["modalities"], row["error"]) == (["audio", "video"], None)
     with pytest.raises(UserError, match="which holds predictions with top 3, now it is 1"):
         predict_shards(replace(options, top=1), Console(file=screen))
+
+
+def test_what_is_exported_answers_as_the_run_does(folder: Path, run: str, tmp_path: Path) -> None:
+    """What MLflow and ONNX make of a model is in tests/export."""
+    with tarfile.open(folder / "data" / "clips" / "eval-000000.tar") as shard:
+        shard.extractall(tmp_path / "clips", filter="data")
+    files = sorted((tmp_path / "clips").glob("*.mp4"))
+    expected = [prediction.probabilities for prediction in perceiver_dist.load(run).predict(files)]
+    export_folder(run, str(tmp_path / "exported"))
+    exported = perceiver_dist.load(tmp_path / "exported")
+    answers = [prediction.probabilities for prediction in exported.predict(files)]
+    np.testing.assert_array_equal(answers, expected)
+    clips = exported.source("clips")
+    export_torch(run, str(tmp_path / "clips.pt2"), "clips")
+    inputs = exported.stack([exported.decode(read_files(file), clips) for file in files], clips)
+    answers = torch.export.load(tmp_path / "clips.pt2").module()(*inputs).detach()
+    np.testing.assert_allclose(answers, expected, atol=1e-5)
 
 
 def test_the_job_shows_files_and_what_is_wrong_with_others(run: str, tmp_path: Path) -> None:
