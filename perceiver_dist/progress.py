@@ -133,30 +133,33 @@ class ProgressLine(LiveView):
 class SamplesLine(LiveView):
     """The live line of work on many samples, each once."""
 
-    def begin(self, what: str, done: int, total: int) -> None:
-        """Begin to count.
+    _what = ""
+    _total = 0
+    _first: tuple[int, float] | None = None
+
+    def begin(self, what: str, total: int) -> None:
+        """Begin with other samples.
 
         Args:
             what: What the samples are of.
-            done: Samples that were done before.
-            total: All samples.
+            total: Their number.
         """
-        self._what, self._before, self._total = what, done, total
-        self._began = self._clock()
+        self._what, self._total, self._first = what, total, None
 
     def update(self, done: int) -> None:
         """Show how far it is.
 
         Args:
-            done: Samples that are done, those of before among them.
+            done: Samples that are done.
         """
-        seconds = self._clock() - self._began
-        pace = (done - self._before) / seconds if seconds else 0.0
+        now = self._clock()
+        # The clock starts at the first update: what was done before, or waited for, says nothing about the pace.
+        self._first = self._first or (done, now)
+        seconds = now - self._first[1]
+        pace = (done - self._first[0]) / seconds if seconds else 0.0
         left = duration((self._total - done) / pace if pace else None)
-        decimals = 0 if pace >= 10 else 1
-        self.show_line(
-            f"{self._what}  sample {done:,}/{self._total:,}  {pace:,.{decimals}f} samples/s  ETA {left}"
-        )
+        speed = f"{pace:,.{0 if pace >= 10 else 1}f}" if pace else "-"
+        self.show_line(f"{self._what}  sample {done:,}/{self._total:,}  {speed} samples/s  ETA {left}")
 
 
 class _Pace:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import pytest
 from rich.console import Console
 
-from perceiver_dist.progress import ProgressLine, result_table
+from perceiver_dist.progress import ProgressLine, SamplesLine, result_table
 
 
 class Clock:
@@ -121,3 +121,21 @@ def test_the_table_has_a_row_per_source_and_whole_paths() -> None:
         ["all", "1"],
     ]
     assert "".join(lines).count("x") == 80
+
+
+def test_the_pace_of_samples_is_that_since_the_first_update() -> None:
+    console, clock = Console(file=io.StringIO(), width=80), Clock()
+    with SamplesLine(console, 0, clock) as line:
+        for name, before in (("clips", 0), ("fashion", 4000)):
+            line.begin(name, 10_000)
+            clock.now += 100
+            line.update(before + 32)
+            clock.now += 2
+            line.update(before + 1032)
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().splitlines() == [
+        "clips  sample 32/10,000  - samples/s  ETA -:--",
+        "clips  sample 1,032/10,000  500 samples/s  ETA 0:18",
+        "fashion  sample 4,032/10,000  - samples/s  ETA -:--",
+        "fashion  sample 5,032/10,000  500 samples/s  ETA 0:10",
+    ]

@@ -142,7 +142,7 @@ def _evaluate(
     totals = {subset: Totals(source, torch.device("cpu")) for subset in work.subsets}
     bad: list[BadSample] = []
     done = samples = 0
-    line.begin(source.name, 0, index.samples)
+    line.begin(source.name, index.samples)
     for unit in scorers.score(work):
         for subset, total in totals.items():
             total.update(unit.logits[subset], unit.labels, unit.real)

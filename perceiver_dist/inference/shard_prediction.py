@@ -104,7 +104,7 @@ def _predict(scorers: Scorers, work: Work, parts: PredictionParts, line: Samples
     done = before = min(first * settings.samples_per_part, settings.samples)
     if before:
         line.message(f"{before:,} of {settings.samples:,} samples are in {parts.out} already")
-    line.begin(work.source.name, before, settings.samples)
+    line.begin(work.source.name, settings.samples)
     bad = 0
     units = scorers.score(work, first * settings.units_per_part)
     for number in range(first, settings.parts):
