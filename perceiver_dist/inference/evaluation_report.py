@@ -98,10 +98,11 @@ def report_page(evaluation: Evaluation) -> str:
     looks = (
         "the centre of each sample" if evaluation.views == 1 else f"{evaluation.views} windows of each sample"
     )
+    trained = f" after {stored.steps:,} steps" if stored.steps else ""
     lines = [
         "# Evaluation",
         "",
-        f"`{stored.place}` after {stored.steps:,} steps, in batches of {evaluation.batch} on {evaluation.device}, "
+        f"`{stored.place}`{trained}, in batches of {evaluation.batch} on {evaluation.device}, "
         f"{stored.config.train.precision}, {looks}.",
         "",
     ]

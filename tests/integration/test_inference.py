@@ -198,7 +198,7 @@ def kill_at_the_first_part(arguments: list[str], out: Path) -> None:
 
 @pytest.mark.parametrize(
     ("samples", "batch", "samples_per_part"),
-    [(3000, 8, 8), pytest.param(100_000, 256, 4096, marks=pytest.mark.long)],
+    [(1500, 8, 8), pytest.param(100_000, 256, 4096, marks=pytest.mark.long)],
 )
 def test_a_killed_prediction_goes_on_and_has_every_key_once(
     run: str, tmp_path: Path, samples: int, batch: int, samples_per_part: int
