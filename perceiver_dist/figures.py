@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 
 from perceiver_dist.errors import UserError
 
+MOST_DRAWN_CLASSES = 100
+"""Up to so many classes a confusion matrix is worth drawing; a picture of a thousand takes gigabytes."""
 _DOTS_PER_INCH = 150
 _DARK_CELL = 0.55
 """Share above which a cell of the matrix is dark enough to need white digits."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from perceiver_dist.figures import confusion_matrix_figure
+from perceiver_dist.figures import MOST_DRAWN_CLASSES, confusion_matrix_figure
 from perceiver_dist.inference.attention_report import draw_attention
 from perceiver_dist.inference.evaluation import Evaluation, SourceEvaluation
 from perceiver_dist.inference.trained_model import class_names
@@ -18,8 +18,6 @@ JSON = "report.json"
 PAGE = "report.md"
 _MOST_BAD_SAMPLES = 100
 """How many samples that could not be used are listed; all of them are counted."""
-_MOST_DRAWN_CLASSES = 100
-"""Up to so many classes a confusion matrix is drawn; a picture of more is larger than any screen."""
 
 
 def write_report(evaluation: Evaluation, attention: int = 0) -> list[str]:
@@ -141,7 +139,7 @@ def _figure_name(found: SourceEvaluation) -> str:
 
 
 def _is_drawn(found: SourceEvaluation) -> bool:
-    return found.scores.confusion is not None and found.source.num_classes <= _MOST_DRAWN_CLASSES
+    return found.scores.confusion is not None and found.source.num_classes <= MOST_DRAWN_CLASSES
 
 
 def _draw(found: SourceEvaluation, folder: Path) -> Path | None:

@@ -92,7 +92,7 @@ def start_ray(cpus: int, dashboard: bool = False) -> None:
         dashboard: Whether to start Ray's dashboard, which also frees what a killed training held.
 
     Raises:
-        UserError: There is no cluster at RAY_ADDRESS, or it does not let this process in.
+        UserError: There is no cluster at RAY_ADDRESS, it does not let this process in, or Ray does not start in time.
     """
     # One bad shard is reported in one line; Ray would print those found beside it.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
@@ -113,13 +113,21 @@ def start_ray(cpus: int, dashboard: bool = False) -> None:
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
     # Else Ray takes the machine's own address in place of the loopback one, for nodes of other machines to join.
     ray_constants.ENABLE_RAY_CLUSTER = False
-    ray.init(
-        address="local",
-        num_cpus=max(os.cpu_count() or 1, cpus),
-        include_dashboard=dashboard,
-        _node_ip_address=_LOOPBACK,
-        **QUIET,
-    )
+    try:
+        ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, cpus),
+            include_dashboard=dashboard,
+            _node_ip_address=_LOOPBACK,
+            **QUIET,
+        )
+    except Exception as error:  # Ray raises a plain one.
+        if "timed out during startup" not in str(error):
+            raise
+        raise UserError(
+            "Ray did not start on this machine in the 30 seconds that it gives itself; start again when the machine is "
+            "less busy"
+        ) from error
 
 
 def _check_reachable(address: str) -> None:
