@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
         UserError: An option or the data is not as it must be.
     """
     config, _ = parse_run(build_parser(), arguments, [str(DEFAULT_CONFIG)], RunConfig)
-    # Here and not above, so that --help need not wait for scikit-learn and Ray.
+    # Here and not above, so that --help need not wait for scikit-learn.
     from perceiver_dist.linear_baseline import linear_baselines
 
     console = Console(highlight=False)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from perceiver_dist.credentials import refuse_credentials
 from perceiver_dist.errors import UserError
+from perceiver_dist.modalities import ModalityInput
 from perceiver_dist.model.config import ModelConfig
 from pipelines.source import DataConfig, SourceConfig
 from pipelines.storage import absolute_uri, join
@@ -321,6 +322,14 @@ class RunConfig:
     def heads(self) -> dict[str, int]:
         """Number of classes by source name: the model's heads."""
         return {source.name: source.num_classes for source in self.sources}
+
+    def inputs(self, source: SourceConfig) -> dict[str, ModalityInput]:
+        """Return what each modality of a source is decoded to.
+
+        Args:
+            source: One of the sources.
+        """
+        return {modality: getattr(self.model, modality) for modality in source.modalities}
 
     @property
     def weights(self) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from perceiver_dist.markdown import markdown_table
 from perceiver_dist.options import Option, Part, parts_of
 from perceiver_dist.search.config import SearchRunConfig
 
@@ -54,18 +55,15 @@ def _section(part: Part) -> str:
             "",
             part.summary + _PLACES[part.place],
             "",
-            "| option | type | default | meaning |",
-            "| --- | --- | --- | --- |",
-            *(_row(option) for option in part.options),
+            *markdown_table(["option", "type", "default", "meaning"], map(_row, part.options), numbers=False),
             "",
         ]
     )
 
 
-def _row(option: Option) -> str:
+def _row(option: Option) -> list[str]:
     default = option.default if option.default == "required" else f"`{option.default}`"
-    cells = (f"`{option.name}`", option.type, default, option.meaning)
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    return [f"`{option.name}`", option.type, default, option.meaning]
 
 
 if __name__ == "__main__":

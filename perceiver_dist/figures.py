@@ -7,7 +7,7 @@ written beside its place and renamed, so that whoever looks at the folder never 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -57,6 +57,15 @@ def confusion_matrix_figure(counts: np.ndarray[Any, Any], class_names: Sequence[
     accuracy = np.trace(counts) / max(int(counts.sum()), 1)
     axes.set_title(f"{int(counts.sum()):,} samples, accuracy {accuracy:.1%}", fontsize=10)
     write_figure(figure, path)
+
+
+def is_worth_drawing(counts: np.ndarray[Any, Any] | None) -> TypeGuard[np.ndarray[Any, Any]]:
+    """Return whether there is a confusion matrix, and it is not too large for a picture.
+
+    Args:
+        counts: (classes, classes) integers; None where a task has none.
+    """
+    return counts is not None and len(counts) <= MOST_DRAWN_CLASSES
 
 
 def learning_curves_figure(history: Sequence[Mapping[str, float]], path: Path) -> None:

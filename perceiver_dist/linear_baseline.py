@@ -22,7 +22,7 @@ from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import AudioInput, ModalityInput, PointCloudInput, VideoInput
 from perceiver_dist.model.mel import log_mel, mel_filters
 from pipelines.demo.resolve import resolve_demo
-from pipelines.index import SourceIndex, index_shard
+from pipelines.inspection.shards import index_shards
 from pipelines.plan import EvaluationPlan
 from pipelines.source import SourceConfig
 from pipelines.storage import expand_shards
@@ -108,13 +108,8 @@ def _baseline(config: RunConfig, source: SourceConfig) -> Baseline:
 
 def _read(config: RunConfig, source: SourceConfig, shards: str) -> tuple[np.ndarray, np.ndarray]:
     """All samples of shards, bad ones left out: (samples, features) fp64 and (samples,) int64."""
-    inputs = {modality: getattr(config.model, modality) for modality in source.modalities}
-    index = SourceIndex(
-        [
-            index_shard(uri, config.index_folder, config.data.storage_seconds)
-            for uri in expand_shards(shards, source.name)
-        ]
-    )
+    inputs = config.inputs(source)
+    index = index_shards(expand_shards(shards, source.name), config.index_folder, config.data.storage_seconds)
     plan = EvaluationPlan(index.samples, config.train.micro_batch, lanes=1)
     maker = UnitMaker(source, inputs, index, plan, config.data)
     features, labels = [], []

@@ -85,6 +85,11 @@ class SourceConfig:
         if self.label in ("json", "json."):
             raise UserError(f"{where}: label is '{self.label}'; name the entry, as in json.label")
 
+    @property
+    def shown_classes(self) -> list[str]:
+        """Names of the classes, numbers where there are none."""
+        return self.class_names or [str(number) for number in range(self.num_classes)]
+
 
 @dataclass(frozen=True)
 class DataConfig:

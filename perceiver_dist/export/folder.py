@@ -20,7 +20,7 @@ from perceiver_dist.export.model_card import model_card
 from perceiver_dist.export.placing import new_folder
 from perceiver_dist.export.training_facts import TRAINING, training_facts
 from perceiver_dist.inference.stored_model import WEIGHTS, StoredModel, find_model
-from perceiver_dist.inference.trained_model import TrainedModel, class_names
+from perceiver_dist.inference.trained_model import TrainedModel
 from perceiver_dist.training.run_folder import CONFIG, MLFLOW_RUN_ID
 
 CLASSES = "classes.json"
@@ -80,5 +80,5 @@ def classes_json(stored: StoredModel) -> str:
     Args:
         stored: The model.
     """
-    classes = {source.name: class_names(source) for source in stored.config.sources}
+    classes = {source.name: source.shown_classes for source in stored.config.sources}
     return json.dumps(classes, indent=1, ensure_ascii=False) + "\n"

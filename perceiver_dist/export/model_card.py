@@ -9,6 +9,7 @@ import yaml
 
 from perceiver_dist.export.training_facts import TrainingFacts
 from perceiver_dist.inference.stored_model import StoredModel
+from perceiver_dist.markdown import markdown_table
 from perceiver_dist.model.config import ModelConfig
 from perceiver_dist.model.cost import forward_flops, parameter_count, tokens_per_modality
 from pipelines.source import SourceConfig
@@ -147,6 +148,4 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _table(*columns: str, rows: Sequence[Sequence[str]]) -> str:
-    # A bar would end a cell, in code too.
-    lines = [columns, ["---"] * len(columns), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(markdown_table(columns, rows, numbers=False))

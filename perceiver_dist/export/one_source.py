@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from perceiver_dist.errors import UserError
-from perceiver_dist.inference.trained_model import TrainedModel, class_names
+from perceiver_dist.inference.trained_model import TrainedModel, probabilities_of
 from perceiver_dist.model.perceiver import Perceiver
 from pipelines.source import SourceConfig
 
@@ -48,9 +48,7 @@ class OneSource(nn.Module):
             (B, classes) fp32.
         """
         logits: Tensor = self.model(arrays, present, self.source.name)
-        if self.output == "logits":
-            return logits
-        return logits.softmax(1) if self.source.task == "softmax" else logits.sigmoid()
+        return logits if self.output == "logits" else probabilities_of(logits, self.source.task)
 
 
 def traceable(trained: TrainedModel, source: SourceConfig, output: Output) -> OneSource:
@@ -105,7 +103,7 @@ def names_json(source: SourceConfig) -> str:
     Args:
         source: The source.
     """
-    return json.dumps(class_names(source), ensure_ascii=False)
+    return json.dumps(source.shown_classes, ensure_ascii=False)
 
 
 def check_same(

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from perceiver_dist.errors import UserError
 from perceiver_dist.inference.stored_model import StoredModel
 from perceiver_dist.training.manifest import MANIFEST, read_manifest
-from perceiver_dist.training.run_folder import RESULT
+from perceiver_dist.training.run_folder import RESULT, run_of
 from pipelines.storage import join, list_folder, read_text
 
 TRAINING = "training.json"
@@ -53,8 +53,7 @@ def training_facts(stored: StoredModel) -> TrainingFacts | None:
                 f"{join(stored.place, TRAINING)} is not as it was written ({error}); export the model anew"
             ) from error
     progress = read_manifest(stored.place).progress
-    run = stored.place.rpartition("/")[0] or "."
-    result = json.loads(read_text(join(run, RESULT)) or "{}")
+    result = json.loads(read_text(join(run_of(stored.place), RESULT)) or "{}")
     # The last evaluation says nothing of an earlier checkpoint.
     ended_here = result.get("exit") == "completed" and result["steps"] == progress.steps
     return TrainingFacts(progress.steps, progress.samples_seen, result["metrics"] if ended_here else {})

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from perceiver_dist.inference.attention_figure import attention_figure
-from perceiver_dist.inference.trained_model import TrainedModel, class_names, probabilities_of
+from perceiver_dist.inference.trained_model import TrainedModel, probabilities_of
 from perceiver_dist.model.attention_maps import attention_maps
 from pipelines.index import SourceIndex
 from pipelines.plan import EvaluationPlan
@@ -53,7 +53,7 @@ def _draw(model: TrainedModel, source: SourceConfig, unit: Unit, path: Path) -> 
     arrays = {name: torch.from_numpy(array).to(model.device) for name, array in seen.items()}
     logits, _ = model.logits_and_latents(arrays, {}, source)
     likely = probabilities_of(logits, source.task)[0]
-    best, names = int(likely.argmax()), class_names(source)
+    best, names = int(likely.argmax()), source.shown_classes
     true = np.flatnonzero(unit["label"][0]) if source.task == "multilabel" else unit["label"]
     maps = [
         {name: weights[0].cpu().numpy() for name, weights in of_one.items()}

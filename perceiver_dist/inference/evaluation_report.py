@@ -3,14 +3,13 @@
 import json
 import math
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from perceiver_dist.figures import MOST_DRAWN_CLASSES, confusion_matrix_figure
+from perceiver_dist.figures import confusion_matrix_figure, is_worth_drawing
 from perceiver_dist.inference.attention_report import draw_attention
 from perceiver_dist.inference.evaluation import Evaluation, SourceEvaluation
-from perceiver_dist.inference.trained_model import class_names
+from perceiver_dist.markdown import markdown_table
 from perceiver_dist.progress import metric_rows
 from pipelines.storage import copy_file, join
 
@@ -76,7 +75,7 @@ def _source(found: SourceEvaluation) -> dict[str, Any]:
         "seconds": round(found.seconds, 3),
         "classes": [
             {"class": name, **dict(zip(found.by_class, values, strict=True))}
-            for name, *values in zip(class_names(found.source), *columns, strict=True)
+            for name, *values in zip(found.source.shown_classes, *columns, strict=True)
         ],
         "confusion": None if confusion is None else confusion.tolist(),
     }
@@ -107,7 +106,7 @@ def report_page(evaluation: Evaluation) -> str:
     rows = metric_rows(evaluation.metrics)
     columns = list(dict.fromkeys(metric for row in rows.values() for metric in row))
     cells = [[name.strip(), *(_text(row.get(column)) for column in columns)] for name, row in rows.items()]
-    lines += _table(["source", *columns], cells)
+    lines += markdown_table(["source", *columns], cells)
     for found in evaluation.sources:
         lines += ["", f"## {found.source.name}", "", f"Shards: `{found.source.eval_shards}`.", ""]
         if found.bad:
@@ -116,9 +115,11 @@ def report_page(evaluation: Evaluation) -> str:
                 f"{len(found.bad):,} samples could not be used; the first: `{bad.key}` of `{bad.shard}`, {bad.reason}",
                 "",
             ]
-        values = zip(class_names(found.source), *found.by_class.values(), strict=True)
-        lines += _table(["class", *found.by_class], [[name, *map(_text, row)] for name, *row in values])
-        if _is_drawn(found):
+        values = zip(found.source.shown_classes, *found.by_class.values(), strict=True)
+        lines += markdown_table(
+            ["class", *found.by_class], [[name, *map(_text, row)] for name, *row in values]
+        )
+        if is_worth_drawing(found.scores.confusion):
             lines += ["", f"![Confusion matrix]({_figure_name(found)})"]
     return "\n".join(lines) + "\n"
 
@@ -129,22 +130,14 @@ def _text(value: float | None) -> str:
     return f"{value:,.0f}" if float(value).is_integer() and value > 1 else f"{value:.4g}"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    alignment = ["---", *["---:"] * (len(header) - 1)]
-    return [f"| {' | '.join(row)} |" for row in (header, alignment, *rows)]
-
-
 def _figure_name(found: SourceEvaluation) -> str:
     return f"confusion_{found.source.name}.png"
 
 
-def _is_drawn(found: SourceEvaluation) -> bool:
-    return found.scores.confusion is not None and found.source.num_classes <= MOST_DRAWN_CLASSES
-
-
 def _draw(found: SourceEvaluation, folder: Path) -> Path | None:
-    if found.scores.confusion is None or not _is_drawn(found):
+    counts = found.scores.confusion
+    if not is_worth_drawing(counts):
         return None
     path = folder / _figure_name(found)
-    confusion_matrix_figure(found.scores.confusion, class_names(found.source), path)
+    confusion_matrix_figure(counts, found.source.shown_classes, path)
     return path

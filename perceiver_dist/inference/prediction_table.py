@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 
 from perceiver_dist.inference.scoring import ScoredUnit
-from perceiver_dist.inference.trained_model import class_names, probabilities_of, sees_nothing
+from perceiver_dist.inference.trained_model import probabilities_of, sees_nothing
 from pipelines.source import SourceConfig
 
 _COLUMNS = {
@@ -31,7 +31,7 @@ def prediction_table(unit: ScoredUnit, source: SourceConfig, top: int) -> pa.Tab
         error, and embedding if the unit has them. Of a sample that could not be used there are shard, key and error
         alone; of all others error is null.
     """
-    names = class_names(source)
+    names = source.shown_classes
     errors = _errors(unit, source)
     [logits] = unit.logits.values()
     likeliest = probabilities_of(logits, source.task).sort(dim=1, descending=True, stable=True)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from perceiver_dist.errors import UserError
-from pipelines.decode import FIELD_MODALITY
+from pipelines.decode import FIELD_MODALITY, field_of
 from pipelines.reader import RawSample
 
 Files = str | Path | Sequence[str | Path]
@@ -40,11 +40,7 @@ def sample_of(files: Sequence[tuple[str, bytes]]) -> RawSample:
     paths = [Path(name) for name, _ in files]
     _check_kinds(paths)
     contents = zip(paths, files, strict=True)
-    return RawSample(files[0][0], paths[0].stem, {_field(path): content for path, (_, content) in contents})
-
-
-def _field(path: Path) -> str:
-    return path.suffix.removeprefix(".").lower()
+    return RawSample(files[0][0], paths[0].stem, {field_of(path): content for path, (_, content) in contents})
 
 
 def _check_kinds(paths: Sequence[Path]) -> None:
@@ -54,7 +50,7 @@ def _check_kinds(paths: Sequence[Path]) -> None:
         UserError: One is of unknown kind, or two are of one modality.
     """
     for path in paths:
-        if _field(path) not in FIELD_MODALITY:
+        if field_of(path) not in FIELD_MODALITY:
             raise UserError(f"{path}: no kind of file known here; known are {', '.join(FIELD_MODALITY)}")
-    if len({FIELD_MODALITY[_field(path)] for path in paths}) < len(paths):
+    if len({FIELD_MODALITY[field_of(path)] for path in paths}) < len(paths):
         raise UserError(f"{', '.join(map(str, paths))}: two files of one modality; they are no single sample")

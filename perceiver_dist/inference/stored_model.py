@@ -18,7 +18,14 @@ from perceiver_dist.config import RunConfig
 from perceiver_dist.errors import UserError
 from perceiver_dist.training.checkpoint import read_weights
 from perceiver_dist.training.manifest import MANIFEST, find_damage
-from perceiver_dist.training.run_folder import CONFIG, MLFLOW_RUN_ID, checkpoint_name, newest_step, steps_of
+from perceiver_dist.training.run_folder import (
+    CONFIG,
+    MLFLOW_RUN_ID,
+    checkpoint_name,
+    newest_step,
+    run_of,
+    steps_of,
+)
 from pipelines.storage import STORAGE_ERRORS, join, list_folder, open_storage, read_text, reason_of
 
 WEIGHTS = "weights.safetensors"
@@ -46,7 +53,7 @@ class StoredModel:
     @property
     def folder(self) -> str:
         """Path or URI of the folder with config.yaml: a checkpoint's run, or what was exported."""
-        return (self.place.rpartition("/")[0] or ".") if self.steps else self.place
+        return run_of(self.place) if self.steps else self.place
 
     def weights(self) -> dict[str, Tensor]:
         """Return all weights by name, fp32, on the host, after a look at every byte of a checkpoint.
@@ -80,12 +87,12 @@ def find_model(place: str) -> StoredModel:
     """
     place = place.rstrip("/")
     files = list_folder(place)
-    step = newest_step(place)
     if MANIFEST in files:
-        run = place.rpartition("/")[0] or "."
+        run = run_of(place)
         return StoredModel(place, _read_config(run), _mlflow_run_id(run))
     if WEIGHTS in files:
         return StoredModel(place, _read_config(place), _mlflow_run_id(place))
+    step = newest_step(place)
     if step:
         return StoredModel(join(place, checkpoint_name(step)), _read_config(place), _mlflow_run_id(place))
     raise UserError(

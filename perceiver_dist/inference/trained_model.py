@@ -146,7 +146,7 @@ class TrainedModel:
                 Prediction(
                     sample.shard,
                     tuple(modality for modality in chosen.modalities if modality in arrays),
-                    class_names(chosen),
+                    chosen.shown_classes,
                     row,
                 )
                 for sample, arrays, row in zip(some, decoded, rows, strict=True)
@@ -185,7 +185,7 @@ class TrainedModel:
         Args:
             source: One of the model's sources.
         """
-        return {modality: getattr(self.config.model, modality) for modality in source.modalities}
+        return self.config.inputs(source)
 
     def decode(self, sample: RawSample, source: SourceConfig) -> Arrays:
         """Decode what the model sees of a sample, as in evaluation.
@@ -277,15 +277,6 @@ def probabilities_of(logits: Tensor, task: str) -> Tensor:
         (B, classes).
     """
     return logits.softmax(1) if task == "softmax" else logits.sigmoid()
-
-
-def class_names(source: SourceConfig) -> list[str]:
-    """Return the names of a source's classes, numbers where it has none.
-
-    Args:
-        source: The source.
-    """
-    return source.class_names or [str(number) for number in range(source.num_classes)]
 
 
 def sees_nothing(source: SourceConfig) -> str:

@@ -145,8 +145,7 @@ def training_units(config: RunConfig, source: SourceConfig, index: SourceIndex) 
     """
     train = config.train
     plan = TrainingPlan(source.name, index.samples, train.micro_batch, config.data.chunk_size, train.seed)
-    inputs = {modality: getattr(config.model, modality) for modality in source.modalities}
-    return UnitMaker(source, inputs, index, plan, config.data)
+    return UnitMaker(source, config.inputs(source), index, plan, config.data)
 
 
 def _training_dataset(config: RunConfig, maker: UnitMaker, tracker: Any) -> Dataset:

@@ -79,6 +79,15 @@ def finished_result(config: RunConfig, folder: str) -> dict[str, Any] | None:
     return result if done and read_text(join(folder, CONFIG)) == to_yaml(config) else None
 
 
+def run_of(checkpoint: str) -> str:
+    """Return the folder of the run that a checkpoint is of.
+
+    Args:
+        checkpoint: Path or URI of the checkpoint's folder.
+    """
+    return checkpoint.rpartition("/")[0] or "."
+
+
 def checkpoint_folders(folder: str) -> list[int]:
     """Return the steps whose checkpoints have a folder, whole or not, the newest first.
 

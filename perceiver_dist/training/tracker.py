@@ -14,7 +14,7 @@ from perceiver_dist.command_line import to_yaml
 from perceiver_dist.config import RunConfig
 from perceiver_dist.delivery import Delivery, RunStatus
 from perceiver_dist.errors import UserError
-from perceiver_dist.figures import MOST_DRAWN_CLASSES, confusion_matrix_figure, learning_curves_figure
+from perceiver_dist.figures import confusion_matrix_figure, is_worth_drawing, learning_curves_figure
 from perceiver_dist.plain import flatten, to_plain
 from perceiver_dist.tracking import MlflowLog, new_identity
 from perceiver_dist.training.checkpoint_list import CheckpointList, StartingPoint
@@ -315,10 +315,9 @@ class Tracker:
         with tempfile.TemporaryDirectory() as scratch:
             for source in self._config.sources:
                 counts = scores[source.name].confusion if source.name in scores else None
-                if counts is not None and source.num_classes <= MOST_DRAWN_CLASSES:
-                    names = source.class_names or [str(number) for number in range(source.num_classes)]
+                if is_worth_drawing(counts):
                     path = Path(scratch) / f"confusion_{source.name}.png"
-                    confusion_matrix_figure(counts, names, path)
+                    confusion_matrix_figure(counts, source.shown_classes, path)
                     self._keep(path)
             path = Path(scratch) / "learning_curves.png"
             learning_curves_figure([_drawn(entry) for entry in self._history], path)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from perceiver_dist.errors import UserError
 from pipelines.convert.conversion import Conversion
-from pipelines.convert.listed import ListedSample, check_samples, convert_listed, extension
-from pipelines.decode import FIELD_MODALITY
+from pipelines.convert.listed import ListedSample, check_samples, convert_listed
+from pipelines.decode import FIELD_MODALITY, field_of
 
 
 def convert_audioset(
@@ -44,7 +44,7 @@ def convert_audioset(
     there = {
         path.stem: path
         for path in sorted(clips.rglob("*"))
-        if extension(path) in FIELD_MODALITY and not path.name.startswith(".")
+        if field_of(path) in FIELD_MODALITY and not path.name.startswith(".")
     }
     samples: list[ListedSample] = []
     remarks: list[str] = []

@@ -6,8 +6,8 @@ import numpy as np
 
 from perceiver_dist.errors import UserError
 from pipelines.convert.conversion import Conversion
-from pipelines.convert.listed import SPLITS, ListedSample, check_samples, convert_listed, extension
-from pipelines.decode import FIELD_MODALITY
+from pipelines.convert.listed import SPLITS, ListedSample, check_samples, convert_listed
+from pipelines.decode import FIELD_MODALITY, field_of
 
 
 def convert_folder(
@@ -93,7 +93,7 @@ def _media(folder: Path) -> list[Path]:
     return [
         path
         for path in sorted(folder.rglob("*"))
-        if extension(path) in FIELD_MODALITY and not path.name.startswith(".") and path.is_file()
+        if field_of(path) in FIELD_MODALITY and not path.name.startswith(".") and path.is_file()
     ]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from perceiver_dist.errors import UserError
 from pipelines.convert.conversion import Conversion, plan_conversion, shuffled
-from pipelines.decode import FIELD_MODALITY
+from pipelines.decode import FIELD_MODALITY, field_of
 from pipelines.decode.container import audio_track, opened
 from pipelines.write import Sample
 
@@ -53,7 +53,7 @@ class FileItem:
         fields: dict[str, bytes | int | str] = {"__key__": self.key, "cls": self.label}
         for path in map(Path, self.paths):
             try:
-                fields[extension(path)] = path.read_bytes()
+                fields[field_of(path)] = path.read_bytes()
             except OSError as error:
                 raise UserError(
                     f"{path}: cannot be read ({error.strerror}); the same command goes on when it can"
@@ -115,15 +115,6 @@ def check_samples(samples: Sequence[ListedSample], where: str) -> None:
         raise UserError(f"{where}: has 1 label, a classification needs at least 2")
 
 
-def extension(path: Path) -> str:
-    """Return a file's extension as the name of a sample's field.
-
-    Args:
-        path: The file.
-    """
-    return path.suffix.removeprefix(".").lower()
-
-
 def _item(index: int, sample: ListedSample, numbers: dict[str, str]) -> FileItem:
     # The name is kept for whoever traces a sample; the index makes the key unique, and it fits a tar header.
     name = re.sub(r"[^A-Za-z0-9_-]+", "_", sample.paths[0].stem)[:60]
@@ -136,9 +127,9 @@ def _item(index: int, sample: ListedSample, numbers: dict[str, str]) -> FileItem
 
 def _modalities(samples: Sequence[ListedSample]) -> list[str]:
     """Modalities of the files, with audio where the first clip has a sound track."""
-    modalities = {FIELD_MODALITY[extension(path)] for sample in samples for path in sample.paths}
+    modalities = {FIELD_MODALITY[field_of(path)] for sample in samples for path in sample.paths}
     clip = next(
-        (path for sample in samples for path in sample.paths if FIELD_MODALITY[extension(path)] == "video"),
+        (path for sample in samples for path in sample.paths if FIELD_MODALITY[field_of(path)] == "video"),
         None,
     )
     if clip is not None:

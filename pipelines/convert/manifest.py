@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 
 from perceiver_dist.errors import UserError
 from pipelines.convert.conversion import Conversion
-from pipelines.convert.listed import SPLITS, ListedSample, check_samples, convert_listed, extension
-from pipelines.decode import FIELD_MODALITY
+from pipelines.convert.listed import SPLITS, ListedSample, check_samples, convert_listed
+from pipelines.decode import FIELD_MODALITY, field_of
 
 _PARQUET = (".parquet", ".pq")
 
@@ -116,13 +116,13 @@ def _paths(row: Mapping[str, Any], columns: Sequence[str], root: Path, where: st
         raise UserError(f"{where}: {' and '.join(columns)}: empty; name a file")
     paths = tuple(root / name for name in names)
     for path in paths:
-        if extension(path) not in FIELD_MODALITY:
+        if field_of(path) not in FIELD_MODALITY:
             raise UserError(
                 f"{where}: {path.name} is no medium known here; known are {', '.join(FIELD_MODALITY)}"
             )
         if not path.is_file():
             raise UserError(f"{where}: {path}: no such file; --root says what paths are relative to")
-    if len({FIELD_MODALITY[extension(path)] for path in paths}) < len(paths):
+    if len({FIELD_MODALITY[field_of(path)] for path in paths}) < len(paths):
         raise UserError(
             f"{where}: {' and '.join(map(str, names))} are of one modality; a sample has one file of each"
         )

@@ -1,10 +1,12 @@
 """From the bytes of one field to an array of fixed shape: images, sounds, clips with their sound track, points."""
 
+from pathlib import Path
+
 from pipelines.decode.audio_video import decode_audio, decode_video
 from pipelines.decode.image import decode_image
 from pipelines.decode.points import decode_points
 
-__all__ = ["FIELD_MODALITY", "decode_audio", "decode_image", "decode_points", "decode_video"]
+__all__ = ["FIELD_MODALITY", "decode_audio", "decode_image", "decode_points", "decode_video", "field_of"]
 
 FIELD_MODALITY: dict[str, str] = {
     **dict.fromkeys(("jpg", "jpeg", "png", "webp"), "image"),
@@ -13,3 +15,12 @@ FIELD_MODALITY: dict[str, str] = {
     **dict.fromkeys(("off", "ply", "obj", "npy"), "points"),
 }
 """Modality of a sample's field, by the field's name, which is the file extension inside the shard."""
+
+
+def field_of(path: Path) -> str:
+    """Return what a file's field is called in a sample: its extension.
+
+    Args:
+        path: The file; it need not be there.
+    """
+    return path.suffix.removeprefix(".").lower()

@@ -9,6 +9,7 @@ from pipelines.demo.resolve import resolve_shards
 from pipelines.index import SourceIndex, index_shard
 from pipelines.permutation import Permutation, hash64
 from pipelines.reader import RawSample, read_samples
+from pipelines.source import DEFAULT_DATA
 from pipelines.storage import absolute_uri, expand_shards, join
 
 SOURCE = "shards"
@@ -45,18 +46,21 @@ def index_folder(storage_path: str) -> str:
     return absolute_uri(join(storage_path, "index"))
 
 
-def index_shards(shards: Sequence[str], folder: str) -> SourceIndex:
+def index_shards(
+    shards: Sequence[str], folder: str, storage_seconds: float = DEFAULT_DATA.storage_seconds
+) -> SourceIndex:
     """Index shards in this process, those known already at no cost.
 
     Args:
         shards: Paths or URIs.
         folder: Path or URI of the folder that index files are kept in.
+        storage_seconds: How long remote storage that fails is asked.
 
     Raises:
         ShardError: A shard cannot be indexed; the first such is named.
     """
     with ThreadPoolExecutor(_THREADS) as pool:
-        return SourceIndex(list(pool.map(lambda uri: index_shard(uri, folder), shards)))
+        return SourceIndex(list(pool.map(lambda uri: index_shard(uri, folder, storage_seconds), shards)))
 
 
 def draw_samples(index: SourceIndex, count: int, seed: int) -> list[int]:
