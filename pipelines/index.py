@@ -13,13 +13,13 @@ the index with the problem, which takes its place in the order of samples, and i
 import hashlib
 import json
 import tarfile
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import accumulate
-from typing import Any
+from itertools import islice
+from typing import Any, overload
 from uuid import uuid4
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
@@ -36,6 +36,7 @@ _FORMAT = 2
 _METADATA_KEY = b"shard"
 _END_OF_ARCHIVE = 2 * tarfile.BLOCKSIZE
 _READ_BYTES = 1 << 22
+_ROWS_AT_ONCE = 1 << 16
 _COMPRESSION = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 
 
@@ -60,21 +61,41 @@ class ShardSummary:
     samples: int
 
 
+_SUMMARY = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("index", pa.string()),
+        ("bytes", pa.int64()),
+        ("modified", pa.int64()),
+        ("sha256", pa.string()),
+        ("samples", pa.int64()),
+    ]
+)
+
+
 class SourceIndex:
     """All shards of a source in order, with samples numbered through.
+
+    Kept as an Arrow table, since the processes of a node then share one copy: a million shards as Python objects
+    would take most of a gigabyte in each.
 
     Args:
         shards: Summaries in the order in which samples are numbered.
     """
 
-    def __init__(self, shards: Sequence[ShardSummary]) -> None:
-        self.shards = list(shards)
-        self._starts = [0, *accumulate(shard.samples for shard in shards)]
+    def __init__(self, shards: Iterable[ShardSummary]) -> None:
+        remaining = iter(shards)
+        pieces = [pa.Table.from_pylist([], _SUMMARY)]
+        while some := [asdict(shard) for shard in islice(remaining, _ROWS_AT_ONCE)]:
+            pieces.append(pa.Table.from_pylist(some, _SUMMARY))
+        table = pa.concat_tables(pieces).combine_chunks()
+        self.shards: Sequence[ShardSummary] = _Summaries(table)
+        self._starts = np.concatenate([[0], np.cumsum(table["samples"].to_numpy())])
 
     @property
     def samples(self) -> int:
         """Number of samples in all shards."""
-        return self._starts[-1]
+        return int(self._starts[-1])
 
     def locate(self, sample: int) -> tuple[int, int]:
         """Return (shard number, row within the shard) of a sample number.
@@ -82,8 +103,27 @@ class SourceIndex:
         Args:
             sample: 0 <= sample < samples.
         """
-        shard = bisect_right(self._starts, sample) - 1
-        return shard, sample - self._starts[shard]
+        shard = int(np.searchsorted(self._starts, sample, side="right")) - 1
+        return shard, sample - int(self._starts[shard])
+
+
+class _Summaries(Sequence[ShardSummary]):
+    """The rows of a table of summaries."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    @overload
+    def __getitem__(self, number: int) -> ShardSummary: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[ShardSummary]: ...
+    def __getitem__(self, number: int | slice) -> ShardSummary | Sequence[ShardSummary]:
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(len(self)))]
+        return ShardSummary(**{column: self._table[column][number].as_py() for column in _SUMMARY.names})
 
 
 def find_index(

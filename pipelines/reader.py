@@ -59,12 +59,13 @@ def read_samples(
     ordered = sorted(set(samples))
     start = 0
     while start < len(ordered):
-        shard, row = index.locate(ordered[start])
-        available = min(len(ordered) - start, index.shards[shard].samples - row)
+        number, row = index.locate(ordered[start])
+        shard = index.shards[number]
+        available = min(len(ordered) - start, shard.samples - row)
         count = 1
         while count < available and ordered[start + count] == ordered[start] + count:
             count += 1
-        neighbours = _read_rows(index.shards[shard], row, count, wanted, data)
+        neighbours = _read_rows(shard, row, count, wanted, data)
         read.update(zip(ordered[start : start + count], neighbours, strict=True))
         start += count
     return [read[sample] for sample in samples]

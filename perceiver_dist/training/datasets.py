@@ -100,7 +100,7 @@ def index_shards(
     try:
         # One by one, so that of several bad shards the first is named, not the one that was found first.
         return {
-            name: SourceIndex([ray.get(reference) for reference in references])
+            name: SourceIndex(ray.get(reference) for reference in references)
             for name, references in pending.items()
         }
     except UserError as error:

@@ -1,38 +1,19 @@
 """MLflow loads and serves an exported model where nothing is installed but what the model asks for."""
 
-import base64
-import json
-import os
-import signal
-import subprocess
-import sys
 import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import bare_environment
 import numpy as np
 import pytest
 import yaml
+from mlflow_models import ask, predict_with_pyfunc, rows_of, served
 from models_to_export import Export
-from served_mlflow import free_port, wait_until_healthy
 
 import perceiver_dist
 from perceiver_dist.errors import UserError
 from perceiver_dist.export.mlflow_model import export_mlflow, parse_model_name, requirements
-
-PREDICT = """
-import json, pathlib, sys
-import mlflow.pyfunc, pandas
-folder, *files = sys.argv[1:]
-model = mlflow.pyfunc.load_model(folder)
-rows = [{"name": file, "content": open(file, "rb").read(), "sample": pathlib.Path(file).stem} for file in files]
-answers = model.predict(pandas.DataFrame(rows), params={"source": "both"})
-import perceiver_dist
-print(json.dumps({"code": perceiver_dist.__file__, "answers": answers.to_dict("records")}))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +32,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_pyfunc_predicts_what_the_checkpoint_does(
     folder: Path, bare: dict[str, str], samples: list[list[Path]], expected: np.ndarray
 ) -> None:
-    files = [str(file) for sample in samples for file in sample]
-    command = [sys.executable, "-c", PREDICT, str(folder), *files]
-    finished = subprocess.run(command, env=bare, cwd=folder, capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr
-    found = json.loads(finished.stdout)
-    assert found["code"].startswith(str(folder))
-    answers = found["answers"]
+    answers = predict_with_pyfunc(folder, bare, samples, "both")
     np.testing.assert_allclose([answer["probabilities"] for answer in answers], expected, atol=1e-6)
     assert [answer["name"] for answer in answers] == [str(sample[0]) for sample in samples]
     assert [int(answer["label"]) for answer in answers] == expected.argmax(1).tolist()
@@ -67,41 +42,14 @@ def test_pyfunc_predicts_what_the_checkpoint_does(
 @pytest.fixture
 def address(folder: Path, bare: dict[str, str]) -> Iterator[str]:
     """Where `mlflow models serve` listens."""
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(folder), "--env-manager", "local"]
-    environment = {**bare, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    server = subprocess.Popen(
-        [*command, "-h", "127.0.0.1", "-p", str(port)],
-        env=environment,
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        wait_until_healthy(f"http://127.0.0.1:{port}", server)
-        yield f"http://127.0.0.1:{port}/invocations"
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-
-
-def ask(address: str, request: Any) -> Any:
-    """What the server answers."""
-    body = request if isinstance(request, bytes) else json.dumps(request).encode()
-    asked = urllib.request.Request(address, body, {"Content-Type": "application/json"})  # noqa: S310 # loopback
-    with urllib.request.urlopen(asked, timeout=60) as answer:  # noqa: S310 # loopback
-        return json.load(answer)["predictions"]
+    with served(folder, bare) as address:
+        yield address
 
 
 def test_a_server_answers_files_in_base64(
     address: str, folder: Path, samples: list[list[Path]], expected: np.ndarray
 ) -> None:
-    rows = [
-        {"name": file.name, "content": base64.b64encode(file.read_bytes()).decode(), "sample": str(number)}
-        for number, sample in enumerate(samples)
-        for file in sample
-    ]
+    rows = rows_of(samples)
     answers = ask(address, {"dataframe_records": rows, "params": {"source": "both"}})
     np.testing.assert_allclose([answer["probabilities"] for answer in answers], expected, atol=1e-6)
     assert len(ask(address, (folder / "serving_input_example.json").read_bytes())) == 1

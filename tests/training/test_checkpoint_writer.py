@@ -12,8 +12,8 @@ import ranks
 import saving
 import torch
 
+from perceiver_dist.benchmarks.checkpoint_stall import measure_saves
 from perceiver_dist.training.checkpoint import write_rank_file
-from perceiver_dist.training.checkpoint_benchmark import measure_saves
 from perceiver_dist.training.run_folder import newest_step
 from pipelines.storage import reason_of
 

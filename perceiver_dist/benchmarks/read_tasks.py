@@ -9,7 +9,10 @@ from typing import Any
 
 import ray
 
+from perceiver_dist.benchmarks.figures import Figures
+from perceiver_dist.command_line import parse_run, run_parser
 from perceiver_dist.config import RunConfig
+from perceiver_dist.errors import UserError
 from perceiver_dist.training.cluster import QUIET, start_ray
 from perceiver_dist.training.datasets import index_sources, list_shards, training_units
 from perceiver_dist.training.driver import resolve
@@ -17,6 +20,8 @@ from pipelines.datasource import unit_dataset
 from pipelines.demo.resolve import resolve_demo
 from pipelines.source import DataConfig
 from pipelines.units import UnitMaker
+
+DEFAULT_CONFIG = "jobs/configs/default.yaml"
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,45 @@ class Ingest:
     def median(self) -> float:
         """Samples per second."""
         return median(self.samples_per_second)
+
+
+def measure_read_tasks(
+    config: str = DEFAULT_CONFIG,
+    tasks: list[int] | None = None,
+    units: int = 256,
+    repeats: int = 3,
+    one_cpu_nodes: bool = False,
+) -> Figures:
+    """Measure how fast a run's samples are read and decoded, by the number of read tasks.
+
+    Args:
+        config: YAML file of a run.
+        tasks: Numbers of read tasks to try; by default 1 and 2.
+        units: Units to read each time; many more than data.units_per_task, since the last tasks run alone.
+        repeats: Times that each number is tried.
+        one_cpu_nodes: Try it on a cluster started here, with as many CPU-only nodes of one CPU as there are tasks.
+
+    Raises:
+        UserError: An option is not as it must be, a shard is missing or damaged, or a sample cannot be decoded.
+    """
+    tasks = tasks or [1, 2]
+    if min(*tasks, repeats) < 1 or units < 4:
+        raise UserError("--tasks and --repeats must be at least 1, --units at least 4")
+    run, _ = parse_run(run_parser(""), ["--config", config], [], RunConfig)
+    nodes = OneCpuNodes() if one_cpu_nodes else None
+    try:
+        found = measure_ingest(run, tasks, units, repeats, nodes.set if nodes else None)
+    finally:
+        if nodes:
+            nodes.close()
+    first = {ingest.source: ingest.median for ingest in reversed(found)}
+    rows = []
+    for ingest in found:
+        rates = (ingest.median, min(ingest.samples_per_second), max(ingest.samples_per_second))
+        ratio = ingest.median / first[ingest.source]
+        rows.append([ingest.source, str(ingest.tasks), *(f"{rate:,.0f}" for rate in rates), f"{ratio:.2f}"])
+    unit = "nodes" if one_cpu_nodes else "tasks"
+    return Figures(("source", unit, "samples/s", "least", "most", "ratio"), rows)
 
 
 def measure_ingest(

@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
 from torch import distributed
 from torch.nn import functional
 
+from perceiver_dist.benchmarks.figures import Figures
 from perceiver_dist.config import DeepSpeedConfig, RunConfig, TrainConfig
+from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import ImageInput
 from perceiver_dist.model.config import ModelConfig
 from perceiver_dist.model.perceiver import Perceiver
@@ -58,6 +61,30 @@ class Save:
     stall: float
     stored: float
     bytes: int
+
+
+def measure_checkpoint(repeats: int = 5, folder: str | None = None) -> Figures:
+    """Measure how long training stands still for a checkpoint of 44 million parameters.
+
+    Args:
+        repeats: Saves of each kind.
+        folder: Path or URI to write to; by default a folder that is deleted.
+
+    Raises:
+        UserError: An option is not as it must be.
+    """
+    if repeats < 1:
+        raise UserError(f"--repeats is {repeats}, must be at least 1")
+    with tempfile.TemporaryDirectory() as scratch:
+        saves = measure_saves(folder or scratch, repeats)
+    whole = median(save.stall for save in saves if save.waited)
+    rows = []
+    for name, waited in (("waited for", True), ("beside training", False)):
+        stalls = [save.stall for save in saves if save.waited == waited]
+        figures = [median(stalls), min(stalls), max(stalls), median(stalls) / whole]
+        stored = median(save.stored for save in saves if save.waited == waited)
+        rows.append([name, *(f"{figure:.3f}" for figure in figures), f"{stored:.2f}", f"{saves[0].bytes:,}"])
+    return Figures(("save", "stall s", "least", "most", "ratio", "stored after s", "bytes"), rows)
 
 
 def measure_saves(folder: str, repeats: int, config: RunConfig = CONFIG) -> list[Save]:

@@ -14,14 +14,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 import torch
 
+from perceiver_dist.benchmarks.figures import Figures
+from perceiver_dist.benchmarks.model_peers import build
 from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import ImageInput, PointCloudInput, VideoInput
 from perceiver_dist.model.config import ModelConfig
 from perceiver_dist.model.precision import autocast
-from perceiver_dist.peers import build
 
 SETTINGS: dict[str, ModelConfig] = {
     "imagenet": ModelConfig(
@@ -83,6 +85,49 @@ class Speed:
     logits: list[float]
 
 
+def measure_model(
+    setting: str = "imagenet",
+    batch: int = 1,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    device: Literal["cpu", "cuda"] = "cpu",
+    repeats: int = 3,
+) -> Figures:
+    """Measure the model's step beside that of other libraries, at the same size and precision.
+
+    Args:
+        setting: imagenet, audioset_video, modelnet40 or small.
+        batch: Samples in a step.
+        precision: fp32 or bf16 (autocast).
+        device: cpu or cuda.
+        repeats: Processes for each contender.
+
+    Raises:
+        UserError: An option is not as it must be, or a process failed.
+    """
+    if setting not in SETTINGS or min(batch, repeats) < 1:
+        raise UserError(f"--setting must be one of {', '.join(SETTINGS)}, --batch and --repeats at least 1")
+    found = measure_speeds(CONTENDERS, setting, batch, precision, device, repeats)
+    first = next(iter(found.values()))
+    rows = []
+    for contender, speeds in found.items():
+        step, memory = middle(speeds, "step"), middle(speeds, "bytes")
+        steps = [speed.step for speed in speeds]
+        pairs = zip(speeds[0].logits, first[0].logits, strict=True)
+        rows.append(
+            [
+                contender,
+                f"{speeds[0].parameters:,}",
+                *(f"{figure:.3f}" for figure in (middle(speeds, "forward"), step, min(steps), max(steps))),
+                f"{step / middle(first, 'step'):.2f}",
+                f"{memory / 2**30:.2f}",
+                f"{memory / middle(first, 'bytes'):.2f}",
+                f"{max(abs(one - other) for one, other in pairs):.1e}",
+            ]
+        )
+    times = ("forward s", "step s", "least", "most", "ratio")
+    return Figures(("model", "parameters", *times, "GiB", "ratio", "difference"), rows)
+
+
 def measure_speeds(
     contenders: Sequence[str], setting: str, batch: int, precision: str, device: str, repeats: int
 ) -> dict[str, list[Speed]]:
@@ -122,7 +167,7 @@ def middle(speeds: Sequence[Speed], name: str) -> float:
 
 
 def _in_a_process(task: Task) -> Speed | None:
-    command = [sys.executable, "-m", "perceiver_dist.model_speed", json.dumps(asdict(task))]
+    command = [sys.executable, "-m", "perceiver_dist.benchmarks.model_speed", json.dumps(asdict(task))]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)  # noqa: S603 # our own module
     if done.returncode:

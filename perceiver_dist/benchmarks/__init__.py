@@ -1,0 +1,1 @@
+"""What `jobs/benchmark.py` measures, each beside what people would use instead; nothing else imports this."""

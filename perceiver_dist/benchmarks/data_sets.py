@@ -1,0 +1,157 @@
+"""Shards to measure reading with: photographs, clips with sound, recordings and tiny pictures.
+
+The photographs are parts of the two that scikit-learn comes with, of another place, size and light each, so that
+files have the size and the detail of real ones. Everything is written once, and the same bytes each time.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Literal
+
+import av
+import numpy as np
+from av.container import OutputContainer
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from perceiver_dist.modalities import AudioInput, ImageInput, ModalityInput, VideoInput
+from pipelines.demo.resolve import resolve_shards
+from pipelines.source import SourceConfig
+from pipelines.storage import expand_shards
+from pipelines.write import Sample, write_shards
+
+_SHARDS = 8
+_COMPLETE = "complete"
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Samples and what they are decoded to.
+
+    Attributes:
+        source: Their shards and modalities.
+        inputs: What each modality is decoded to.
+        batch: Samples of a micro-batch.
+    """
+
+    source: SourceConfig
+    inputs: dict[str, ModalityInput]
+    batch: int
+
+    @property
+    def shards(self) -> list[str]:
+        """Paths of the shards."""
+        return expand_shards(self.source.train_shards, self.source.name)
+
+
+def make_data_set(name: str, folder: Path) -> DataSet:
+    """Return one of `DATA_SETS`, written first where it is not there.
+
+    Args:
+        name: Its name.
+        folder: Where shards are kept.
+    """
+    inputs, batch, samples, count = DATA_SETS[name]
+    shards = resolve_shards("demo:fashion_mnist/train-*.tar", str(folder), name)
+    if samples is not None:
+        place = folder / name
+        if not (place / _COMPLETE).is_file():
+            write_shards(samples(count), place, "train", -(-count // _SHARDS))
+            (place / _COMPLETE).touch()
+        shards = f"{place}/train-*.tar"
+    return DataSet(SourceConfig(name, shards, list(inputs), num_classes=10), inputs, batch)
+
+
+def _photographs(count: int) -> Iterator[Sample]:
+    """JPEG files of 500 x 375 pixels, some 60 kB each."""
+    for number, random, photograph in _parts(count):
+        part = _part(photograph, random, (500, 375))
+        file = BytesIO()
+        part.save(file, "JPEG", quality=90)
+        yield {"__key__": f"{number:06d}", "jpg": file.getvalue(), "cls": number % 10}
+
+
+def _recordings(count: int) -> Iterator[Sample]:
+    """FLAC files of 10 seconds at 44.1 kHz."""
+    rate, seconds = 44_100, 10
+    time = np.arange(rate * seconds) / rate
+    for number in range(count):
+        random = np.random.default_rng(number)
+        wave = sum(
+            np.sin(2 * np.pi * random.uniform(80, 3000) * time + random.uniform(0, 6)) for _ in range(4)
+        )
+        wave = 5000 * wave + 300 * random.standard_normal(len(time))
+        file = BytesIO()
+        with av.open(file, "w", format="flac") as container:
+            _add_sound(container, "flac", wave.astype(np.int16), rate)
+        yield {"__key__": f"{number:06d}", "flac": file.getvalue(), "cls": number % 10}
+
+
+def _clips(count: int) -> Iterator[Sample]:
+    """MP4 files of 4 seconds: H.264, 400 x 224 pixels at 24 frames per second, and AAC."""
+    rate, seconds, frames_per_second = 44_100, 4, 24
+    for number, random, photograph in _parts(count):
+        wide = _part(photograph, random, (600, 336))
+        file = BytesIO()
+        with av.open(file, "w", format="mp4") as container:
+            video = container.add_stream("libx264", frames_per_second, {"preset": "veryfast", "threads": "1"})
+            video.width, video.height, video.pix_fmt = 400, 224, "yuv420p"
+            for index in range(seconds * frames_per_second):
+                shift = index / (seconds * frames_per_second)
+                left, top = round(200 * shift), round(112 * shift)
+                picture = np.asarray(wide.crop((left, top, left + 400, top + 224)))
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                frame.pts = index
+                container.mux(video.encode(frame))
+            container.mux(video.encode(None))
+            wave = 5000 * np.sin(2 * np.pi * random.uniform(80, 3000) * np.arange(rate * seconds) / rate)
+            _add_sound(container, "aac", wave.astype(np.int16), rate)
+        yield {"__key__": f"{number:06d}", "mp4": file.getvalue(), "cls": number % 10}
+
+
+def _parts(count: int) -> Iterator[tuple[int, np.random.Generator, Image.Image]]:
+    photographs = [Image.fromarray(pixels) for pixels in load_sample_images().images]
+    for number in range(count):
+        yield number, np.random.default_rng(number), photographs[number % len(photographs)]
+
+
+def _part(photograph: Image.Image, random: np.random.Generator, size: tuple[int, int]) -> Image.Image:
+    scale = random.uniform(0.6, 1.0) * min(photograph.width / size[0], photograph.height / size[1])
+    width, height = size[0] * scale, size[1] * scale
+    left, top = random.uniform(0, photograph.width - width), random.uniform(0, photograph.height - height)
+    part = photograph.resize(size, Image.Resampling.BICUBIC, (left, top, left + width, top + height))
+    light = random.uniform(0.7, 1.0)
+    return part.point(lambda value: value * light)
+
+
+def _add_sound(
+    container: OutputContainer, codec: Literal["flac", "aac"], wave: np.ndarray, rate: int
+) -> None:
+    stream = container.add_stream(codec, rate, layout="mono")
+    sound = av.AudioFrame.from_ndarray(wave[None], format="s16", layout="mono")
+    sound.sample_rate, sound.pts = rate, 0
+    resampler = av.AudioResampler(stream.format, "mono", rate, stream.frame_size or 4096)
+    for frame in (*resampler.resample(sound), *resampler.resample(None)):
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+
+
+Samples = Callable[[int], Iterator[Sample]]
+
+DATA_SETS: dict[str, tuple[dict[str, ModalityInput], int, Samples | None, int]] = {
+    "photographs": ({"image": ImageInput(height=224, width=224)}, 32, _photographs, 1600),
+    "clips": (
+        {
+            "video": VideoInput(frames=32, frames_per_second=16, height=224, width=224, patch=(2, 8, 8)),
+            "audio": AudioInput(sample_rate=48_000, samples=61_440, segment=128),
+        },
+        8,
+        _clips,
+        160,
+    ),
+    "recordings": ({"audio": AudioInput(sample_rate=16_000, samples=61_440)}, 32, _recordings, 320),
+    "tiny": ({"image": ImageInput(height=28, width=28, channels=1)}, 32, None, 8000),
+}
+"""Inputs, batch, what makes the samples (None for the part of Fashion-MNIST that is shipped), and how many, by name."""
