@@ -72,6 +72,15 @@ def test_a_block_keeps_every_array_of_the_unit(maker):
         assert np.array_equal(np.array(columns[name][0]).reshape(array.shape), array), name
 
 
+def test_arrays_reach_a_rank_as_views_of_the_object_store(maker):
+    """Written once by the task that decodes them, and copied once more when they become tensors."""
+    [shard] = unit_dataset(maker, 0, 4, DATA).streaming_split(1, equal=True)
+    for row in shard.iter_batches(batch_size=1, batch_format="numpy"):
+        for name in ("image", "label", "real"):
+            assert not row[name].flags.owndata, name
+            assert not row[name].flags.writeable, name
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_unit_u_goes_to_rank_u_modulo_world_size(maker, world_size):
     first, stop = 2 * LANES, 8 * LANES
