@@ -13,6 +13,7 @@ from perceiver_dist.benchmarks.model_speed import measure_model
 from perceiver_dist.benchmarks.plan_cost import measure_plan
 from perceiver_dist.benchmarks.read_tasks import measure_read_tasks
 from perceiver_dist.benchmarks.shuffle_quality import measure_shuffle
+from perceiver_dist.benchmarks.step_overhead import measure_overhead
 from perceiver_dist.command_line import run_job
 from perceiver_dist.subcommands import parse_arguments, subcommand_parser
 
@@ -22,6 +23,7 @@ _WIDTH_OF_FILES = 140
 KINDS: dict[str, Callable[..., Figures]] = {
     "data": measure_data,
     "model": measure_model,
+    "overhead": measure_overhead,
     "plan": measure_plan,
     "shuffle": measure_shuffle,
     "read_tasks": measure_read_tasks,

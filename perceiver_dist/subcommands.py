@@ -23,14 +23,15 @@ def subcommand_parser(
     parser = ArgumentParser(description=description, exit_on_error=False)
     commands = parser.add_subcommands(dest=name, metavar=name.upper())
     for command, function in functions.items():
-        options = ArgumentParser(description=(function.__doc__ or "").partition("\n")[0], exit_on_error=False)
+        meaning = (function.__doc__ or "").partition("\n")[0]
+        options = ArgumentParser(description=meaning, exit_on_error=False)
         options.add_function_arguments(function)
         for option in signature(function).parameters.values():
             if option.annotation is bool:
                 # Alone it means true.
                 action = options._option_string_actions[f"--{option.name}"]
                 action.nargs, action.const = "?", True
-        commands.add_subcommand(command, options)
+        commands.add_subcommand(command, options, help=meaning.rstrip("."))
     return parser
 
 

@@ -1,28 +1,23 @@
 """What a checkpoint costs: how long training stands still for it, against a save that is waited for."""
 
-import os
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
-from torch import distributed
 from torch.nn import functional
 
 from perceiver_dist.benchmarks.figures import Figures
+from perceiver_dist.benchmarks.one_rank import engine_of_one_rank
 from perceiver_dist.config import DeepSpeedConfig, RunConfig, TrainConfig
 from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import ImageInput
 from perceiver_dist.model.config import ModelConfig
-from perceiver_dist.model.perceiver import Perceiver
 from perceiver_dist.training.checkpoint_list import CheckpointList
 from perceiver_dist.training.checkpoint_writer import CheckpointWriter
-from perceiver_dist.training.engine import build_engine
 from perceiver_dist.training.manifest import Progress, StoredFile, read_manifest
 from perceiver_dist.training.optimizer import adam_step
 from perceiver_dist.training.run_folder import checkpoint_name
@@ -98,29 +93,11 @@ def measure_saves(folder: str, repeats: int, config: RunConfig = CONFIG) -> list
     Returns:
         Every save that counts.
     """
-    with _group_of_one():
+    with engine_of_one_rank(config) as engine:
         checkpoints = CheckpointList(folder, 2, None, lambda: None, lambda _: None)
-        run = _Run(_engine(config), config, folder, checkpoints)
+        run = _Run(engine, config, folder, checkpoints)
         saves = [run.save(1 + number, waited=number % 2 == 1) for number in range(2 + 2 * repeats)]
     return saves[2:]
-
-
-@contextmanager
-def _group_of_one() -> Iterator[None]:
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    with tempfile.TemporaryDirectory() as scratch:
-        distributed.init_process_group(
-            backend, init_method=f"file://{scratch}/rendezvous", rank=0, world_size=1
-        )
-        yield
-        distributed.destroy_process_group()
-
-
-def _engine(config: RunConfig) -> Any:
-    on_gpu = torch.cuda.is_available()
-    model = Perceiver(config.model, config.heads).to("cuda" if on_gpu else "cpu")
-    return build_engine(model, config, world_size=1)
 
 
 class _Run:

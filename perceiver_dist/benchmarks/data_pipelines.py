@@ -136,7 +136,8 @@ def with_ray_data(
 
 
 def _start_ray(cpus: int) -> None:
-    ray.init(address="local", num_cpus=cpus, include_dashboard=False, **QUIET)
+    if not ray.is_initialized():
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **QUIET)
 
 
 def _from_bytes(sample: Mapping[str, Any], inputs: Mapping[str, ModalityInput]) -> Row:

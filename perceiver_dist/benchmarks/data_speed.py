@@ -5,13 +5,10 @@ to each. Time is that of whole batches as tensors, after a first while in which 
 is the processor time of all processes in that time, Ray's own among them.
 """
 
-import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -20,8 +17,10 @@ import psutil
 from perceiver_dist.benchmarks.data_pipelines import PIPELINES
 from perceiver_dist.benchmarks.data_sets import DATA_SETS, make_data_set
 from perceiver_dist.benchmarks.figures import Figures
+from perceiver_dist.benchmarks.processes import answer, in_a_process
 from perceiver_dist.errors import UserError
 
+_MODULE = "perceiver_dist.benchmarks.data_speed"
 _MOST_BATCHES = 20_000
 """No way reads so many in a minute on a few cores."""
 
@@ -91,7 +90,9 @@ def measure_data(
             for pipeline in PIPELINES:
                 if pictures or "own decoder" not in pipeline:
                     task = Task(pipeline, name, cpus or os.cpu_count() or 1, seconds, folder)
-                    found.setdefault((name, pipeline), []).append(_in_a_process(task))
+                    found.setdefault((name, pipeline), []).append(
+                        in_a_process(_MODULE, task, Speed, {"OMP_NUM_THREADS": "1"})
+                    )
     return Figures(
         ("samples", "read by", "samples/s", "least", "most", "ratio", "CPU ms", "ratio"),
         [
@@ -114,16 +115,6 @@ def _row(name: str, pipeline: str, speeds: Sequence[Speed], first: Sequence[Spee
         f"{1000 * cost:.2f}",
         f"{cost / our_cost:.2f}",
     ]
-
-
-def _in_a_process(task: Task) -> Speed:
-    command = [sys.executable, "-m", "perceiver_dist.benchmarks.data_speed", json.dumps(asdict(task))]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)  # noqa: S603 # our own module
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise UserError(f"measuring {task.pipeline} on {task.data_set}: {last}")
-    return Speed(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def measure(task: Task) -> Speed:
@@ -158,5 +149,4 @@ def _cpu_seconds() -> float:
 
 
 if __name__ == "__main__":
-    found = measure(Task(**json.loads(sys.argv[1])))
-    sys.stdout.write(f"\n{json.dumps(asdict(found))}\n")
+    answer(Task, measure)

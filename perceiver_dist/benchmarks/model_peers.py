@@ -4,6 +4,7 @@ A peer is given the tokens ready made, position features and all: its time is th
 """
 
 import importlib
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -22,6 +23,19 @@ SOURCE = "benchmark"
 
 Contender = Callable[[Mapping[str, Tensor]], Tensor]
 """(B, *array_shape) arrays by modality -> logits (B, classes)."""
+
+
+_LIBRARIES = {"perceiver-io": "perceiver", "perceiver-pytorch": "perceiver_pytorch"}
+"""Modules of the contenders that are not this project's."""
+
+
+def is_installed(name: str) -> bool:
+    """Whether a contender can be built here.
+
+    Args:
+        name: As for `build`.
+    """
+    return name not in _LIBRARIES or importlib.util.find_spec(_LIBRARIES[name]) is not None
 
 
 def build(name: str, config: ModelConfig, classes: int, device: str) -> tuple[Contender, nn.Module]:

@@ -4,14 +4,10 @@ Every measurement is made in a process of its own, so that none has the other's 
 that a machine whose speed drifts is fair to each.
 """
 
-import json
-import os
 import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Literal
@@ -19,7 +15,8 @@ from typing import Literal
 import torch
 
 from perceiver_dist.benchmarks.figures import Figures
-from perceiver_dist.benchmarks.model_peers import build
+from perceiver_dist.benchmarks.model_peers import build, is_installed
+from perceiver_dist.benchmarks.processes import answer, in_a_process
 from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import ImageInput, PointCloudInput, VideoInput
 from perceiver_dist.model.config import ModelConfig
@@ -45,6 +42,7 @@ SETTINGS: dict[str, ModelConfig] = {
 CONTENDERS = ("separable", "factored", "dense", "perceiver-io", "perceiver-pytorch")
 
 _CLASSES = 1000
+_MODULE = "perceiver_dist.benchmarks.model_speed"
 
 
 @dataclass(frozen=True)
@@ -149,10 +147,9 @@ def measure_speeds(
     """
     found: dict[str, list[Speed]] = {}
     for _ in range(repeats):
-        for contender in contenders:
-            speed = _in_a_process(Task(contender, setting, batch, precision, device))
-            if speed is not None:
-                found.setdefault(contender, []).append(speed)
+        for contender in filter(is_installed, contenders):
+            task = Task(contender, setting, batch, precision, device)
+            found.setdefault(contender, []).append(in_a_process(_MODULE, task, Speed))
     return found
 
 
@@ -164,18 +161,6 @@ def middle(speeds: Sequence[Speed], name: str) -> float:
         name: The figure's name in `Speed`.
     """
     return median(getattr(speed, name) for speed in speeds)
-
-
-def _in_a_process(task: Task) -> Speed | None:
-    command = [sys.executable, "-m", "perceiver_dist.benchmarks.model_speed", json.dumps(asdict(task))]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)  # noqa: S603 # our own module
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        if last.startswith("ModuleNotFoundError"):
-            return None
-        raise UserError(f"measuring {task.contender} at {task.setting}: {last}")
-    return Speed(**json.loads(done.stdout))
 
 
 def measure(task: Task) -> Speed:
@@ -248,4 +233,4 @@ def _most_bytes(device: torch.device) -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(asdict(measure(Task(**json.loads(sys.argv[1]))))))
+    answer(Task, measure)

@@ -4,15 +4,12 @@ Nothing is read. The index of a source is made up, as large as asked, and handed
 memory, as Ray hands it to its workers. Every size is measured in a process of its own.
 """
 
-import json
 import os
 import pickle
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -21,6 +18,7 @@ import psutil
 import pyarrow as pa
 
 from perceiver_dist.benchmarks.figures import Figures
+from perceiver_dist.benchmarks.processes import answer, in_a_process
 from perceiver_dist.errors import UserError
 from pipelines.index import ShardSummary, SourceIndex
 from pipelines.plan import TrainingPlan
@@ -28,6 +26,7 @@ from pipelines.plan import TrainingPlan
 _UNIT_SIZE, _CHUNK_SIZE = 32, 4
 _MOST_STEPS = 10**7
 _UNITS = 200
+_MODULE = "perceiver_dist.benchmarks.plan_cost"
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def measure_plan(samples: int = 10**9, shards: int = 10**6, ranks: int = 1024) -
     sizes = [Size(max(samples // 1000, 1), max(shards // 1000, 1), ranks), Size(samples, shards, ranks)]
     rows = []
     for size in sizes:
-        cost = _in_a_process(size)
+        cost = in_a_process(_MODULE, size, Cost)
         rows.append(
             [
                 f"{size.samples:,}",
@@ -93,16 +92,6 @@ def measure_plan(samples: int = 10**9, shards: int = 10**6, ranks: int = 1024) -
             ]
         )
     return Figures(("samples", "shards", "ranks", "first unit ms", "unit ms", "own MiB", "shared MiB"), rows)
-
-
-def _in_a_process(size: Size) -> Cost:
-    command = [sys.executable, "-m", "perceiver_dist.benchmarks.plan_cost", json.dumps(asdict(size))]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)  # noqa: S603 # our own module
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise UserError(f"measuring {size}: {last}")
-    return Cost(**json.loads(done.stdout))
 
 
 def measure(size: Size) -> Cost:
@@ -166,4 +155,4 @@ def _own_bytes() -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(asdict(measure(Size(**json.loads(sys.argv[1]))))))
+    answer(Size, measure)

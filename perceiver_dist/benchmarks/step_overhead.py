@@ -1,0 +1,184 @@
+"""What Ray Train, Ray Data and MLflow add to a step: whole runs beside a bare DeepSpeed loop.
+
+Both have one rank with one thread, the same model, engine and order of sources. The bare loop has its units in memory
+and nobody to tell; the whole run reads, decodes, checks, logs and records. The last window before the end of the run is
+left out, and the first ones, in which processes start and buffers fill.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from io import StringIO
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from perceiver_dist.benchmarks.figures import Figures
+from perceiver_dist.benchmarks.one_rank import engine_of_one_rank
+from perceiver_dist.benchmarks.processes import answer, in_a_process
+from perceiver_dist.command_line import parse_run, run_parser
+from perceiver_dist.config import RunConfig, StorageConfig
+from perceiver_dist.errors import UserError
+from perceiver_dist.model.precision import autocast
+from perceiver_dist.training.batches import Batch, to_batch
+from perceiver_dist.training.datasets import list_shards, training_units
+from perceiver_dist.training.driver import resolve, run_training
+from perceiver_dist.training.engine import set_learning_rate
+from perceiver_dist.training.learning_rate import learning_rate
+from perceiver_dist.training.totals import loss_per_sample
+from pipelines.demo.resolve import resolve_demo
+from pipelines.index import SourceIndex, index_shard
+from pipelines.schedule import Schedule
+from pipelines.source import SourceConfig
+
+_MODULE = "perceiver_dist.benchmarks.step_overhead"
+_WINDOW = 10
+"""Steps whose mean is one figure."""
+_FIRST_WINDOWS = 3
+_STEPS_IN_MEMORY = 30
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one process measures.
+
+    Attributes:
+        loop: bare, or a whole run.
+        config: YAML file of the run.
+        steps: Of the loop.
+        folder: Storage of the run.
+    """
+
+    loop: Literal["bare", "whole"]
+    config: str
+    steps: int
+    folder: str
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What one process found.
+
+    Attributes:
+        seconds: Of a step, for each window.
+        waiting: Fraction of the time in which the rank waited for data, for each window.
+    """
+
+    seconds: list[float]
+    waiting: list[float]
+
+
+def measure_overhead(
+    config: str = "jobs/configs/default.yaml", steps: int = 300, repeats: int = 3
+) -> Figures:
+    """Measure what Ray Train, Ray Data and MLflow add to a step of a bare DeepSpeed loop.
+
+    Args:
+        config: YAML file of a run; it trains with one worker.
+        steps: Of each loop; the first 30 and the last 10 do not count.
+        repeats: Processes of each kind.
+
+    Raises:
+        UserError: An option is not as it must be, or a process failed.
+    """
+    if steps < (_FIRST_WINDOWS + 2) * _WINDOW or repeats < 1:
+        raise UserError(
+            f"--steps is {steps} and --repeats {repeats}, must be at least {(_FIRST_WINDOWS + 2) * _WINDOW} and 1"
+        )
+    found: dict[Literal["bare", "whole"], list[Steps]] = {"bare": [], "whole": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(repeats):
+            for loop, measured in found.items():
+                task = Task(loop, config, steps, f"{folder}/{number}" if loop == "whole" else folder)
+                measured.append(in_a_process(_MODULE, task, Steps, {"OMP_NUM_THREADS": "1"}))
+    bare = median(median(one.seconds) for one in found["bare"])
+    rows = []
+    for loop, measured in found.items():
+        medians = [median(one.seconds) for one in measured]
+        waiting = median(median(one.waiting) for one in measured)
+        figures = (median(medians), min(medians), max(medians))
+        rows.append(
+            [
+                {"bare": "bare DeepSpeed loop", "whole": "whole run"}[loop],
+                *(f"{1000 * figure:.1f}" for figure in figures),
+                f"{median(medians) / bare:.3f}",
+                f"{waiting:.1%}",
+            ]
+        )
+    return Figures(("loop", "step ms", "least", "most", "ratio", "waiting for data"), rows)
+
+
+def measure(task: Task) -> Steps:
+    """Measure in this process.
+
+    Args:
+        task: What to measure.
+    """
+    options = (f"--train.steps={task.steps}", "--train.num_workers=1", "--train.eval_every=0")
+    config, _ = parse_run(
+        run_parser(""), ["--config", task.config, *options, f"--train.log_every={_WINDOW}"], [], RunConfig
+    )
+    config = replace(config, storage=StorageConfig(path=task.folder, run_name="measured"))
+    return _whole_run(config) if task.loop == "whole" else _bare_loop(config)
+
+
+def _whole_run(config: RunConfig) -> Steps:
+    run_training(config, Console(file=StringIO()))
+    lines = (Path(config.storage.path) / "measured" / "metrics.jsonl").read_text().splitlines()
+    windows = [entry for entry in map(json.loads, lines) if "train/step_seconds" in entry]
+    counted = windows[_FIRST_WINDOWS:-1]
+    return Steps(
+        [window["train/step_seconds"] for window in counted],
+        [window["train/data_wait_fraction"] for window in counted],
+    )
+
+
+def _bare_loop(config: RunConfig) -> Steps:
+    config = resolve(config)
+    config = replace(config, sources=[resolve_demo(source, config.storage.path) for source in config.sources])
+    seconds: list[float] = []
+    with engine_of_one_rank(config) as engine:
+        in_memory = list(_first_steps(config, engine.device))
+        for window in range(config.train.steps // _WINDOW):
+            began = time.perf_counter()
+            for step in range(window * _WINDOW, (window + 1) * _WINDOW):
+                set_learning_rate(engine, learning_rate(step, config.train.steps, config.optim))
+                source, batches = in_memory[step % len(in_memory)]
+                for batch in batches:
+                    with autocast(engine.device, config.train.precision):
+                        logits = engine(batch.arrays, batch.present, source.name)
+                    loss = loss_per_sample(logits.float(), batch.labels, source.task).mean()
+                    engine.backward(loss)
+                    engine.step()
+            seconds.append((time.perf_counter() - began) / _WINDOW)
+    counted = seconds[_FIRST_WINDOWS:-1]
+    return Steps(counted, [0.0] * len(counted))
+
+
+def _first_steps(config: RunConfig, device: torch.device) -> Iterator[tuple[SourceConfig, list[Batch]]]:
+    schedule, lanes = Schedule(config.weights), config.train.lanes
+    shards = list_shards(config)
+    makers = {
+        source.name: training_units(
+            config,
+            source,
+            SourceIndex(index_shard(shard, config.index_folder) for shard in shards[source.name]),
+        )
+        for source in config.sources
+    }
+    for step in range(_STEPS_IN_MEMORY):
+        maker = makers[schedule.source_at(step)]
+        first = schedule.steps_before(maker.source.name, step) * lanes
+        units = [maker.make(number) for number in range(first, first + lanes)]
+        rows = [{name: array[np.newaxis] for name, array in unit.items()} for unit in units]
+        yield maker.source, [to_batch(row, device) for row in rows]
+
+
+if __name__ == "__main__":
+    answer(Task, measure)
