@@ -33,10 +33,10 @@ test-transformers: .venv/.installed  ## compare with the library transformers, w
 	@.venv/bin/pip install -q --disable-pip-version-check --target .transformers --upgrade -c constraints.txt transformers
 	@PYTHONPATH=.transformers .venv/bin/pytest tests/model/test_transformers_layout.py tests/test_transformers_files.py
 
-test-onnx: .venv/.installed  ## write and run ONNX files, with the packages of the extra `export` installed beside .venv
+test-onnx: .venv/.installed  ## write and run ONNX files, and take a model from training to serving; the extra `export` is installed beside .venv
 	@.venv/bin/pip install -q --disable-pip-version-check --target .onnx --upgrade --no-deps -c constraints.txt \
 	  onnx onnxruntime onnxscript onnx-ir ml-dtypes flatbuffers
-	@PYTHONPATH=.onnx .venv/bin/pytest tests/export/test_traced_files.py
+	@PYTHONPATH=.onnx .venv/bin/pytest -s tests/export/test_traced_files.py tests/integration/test_train_to_serving.py
 
 benchmark-model: .venv/.installed  ## measure the model beside perceiver-io and perceiver-pytorch, which are installed beside .venv
 	@.venv/bin/pip install -q --disable-pip-version-check --target .peers --upgrade --no-deps \

@@ -113,8 +113,8 @@ class View:
             height: The picture's, in pixels.
             aspect: Width by height of what the part is resized to; a crop of the centre has it.
         """
-        random = np.random.default_rng([self.seed, 0])
         if self.augment.crop == "inception":
+            random = np.random.default_rng([self.seed, 0])
             for _ in range(_TRIES):
                 area = width * height * random.uniform(self.augment.smallest_area, 1)
                 shape = exp(random.uniform(log(_ASPECTS[0]), log(_ASPECTS[1])))
@@ -132,6 +132,8 @@ class View:
         Args:
             picture: Grey or RGB.
         """
+        if not (self.augment.flip or self.augment.colour or self.augment.operations):
+            return picture
         random = np.random.default_rng([self.seed, 1])
         mirrored, *factors = random.uniform(size=4)
         if self.augment.flip and mirrored < 0.5:

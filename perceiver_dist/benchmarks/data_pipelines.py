@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from io import BytesIO
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import ray
@@ -150,8 +150,7 @@ def _from_bytes(sample: Mapping[str, Any], inputs: Mapping[str, ModalityInput]) 
 
 def _from_picture(sample: Mapping[str, Any], inputs: Mapping[str, ModalityInput]) -> Row:
     """Fit a picture that a library has decoded."""
-    spec = inputs["image"]
-    assert isinstance(spec, ImageInput)  # noqa: S101
+    spec = cast(ImageInput, inputs["image"])
     name = next(name for name in sample if name in FIELD_MODALITY)
     picture = sample[name]
     if not isinstance(picture, Image.Image):

@@ -4,7 +4,9 @@ import json
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,101 +17,98 @@ from mlflow_models import ask, predict_with_pyfunc, rows_of, served
 
 import perceiver_dist
 from perceiver_dist.inference.sample_files import read_files
+from perceiver_dist.inference.trained_model import TrainedModel
+
+runtime = pytest.importorskip("onnxruntime", reason="run by `make test-onnx`")
 
 STEPS, CLASSES, FILES = 20, 9, 5
-SOURCE = ["--source", "clips"]
 
 
-def job(name: str, *options: object) -> str:
-    """Run one of the jobs as a person would, and return what it prints."""
+def job(name: str, *options: object) -> None:
+    """Run one of the jobs as a person would."""
     command = [sys.executable, f"jobs/{name}.py", *map(str, options)]
     finished = subprocess.run(command, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
-    return finished.stdout
 
 
-def labels_in(shard: Path) -> dict[str, int]:
-    """Labels of the samples of a shard, by key."""
-    with tarfile.open(shard) as members:
-        return {
-            member.name.removesuffix(".cls"): int(members.extractfile(member).read())  # type: ignore[union-attr]
-            for member in members
-            if member.name.endswith(".cls")
-        }
+def predicted_shards(run: Path, held_out: Path, out: Path) -> list[dict[str, Any]]:
+    """What `jobs/predict.py` finds in the held-out clips."""
+    shards = f"{held_out}/eval-*.tar"
+    job("predict", "--model", run, "--source", "clips", "--shards", shards, "--out", out, "--top", CLASSES)
+    rows: list[dict[str, Any]] = pq.read_table(out).to_pylist()
+    return rows
 
 
-def test_every_form_of_a_trained_model_says_the_same(tmp_path: Path) -> None:
-    runtime = pytest.importorskip("onnxruntime", reason="run by `make test-onnx`")
-    storage = ["--storage.path", tmp_path / "runs", "--storage.run_name", "first"]
-    job("train_multimodal", *storage, "--train.steps", STEPS, "--train.eval_every", STEPS)
-    run = tmp_path / "runs" / "first"
+def accuracy(rows: list[dict[str, Any]], held_out: Path) -> float:
+    """How many of the predictions are the shards' own labels; every sample must be there once."""
+    labels = {}
+    for shard in held_out.glob("eval-*.tar"):
+        with tarfile.open(shard) as members:
+            for member in members:
+                key, _, field = member.name.partition(".")
+                if field == "cls":
+                    labels[str(shard), key] = int(members.extractfile(member).read())  # type: ignore[union-attr]
+    right = [row["classes"][0] == labels.pop((row["shard"], row["key"])) for row in rows]
+    assert not labels
+    return float(np.mean(right))
+
+
+def in_order(row: dict[str, Any]) -> list[float]:
+    """The probabilities of a prediction by class number."""
+    return [probability for _, probability in sorted(zip(row["classes"], row["probabilities"], strict=True))]
+
+
+def answers(run: Path, files: list[Path], folder: Path) -> Iterator[tuple[str, Any]]:
+    """What each form of the model says of files: its name, and (files, classes) probabilities."""
+    job("export", "folder", "--model", run, "--out", folder / "exported")
+    exported = perceiver_dist.load(folder / "exported")
+    yield "safetensors", [prediction.probabilities for prediction in exported.predict(files)]
+    yield from traced_answers(run, files, folder, exported)
+    job("export", "mlflow", "--model", run, "--out", folder / "mlflow")
+    bare = environment_of_requirements(folder / "hidden")
+    samples = [[file] for file in files]
+    found = predict_with_pyfunc(folder / "mlflow", bare, samples, "clips")
+    yield "MLflow", [answer["probabilities"] for answer in found]
+    with served(folder / "mlflow", bare) as address:
+        found = ask(address, {"dataframe_records": rows_of(samples), "params": {"source": "clips"}})
+    yield "served by MLflow", [answer["probabilities"] for answer in found]
+
+
+def traced_answers(
+    run: Path, files: list[Path], folder: Path, model: TrainedModel
+) -> Iterator[tuple[str, Any]]:
+    """What the files for other programs compute, of what the model decodes."""
+    for form, name in (("torch", "clips.pt2"), ("onnx", "clips.onnx")):
+        job("export", form, "--model", run, "--out", folder / name, "--source", "clips")
+    clips = model.source("clips")
+    arrays, present = model.stack([model.decode(read_files(file), clips) for file in files], clips)
+    yield "torch.export", torch.export.load(folder / "clips.pt2").module()(arrays, present).detach()
+    session = runtime.InferenceSession(str(folder / "clips.onnx"), providers=["CPUExecutionProvider"])
+    feed = {name: array.numpy() for name, array in arrays.items()}
+    feed |= {f"{name}_present": mask.numpy() for name, mask in present.items()}
+    yield "ONNX", session.run(["probabilities"], feed)[0]
+
+
+def test_train_evaluate_predict_export_serve(tmp_path: Path) -> None:
+    storage = ("--storage.path", tmp_path / "runs", "--storage.run_name", "first")
+    job("train_multimodal", *storage, "--train.steps", STEPS)
+    run, held_out = tmp_path / "runs" / "first", tmp_path / "runs" / "demo" / "sights_and_sounds"
     trained = json.loads((run / "result.json").read_text())["metrics"]
 
     job("evaluate", "--model", run, "--attention", 1)
     report = json.loads((run / f"evaluation-{STEPS:08d}" / "report.json").read_text())
     assert report["metrics"] == pytest.approx(trained, abs=1e-6)
 
-    held_out = tmp_path / "runs" / "demo" / "sights_and_sounds"
-    shards = f"{held_out}/eval-*.tar"
-    job(
-        "predict",
-        "--model",
-        run,
-        *SOURCE,
-        "--shards",
-        shards,
-        "--out",
-        tmp_path / "answers",
-        "--top",
-        CLASSES,
-    )
-    rows = pq.read_table(tmp_path / "answers").to_pylist()
-    labels = {
-        (str(shard), key): label
-        for shard in held_out.glob("eval-*.tar")
-        for key, label in labels_in(shard).items()
-    }
-    right = [row["classes"][0] == labels.pop((row["shard"], row["key"])) for row in rows]
-    assert not labels
-    assert np.mean(right) == pytest.approx(trained["clips/accuracy"])
+    rows = predicted_shards(run, held_out, tmp_path / "answers")
+    assert accuracy(rows, held_out) == pytest.approx(trained["clips/accuracy"])
 
     with tarfile.open(held_out / "eval-000000.tar") as members:
         members.extractall(tmp_path / "clips", filter="data")
     files = [tmp_path / "clips" / f"{row['key']}.mp4" for row in rows[:FILES]]
-    model = perceiver_dist.load(run)
-    expected = np.stack([prediction.probabilities for prediction in model.predict(files)])
+    of_checkpoint = perceiver_dist.load(run).predict(files)
+    expected = np.stack([prediction.probabilities for prediction in of_checkpoint])
     assert expected.std() > 0.01
-    answers = {
-        "shards": [
-            [p for _, p in sorted(zip(row["classes"], row["probabilities"], strict=True))]
-            for row in rows[:FILES]
-        ]
-    }
-
-    job("export", "folder", "--model", run, "--out", tmp_path / "exported")
-    exported = perceiver_dist.load(tmp_path / "exported")
-    answers["safetensors"] = [prediction.probabilities for prediction in exported.predict(files)]
-
-    clips = exported.source("clips")
-    arrays, present = exported.stack([exported.decode(read_files(file), clips) for file in files], clips)
-    job("export", "torch", "--model", run, "--out", tmp_path / "clips.pt2", *SOURCE)
-    answers["torch.export"] = torch.export.load(tmp_path / "clips.pt2").module()(arrays, present).detach()
-
-    job("export", "onnx", "--model", run, "--out", tmp_path / "clips.onnx", *SOURCE)
-    session = runtime.InferenceSession(str(tmp_path / "clips.onnx"), providers=["CPUExecutionProvider"])
-    feed = {name: array.numpy() for name, array in arrays.items()}
-    feed |= {f"{name}_present": mask.numpy() for name, mask in present.items()}
-    [answers["ONNX"]] = session.run(["probabilities"], feed)
-
-    job("export", "mlflow", "--model", run, "--out", tmp_path / "served")
-    bare = environment_of_requirements(tmp_path / "hidden")
-    samples = [[file] for file in files]
-    found = predict_with_pyfunc(tmp_path / "served", bare, samples, "clips")
-    answers["MLflow"] = [answer["probabilities"] for answer in found]
-    with served(tmp_path / "served", bare) as address:
-        found = ask(address, {"dataframe_records": rows_of(samples), "params": {"source": "clips"}})
-    answers["served"] = [answer["probabilities"] for answer in found]
-
-    for form, probabilities in answers.items():
-        np.testing.assert_allclose(probabilities, expected, rtol=0, atol=1e-5, err_msg=form)
-        sys.stdout.write(f"\n{form}: off by at most {np.abs(np.asarray(probabilities) - expected).max():.1e}")
+    forms = {"shards": [in_order(row) for row in rows[:FILES]], **dict(answers(run, files, tmp_path))}
+    for form, found in forms.items():
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5, err_msg=form)
+        sys.stdout.write(f"\n{form}: off by at most {np.abs(np.asarray(found) - expected).max():.1e}")
