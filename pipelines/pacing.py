@@ -1,10 +1,10 @@
 """Rest for Ray Data's scheduling loop, which turns without any while a dataset is as far ahead as it may be.
 
 The loop waits for its tasks to have something ready. A task whose next block may not be taken yet, since the consumer
-is behind, has: the wait ends at once, some 300 times a second, a third of a core for each dataset. So does that of a
-dataset whose tasks have all ended and whose blocks wait to be taken. Such a turn changes nothing. After one this
-callback sleeps, longer from turn to turn, and not at all after a turn in which a block came or a task began: where the
-consumer waits for data, nothing is later than before.
+is behind, has: the wait ends at once, some 300 times a second, a third of a core for each dataset. The same
+goes for a dataset whose tasks have all ended and whose blocks wait to be taken. Such a turn changes nothing. After one
+this callback sleeps, longer from turn to turn, and not at all after a turn in which a block came or a task began: where
+the consumer waits for data, nothing is later than before.
 """
 
 import time

@@ -122,8 +122,16 @@ def fit_image(image: Image.Image, height: int, width: int, channels: int, box: B
         uint8 (height, width, channels).
     """
     coloured = _without_alpha(image).convert("L" if channels == 1 else "RGB")
-    fitted = coloured.resize((width, height), Image.Resampling.BICUBIC, box)
+    fitted = _resized(coloured, width, height, box)
     return np.array(view.changed(fitted), dtype=np.uint8).reshape(height, width, channels)
+
+
+def _resized(image: Image.Image, width: int, height: int, box: Box) -> Image.Image:
+    """Resize a part of an image; one of whole pixels that has the size already is cut out, which gives the same."""
+    left, top, right, bottom = (int(edge) for edge in box)
+    if (left, top, right, bottom) == tuple(box) and (right - left, bottom - top) == (width, height):
+        return image.crop((left, top, right, bottom))
+    return image.resize((width, height), Image.Resampling.BICUBIC, box)
 
 
 def _without_alpha(image: Image.Image) -> Image.Image:
