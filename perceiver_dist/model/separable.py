@@ -13,10 +13,12 @@ in the same way. With w = softmax(scores) * rstd,
 
 and so does backward, since dP = dO . xhat has the form of the scores with dO in place of q (factored.py). It holds
 for any number of axes. At the paper's ImageNet setting a cross-attend has 3 GFLOPs instead of 43; what takes the time
-is walking over N * M scores, which are made a tile at a time, of a few latents and the whole grid, and never kept.
+is walking over N * M scores, which are made a tile at a time, of a few latents and the whole grid, and never kept. On
+CUDA the walk is a Triton kernel (grid_kernels.py).
 """
 
-from collections.abc import Iterator, Sequence
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -48,9 +50,24 @@ def attend_to_grid(
     channels = axis_channels(tables)
     parts = zip(channels, tables, strict=True)
     axis_scores = [position_query[..., of_axis] @ table.T for of_axis, table in parts]
-    own_sum, normaliser, *axis_sums = _Attention.apply(query, own, mean, rstd, *axis_scores)
+    if _has_kernels(query, axis_scores):
+        from perceiver_dist.model.grid_attention import attend_by_kernels
+
+        attend: Callable[..., tuple[Tensor, ...]] = attend_by_kernels
+    else:
+        attend = _Attention.apply
+    own_sum, normaliser, *axis_sums = attend(query, own, mean, rstd, *axis_scores)
     in_axis_order = torch.cat([part @ table for part, table in zip(axis_sums, tables, strict=True)], dim=-1)
     return own_sum, in_axis_order[..., torch.cat(channels).argsort()], normaliser
+
+
+def _has_kernels(query: Tensor, axis_scores: Sequence[Tensor]) -> bool:
+    """Whether this device and this grid have Triton kernels (grid_kernels.py); Triton comes with torch for CUDA."""
+    if query.device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return False
+    from perceiver_dist.model.grid_kernels import fits
+
+    return fits(axis_scores[-1].shape[-1], query.shape[-1])
 
 
 class _Attention(torch.autograd.Function):
