@@ -20,10 +20,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_MOST_COLUMNS = 1024
+_MOST_COLUMNS = 256
 _MOST_CHANNELS = 64
-_SCORES = 8192
-"""Of a row, in the registers of a program."""
+_SCORES = 4096
+"""Of a row, in the registers of a program: with as many warps, compute capability 9.0 has room for them."""
+_WARPS = 8
 
 
 def fits(columns: int, channels: int) -> bool:
@@ -112,21 +113,32 @@ def backward(
     return query_grad, row_score_grads, column_score_grads, mean_sums, rstd_sums
 
 
+def tiles(columns: int, channels: int) -> dict[str, int]:
+    """Return the sizes that kernels are compiled for.
+
+    Args:
+        columns: Size of the grid's last axis.
+        channels: Channels A of the tokens' own features.
+    """
+    tile_columns, tile_channels = (max(16, triton.next_power_of_2(size)) for size in (columns, channels))
+    tile_latents = max(16, min(64, _SCORES // max(tile_columns, 4 * tile_channels)))
+    return {
+        "tile_latents": tile_latents,
+        "tile_columns": tile_columns,
+        "tile_channels": tile_channels,
+        "num_warps": _WARPS,
+    }
+
+
 class _Sizes:
     """Numbers that all kernels are started with."""
 
     def __init__(self, query: Tensor, row_scores: Tensor, column_scores: Tensor) -> None:
         batch, latents, channels = query.shape
         rows, columns = row_scores.shape[-1], column_scores.shape[-1]
-        columns_at_once = max(16, triton.next_power_of_2(columns))
-        latents_at_once = max(16, min(64, _SCORES // columns_at_once))
         self.counts = (latents, rows, columns, channels)
-        self.tiles = {
-            "tile_latents": latents_at_once,
-            "tile_columns": columns_at_once,
-            "tile_channels": max(16, triton.next_power_of_2(channels)),
-        }
-        self.latent_programs = (triton.cdiv(latents, latents_at_once), batch)
+        self.tiles = tiles(columns, channels)
+        self.latent_programs = (triton.cdiv(latents, self.tiles["tile_latents"]), batch)
         self.row_programs = (rows, batch)
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="comes with torch for CUDA")
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="comes with torch for CUDA")
+
+@needs_triton
 def test_kernels_compute_what_the_tiles_do() -> None:
     checks = Path(__file__).with_name("interpreted_kernels.py")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(checks)]
@@ -17,3 +19,25 @@ def test_kernels_compute_what_the_tiles_do() -> None:
         command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True
     )
     assert finished.returncode == 0, finished.stdout
+
+
+@needs_triton
+@pytest.mark.parametrize("kernel", ["_forward", "_backward", "_statistics"])
+def test_kernels_compile_for_a_gpu_that_is_not_there(kernel: str) -> None:
+    """For an H100, at the paper's ImageNet setting; no driver is needed for that."""
+    from triton import compiler
+    from triton.backends.compiler import GPUTarget
+
+    from perceiver_dist.model import grid_kernels
+
+    function = getattr(grid_kernels, kernel)
+    sizes = grid_kernels.tiles(columns=224, channels=5)
+    options = {"num_warps": sizes.pop("num_warps")}
+    counts = dict.fromkeys(("latents", "rows", "columns", "channels"), "i32")
+    kinds = counts | dict.fromkeys(sizes, "constexpr")
+    source = compiler.ASTSource(
+        fn=function,
+        signature={name: kinds.get(name, "*fp32") for name in function.arg_names},
+        constexprs={(function.arg_names.index(name),): size for name, size in sizes.items()},
+    )
+    assert compiler.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["cubin"]
