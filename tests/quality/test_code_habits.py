@@ -21,7 +21,7 @@ PIPELINES = python_files("pipelines")
 TESTS = python_files("tests")
 
 SHARED_CONTRACT = frozenset({"perceiver_dist.modalities", "perceiver_dist.errors"})
-MODEL_IMPORTS = {"torch", "perceiver_dist.model", *SHARED_CONTRACT}
+MODEL_IMPORTS = {"torch", "triton", "perceiver_dist.model", *SHARED_CONTRACT}
 
 HABITS: list[tuple[str, list[str], Callable[[str], list[str]]]] = [
     ("functions have at most 60 lines", CODE, lambda source: checks.long_functions(source, most=60)),
