@@ -48,8 +48,8 @@ class ModelConfig:
             activations: about a third more compute, memory of one layer instead of all. False: small models
             fit. Not stated in the paper.
         cross_attention: How cross-attention is computed; the function is the same (see `attention.py`).
-            "factored" suits CPUs, "dense" GPUs, "separable" large grids: on CPUs in tiles, on CUDA by Triton kernels that
-            no GPU has run yet. "auto" goes by device and size (reasons in `attention_path`).
+            "factored" suits CPUs, "dense" GPUs, "separable" large grids: on CPUs in tiles, on CUDA by Triton kernels
+            that no GPU has run yet. "auto" goes by device and size (reasons in `attention_path`).
         image: Image input, or none. The paper's ImageNet: 224 x 224 x 3, patch 1, 64 bands.
         audio: Audio input, or none. The paper's AudioSet: 61,440 samples in segments of 128.
         video: Video input, or none. The paper's AudioSet: 32 frames of 224 x 224, patch (2, 8, 8), 16 bands.
