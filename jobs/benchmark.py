@@ -13,6 +13,7 @@ from perceiver_dist.benchmarks.model_speed import measure_model
 from perceiver_dist.benchmarks.plan_cost import measure_plan
 from perceiver_dist.benchmarks.read_tasks import measure_read_tasks
 from perceiver_dist.benchmarks.shuffle_quality import measure_shuffle
+from perceiver_dist.benchmarks.start_time import measure_start
 from perceiver_dist.benchmarks.step_overhead import measure_overhead
 from perceiver_dist.command_line import run_job
 from perceiver_dist.subcommands import parse_arguments, subcommand_parser
@@ -24,6 +25,7 @@ KINDS: dict[str, Callable[..., Figures]] = {
     "data": measure_data,
     "model": measure_model,
     "overhead": measure_overhead,
+    "start": measure_start,
     "plan": measure_plan,
     "shuffle": measure_shuffle,
     "read_tasks": measure_read_tasks,
