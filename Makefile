@@ -17,10 +17,10 @@ train: .venv/.installed  ## run the main job: make train ARGS="--train.steps 50"
 search: .venv/.installed  ## search shapes of the default model: make search ARGS="--search.trials 4"
 	@.venv/bin/python jobs/tune_perceiver.py $(ARGS)
 
-test: .venv/.installed  ## run all tests
+test: .venv/.installed  ## run all tests but those that take minutes each
 	@.venv/bin/pytest $(ARGS)
 
-test-long: .venv/.installed  ## kill searches, take nodes away, let a search grow a cluster, and compare: some fifteen minutes
+test-long: .venv/.installed  ## whole runs on full disks, without MLflow, killed, damaged, and all else that takes minutes: about an hour
 	@.venv/bin/pytest -m long -s $(ARGS)
 
 faults: .venv/.installed  ## kill workers, nodes and drivers at 36 random moments, and compare with undisturbed runs

@@ -1,6 +1,5 @@
 """Measure, beside what others would use: `python jobs/benchmark.py KIND ...`; `--help` names the kinds."""
 
-import sys
 from collections.abc import Callable, Sequence
 
 from jsonargparse import ArgumentParser
@@ -62,7 +61,10 @@ def main(arguments: Sequence[str]) -> int:
         console.width = _WIDTH_OF_FILES
     console.print(figures.shown())
     if parsed.page:
-        write_section(parsed.page, parsed.section or parsed.kind, ["python", *sys.argv], figures)
+        typed = arguments[list(arguments).index(parsed.kind) :]
+        write_section(
+            parsed.page, parsed.section or parsed.kind, ["python jobs/benchmark.py", *typed], figures
+        )
     return 0
 
 

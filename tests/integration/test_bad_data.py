@@ -102,6 +102,7 @@ def test_a_decoder_that_crashes_or_hangs_costs_its_sample_only(
     assert "died" not in screen.getvalue()
 
 
+@pytest.mark.long
 def test_the_record_is_kept_when_a_run_goes_on(data: Path, tmp_path: Path) -> None:
     damage(data / "squares" / "train-000000.tar", "0007.png", b"no picture")
     config = small_run.small_config(data, tmp_path, "resumed", steps=40)

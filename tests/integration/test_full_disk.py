@@ -46,6 +46,7 @@ def train(storage: Path, stop_at: int) -> tuple[dict[str, Any], list[str]]:
     return result, screen.getvalue().splitlines()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_run_on_a_full_disk_trains_on_and_ends_as_failed(disk: Path) -> None:
     small_run.write_data(disk.parent / "shards")

@@ -15,6 +15,7 @@ from perceiver_dist.training.driver import run_training
 from perceiver_dist.training.news import News
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_run_is_completed_without_its_server_and_delivers_when_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -40,6 +40,7 @@ def write_solids(tree: Path, train: int = 20, test: int = 7) -> Path:
     return tree
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster")
 def test_meshes_train_beside_pictures(tmp_path: Path) -> None:
     small_run.write_data(tmp_path / "data", train=20, evaluation=8)

@@ -21,7 +21,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     storage = tmp_path_factory.mktemp("search")
     small_run.write_data(storage / "data")
     search = SearchConfig(
-        space={"model.latents": [8, IMPOSSIBLE, 4]}, trials=3, sampler="grid", baseline=False, name="shapes"
+        space={"model.latents": [8, IMPOSSIBLE]}, trials=2, sampler="grid", baseline=False, name="shapes"
     )
     config = small_search.search_config(storage / "data", storage, search)
     folder = storage / "shapes"
@@ -46,10 +46,10 @@ def test_a_trial_that_had_ended_is_not_run_again(searched: dict[str, Any]) -> No
     assert [searched["after"][trial["number"]] for trial in ended] == ended
 
 
-def test_a_trial_without_memory_fails_with_the_reason_and_the_others_complete(
+def test_a_trial_without_memory_fails_with_the_reason_and_the_other_completes(
     searched: dict[str, Any],
 ) -> None:
-    assert [trial["state"] for trial in searched["after"]] == ["completed", "failed", "completed"]
+    assert [trial["state"] for trial in searched["after"]] == ["completed", "failed"]
     assert "a rank is out of memory" in searched["after"][1]["reason"]
     assert "lower train.micro_batch or the model's sizes" in searched["after"][1]["reason"]
 
@@ -61,10 +61,10 @@ def test_every_trial_is_a_child_run_with_parameters_cost_curves_and_state(search
     parents = {run.data.tags["mlflow.parentRunId"] for run in runs}
     [parent] = client.search_runs(experiment, "tags.kind = 'search'")
     assert parents == {parent.info.run_id}
-    assert [run.info.status for run in runs] == ["FINISHED", "FAILED", "FINISHED"]
-    assert [run.data.tags["state"] for run in runs] == ["completed", "failed", "completed"]
+    assert [run.info.status for run in runs] == ["FINISHED", "FAILED"]
+    assert [run.data.tags["state"] for run in runs] == ["completed", "failed"]
     assert "out of memory" in runs[1].data.tags["reason"]
-    assert [run.data.params["model.latents"] for run in runs] == ["8", str(IMPOSSIBLE), "4"]
+    assert [run.data.params["model.latents"] for run in runs] == ["8", str(IMPOSSIBLE)]
     assert int(runs[0].data.metrics["cost/parameters"]) == searched["after"][0]["cost"]["parameters"]
     steps = [point.step for point in client.get_metric_history(runs[0].info.run_id, "score")]
     assert steps == [10, 20, 30]
@@ -81,10 +81,7 @@ def test_the_parent_run_holds_the_summary(searched: dict[str, Any]) -> None:
 
 def test_the_best_trial_can_be_trained_as_it_is(searched: dict[str, Any]) -> None:
     config = read_run((searched["folder"] / "best.yaml").read_text())
-    completed = [trial for trial in searched["after"] if trial["state"] == "completed"]
-    best = max(
-        completed, key=lambda trial: (trial["evaluations"][-1]["score"], -trial["values"]["model.latents"])
-    )
+    [best] = [trial for trial in searched["after"] if trial["state"] == "completed"]
     assert config.model.latents == best["values"]["model.latents"]
     assert (config.train.steps, config.storage.run_name) == (30, None)
 

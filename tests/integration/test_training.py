@@ -125,6 +125,7 @@ def test_any_number_of_workers_learns_from_the_same_samples(
     assert small_run.losses(trained(workers)["folder"])[early] == expected
 
 
+@pytest.mark.long
 def test_three_workers_share_four_lanes(
     trained: Callable[[int], dict[str, Any]], data: Path, tmp_path: Path
 ) -> None:
@@ -228,6 +229,7 @@ def test_anothers_damaged_checkpoint_is_refused_and_nothing_is_tried_again(
         )
 
 
+@pytest.mark.long
 def test_a_killed_driver_goes_on_and_ends_with_the_same_losses(
     trained: Callable[[int], dict[str, Any]], data: Path, tmp_path: Path
 ) -> None:
@@ -259,6 +261,7 @@ def test_a_run_told_to_stop_saves_where_it_is_and_goes_on_with_the_same_losses(
     assert small_run.losses(folder) == small_run.losses(undisturbed)
 
 
+@pytest.mark.long
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_ends_with_the_same_losses(
     trained: Callable[[int], dict[str, Any]], data: Path, tmp_path: Path
 ) -> None:
