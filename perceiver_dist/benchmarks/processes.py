@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, TypeVar
 
+from rich.console import Console
+
 from perceiver_dist.errors import UserError
 
 Result = TypeVar("Result")
@@ -29,7 +31,8 @@ def in_a_process(
     """
     command = [sys.executable, "-m", module, json.dumps(asdict(task))]
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **(environment or {})}
-    done = subprocess.run(command, env=variables, capture_output=True, text=True)  # noqa: S603 # our own module
+    with Console(stderr=True).status(f"measuring {task}"):
+        done = subprocess.run(command, env=variables, capture_output=True, text=True)  # noqa: S603 # our own module
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         raise UserError(f"measuring {task}: {last}")
