@@ -13,7 +13,7 @@ tests pin them.
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from perceiver_dist.errors import UserError
 
@@ -40,6 +40,7 @@ def hash64(*values: int | str) -> int:
     return state
 
 
+@lru_cache(maxsize=1024, typed=True)
 def _digest(value: int | str) -> int:
     """Bring what is no 64-bit word to one, so that "a" is not 97 and -1 is not 2**64 - 1."""
     text = f"{type(value).__name__} {value}"

@@ -14,6 +14,7 @@ else is division. At the end the unit itself is shuffled, so that chunks do not 
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from perceiver_dist.errors import UserError
 from pipelines.permutation import Permutation, hash64
@@ -57,8 +58,11 @@ class TrainingPlan:
         Args:
             number: The unit's number, from 0.
         """
-        start = number * self.unit_size
-        members = [self.sample_at(position) for position in range(start, start + self.unit_size)]
+        position = number * self.unit_size
+        members: list[int] = []
+        while len(members) < self.unit_size:
+            run = self._run_at(position + len(members))
+            members += run[: self.unit_size - len(members)]
         order = sorted(
             range(self.unit_size), key=lambda row: hash64(self.seed, self.source, "unit", number, row)
         )
@@ -70,24 +74,37 @@ class TrainingPlan:
         Args:
             position: Position, from 0.
         """
+        return self._run_at(position)[0]
+
+    def _run_at(self, position: int) -> range:
+        """Return the samples from a position of the line to the end of their chunk."""
         epoch, offset = divmod(position, self.samples)
-        chunks = _epoch_order(self.source, self.seed, epoch, -(-self.samples // self.chunk_size))
-        last = chunks.size - 1
+        order = _epoch_order(self.source, self.seed, epoch, -(-self.samples // self.chunk_size))
+        last = order.chunks.size - 1
         last_length = self.samples - last * self.chunk_size
-        start_of_last = chunks.position_of(last) * self.chunk_size
+        start_of_last = order.place_of_last * self.chunk_size
         if offset < start_of_last:
             place, within = divmod(offset, self.chunk_size)
         elif offset < start_of_last + last_length:
-            return last * self.chunk_size + offset - start_of_last
+            place, within = order.place_of_last, offset - start_of_last
         else:
             place, within = divmod(offset - last_length, self.chunk_size)
             place += 1
-        return chunks(place) * self.chunk_size + within
+        first = order.chunks(place) * self.chunk_size
+        return range(first + within, min(first + self.chunk_size, self.samples))
+
+
+class _EpochOrder(NamedTuple):
+    """The chunks of an epoch in their order, and where the last chunk stands, which may be shorter."""
+
+    chunks: Permutation
+    place_of_last: int
 
 
 @lru_cache(maxsize=64)
-def _epoch_order(source: str, seed: int, epoch: int, chunks: int) -> Permutation:
-    return Permutation(size=chunks, key=hash64(seed, source, "epoch", epoch))
+def _epoch_order(source: str, seed: int, epoch: int, chunks: int) -> _EpochOrder:
+    permutation = Permutation(size=chunks, key=hash64(seed, source, "epoch", epoch))
+    return _EpochOrder(permutation, permutation.position_of(chunks - 1))
 
 
 @dataclass(frozen=True)
