@@ -50,7 +50,8 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> dict[str, DataSet]:
         (name, pipeline)
         for name in data_sets.DATA_SETS
         for pipeline in PIPELINES
-        if "own decoder" not in pipeline or name in ("photographs", "tiny")
+        if "own decoder" not in pipeline or name == "photographs"
+        if not (name == "tiny" and pipeline == "ray.data")  # It fills its buffer with a whole shard first.
     ],
 )
 def test_every_way_gives_whole_batches_of_every_set(

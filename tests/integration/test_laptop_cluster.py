@@ -107,6 +107,7 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return changed_copy(tmp_path_factory.mktemp("changed"), CHANGES)
 
 
+@pytest.mark.long
 def test_code_that_is_uploaded_runs_in_place_of_the_installed_one(site: Site, changed: Path) -> None:
     options = ("--storage.run_name", "uploaded", "--train.steps", "4")
     job = site.cluster.submit(*LITERAL, *options, upload=changed)

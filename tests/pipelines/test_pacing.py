@@ -61,4 +61,5 @@ def test_ray_data_calls_it_and_its_operators_count_what_it_looks_at(monkeypatch:
 
     monkeypatch.setattr(DataContext.get_current(), "custom_execution_callback_classes", [Looks])
     assert len(ray.data.range(6, override_num_blocks=3).take_all()) == 6
-    assert seen[-1][-1] == (3, 3)
+    blocks, tasks = seen[-1][-1]
+    assert blocks >= tasks == 3
