@@ -18,7 +18,6 @@ from ray.data import DataContext, Dataset, Datasource, ReadTask
 from ray.data.block import BlockAccessor, BlockMetadata
 
 from pipelines.containment import contained_if_run_again
-from pipelines.pacing import RestsWithoutProgress
 from pipelines.source import DataConfig
 from pipelines.units import Unit, UnitMaker
 
@@ -109,7 +108,6 @@ def unit_dataset(maker: UnitMaker, first: int, stop: int, data: DataConfig) -> D
     context.target_max_block_size = 1
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
-    context.custom_execution_callback_classes = [RestsWithoutProgress]
     source = UnitDatasource(ray.put(maker), first, stop, data.units_per_task)
     return ray.data.read_datasource(
         source,
