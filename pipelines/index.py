@@ -13,10 +13,10 @@ the index with the problem, which takes its place in the order of samples, and i
 import hashlib
 import json
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
-from typing import Any, overload
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -89,7 +89,7 @@ class SourceIndex:
         while some := [asdict(shard) for shard in islice(remaining, _ROWS_AT_ONCE)]:
             pieces.append(pa.Table.from_pylist(some, _SUMMARY))
         table = pa.concat_tables(pieces).combine_chunks()
-        self.shards: Sequence[ShardSummary] = _Summaries(table)
+        self.shards = ShardSummaries(table)
         self._starts = np.concatenate([[0], np.cumsum(table["samples"].to_numpy())])
 
     @property
@@ -107,22 +107,30 @@ class SourceIndex:
         return shard, sample - int(self._starts[shard])
 
 
-class _Summaries(Sequence[ShardSummary]):
-    """The rows of a table of summaries."""
+class ShardSummaries:
+    """The rows of a table of summaries, each made when it is asked for.
+
+    Args:
+        table: Columns as the fields of `ShardSummary`.
+    """
 
     def __init__(self, table: pa.Table) -> None:
         self._table = table
 
     def __len__(self) -> int:
+        """Return the number of shards."""
         return int(self._table.num_rows)
 
-    @overload
-    def __getitem__(self, number: int) -> ShardSummary: ...
-    @overload
-    def __getitem__(self, number: slice) -> Sequence[ShardSummary]: ...
-    def __getitem__(self, number: int | slice) -> ShardSummary | Sequence[ShardSummary]:
-        if isinstance(number, slice):
-            return [self[one] for one in range(*number.indices(len(self)))]
+    def __iter__(self) -> Iterator[ShardSummary]:
+        """Yield all in order."""
+        return (self[number] for number in range(len(self)))
+
+    def __getitem__(self, number: int) -> ShardSummary:
+        """Return one.
+
+        Args:
+            number: Number of the shard, from 0.
+        """
         return ShardSummary(**{column: self._table[column][number].as_py() for column in _SUMMARY.names})
 
 

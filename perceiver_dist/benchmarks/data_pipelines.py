@@ -29,7 +29,7 @@ from perceiver_dist.training.cluster import QUIET
 from pipelines.chance import evaluation_chance
 from pipelines.datasource import unit_dataset
 from pipelines.decode import FIELD_MODALITY
-from pipelines.index import SourceIndex, index_shard
+from pipelines.inspection.shards import index_shards
 from pipelines.limits import DEFAULT_LIMITS
 from pipelines.plan import TrainingPlan
 from pipelines.reader import RawSample
@@ -58,7 +58,7 @@ def ours(data_set: DataSet, cpus: int, batches: int, index_folder: str) -> Itera
     """
     _start_ray(cpus)
     source, size = data_set.source, data_set.batch
-    index = SourceIndex([index_shard(shard, index_folder) for shard in data_set.shards])
+    index = index_shards(data_set.shards, index_folder)
     plan = TrainingPlan(source.name, index.samples, size, DEFAULT_DATA.chunk_size, seed=0)
     maker = UnitMaker(source, data_set.inputs, index, plan)
     [part] = unit_dataset(maker, 0, batches, replace(DEFAULT_DATA, tasks=cpus)).streaming_split(1, equal=True)
@@ -117,8 +117,8 @@ def with_ray_data(
     _start_ray(cpus)
     ray.data.DataContext.get_current().enable_progress_bars = False
     shards = data_set.shards
-    index = SourceIndex([index_shard(shard, index_folder) for shard in shards])
-    epochs = math.ceil(batches * data_set.batch / index.samples)
+    samples = index_shards(shards, index_folder).samples
+    epochs = math.ceil(batches * data_set.batch / samples)
     row_bytes = sum(
         math.prod(spec.array_shape) * np.dtype(spec.array_dtype).itemsize for spec in data_set.inputs.values()
     )

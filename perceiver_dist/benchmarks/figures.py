@@ -14,6 +14,7 @@ from rich.table import Table
 
 from perceiver_dist.errors import UserError
 from perceiver_dist.markdown import markdown_table
+from pipelines.storage import read_text, write_text
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,15 @@ def write_section(page: str, name: str, command: Sequence[str], figures: Figures
     Raises:
         UserError: The page is not there, or has no such lines.
     """
-    path, begin, end = Path(page), f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    before, found, rest = text.partition(begin)
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+    before, found, rest = (read_text(page) or "").partition(begin)
     _, also_found, after = rest.partition(end)
     if not found or not also_found:
         raise UserError(
             f"--page {page}: there is no such file with the lines '{begin.strip()}' and '{end.strip()}'"
         )
     lines = [f"`{' '.join(command)}`: {machine()}", "", *markdown_table(figures.columns, figures.rows)]
-    path.write_text(f"{before}{begin}\n" + "\n".join(lines) + f"\n\n{end}{after}", encoding="utf-8")
+    write_text(page, f"{before}{begin}\n" + "\n".join(lines) + f"\n\n{end}{after}")
 
 
 def machine() -> str:

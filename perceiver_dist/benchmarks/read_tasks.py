@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from perceiver_dist.benchmarks import DEFAULT_CONFIG
 from perceiver_dist.benchmarks.figures import Figures
 from perceiver_dist.command_line import parse_run, run_parser
 from perceiver_dist.config import RunConfig
@@ -20,8 +21,6 @@ from pipelines.datasource import unit_dataset
 from pipelines.demo.resolve import resolve_demo
 from pipelines.source import DataConfig
 from pipelines.units import UnitMaker
-
-DEFAULT_CONFIG = "jobs/configs/default.yaml"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from statistics import median
 
+from perceiver_dist.benchmarks import DEFAULT_CONFIG, JOBS
 from perceiver_dist.benchmarks.figures import Figures
 from perceiver_dist.errors import UserError
 
@@ -21,7 +22,7 @@ _PHASES = {
 """Words of a line, and what was done until it came."""
 
 
-def measure_start(config: str = "jobs/configs/default.yaml", repeats: int = 3) -> Figures:
+def measure_start(config: str = DEFAULT_CONFIG, repeats: int = 3) -> Figures:
     """Measure how long a run takes from the command to its first step.
 
     Args:
@@ -51,7 +52,7 @@ def _row(name: str, first: float, later: Sequence[float]) -> list[str]:
 
 def _seconds_of_a_start(config: str, storage: str) -> dict[str, float]:
     options = ("--train.steps=1", "--train.eval_every=0", "--train.log_every=1", f"--storage.path={storage}")
-    command = [sys.executable, "-u", "jobs/train_multimodal.py", "--config", config, *options]
+    command = [sys.executable, "-u", str(JOBS / "train_multimodal.py"), "--config", config, *options]
     waiting = list(_PHASES)
     seconds: dict[str, float] = {}
     began = time.perf_counter()

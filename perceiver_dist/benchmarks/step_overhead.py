@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from perceiver_dist.benchmarks import DEFAULT_CONFIG
 from perceiver_dist.benchmarks.figures import Figures
 from perceiver_dist.benchmarks.one_rank import engine_of_one_rank
 from perceiver_dist.benchmarks.processes import answer, in_a_process
@@ -33,7 +34,7 @@ from perceiver_dist.training.engine import set_learning_rate
 from perceiver_dist.training.learning_rate import learning_rate
 from perceiver_dist.training.totals import loss_per_sample
 from pipelines.demo.resolve import resolve_demo
-from pipelines.index import SourceIndex, index_shard
+from pipelines.inspection.shards import index_shards
 from pipelines.schedule import Schedule
 from pipelines.source import SourceConfig
 
@@ -74,9 +75,7 @@ class Steps:
     waiting: list[float]
 
 
-def measure_overhead(
-    config: str = "jobs/configs/default.yaml", steps: int = 300, repeats: int = 3
-) -> Figures:
+def measure_overhead(config: str = DEFAULT_CONFIG, steps: int = 300, repeats: int = 3) -> Figures:
     """Measure what Ray Train, Ray Data and MLflow add to a step of a bare DeepSpeed loop.
 
     Args:
@@ -165,11 +164,7 @@ def _first_steps(config: RunConfig, device: torch.device) -> Iterator[tuple[Sour
     schedule, lanes = Schedule(config.weights), config.train.lanes
     shards = list_shards(config)
     makers = {
-        source.name: training_units(
-            config,
-            source,
-            SourceIndex(index_shard(shard, config.index_folder) for shard in shards[source.name]),
-        )
+        source.name: training_units(config, source, index_shards(shards[source.name], config.index_folder))
         for source in config.sources
     }
     for step in range(_STEPS_IN_MEMORY):

@@ -19,6 +19,7 @@ CUDA the walk is a Triton kernel (grid_kernels.py).
 
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -63,11 +64,16 @@ def attend_to_grid(
 
 def _has_kernels(query: Tensor, axis_scores: Sequence[Tensor]) -> bool:
     """Whether this device and this grid have Triton kernels (grid_kernels.py); Triton comes with torch for CUDA."""
-    if query.device.type != "cuda" or importlib.util.find_spec("triton") is None:
+    if query.device.type != "cuda" or not _triton_is_installed():
         return False
     from perceiver_dist.model.grid_kernels import fits
 
     return fits(axis_scores[-1].shape[-1], query.shape[-1])
+
+
+@cache
+def _triton_is_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 class _Attention(torch.autograd.Function):
