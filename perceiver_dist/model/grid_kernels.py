@@ -151,6 +151,25 @@ def _load_rows(array, row, rows, width, tile_width: tl.constexpr):
 
 
 @triton.jit
+def _load_tokens(
+    keys, rstd, row_scores, sample, row, latent, end, rows, columns, channels,
+    tile_columns: tl.constexpr, tile_channels: tl.constexpr,
+):  # fmt: skip
+    """Keys (tile_columns, tile_channels) and rstd (tile_columns,) of a row, and its scores (tile_latents,)."""
+    first = (sample * rows + row) * columns
+    column = tl.arange(0, tile_columns)
+    key = _load_rows(keys, first + column, first + columns, channels, tile_channels)
+    scale = tl.load(rstd + first + column, mask=column < columns, other=0.0)
+    return key, scale, _load_column(row_scores, latent, end, rows, row)
+
+
+@triton.jit
+def _load_column(array, row, rows, width, column):
+    """(rows of the tile,): one column of an array (rows, width)."""
+    return tl.load(array + row * width + column, mask=row < rows, other=0.0)
+
+
+@triton.jit
 def _store_rows(array, values, row, rows, width, tile_width: tl.constexpr):
     column = tl.arange(0, tile_width)
     inside = (row[:, None] < rows) & (column[None, :] < width)
@@ -180,10 +199,20 @@ def _forward(
     peak = tl.full((tile_latents,), float("-inf"), q.dtype)
     total = tl.zeros((tile_latents,), q.dtype)
     for row in range(rows):
-        token = (sample * rows + row) * columns + column
-        key = _load_rows(keys, token, (sample * rows + row) * columns + columns, channels, tile_channels)
-        scale = tl.load(rstd + token, mask=inside, other=0.0)
-        of_row = tl.load(row_scores + latent * rows + row, mask=latent < end, other=0.0)
+        key, scale, of_row = _load_tokens(
+            keys,
+            rstd,
+            row_scores,
+            sample,
+            row,
+            latent,
+            end,
+            rows,
+            columns,
+            channels,
+            tile_columns,
+            tile_channels,
+        )
         scores = tl.where(inside[None, :], _products(q, key, of_row, of_columns, scale), float("-inf"))
         higher = tl.maximum(peak, tl.max(scores, 1))
         total = total * tl.exp(peak - higher) + tl.sum(tl.exp(scores - higher[:, None]), 1)
@@ -193,10 +222,20 @@ def _forward(
     own = tl.zeros((tile_latents, tile_channels), q.dtype)
     by_column = tl.zeros((tile_latents, tile_columns), q.dtype)
     for row in range(rows):
-        token = (sample * rows + row) * columns + column
-        key = _load_rows(keys, token, (sample * rows + row) * columns + columns, channels, tile_channels)
-        scale = tl.load(rstd + token, mask=inside, other=0.0)
-        of_row = tl.load(row_scores + latent * rows + row, mask=latent < end, other=0.0)
+        key, scale, of_row = _load_tokens(
+            keys,
+            rstd,
+            row_scores,
+            sample,
+            row,
+            latent,
+            end,
+            rows,
+            columns,
+            channels,
+            tile_columns,
+            tile_channels,
+        )
         scores = _products(q, key, of_row, of_columns, scale)
         weights = tl.where(inside[None, :], tl.exp(scores - log_total[:, None]), 0.0)
         own += tl.dot(weights, key, input_precision="ieee", out_dtype=q.dtype)
@@ -228,11 +267,21 @@ def _backward(
     of_query = tl.zeros((tile_latents, tile_channels), q.dtype)
     by_column = tl.zeros((tile_latents, tile_columns), q.dtype)
     for row in range(rows):
-        token = (sample * rows + row) * columns + column
-        key = _load_rows(keys, token, (sample * rows + row) * columns + columns, channels, tile_channels)
-        scale = tl.load(rstd + token, mask=inside, other=0.0)
-        of_row = tl.load(row_scores + latent * rows + row, mask=latent < end, other=0.0)
-        row_out = tl.load(row_grads + latent * rows + row, mask=latent < end, other=0.0)
+        key, scale, of_row = _load_tokens(
+            keys,
+            rstd,
+            row_scores,
+            sample,
+            row,
+            latent,
+            end,
+            rows,
+            columns,
+            channels,
+            tile_columns,
+            tile_channels,
+        )
+        row_out = _load_column(row_grads, latent, end, rows, row)
         scores = _products(q, key, of_row, of_columns, scale)
         weights = tl.where(inside[None, :], tl.exp(scores - log_total[:, None]), 0.0)
         values = _products(own_out, key, row_out, columns_out, scale)
