@@ -1,10 +1,13 @@
 # Everything a person types. Each target makes .venv first, when it is missing or older than the lists of packages.
 PYTHON ?= python3
 ARGS ?=
+KIND ?= model
+INSTALL_TRANSFORMERS = .venv/bin/pip install -q --disable-pip-version-check --target .transformers --upgrade \
+  -c constraints.txt transformers
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train search test test-long faults fuzz test-transformers test-onnx benchmark-model lint docs ui mlflow-server laptop-cluster
+.PHONY: help setup train search test test-runs test-long faults fuzz test-transformers test-onnx benchmark-model lint docs ui mlflow-server laptop-cluster
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 18
@@ -17,8 +20,11 @@ train: .venv/.installed  ## run the main job: make train ARGS="--train.steps 50"
 search: .venv/.installed  ## search shapes of the default model: make search ARGS="--search.trials 4"
 	@.venv/bin/python jobs/tune_perceiver.py $(ARGS)
 
-test: .venv/.installed  ## run all tests but those that take minutes each
+test: .venv/.installed  ## run the tests of all parts, and two trainings
 	@.venv/bin/pytest $(ARGS)
+
+test-runs: .venv/.installed  ## trainings, searches and clusters from start to end, some disturbed: about half an hour
+	@.venv/bin/pytest -m "runs and not long" $(ARGS)
 
 test-long: .venv/.installed  ## whole runs on full disks, without MLflow, killed, damaged, and all else that takes minutes: about an hour
 	@.venv/bin/pytest -m long -s $(ARGS)
@@ -30,7 +36,7 @@ fuzz: .venv/.installed  ## decode thousands of damaged files, and report what be
 	@.venv/bin/pytest -m fuzz -s $(ARGS)
 
 test-transformers: .venv/.installed  ## compare with the library transformers, which is installed beside .venv for this
-	@.venv/bin/pip install -q --disable-pip-version-check --target .transformers --upgrade -c constraints.txt transformers
+	@$(INSTALL_TRANSFORMERS)
 	@PYTHONPATH=.transformers .venv/bin/pytest tests/model/test_transformers_layout.py tests/test_transformers_files.py
 
 test-onnx: .venv/.installed  ## write and run ONNX files, and take a model from training to serving; the extra `export` is installed beside .venv
@@ -38,10 +44,11 @@ test-onnx: .venv/.installed  ## write and run ONNX files, and take a model from 
 	  onnx onnxruntime onnxscript onnx-ir ml-dtypes flatbuffers
 	@PYTHONPATH=.onnx .venv/bin/pytest -s tests/export/test_traced_files.py tests/integration/test_train_to_serving.py
 
-benchmark-model: .venv/.installed  ## measure the model beside perceiver-io and perceiver-pytorch, which are installed beside .venv
+benchmark-model: .venv/.installed  ## measure the model (or KIND=sweep) beside other libraries, which are installed beside .venv
 	@.venv/bin/pip install -q --disable-pip-version-check --target .peers --upgrade --no-deps \
 	  perceiver-io perceiver-pytorch einops fairscale pytorch-lightning lightning-utilities
-	@PYTHONPATH=.peers .venv/bin/python jobs/benchmark.py model $(ARGS)
+	@$(INSTALL_TRANSFORMERS)
+	@PYTHONPATH=.peers:.transformers .venv/bin/python jobs/benchmark.py $(KIND) $(ARGS)
 
 lint: .venv/.installed  ## check style, format and types
 	@.venv/bin/ruff check

@@ -25,7 +25,7 @@ from pipelines.reader import RawSample
 from pipelines.sample import Arrays, decode_sample
 from pipelines.units import UnitMaker
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+pytestmark = [pytest.mark.runs, pytest.mark.usefixtures("ray_cluster")]
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file.
 
 

@@ -56,6 +56,7 @@ def disturb(
     return reports
 
 
+@pytest.mark.runs
 def test_a_short_campaign_in_a_process_of_its_own() -> None:
     # Of its own, since a process has room for one cluster, and the other tests have theirs.
     name = f"{__file__}::{test_one_of_each_fault_changes_nothing.__name__}"

@@ -35,6 +35,8 @@ from perceiver_dist.inference.sample_files import read_files
 from perceiver_dist.inference.shard_prediction import predict_shards
 from pipelines.write import Sample, write_shards
 
+pytestmark = pytest.mark.runs
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

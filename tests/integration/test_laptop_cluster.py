@@ -18,9 +18,9 @@ from perceiver_dist.search.config import SearchConfig
 from perceiver_dist.training.gauges import GAUGES
 from perceiver_dist.training.run_folder import newest_step
 
+pytestmark = pytest.mark.runs
+
 LITERAL = ("python", "jobs/train_multimodal.py")
-
-
 CHANGES = {
     "perceiver_dist/training/driver.py": (": preparing data", ": preparing data as uploaded"),
     "pipelines/units.py": ('f"{sample.shard}/{sample.key}"', 'f"uploaded {sample.key}"'),

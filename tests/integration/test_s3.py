@@ -18,6 +18,8 @@ from perceiver_dist.command_line import to_yaml
 
 BUCKET = "perceiver"
 
+pytestmark = pytest.mark.runs
+
 
 class Store(NamedTuple):
     """A bucket with the shards of the small run.

@@ -11,6 +11,8 @@ import small_search
 from perceiver_dist.command_line import read_run
 from perceiver_dist.search.config import SearchConfig
 
+pytestmark = pytest.mark.runs
+
 IMPOSSIBLE = 10**12
 """Latents that no machine has memory for."""
 

@@ -113,7 +113,7 @@ def test_mlflow_has_parameters_metrics_and_figures(
     assert files >= {"config.yaml", "result.json", "confusion_squares.png", "learning_curves.png"}
 
 
-@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("workers", [1, pytest.param(4, marks=pytest.mark.runs)])
 def test_any_number_of_workers_learns_from_the_same_samples(
     trained: Callable[[int], dict[str, Any]], workers: int
 ) -> None:
@@ -169,6 +169,7 @@ def test_a_run_that_begins_from_anothers_checkpoint_and_ends_early_has_its_losse
     assert samples(tmp_path / "branch") == samples(trained(2)["folder"])[90:95]
 
 
+@pytest.mark.runs
 def test_a_run_begins_with_the_weights_of_a_trained_model(
     trained: Callable[[int], dict[str, Any]], data: Path, tmp_path: Path
 ) -> None:
@@ -244,6 +245,7 @@ def test_a_killed_driver_goes_on_and_ends_with_the_same_losses(
     assert samples(folder)[-10:] == samples(undisturbed)[-10:]
 
 
+@pytest.mark.runs
 def test_a_run_told_to_stop_saves_where_it_is_and_goes_on_with_the_same_losses(
     trained: Callable[[int], dict[str, Any]], data: Path, tmp_path: Path
 ) -> None:
@@ -281,6 +283,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_ends_with_the_same_
     assert find_damage(str(folder / "step-00000030")) == ""
 
 
+@pytest.mark.runs
 @pytest.mark.usefixtures("ray_cluster")
 def test_workers_that_fail_each_time_end_the_run_with_their_error(data: Path, tmp_path: Path) -> None:
     config = small_run.small_config(data, tmp_path, "failing", max_failures=1)
@@ -291,6 +294,7 @@ def test_workers_that_fail_each_time_end_the_run_with_their_error(data: Path, tm
     assert "ValidationError" in result["error"]
 
 
+@pytest.mark.runs
 @pytest.mark.usefixtures("ray_cluster")
 def test_steps_that_are_not_finite_are_told_and_end_the_run(data: Path, tmp_path: Path) -> None:
     config = small_run.small_config(data, tmp_path, "diverging", max_skipped_steps=3)

@@ -68,6 +68,7 @@ def test_a_shard_that_is_not_there_is_named(data: Path, tmp_path: Path) -> None:
     assert re.search(r"shard .*/train-000001.tar: no such file", message)
 
 
+@pytest.mark.runs
 def test_too_many_bad_samples_stop_the_run_at_a_certain_step_with_the_reasons(
     data: Path, tmp_path: Path
 ) -> None:
