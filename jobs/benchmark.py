@@ -8,7 +8,7 @@ from rich.console import Console
 from perceiver_dist.benchmarks.checkpoint_stall import measure_checkpoint
 from perceiver_dist.benchmarks.data_speed import measure_data
 from perceiver_dist.benchmarks.figures import Figures, write_section
-from perceiver_dist.benchmarks.model_speed import measure_model
+from perceiver_dist.benchmarks.model_speed import measure_model, measure_sweep
 from perceiver_dist.benchmarks.plan_cost import measure_plan
 from perceiver_dist.benchmarks.read_tasks import measure_read_tasks
 from perceiver_dist.benchmarks.shuffle_quality import measure_shuffle
@@ -23,6 +23,7 @@ _WIDTH_OF_FILES = 140
 KINDS: dict[str, Callable[..., Figures]] = {
     "data": measure_data,
     "model": measure_model,
+    "sweep": measure_sweep,
     "overhead": measure_overhead,
     "start": measure_start,
     "plan": measure_plan,

@@ -1,10 +1,12 @@
 """The same model by other libraries, for `jobs/benchmark.py model`; they are installed by `make benchmark-model`.
 
-A peer is given the tokens ready made, position features and all: its time is that of attention alone.
+A peer is given the tokens ready made, position features and all: its time is that of attention alone. `transformers`
+takes pictures, and keeps the position features from one pass to the next as this project does.
 """
 
 import importlib
 import importlib.util
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -17,6 +19,7 @@ from perceiver_dist.model.config import ModelConfig
 from perceiver_dist.model.inputs import token_channels
 from perceiver_dist.model.layers import DenseBlock, SelfAttend
 from perceiver_dist.model.perceiver import Perceiver
+from perceiver_dist.model.transformers_layout import to_transformers
 
 SOURCE = "benchmark"
 """Name of the one source, and so of the head."""
@@ -25,25 +28,43 @@ Contender = Callable[[Mapping[str, Tensor]], Tensor]
 """(B, *array_shape) arrays by modality -> logits (B, classes)."""
 
 
-_LIBRARIES = {"perceiver-io": "perceiver", "perceiver-pytorch": "perceiver_pytorch"}
+CONTENDERS = (
+    "separable", "separable, compiled", "factored", "dense", "perceiver-io", "transformers", "perceiver-pytorch",
+)  # fmt: skip
+"""This project's ways of cross-attention, the first also with the latents' layers compiled; and other libraries."""
+
+OTHER_WEIGHTS = ("perceiver-pytorch",)
+"""Contenders that cannot have the same weights, and so give other logits."""
+
+_MODULES = {
+    "perceiver-io": "perceiver",
+    "perceiver-pytorch": "perceiver_pytorch",
+    "transformers": "transformers",
+}
 """Modules of the contenders that are not this project's."""
 
 
-def is_installed(name: str) -> bool:
-    """Whether a contender can be built here.
+def is_possible(name: str, config: ModelConfig) -> bool:
+    """Whether a contender can be built here and can be such a model.
 
     Args:
-        name: As for `build`.
+        name: One of `CONTENDERS`.
+        config: The model's options.
     """
-    return name not in _LIBRARIES or importlib.util.find_spec(_LIBRARIES[name]) is not None
+    if name == "separable, compiled":
+        return torch.cuda.is_available() or shutil.which("g++") is not None
+    if name not in _MODULES:
+        return True
+    # transformers has the later recipe alone, the others have no decoder of its kind.
+    has_it = config.readout == ("decoder" if name == "transformers" else "mean")
+    return has_it and importlib.util.find_spec(_MODULES[name]) is not None
 
 
 def build(name: str, config: ModelConfig, classes: int, device: str) -> tuple[Contender, nn.Module]:
     """Build a contender with the weights that seed 0 gives this project's model, where it can have them.
 
     Args:
-        name: "dense", "factored" or "separable", this project's ways of cross-attention; or "perceiver-io" or
-            "perceiver-pytorch", of these libraries.
+        name: One of `CONTENDERS` that is possible.
         config: The model's options: one modality, sharing as on ImageNet.
         classes: Number of classes.
         device: Where the model is put.
@@ -56,15 +77,17 @@ def build(name: str, config: ModelConfig, classes: int, device: str) -> tuple[Co
     """
     torch.manual_seed(0)
     ours = Perceiver(config, {SOURCE: classes}).to(device)
-    if name == "perceiver-io":
-        peer: nn.Module = _perceiver_io(ours)
-    elif name == "perceiver-pytorch":
-        peer = _perceiver_pytorch(config, classes)
-    else:
-        ours.config = replace(config, cross_attention=name)  # type: ignore[arg-type] # one of the three, see above
+    if name == "transformers":
+        return _transformers(ours)
+    if name not in _MODULES:
+        path, _, compiled = name.partition(", ")
+        ours.config = replace(config, cross_attention=path)  # type: ignore[arg-type] # one of the three, see above
+        for layer in (layer for block in ours.latent_blocks for layer in block.children() if compiled):
+            layer.compile()
         return (lambda arrays: ours(arrays, {}, SOURCE)), ours
-    tokens = _TokensOf(ours)
+    peer = _perceiver_io(ours) if name == "perceiver-io" else _perceiver_pytorch(config, classes)
     peer = peer.to(device)
+    tokens = _TokensOf(ours)
     return (lambda arrays: peer(tokens(arrays))), peer
 
 
@@ -162,6 +185,23 @@ def _copy_dense(theirs: Any, ours: DenseBlock) -> None:
 def _copy(module: Any, weight: Tensor, bias: Tensor) -> None:
     module.weight.copy_(weight)
     module.bias.copy_(bias)
+
+
+def _transformers(ours: Perceiver) -> tuple[Contender, nn.Module]:
+    """The library transformers, whose Perceiver IO has the layout of `perceiver_dist.model.transformers_layout`."""
+    library: Any = importlib.import_module("transformers")
+    weights, sizes = to_transformers(ours.state_dict(), ours.config, SOURCE)
+    model: Any = library.PerceiverForImageClassificationFourier(library.PerceiverConfig(**sizes))
+    model.load_state_dict(weights)
+    # Dropout of attention is on by default in training, off in this project.
+    model = model.eval().to(ours.latents.device)
+
+    def compute(arrays: Mapping[str, Tensor]) -> Tensor:
+        pixels = arrays["image"].permute(0, 3, 1, 2) / 127.5 - 1
+        logits: Tensor = model(pixels).logits
+        return logits
+
+    return compute, model
 
 
 def _perceiver_pytorch(config: ModelConfig, classes: int) -> nn.Module:

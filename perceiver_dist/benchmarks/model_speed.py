@@ -15,31 +15,12 @@ from typing import Literal
 import torch
 
 from perceiver_dist.benchmarks.figures import Figures
-from perceiver_dist.benchmarks.model_peers import build, is_installed
+from perceiver_dist.benchmarks.model_peers import CONTENDERS, OTHER_WEIGHTS, build, is_possible
+from perceiver_dist.benchmarks.model_settings import SETTINGS, SWEEP, find_setting
 from perceiver_dist.benchmarks.processes import answer, in_a_process
 from perceiver_dist.errors import UserError
-from perceiver_dist.modalities import ImageInput, PointCloudInput, VideoInput
-from perceiver_dist.model.config import ModelConfig
+from perceiver_dist.model.cost import paper_flops
 from perceiver_dist.model.precision import autocast
-
-SETTINGS: dict[str, ModelConfig] = {
-    "imagenet": ModelConfig(
-        latents=512, width=1024, cross_attends=8, self_attends_per_block=6, heads=8,
-        image=ImageInput(height=224, width=224, channels=3, patch=1, bands=64),
-    ),
-    "audioset_video": ModelConfig(
-        latents=512, width=512, cross_attends=2, self_attends_per_block=8, heads=8,
-        video=VideoInput(frames=32, height=224, width=224, patch=(2, 8, 8), bands=16),
-    ),
-    "modelnet40": ModelConfig(
-        latents=512, width=1024, cross_attends=2, self_attends_per_block=6, heads=8,
-        points=PointCloudInput(points=2048, bands=64, max_frequency=2240.0),
-    ),
-    "small": ModelConfig(image=ImageInput(height=48, width=48, channels=3, patch=1, bands=16)),
-}  # fmt: skip
-"""The papers' models, AudioSet's with ImageNet's sharing, which all contenders have; and one that takes no time."""
-
-CONTENDERS = ("separable", "factored", "dense", "perceiver-io", "perceiver-pytorch")
 
 _CLASSES = 1000
 _MODULE = "perceiver_dist.benchmarks.model_speed"
@@ -51,7 +32,7 @@ class Task:
 
     Attributes:
         contender: One of `CONTENDERS`.
-        setting: Name of one of `SETTINGS`.
+        setting: Name of one of `SETTINGS` or `SWEEP`.
         batch: Samples.
         precision: fp32, or bf16 by autocast.
         device: cpu or cuda.
@@ -92,8 +73,11 @@ def measure_model(
 ) -> Figures:
     """Measure the model's step beside that of other libraries, at the same size and precision.
 
+    TFLOP/s are by the paper's count, three forward passes to a step, whatever is computed in truth; a share of what
+    the accelerator can do (MFU) is found by dividing.
+
     Args:
-        setting: imagenet, audioset_video, modelnet40 or small.
+        setting: imagenet, imagenet_1cross, audioset_video, modelnet40 or small.
         batch: Samples in a step.
         precision: fp32 or bf16 (autocast).
         device: cpu or cuda.
@@ -106,24 +90,69 @@ def measure_model(
         raise UserError(f"--setting must be one of {', '.join(SETTINGS)}, --batch and --repeats at least 1")
     found = measure_speeds(CONTENDERS, setting, batch, precision, device, repeats)
     first = next(iter(found.values()))
+    config = SETTINGS[setting]
+    flops = 3 * batch * paper_flops(config, config.modalities)
     rows = []
     for contender, speeds in found.items():
         step, memory = middle(speeds, "step"), middle(speeds, "bytes")
         steps = [speed.step for speed in speeds]
         pairs = zip(speeds[0].logits, first[0].logits, strict=True)
+        difference = max(abs(one - other) for one, other in pairs)
         rows.append(
             [
                 contender,
                 f"{speeds[0].parameters:,}",
                 *(f"{figure:.3f}" for figure in (middle(speeds, "forward"), step, min(steps), max(steps))),
                 f"{step / middle(first, 'step'):.2f}",
+                f"{batch / step:.3g}",
+                f"{flops / step / 1e12:.3g}",
                 f"{memory / 2**30:.2f}",
                 f"{memory / middle(first, 'bytes'):.2f}",
-                f"{max(abs(one - other) for one, other in pairs):.1e}",
+                "-" if contender in OTHER_WEIGHTS else f"{difference:.1e}",
             ]
         )
-    times = ("forward s", "step s", "least", "most", "ratio")
+    times = ("forward s", "step s", "least", "most", "ratio", "samples/s", "TFLOP/s")
     return Figures(("model", "parameters", *times, "GiB", "ratio", "difference"), rows)
+
+
+def measure_sweep(
+    precision: Literal["fp32", "bf16"] = "fp32", device: Literal["cpu", "cuda"] = "cpu", repeats: int = 1
+) -> Figures:
+    """Measure the ImageNet model's step beside `perceiver-io`'s over tokens, latents and depth, one sample at a time.
+
+    Args:
+        precision: fp32 or bf16 (autocast).
+        device: cpu or cuda.
+        repeats: Processes for each contender and size.
+
+    Raises:
+        UserError: `perceiver-io` is not installed, or a process failed.
+    """
+    peer = "perceiver-io"
+    ours = "separable"
+    rows = []
+    for name in SWEEP:
+        found = measure_speeds((ours, peer), name, 1, precision, device, repeats)
+        if peer not in found:
+            raise UserError(
+                f"{peer} is not installed; run `make benchmark-model KIND=sweep`, which installs it"
+            )
+        (step, memory), (their_step, their_memory) = (
+            (middle(found[contender], "step"), middle(found[contender], "bytes") / 2**30)
+            for contender in (ours, peer)
+        )
+        rows.append(
+            [
+                name,
+                *(f"{seconds:.3f}" for seconds in (step, their_step)),
+                f"{their_step / step:.2f}",
+                *(f"{gigabytes:.2f}" for gigabytes in (memory, their_memory)),
+                f"{their_memory / memory:.2f}",
+            ]
+        )
+    return Figures(
+        ("size", "step s", f"{peer} s", "times as fast", "GiB", f"{peer} GiB", "times as small"), rows
+    )
 
 
 def measure_speeds(
@@ -133,21 +162,22 @@ def measure_speeds(
 
     Args:
         contenders: Some of `CONTENDERS`.
-        setting: Name of one of `SETTINGS`.
+        setting: Name of one of `SETTINGS` or `SWEEP`.
         batch: Samples.
         precision: fp32 or bf16.
         device: cpu or cuda.
         repeats: Processes for each contender.
 
     Returns:
-        A result for each repetition by contender; contenders whose library is not installed are left out.
+        A result for each repetition by contender; those that cannot be had here or at this setting are left out.
 
     Raises:
         UserError: A process failed.
     """
     found: dict[str, list[Speed]] = {}
+    possible = [name for name in contenders if is_possible(name, find_setting(setting))]
     for _ in range(repeats):
-        for contender in filter(is_installed, contenders):
+        for contender in possible:
             task = Task(contender, setting, batch, precision, device)
             found.setdefault(contender, []).append(in_a_process(_MODULE, task, Speed))
     return found
@@ -173,7 +203,7 @@ def measure(task: Task) -> Speed:
         ImportError: The contender's library is not installed.
     """
     device = torch.device(task.device)
-    config = SETTINGS[task.setting]
+    config = find_setting(task.setting)
     compute, model = build(task.contender, config, _CLASSES, task.device)
     [(modality, spec)] = config.modalities.items()
     shape = (task.batch, *spec.array_shape)

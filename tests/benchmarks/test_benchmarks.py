@@ -10,6 +10,9 @@ from perceiver_dist.benchmarks.data_pipelines import PIPELINES
 from perceiver_dist.benchmarks.data_sets import DataSet, make_data_set
 from perceiver_dist.benchmarks.data_speed import measure_data
 from perceiver_dist.benchmarks.figures import Figures, write_section
+from perceiver_dist.benchmarks.model_peers import CONTENDERS, OTHER_WEIGHTS, is_possible
+from perceiver_dist.benchmarks.model_settings import SETTINGS
+from perceiver_dist.benchmarks.model_speed import Task, measure
 from perceiver_dist.benchmarks.plan_cost import Size, _summaries, measure_plan
 from perceiver_dist.benchmarks.shuffle_quality import measure_shuffle
 from perceiver_dist.errors import UserError
@@ -83,6 +86,19 @@ def test_chunks_of_one_are_mixed_as_well_as_chance_does_and_a_small_buffer_is_no
     assert abs(float(rows["perceiver-dist, data.chunk_size 1"][-1]) - 1) < 0.05
     assert float(rows["webdataset, buffer of 1,000"][-1]) > 2
     assert float(rows["perceiver-dist, data.chunk_size 16"][-1]) > 2
+
+
+def test_contenders_with_the_same_weights_give_the_same_logits() -> None:
+    ours = [name for name in CONTENDERS if is_possible(name, SETTINGS["small"]) and name not in OTHER_WEIGHTS]
+    found = [measure(Task(name, "small", 1, "fp32", "cpu")) for name in ours if "compiled" not in name]
+    assert len({speed.parameters for speed in found}) == 1
+    for speed in found[1:]:
+        assert speed.logits == pytest.approx(found[0].logits, abs=1e-4)
+
+
+def test_a_library_is_not_asked_for_a_model_that_it_has_not() -> None:
+    assert not is_possible("transformers", SETTINGS["imagenet"])
+    assert not is_possible("perceiver-io", SETTINGS["imagenet_1cross"])
 
 
 def test_a_set_that_is_not_there_is_refused() -> None:
