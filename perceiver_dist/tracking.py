@@ -16,16 +16,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from perceiver_dist.delivery import (
-    Delivery,
+from perceiver_dist.delivery import Delivery
+from perceiver_dist.errors import UserError
+from perceiver_dist.machine_load import MachineLoad, load_steps
+from perceiver_dist.mlflow_store import (
     RunStatus,
     first_line,
     is_refusal,
     local_database,
     one_process_at_a_time,
 )
-from perceiver_dist.errors import UserError
-from perceiver_dist.machine_load import MachineLoad, load_steps
 
 # isort: split
 # The modules above say to MLflow how long it may take, before it is imported.

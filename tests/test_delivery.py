@@ -17,8 +17,9 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 from served_mlflow import ServedMlflow
 
-from perceiver_dist import delivery as delivery_module
-from perceiver_dist.delivery import Delivery, requests_of
+from perceiver_dist import courier
+from perceiver_dist.courier import requests_of
+from perceiver_dist.delivery import Delivery
 from perceiver_dist.errors import UserError
 from perceiver_dist.outbox import Outbox, Record
 from perceiver_dist.tracking import MlflowLog, new_identity
@@ -42,9 +43,9 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Find out in a moment that a server is back."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(delivery_module, "SECONDS_WITHOUT_PROGRESS", 60.0)
-    monkeypatch.setattr(delivery_module, "_FIRST_PAUSE_SECONDS", 0.1)
-    monkeypatch.setattr(delivery_module, "_LONGEST_PAUSE_SECONDS", 0.2)
+    monkeypatch.setattr(courier, "SECONDS_WITHOUT_PROGRESS", 60.0)
+    monkeypatch.setattr(courier, "_FIRST_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(courier, "_LONGEST_PAUSE_SECONDS", 0.2)
 
 
 def open_log(delivery: Delivery, run_id: str | None = None) -> MlflowLog:
@@ -95,7 +96,7 @@ def test_a_log_is_closed_and_opened_again_while_the_server_is_dead(
     server.kill()
     log.metrics(1, {"loss": 1 / 8})
     log.close("KILLED")
-    monkeypatch.setattr(delivery_module, "SECONDS_WITHOUT_PROGRESS", 0.5)
+    monkeypatch.setattr(courier, "SECONDS_WITHOUT_PROGRESS", 0.5)
     waiting = delivery.close()
     assert waiting in (2, 3)
     delivery = Delivery(server.address, file)
@@ -104,7 +105,7 @@ def test_a_log_is_closed_and_opened_again_while_the_server_is_dead(
     again.text("result.json", "{}")
     server.start()
     again.close("FINISHED")
-    monkeypatch.setattr(delivery_module, "SECONDS_WITHOUT_PROGRESS", 60.0)
+    monkeypatch.setattr(courier, "SECONDS_WITHOUT_PROGRESS", 60.0)
     assert delivery.close() == 0
     assert loss_steps(server, log.run_id) == expected(3)
     assert files_of(server, log.run_id) == ["result.json"]
@@ -161,7 +162,7 @@ def test_what_a_killed_trial_left_is_taken_over(server: ServedMlflow, tmp_path: 
 def test_a_file_that_the_store_does_not_take_holds_up_no_metrics(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(delivery_module, "SECONDS_WITHOUT_PROGRESS", 0.5)
+    monkeypatch.setattr(courier, "SECONDS_WITHOUT_PROGRESS", 0.5)
     (tmp_path / "mlflow_artifacts").write_text("a file where a folder must be")
     store = f"sqlite:///{tmp_path}/mlflow.db"
     delivery = Delivery(store, tmp_path / "outbox.sqlite")

@@ -13,8 +13,9 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
-from perceiver_dist.delivery import Delivery, RunStatus, absolute_tracking_uri
+from perceiver_dist.delivery import Delivery
 from perceiver_dist.errors import UserError
+from perceiver_dist.mlflow_store import RunStatus, absolute_tracking_uri
 from perceiver_dist.tracking import MlflowLog, new_identity
 
 

@@ -10,12 +10,12 @@ import pandas as pd
 
 import perceiver_dist
 import pipelines
-from perceiver_dist.delivery import first_line, local_database
 from perceiver_dist.errors import UserError
 from perceiver_dist.export.example_files import example_file
 from perceiver_dist.export.folder import write_model
 from perceiver_dist.export.placing import new_folder
 from perceiver_dist.inference.stored_model import StoredModel, find_model
+from perceiver_dist.mlflow_store import first_line, local_database
 
 # isort: split
 # The modules above say to MLflow how long it may take, before it is imported.

@@ -2,9 +2,10 @@
 
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from perceiver_dist.delivery import Delivery, local_database
+from perceiver_dist.delivery import Delivery
 from perceiver_dist.errors import UserError
 from perceiver_dist.inference.evaluation import Evaluation
+from perceiver_dist.mlflow_store import local_database
 from perceiver_dist.tracking import MlflowLog, new_identity
 from perceiver_dist.training.run_folder import outbox_file
 from pipelines.storage import open_file

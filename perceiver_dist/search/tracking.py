@@ -13,7 +13,8 @@ from pathlib import Path
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from perceiver_dist.config import RunConfig
-from perceiver_dist.delivery import Delivery, RunStatus
+from perceiver_dist.delivery import Delivery
+from perceiver_dist.mlflow_store import RunStatus
 from perceiver_dist.plain import flatten, to_plain
 from perceiver_dist.search.config import SearchRunConfig
 from perceiver_dist.search.record import SearchRecord, Trial

@@ -27,8 +27,9 @@ from rich.console import Console
 
 from perceiver_dist.command_line import to_yaml
 from perceiver_dist.config import RunConfig, WorkerRange
-from perceiver_dist.delivery import Delivery, RunStatus, absolute_tracking_uri
+from perceiver_dist.delivery import Delivery
 from perceiver_dist.errors import UserError
+from perceiver_dist.mlflow_store import RunStatus, absolute_tracking_uri
 from perceiver_dist.model.cost import parameter_count
 from perceiver_dist.progress import ProgressLine
 from perceiver_dist.training.cluster import (

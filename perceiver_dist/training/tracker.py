@@ -12,9 +12,10 @@ from pathlib import Path
 
 from perceiver_dist.command_line import to_yaml
 from perceiver_dist.config import RunConfig
-from perceiver_dist.delivery import Delivery, RunStatus
+from perceiver_dist.delivery import Delivery
 from perceiver_dist.errors import UserError
 from perceiver_dist.figures import confusion_matrix_figure, is_worth_drawing, learning_curves_figure
+from perceiver_dist.mlflow_store import RunStatus
 from perceiver_dist.plain import flatten, to_plain
 from perceiver_dist.tracking import MlflowLog, new_identity
 from perceiver_dist.training.checkpoint_list import CheckpointList, StartingPoint

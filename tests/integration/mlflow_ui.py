@@ -26,7 +26,7 @@ from mlflow.tracking import MlflowClient
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 from perceiver_dist.config import TrackingConfig
-from perceiver_dist.delivery import absolute_tracking_uri
+from perceiver_dist.mlflow_store import absolute_tracking_uri
 
 SHAPE = ["model.latents", "model.width", "model.cross_attends"]
 """What the score is plotted against."""

@@ -10,7 +10,7 @@ from mlflow.tracking import MlflowClient
 from rich.console import Console
 from served_mlflow import ServedMlflow
 
-from perceiver_dist import delivery
+from perceiver_dist import courier
 from perceiver_dist.training.driver import run_training
 from perceiver_dist.training.news import News
 
@@ -34,7 +34,7 @@ def test_a_run_is_completed_without_its_server_and_delivers_when_started_again(
         assert f"MLflow at {server.address} is away: " in text.getvalue()
         server.kill()
         server.start()
-        monkeypatch.setattr(delivery, "SECONDS_WITHOUT_PROGRESS", 60.0)
+        monkeypatch.setattr(courier, "SECONDS_WITHOUT_PROGRESS", 60.0)
         screen_of_the_second = StringIO()
         again = run_training(config, Console(file=screen_of_the_second))
         client = MlflowClient(server.address)
