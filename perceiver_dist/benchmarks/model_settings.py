@@ -32,7 +32,8 @@ SETTINGS: dict[str, ModelConfig] = {
 SWEEP: dict[str, ModelConfig] = {
     **{f"{side * side:,} tokens": replace(_IMAGENET, image=_square(side)) for side in (32, 64, 128)},
     **{f"{latents} latents": replace(_IMAGENET, latents=latents) for latents in (128, 256)},
-    **{f"{count} cross-attends": replace(_IMAGENET, cross_attends=count) for count in (1, 2, 4)},
+    "1 cross-attend": replace(_IMAGENET, cross_attends=1),
+    **{f"{count} cross-attends": replace(_IMAGENET, cross_attends=count) for count in (2, 4)},
     "the ImageNet model": _IMAGENET,
 }
 """The ImageNet model, with one thing changed in each."""
