@@ -126,17 +126,16 @@ def measure_sweep(
         repeats: Processes for each contender and size.
 
     Raises:
-        UserError: `perceiver-io` is not installed, or a process failed.
+        UserError: `perceiver-io` is not installed, repeats is below 1, or a process failed.
     """
-    peer = "perceiver-io"
-    ours = "separable"
+    ours, peer = "separable", "perceiver-io"
+    if repeats < 1:
+        raise UserError(f"--repeats is {repeats}, must be at least 1")
+    if not is_possible(peer, SETTINGS["imagenet"]):
+        raise UserError(f"{peer} is not installed; run `make benchmark-model KIND=sweep`, which installs it")
     rows = []
     for name in SWEEP:
         found = measure_speeds((ours, peer), name, 1, precision, device, repeats)
-        if peer not in found:
-            raise UserError(
-                f"{peer} is not installed; run `make benchmark-model KIND=sweep`, which installs it"
-            )
         (step, memory), (their_step, their_memory) = (
             (middle(found[contender], "step"), middle(found[contender], "bytes") / 2**30)
             for contender in (ours, peer)

@@ -200,19 +200,8 @@ def _forward(
     total = tl.zeros((tile_latents,), q.dtype)
     for row in range(rows):
         key, scale, of_row = _load_tokens(
-            keys,
-            rstd,
-            row_scores,
-            sample,
-            row,
-            latent,
-            end,
-            rows,
-            columns,
-            channels,
-            tile_columns,
-            tile_channels,
-        )
+            keys, rstd, row_scores, sample, row, latent, end, rows, columns, channels, tile_columns, tile_channels
+        )  # fmt: skip
         scores = tl.where(inside[None, :], _products(q, key, of_row, of_columns, scale), float("-inf"))
         higher = tl.maximum(peak, tl.max(scores, 1))
         total = total * tl.exp(peak - higher) + tl.sum(tl.exp(scores - higher[:, None]), 1)
@@ -223,19 +212,8 @@ def _forward(
     by_column = tl.zeros((tile_latents, tile_columns), q.dtype)
     for row in range(rows):
         key, scale, of_row = _load_tokens(
-            keys,
-            rstd,
-            row_scores,
-            sample,
-            row,
-            latent,
-            end,
-            rows,
-            columns,
-            channels,
-            tile_columns,
-            tile_channels,
-        )
+            keys, rstd, row_scores, sample, row, latent, end, rows, columns, channels, tile_columns, tile_channels
+        )  # fmt: skip
         scores = _products(q, key, of_row, of_columns, scale)
         weights = tl.where(inside[None, :], tl.exp(scores - log_total[:, None]), 0.0)
         own += tl.dot(weights, key, input_precision="ieee", out_dtype=q.dtype)
@@ -268,19 +246,8 @@ def _backward(
     by_column = tl.zeros((tile_latents, tile_columns), q.dtype)
     for row in range(rows):
         key, scale, of_row = _load_tokens(
-            keys,
-            rstd,
-            row_scores,
-            sample,
-            row,
-            latent,
-            end,
-            rows,
-            columns,
-            channels,
-            tile_columns,
-            tile_channels,
-        )
+            keys, rstd, row_scores, sample, row, latent, end, rows, columns, channels, tile_columns, tile_channels
+        )  # fmt: skip
         row_out = _load_column(row_grads, latent, end, rows, row)
         scores = _products(q, key, of_row, of_columns, scale)
         weights = tl.where(inside[None, :], tl.exp(scores - log_total[:, None]), 0.0)
