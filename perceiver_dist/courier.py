@@ -190,5 +190,6 @@ def _call(client: MlflowClient, records: Sequence[Record]) -> None:
             client.set_terminated(first.run_id, status, end_time=at_ms)
     else:
         with tempfile.TemporaryDirectory() as scratch:
-            (Path(scratch) / first.name).write_bytes(first.content)
-            client.log_artifact(first.run_id, f"{scratch}/{first.name}")
+            folder, _, name = first.name.rpartition("/")
+            (Path(scratch) / name).write_bytes(first.content)
+            client.log_artifact(first.run_id, f"{scratch}/{name}", folder or None)

@@ -4,6 +4,7 @@ On a terminal the line is redrawn in place. Where output is kept (a file, a job'
 few seconds and once at the end, so that a log of an hour has hundreds of lines, not hundreds of thousands.
 """
 
+import math
 import re
 import time
 from collections import deque
@@ -201,13 +202,20 @@ def result_table(metrics: Mapping[str, float], paths: Mapping[str, str]) -> Grou
     for column in columns:
         table.add_column(column, justify="right")
     for source, row in rows.items():
-        table.add_row(source, *(f"{row[column]:.4g}" if column in row else "" for column in columns))
+        table.add_row(source, *(_cell(row.get(column)) for column in columns))
     places = Table.grid(padding=(0, 2))
     places.add_column(style="bold", no_wrap=True)
     places.add_column(overflow="fold")
     for what, where in paths.items():
         places.add_row(what, Text(where))
     return Group(table, Text(), places)
+
+
+def _cell(value: float | None) -> str:
+    """Return a metric as it stands in a table; "-" for one that no sample defines."""
+    if value is None:
+        return ""
+    return "-" if math.isnan(value) else f"{value:.4g}"
 
 
 def metric_rows(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:

@@ -26,6 +26,7 @@ from perceiver_dist.mlflow_store import (
     local_database,
     one_process_at_a_time,
 )
+from perceiver_dist.strict_json import to_json
 
 # isort: split
 # The modules above say to MLflow how long it may take, before it is imported.
@@ -155,7 +156,7 @@ class MlflowLog:
         """Store bytes as a file of the run.
 
         Args:
-            name: File name in the run, such as `report.md`.
+            name: File name in the run, such as `report.md` or `errors/step-00000007-rank-0.txt`.
             content: What the file holds.
         """
         self._delivery.put(self.run_id, "file", content, name)
@@ -167,7 +168,7 @@ class MlflowLog:
             name: File name in the run.
             content: Values that JSON can hold.
         """
-        self.text(name, json.dumps(dict(content), indent=2))
+        self.text(name, to_json(content, indent=2))
 
     def close(self, status: RunStatus) -> None:
         """End the run: stop recording the machine's load and set how the run went.

@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass
 
 from perceiver_dist.errors import UserError
 from perceiver_dist.inference.stored_model import StoredModel
+from perceiver_dist.strict_json import numbers, to_json
 from perceiver_dist.training.manifest import MANIFEST, read_manifest
-from perceiver_dist.training.run_folder import RESULT, run_of
+from perceiver_dist.training.run_folder import read_result, run_of
 from pipelines.storage import join, list_folder, read_text
 
 TRAINING = "training.json"
@@ -29,7 +30,7 @@ class TrainingFacts:
 
     def to_json(self) -> str:
         """Return the facts as they stand in training.json."""
-        return json.dumps(asdict(self), indent=1) + "\n"
+        return to_json(asdict(self), indent=1) + "\n"
 
 
 def training_facts(stored: StoredModel) -> TrainingFacts | None:
@@ -47,13 +48,18 @@ def training_facts(stored: StoredModel) -> TrainingFacts | None:
     if MANIFEST not in list_folder(stored.place):
         text = read_text(join(stored.place, TRAINING))
         try:
-            return TrainingFacts(**json.loads(text)) if text else None
+            return _read(text) if text else None
         except (ValueError, TypeError) as error:
             raise UserError(
                 f"{join(stored.place, TRAINING)} is not as it was written ({error}); export the model anew"
             ) from error
     progress = read_manifest(stored.place).progress
-    result = json.loads(read_text(join(run_of(stored.place), RESULT)) or "{}")
+    result = read_result(run_of(stored.place))
     # The last evaluation says nothing of an earlier checkpoint.
     ended_here = result.get("exit") == "completed" and result["steps"] == progress.steps
     return TrainingFacts(progress.steps, progress.samples_seen, result["metrics"] if ended_here else {})
+
+
+def _read(text: str) -> TrainingFacts:
+    facts = TrainingFacts(**json.loads(text))
+    return TrainingFacts(facts.steps, facts.samples_seen, numbers(facts.metrics))

@@ -1,6 +1,5 @@
 """The report of an evaluation: report.json for programs, report.md for people, a confusion matrix per source."""
 
-import json
 import math
 import tempfile
 from pathlib import Path
@@ -11,6 +10,7 @@ from perceiver_dist.inference.attention_report import draw_attention
 from perceiver_dist.inference.evaluation import Evaluation, SourceEvaluation
 from perceiver_dist.markdown import markdown_table
 from perceiver_dist.progress import metric_rows
+from perceiver_dist.strict_json import to_json
 from pipelines.storage import copy_file, join
 
 JSON = "report.json"
@@ -34,7 +34,7 @@ def write_report(evaluation: Evaluation, attention: int = 0) -> list[str]:
         drawn = [figure for figure in figures if figure is not None]
         for found in evaluation.sources:
             drawn += draw_attention(evaluation.model, found.source, found.index, attention, Path(scratch))
-        (Path(scratch) / JSON).write_text(json.dumps(report(evaluation), indent=1) + "\n", encoding="utf-8")
+        (Path(scratch) / JSON).write_text(to_json(report(evaluation), indent=1) + "\n", encoding="utf-8")
         (Path(scratch) / PAGE).write_text(report_page(evaluation), encoding="utf-8")
         files = [JSON, PAGE, *(figure.name for figure in drawn)]
         for name in files:
@@ -43,7 +43,7 @@ def write_report(evaluation: Evaluation, attention: int = 0) -> list[str]:
 
 
 def report(evaluation: Evaluation) -> dict[str, Any]:
-    """Return what report.json holds; a value that does not exist is null.
+    """Return what report.json holds, where a value that does not exist is null.
 
     Args:
         evaluation: What was found.
@@ -57,13 +57,12 @@ def report(evaluation: Evaluation) -> dict[str, Any]:
         "precision": stored.config.train.precision,
         "batch": evaluation.batch,
         "views": evaluation.views,
-        "metrics": {name: _number(value) for name, value in evaluation.metrics.items()},
+        "metrics": evaluation.metrics,
         "sources": {found.source.name: _source(found) for found in evaluation.sources},
     }
 
 
 def _source(found: SourceEvaluation) -> dict[str, Any]:
-    columns = [[_number(value) for value in values] for values in found.by_class.values()]
     confusion = found.scores.confusion
     return {
         "shards": found.source.eval_shards,
@@ -75,14 +74,10 @@ def _source(found: SourceEvaluation) -> dict[str, Any]:
         "seconds": round(found.seconds, 3),
         "classes": [
             {"class": name, **dict(zip(found.by_class, values, strict=True))}
-            for name, *values in zip(found.source.shown_classes, *columns, strict=True)
+            for name, *values in zip(found.source.shown_classes, *found.by_class.values(), strict=True)
         ],
         "confusion": None if confusion is None else confusion.tolist(),
     }
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def report_page(evaluation: Evaluation) -> str:

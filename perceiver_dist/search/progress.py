@@ -107,8 +107,10 @@ class SearchProgress:
         """
         if trial.state != "running":
             return True
-        self._note(trial, report)
-        if report.exit == "failed":
+        undefined = self._note(trial, report)
+        if undefined:
+            self._end(trial, "failed", undefined)
+        elif report.exit == "failed":
             self._end(trial, "failed", report.reason)
         elif report.loss is not None and not math.isfinite(report.loss):
             self._end(trial, "failed", f"the training loss is {report.loss} at step {report.step}")
@@ -159,7 +161,8 @@ class SearchProgress:
         storage = replace(training.storage, path=self._folder, run_name=name)
         return replace(training, train=train, storage=storage)
 
-    def _note(self, trial: Trial, report: Report) -> None:
+    def _note(self, trial: Trial, report: Report) -> str:
+        """Write down what a report says; return why its trial cannot be compared, "" if it can."""
         train = self._config.train
         now = self._clock()
         trial.seconds += now - self._seen_trial[trial.number]
@@ -173,9 +176,15 @@ class SearchProgress:
         for step, metrics in sorted(report.evaluations.items()):
             if step // between > len(trial.evaluations):
                 score = score_of(metrics, self._config.search.metric, self._config)
+                if math.isnan(score):
+                    return (
+                        f"search.metric is {self._config.search.metric}, which no held-out sample defines at step "
+                        f"{step}; look at the held-out shards and their labels"
+                    )
                 trial.evaluations.append(Evaluation(step // between, step, score, metrics))
                 self._tracking.evaluated(trial)
                 self._save()
+        return ""
 
     def _decide(self) -> None:
         """Stop the trials that are found to be stopped, complete those that are trained and found not to be."""

@@ -8,6 +8,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from perceiver_dist.strict_json import numbers, to_json
 from perceiver_dist.tracking import new_identity
 from pipelines.storage import read_text, write_text
 
@@ -153,7 +154,7 @@ class SearchRecord:
         """
         best = self.best
         content = {"best": best.name if best else None, **asdict(self)}
-        write_text(path, json.dumps(content, indent=1) + "\n")
+        write_text(path, to_json(content, indent=1) + "\n")
 
 
 def load_record(path: str) -> SearchRecord | None:
@@ -172,7 +173,10 @@ def load_record(path: str) -> SearchRecord | None:
             **{
                 **trial,
                 "cost": Cost(**trial["cost"]),
-                "evaluations": [Evaluation(**evaluation) for evaluation in trial["evaluations"]],
+                "evaluations": [
+                    Evaluation(**{**evaluation, "metrics": numbers(evaluation["metrics"])})
+                    for evaluation in trial["evaluations"]
+                ],
             }
         )
         for trial in content.pop("trials")

@@ -30,7 +30,7 @@ def check_metric(metric: str, config: RunConfig) -> None:
 
 
 def score_of(metrics: Mapping[str, float], metric: str, config: RunConfig) -> float:
-    """Return the score of an evaluation, between 0 and 1, higher is better.
+    """Return the score of an evaluation, between 0 and 1, higher is better; NaN where no sample defines it.
 
     Args:
         metrics: `<source>/<metric>` and its value.

@@ -64,6 +64,8 @@ def news_on(
 
 def _restart_line(news: News, workers_before: int) -> str:
     """Say why there is a new group of workers, as far as their number tells."""
+    if news.restarted_after_error:
+        return f"{news.world_size} workers go on from step {news.started_from} after the error"
     if news.world_size > workers_before:
         return f"more workers are there: {news.world_size} go on from step {news.started_from}"
     return f"workers were lost: {news.world_size} go on from step {news.started_from}"

@@ -1,6 +1,5 @@
 """A whole training run, from configuration to result.json, as the process that starts it sees it."""
 
-import json
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -32,6 +31,7 @@ from perceiver_dist.errors import UserError
 from perceiver_dist.mlflow_store import RunStatus, absolute_tracking_uri
 from perceiver_dist.model.cost import parameter_count
 from perceiver_dist.progress import ProgressLine
+from perceiver_dist.strict_json import to_json
 from perceiver_dist.training.cluster import (
     check_is_kept,
     cpus_of,
@@ -41,13 +41,21 @@ from perceiver_dist.training.cluster import (
     wait_for_capacity,
 )
 from perceiver_dist.training.console import news_on, show_result, show_waiting
-from perceiver_dist.training.datasets import SourceData, index_sources, list_shards, make_datasets
+from perceiver_dist.training.datasets import (
+    SourceData,
+    TrainingGivenUpError,
+    index_sources,
+    list_shards,
+    make_datasets,
+)
+from perceiver_dist.training.failures import RankState, cause_of, failure_of
 from perceiver_dist.training.fine_tuning import check_fine_tuning
 from perceiver_dist.training.launch import GivesRoomBack, train_to_the_end
 from perceiver_dist.training.news import News
 from perceiver_dist.training.preemption import sigterm_is_a_notice
 from perceiver_dist.training.run_folder import (
     CONFIG,
+    ERRORS,
     RESULT,
     check_continues,
     check_start,
@@ -112,7 +120,7 @@ def run_training(
     show_waiting(waiting, config, console)
     if news.user_error:
         raise UserError(news.user_error)
-    write_text(join(folder, RESULT), json.dumps(result, indent=1) + "\n")
+    write_text(join(folder, RESULT), to_json(result, indent=1) + "\n")
     show_result(result, config, folder, console)
     return result
 
@@ -175,7 +183,7 @@ def _fit(
         try:
             train_to_the_end(partial(_trainer, config, data, tracker))
         except ray.train.TrainingFailedError as error:
-            return _Outcome("failed", str(error).strip().splitlines()[-1])
+            return _Outcome("failed", _reason(error, tracker))
         except (KeyboardInterrupt, SystemExit):
             # Ray Train answers Ctrl-C by ending its controller and then the driver, in which a record must be closed.
             return _Outcome("interrupted", "")
@@ -183,6 +191,16 @@ def _fit(
     if news.save_error:
         return _Outcome("failed", news.save_error)
     return _Outcome("completed" if newest_step(run_folder(config)) == config.last_step else "preempted", "")
+
+
+def _reason(error: ray.train.TrainingFailedError, tracker: Any) -> str:
+    """Return why training ended, one line; of an error in Ray Train's controller the traceback is kept as well."""
+    cause = cause_of(getattr(error, "controller_failure", error))
+    if isinstance(cause, TrainingGivenUpError | UserError | ray.train.TrainingFailedError):
+        return str(cause).strip().splitlines()[-1]
+    failure = failure_of(cause, RankState(0, activity="starting workers"))
+    ray.get(tracker.keep_traceback.remote("controller", failure.traceback))
+    return f"{failure.error} ({failure.place}), in Ray Train's controller; see {ERRORS}/controller.txt"
 
 
 def _trainer(config: RunConfig, data: dict[str, SourceData], tracker: Any) -> TorchTrainer:

@@ -10,10 +10,9 @@ from typing import Any
 import ray.train
 import ray.train.torch
 import torch
-from ray.exceptions import RayTaskError
 from torch import Tensor, distributed
 
-from perceiver_dist.errors import UserError
+from perceiver_dist.config import RunConfig
 from perceiver_dist.inference.stored_model import find_model
 from perceiver_dist.model.perceiver import Perceiver
 from perceiver_dist.model.precision import autocast
@@ -25,6 +24,7 @@ from perceiver_dist.training.checkpoint_writer import CheckpointWriter
 from perceiver_dist.training.datasets import evaluation_dataset
 from perceiver_dist.training.engine import build_engine, set_learning_rate
 from perceiver_dist.training.evaluation import evaluate
+from perceiver_dist.training.failures import RankState
 from perceiver_dist.training.fine_tuning import begin_with
 from perceiver_dist.training.fragments import load_optimizer
 from perceiver_dist.training.lanes import loss_factor, turns, units_of
@@ -38,56 +38,34 @@ from perceiver_dist.training.preemption import Notices
 from perceiver_dist.training.run_folder import run_folder
 from perceiver_dist.training.skipped_steps import SkippedSteps
 from perceiver_dist.training.subsets import modality_subsets
-from perceiver_dist.training.worker import Job
 from pipelines.schedule import Schedule
 
 _SECONDS_BETWEEN_LOOKS = 0.1
 
 
-def train_rank(job: Job) -> None:
+def train_rank(config: RunConfig, tracker: Any, state: RankState) -> None:
     """Train as one rank of a group of Ray Train workers, from the checkpoint that the tracker chose to the last step.
 
     Args:
-        job: Configuration and tracker.
-
-    Raises:
-        Exception: Whatever ended it; the tracker knows it too. A UserError is what the user can mend.
+        config: The run's resolved configuration.
+        tracker: The `Tracker` actor.
+        state: Where the rank is, kept current.
     """
-    try:
-        rank = _Rank(job)
-        rank.train()
-    except Exception as error:  # Whatever it is: it is told and raised again.
-        cause = error.cause if isinstance(error, RayTaskError) else error
-        if _is_out_of_memory(cause):
-            cause = UserError(
-                f"a rank is out of memory ({str(cause).splitlines()[0]}); lower train.micro_batch or the model's "
-                "sizes, or set model.activation_checkpointing or a higher deepspeed.zero_stage"
-            )
-        if isinstance(cause, UserError):
-            # Ray Data adds lines of its own, on retries.
-            ray.get(job.tracker.stop_for.remote(str(cause).splitlines()[0]))
-        job.tracker.rank_failed.remote(f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}")
-        raise
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    # On CPU torch raises a plain RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
+    _Rank(config, tracker, state).train()
 
 
 class _Rank:
     """One rank's engine, data and place in the run."""
 
-    def __init__(self, job: Job) -> None:
-        context = ray.train.get_context()
-        self.config, self.tracker = job.config, job.tracker
-        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+    def __init__(self, config: RunConfig, tracker: Any, state: RankState) -> None:
+        self.config, self.tracker, self.state = config, tracker, state
+        self.rank, self.world_size = state.rank, ray.train.get_context().get_world_size()
         on_cpu = self.config.train.device == "cpu"
         self.device = torch.device("cpu") if on_cpu else ray.train.torch.get_device()
         self.schedule = Schedule(self.config.weights)
         self.sources = {source.name: source for source in self.config.sources}
         self.start: StartingPoint = ray.get(self.tracker.starting_point.remote())
-        self.step = self.start.step
+        self.step = state.step = self.start.step
         self.engine = self._restore()
         self.checkpoints = CheckpointWriter(self.engine, run_folder(self.config))
         self.streams = {
@@ -147,6 +125,7 @@ class _Rank:
 
     def _take_step(self) -> None:
         """Take one optimizer step: this rank's units of the step's source, accumulated."""
+        self.state.enter("training", self.step + 1)
         train = self.config.train
         source = self.sources[self.schedule.source_at(self.step)]
         step_units = self._units_at(self.step, source.name)
@@ -201,6 +180,7 @@ class _Rank:
         self.bad_samples.check()
 
     def _evaluate(self, all_subsets: bool) -> None:
+        self.state.enter("evaluating", self.step)
         scores: dict[str, Scores] = {}
         for source in self.sources.values():
             shard = _dataset_shard(evaluation_dataset(source))
@@ -221,6 +201,7 @@ class _Rank:
 
     def _save(self, waits: bool) -> None:
         """Save while training goes on, or wait until the checkpoint is there."""
+        self.state.enter("saving", self.step)
         train = self.config.train
         progress = Progress(
             steps=self.step,

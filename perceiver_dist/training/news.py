@@ -11,8 +11,9 @@ class Scores:
 
     Attributes:
         metrics: Metric name -> value; softmax: accuracy, loss, of many classes top_5_accuracy; multilabel:
-            mean_average_precision, roc_auc, d_prime, loss; and samples, the number of samples counted. With a subset of
-            modalities the name says which. A class that no sample has counts as a precision of 0.
+            mean_average_precision, roc_auc, d_prime, loss, and classes_with_positives, the number of classes that the
+            mean is over; and samples, the number of samples counted. With a subset of modalities the name says which.
+            NaN where no sample defines the value.
         confusion: (classes, classes) counts, rows true and columns predicted, with all modalities; None for
             multilabel.
     """
@@ -42,6 +43,8 @@ class News:
         preempted: Whether the run was told to save and stop.
         started_from: Step that the newest group of workers started from; None while none has started.
         restarts: Groups of workers that were started after the first.
+        raised: Whether a rank of the newest group ended with an error, not because another one was gone.
+        restarted_after_error: The same of the group before the newest.
         world_size: Ranks of the newest group of workers; 0 while none has started.
     """
 
@@ -60,4 +63,6 @@ class News:
     preempted: bool = False
     started_from: int | None = None
     restarts: int = -1
+    raised: bool = False
+    restarted_after_error: bool = False
     world_size: int = 0

@@ -13,6 +13,7 @@ import yaml
 from perceiver_dist.command_line import to_yaml
 from perceiver_dist.config import RunConfig
 from perceiver_dist.errors import UserError
+from perceiver_dist.strict_json import numbers
 from perceiver_dist.training.manifest import MANIFEST, read_manifest
 from pipelines.storage import join, list_folder, read_text
 
@@ -24,6 +25,8 @@ QUARANTINE = "quarantine.jsonl"
 MLFLOW_RUN_ID = "mlflow_run_id.txt"
 IDENTITY = "identity.txt"
 OUTBOX = "outbox.sqlite"
+ERRORS = "errors"
+"""Folder of the tracebacks of what ended ranks."""
 _CHECKPOINT = re.compile(r"step-(\d{8})")
 
 
@@ -67,6 +70,16 @@ def steps_of(checkpoint: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def read_result(folder: str) -> dict[str, Any]:
+    """Return what result.json holds, empty if there is none.
+
+    Args:
+        folder: Path or URI of the run's folder.
+    """
+    result = json.loads(read_text(join(folder, RESULT)) or "{}")
+    return {**result, "metrics": numbers(result["metrics"])} if "metrics" in result else result
+
+
 def finished_result(config: RunConfig, folder: str) -> dict[str, Any] | None:
     """Return what result.json holds, if the run was completed and is started again as it was; else None.
 
@@ -74,7 +87,7 @@ def finished_result(config: RunConfig, folder: str) -> dict[str, Any] | None:
         config: The resolved configuration of this start.
         folder: Path or URI of the run's folder.
     """
-    result = json.loads(read_text(join(folder, RESULT)) or "{}")
+    result = read_result(folder)
     done = result.get("exit") == "completed" and newest_step(folder) == config.last_step
     return result if done and read_text(join(folder, CONFIG)) == to_yaml(config) else None
 

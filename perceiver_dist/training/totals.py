@@ -1,22 +1,17 @@
-"""Running totals of an evaluation, from which its metrics are computed; of any subset of the modalities."""
+"""Running totals of an evaluation, from which its metrics are computed; of any subset of the modalities.
+
+Units at the end of the held-out samples may be empty on some ranks, and any unit may be all bad. So what is kept are
+sums and rows, both of which may come from nothing: a metric is computed once, of what all ranks have added. A metric
+that no sample defines (an accuracy of no samples, the precision of a class without positives) is NaN, never 0.
+"""
 
 from collections.abc import Mapping
-from math import sqrt
+from math import isnan, nan, sqrt
 from statistics import NormalDist
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.nn import functional
-from torchmetrics import MeanMetric, Metric, SumMetric
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassConfusionMatrix,
-    MultilabelAUROC,
-    MultilabelAveragePrecision,
-)
-from torchmetrics.functional.classification import multilabel_auroc, multilabel_average_precision
-from torchmetrics.utilities import dim_zero_cat
 
 from perceiver_dist.training.news import Scores
 from perceiver_dist.training.subsets import Subset
@@ -25,9 +20,14 @@ from pipelines.source import SourceConfig
 _MANY_CLASSES = 20
 """From so many classes on it is told whether the label is among the five best; of ten it would say little."""
 
+_BEST = 5
+
+_COUNTS = {"samples", "classes_with_positives"}
+"""Metrics that count what is held out, and so are the same for every subset of the modalities."""
+
 
 class Totals:
-    """Running totals of one source and subset; torchmetrics adds them up over the ranks, if there are any.
+    """Running totals of one source and subset; `compute` adds them up over the ranks, if there are any.
 
     Args:
         source: The source.
@@ -36,27 +36,20 @@ class Totals:
 
     def __init__(self, source: SourceConfig, device: torch.device) -> None:
         self._task = source.task
-        # In fp64, so that the count is exact and the mean does not depend on the order, however many samples.
-        self._loss = MeanMetric().set_dtype(torch.float64).to(device)
-        self._samples = SumMetric().set_dtype(torch.float64).to(device)
-        self._confusion: Metric | None = None
-        self._more: dict[str, Metric] = {}
         self._classes = source.num_classes
+        # Samples, sum of their losses, and how often the label was among the five best. In fp64, so that the count is
+        # exact and the mean does not depend on the order, however many samples.
+        self._sums = torch.zeros(3, dtype=torch.float64, device=device)
+        self._confusion: Tensor | None = None
         if source.task == "softmax":
-            self._confusion = MulticlassConfusionMatrix(self._classes).to(device)
-            if self._classes >= _MANY_CLASSES:
-                self._more["top_5_accuracy"] = MulticlassAccuracy(self._classes, top_k=5, average="micro").to(
-                    device
-                )
-        else:
-            self._more["mean_average_precision"] = MultilabelAveragePrecision(self._classes).to(device)
-            self._more["roc_auc"] = MultilabelAUROC(self._classes).to(device)
+            self._confusion = torch.zeros(self._classes, self._classes, dtype=torch.int64, device=device)
+        # Rows of multilabel sources, whose metrics depend on the order of all scores. Begun with no rows, so that a
+        # rank without a real sample has something to gather.
+        self._logits = [torch.zeros(0, self._classes, device=device)]
+        self._labels = [torch.zeros(0, self._classes, dtype=torch.uint8, device=device)]
 
     def update(self, logits: Tensor, labels: Tensor, real: Tensor) -> None:
-        """Add a batch, without the rows that are padded or bad.
-
-        A batch without real rows is added too: torchmetrics can gather what has no rows, but not what was never
-        updated, whose shape and dtype are unknown.
+        """Add a batch, without the rows that are padded or bad; it may have no others.
 
         Args:
             logits: (B, classes) fp32.
@@ -64,44 +57,106 @@ class Totals:
             real: (B,) bool; which rows count.
         """
         logits, labels = logits[real], labels[real]
-        self._samples.update(real.sum())
-        self._loss.update(loss_per_sample(logits, labels, self._task))
-        if self._confusion is not None:
-            self._confusion.update(logits.argmax(1), labels)
-        for metric in self._more.values():
-            metric.update(logits if self._task == "softmax" else logits.sigmoid(), labels.long())
+        self._sums[0] += len(logits)
+        self._sums[1] += loss_per_sample(logits, labels, self._task).sum(dtype=torch.float64)
+        if self._confusion is None:
+            self._logits.append(logits)
+            self._labels.append(labels.to(torch.uint8))
+            return
+        cells = labels * self._classes + logits.argmax(1)
+        self._confusion += torch.bincount(cells, minlength=self._classes**2).view_as(self._confusion)
+        if self._classes >= _MANY_CLASSES:
+            self._sums[2] += (logits.topk(_BEST).indices == labels[:, None]).sum()
 
     def compute(self) -> Scores:
-        """Return metrics and confusion matrix of all that was added, on all ranks."""
-        metrics = {"samples": self._samples.compute().item(), "loss": self._loss.compute().item()}
-        counts = self._confusion.compute() if self._confusion is not None else None
-        if counts is not None:
-            metrics["accuracy"] = (counts.trace() / counts.sum()).item()
-        metrics |= {name: metric.compute().item() for name, metric in self._more.items()}
-        if "roc_auc" in metrics:
-            # Distance between the scores of positives and negatives, were both normal with the same spread.
-            metrics["d_prime"] = sqrt(2) * NormalDist().inv_cdf(min(max(metrics["roc_auc"], 1e-9), 1 - 1e-9))
-        return Scores(metrics, None if counts is None else counts.cpu().numpy())
+        """Return metrics and confusion matrix of all that was added, on all ranks; every rank must call it."""
+        samples, loss, hits = _summed(self._sums).tolist()
+        metrics = {"samples": samples, "loss": _mean(loss, samples)}
+        if self._confusion is None:
+            metrics |= _multilabel_metrics(*self._rows())
+            return Scores(metrics, None)
+        confusion = _summed(self._confusion)
+        metrics["accuracy"] = _mean(confusion.trace().item(), samples)
+        if self._classes >= _MANY_CLASSES:
+            metrics[f"top_{_BEST}_accuracy"] = _mean(hits, samples)
+        return Scores(metrics, confusion.cpu().numpy())
 
     def by_class(self) -> dict[str, list[float]]:
-        """Return metric -> value of every class, of what was added here; NaN where a class gives none.
+        """Return metric -> value of every class, of what was added on all ranks; NaN where a class gives none.
 
         Softmax: samples of the class, precision, recall and F1. Multilabel: samples that have the class, average
         precision and the area under the ROC curve.
         """
         if self._confusion is not None:
-            return _precision_and_recall(self._confusion.compute().double())
-        metric: Any = self._more["mean_average_precision"]  # torch knows no types of what a metric holds
-        scores, labels = dim_zero_cat(metric.preds), dim_zero_cat(metric.target)
-        samples = labels.sum(0)
-        precision = multilabel_average_precision(scores, labels, self._classes, average="none")
-        area = multilabel_auroc(scores, labels, self._classes, average="none")
-        only_one_kind = (samples == 0) | (samples == len(labels))
+            return _precision_and_recall(_summed(self._confusion).double())
+        logits, labels = self._rows()
+        precision, area = _curves_by_class(logits, labels)
         return {
-            "samples": samples.tolist(),
-            "average_precision": torch.where(samples == 0, torch.nan, precision).tolist(),
-            "roc_auc": torch.where(only_one_kind, torch.nan, area).tolist(),
+            "samples": labels.long().sum(0).tolist(),
+            "average_precision": precision.tolist(),
+            "roc_auc": area.tolist(),
         }
+
+    def _rows(self) -> tuple[Tensor, Tensor]:
+        """Return logits and labels (samples, classes) of all ranks."""
+        return _gathered(torch.cat(self._logits)), _gathered(torch.cat(self._labels))
+
+
+def _summed(tensor: Tensor) -> Tensor:
+    """Return the sum over the ranks; the tensor stays as it is."""
+    if not distributed.is_initialized():
+        return tensor
+    total = tensor.clone()
+    distributed.all_reduce(total)
+    return total
+
+
+def _gathered(rows: Tensor) -> Tensor:
+    """Return the rows of all ranks, each of which may have another number of them, or none."""
+    if not distributed.is_initialized():
+        return rows
+    # Only sources with several labels need it, and its import takes a second.
+    from torchmetrics.utilities.distributed import gather_all_tensors
+
+    return torch.cat(gather_all_tensors(rows))
+
+
+def _mean(total: float, samples: float) -> float:
+    return total / samples if samples else nan
+
+
+def _multilabel_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return the means over the classes for which a value is defined, and how many have a precision."""
+    precision, area = _curves_by_class(logits, labels)
+    roc_auc = area.nanmean().item()
+    # Distance between the scores of positives and negatives, were both normal with the same spread.
+    d_prime = sqrt(2) * NormalDist().inv_cdf(min(max(roc_auc, 1e-9), 1 - 1e-9)) if not isnan(roc_auc) else nan
+    return {
+        "mean_average_precision": precision.nanmean().item(),
+        "roc_auc": roc_auc,
+        "d_prime": d_prime,
+        "classes_with_positives": float((~precision.isnan()).sum()),
+    }
+
+
+def _curves_by_class(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the average precision and the area under the ROC curve (classes,) of every class.
+
+    A class without positives has neither, one without negatives no area: NaN.
+    """
+    from torchmetrics.functional.classification import binary_auroc, binary_average_precision
+
+    precision = torch.full((logits.shape[1],), nan, dtype=torch.float64)
+    area = precision.clone()
+    # In fp64 a sigmoid keeps scores apart up to logits of 36; in fp32 all above 16 would be one.
+    scores = logits.double().sigmoid()
+    for number, (truth, score) in enumerate(zip(labels.long().T, scores.T, strict=True)):
+        positives = int(truth.sum())
+        if positives:
+            precision[number] = binary_average_precision(score, truth, validate_args=False)
+        if 0 < positives < len(truth):
+            area[number] = binary_auroc(score, truth, validate_args=False)
+    return precision, area
 
 
 def _precision_and_recall(counts: Tensor) -> dict[str, list[float]]:
@@ -130,8 +185,9 @@ def scores_of(source: SourceConfig, totals: Mapping[Subset, Totals]) -> Scores:
             together.metrics.update(scores.metrics)
         else:
             suffix = f"_{'_and_'.join(subset)}_only"
-            del scores.metrics["samples"]
-            together.metrics.update({f"{name}{suffix}": value for name, value in scores.metrics.items()})
+            together.metrics.update(
+                {f"{name}{suffix}": value for name, value in scores.metrics.items() if name not in _COUNTS}
+            )
     return together
 
 

@@ -17,8 +17,10 @@ from perceiver_dist.errors import UserError
 from perceiver_dist.figures import confusion_matrix_figure, is_worth_drawing, learning_curves_figure
 from perceiver_dist.mlflow_store import RunStatus
 from perceiver_dist.plain import flatten, to_plain
+from perceiver_dist.strict_json import numbers, to_json
 from perceiver_dist.tracking import MlflowLog, new_identity
 from perceiver_dist.training.checkpoint_list import CheckpointList, StartingPoint
+from perceiver_dist.training.failures import RankFailure
 from perceiver_dist.training.gauges import Gauges
 from perceiver_dist.training.manifest import Progress, StoredFile
 from perceiver_dist.training.news import News, Scores
@@ -26,6 +28,7 @@ from perceiver_dist.training.pace import Pace
 from perceiver_dist.training.quarantine import Quarantine
 from perceiver_dist.training.run_folder import (
     CONFIG,
+    ERRORS,
     IDENTITY,
     METRICS,
     MLFLOW_RUN_ID,
@@ -59,7 +62,8 @@ class Tracker:
         self._news = News()
         self._pace = Pace()
         self._gauges = Gauges(config.storage.run_name or "")
-        self._history = [json.loads(line) for line in (read_text(join(folder, METRICS)) or "").splitlines()]
+        lines = (read_text(join(folder, METRICS)) or "").splitlines()
+        self._history = [numbers(json.loads(line)) for line in lines]
         self._news.evaluations = _evaluations(self._history)
         self._samples = _read_samples(read_text(join(folder, SAMPLES)) or "")
         self._quarantine = Quarantine(read_text(join(folder, QUARANTINE)))
@@ -118,13 +122,32 @@ class Tracker:
         start = self._checkpoints.start
         return self._starts.count(source, start.step if start else 0)
 
-    def rank_failed(self, error: str) -> None:
-        """Note what a rank ended with.
+    def rank_failed(self, failure: RankFailure) -> None:
+        """Note what ended a rank: a line on the screen, the traceback in the run's folder and in MLflow.
 
         Args:
-            error: One line.
+            failure: What ended it.
         """
-        self._starts.failed(error)
+        name = f"step-{failure.state.step:08d}-rank-{failure.state.rank}"
+        self.keep_traceback(name, failure.traceback)
+        if failure.kind != "peer":
+            self._news.raised = True
+        if self._starts.failed(failure):
+            self._news.messages.append(f"{failure.line}; see {ERRORS}/{name}.txt; training starts again")
+
+    def keep_traceback(self, name: str, text: str) -> None:
+        """Keep a traceback in the run's folder and in MLflow.
+
+        Args:
+            name: What the file is called, without its folder and suffix.
+            text: The traceback.
+        """
+        file = f"{ERRORS}/{name}.txt"
+        self._log.text(file, text)
+        try:
+            write_text(join(self._folder, file), text)
+        except STORAGE_ERRORS as error:
+            self._news.messages.append(f"{file} could not be written ({reason_of(error)})")
 
     def starting_point(self) -> StartingPoint | None:
         """Return what was chosen."""
@@ -173,6 +196,8 @@ class Tracker:
         self._news.started_from = step
         self._news.world_size = world_size
         self._news.restarts += 1
+        self._news.restarted_after_error = self._news.raised
+        self._news.raised = False
         self._pace = Pace()
         self._history = [entry for entry in self._history if entry["step"] <= step]
         self._news.evaluations = _evaluations(self._history)
@@ -280,7 +305,7 @@ class Tracker:
 
     def save(self) -> None:
         """Write the history to the run's folder."""
-        write_text(join(self._folder, METRICS), "".join(json.dumps(entry) + "\n" for entry in self._history))
+        write_text(join(self._folder, METRICS), "".join(to_json(entry) + "\n" for entry in self._history))
         self._save_quarantine()
         if self._samples:
             lines = [

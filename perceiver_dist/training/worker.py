@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
+import ray.train
+
 from perceiver_dist.config import RunConfig
+from perceiver_dist.training.failures import RankState, failures_reported
 
 
 @dataclass(frozen=True)
@@ -20,12 +23,14 @@ class Job:
 
 
 def train_worker(job: Job) -> None:
-    """Train as one rank of a group of Ray Train workers.
+    """Train as one rank of a group of Ray Train workers; the tracker hears of whatever ends it.
 
     Args:
         job: Configuration and tracker.
     """
-    # Here and not above: the loop imports DeepSpeed and torchmetrics, seconds that only a worker has to spend.
-    from perceiver_dist.training.loop import train_rank
+    state = RankState(ray.train.get_context().get_world_rank())
+    with failures_reported(job.tracker, state):
+        # Here and not above: the loop imports DeepSpeed, seconds that only a worker has to spend.
+        from perceiver_dist.training.loop import train_rank
 
-    train_rank(job)
+        train_rank(job.config, job.tracker, state)

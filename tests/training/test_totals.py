@@ -31,7 +31,6 @@ def test_precision_recall_and_f1_of_every_class() -> None:
     assert found["f1"][:3] == pytest.approx([2 * p * r / (p + r) for p, r in pairs])
 
 
-@pytest.mark.filterwarnings("ignore:No positive samples:UserWarning")
 def test_precision_and_area_of_every_class_of_a_multilabel_source() -> None:
     draw = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(50, CLASSES, generator=draw), torch.randint(2, (50, CLASSES), generator=draw)
