@@ -208,7 +208,7 @@ def result_table(metrics: Mapping[str, float], paths: Mapping[str, str]) -> Grou
     places.add_column(overflow="fold")
     for what, where in paths.items():
         places.add_row(what, Text(where))
-    return Group(table, Text(), places)
+    return Group(table, Text(), places) if rows else Group(places)
 
 
 def _cell(value: float | None) -> str:

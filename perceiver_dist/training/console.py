@@ -108,7 +108,7 @@ def show_result(result: dict[str, Any], config: RunConfig, folder: str, console:
         places["UI"] = f"mlflow ui --backend-store-uri {config.tracking.uri}"
     if result["error"]:
         console.print(
-            f"training failed at step {result['steps']}: {result['error']}", markup=False, soft_wrap=True
+            f"training failed after step {result['steps']}: {result['error']}", markup=False, soft_wrap=True
         )
     if result["exit"] in ("interrupted", "preempted"):
         console.print(

@@ -1,11 +1,17 @@
-"""The papers' experiments take steps at their full size, on shards that stand in for their data."""
+"""The papers' experiments and the default from training to predictions, on shards that stand in for their data.
 
+All tokens of a sample are there; latents and width are cut (see `narrowed`) so that two cores do it in half a minute
+each. The held-out samples leave units without any for one of the two ranks.
+"""
+
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO, StringIO
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import small_run
 from PIL import Image
@@ -14,72 +20,130 @@ from test_points import write_solids
 
 from perceiver_dist.command_line import parse_run, run_parser
 from perceiver_dist.config import RunConfig, StorageConfig
+from perceiver_dist.inference.evaluation import evaluate_model
+from perceiver_dist.inference.evaluation_report import write_report
+from perceiver_dist.inference.options import EvaluationOptions, PredictionOptions
+from perceiver_dist.inference.shard_prediction import predict_shards
 from perceiver_dist.training.driver import run_training
+from perceiver_dist.training.subsets import modality_subsets
 from pipelines.convert import convert_modelnet, write_conversion
 from pipelines.demo.sights_and_sounds import render_clip
 from pipelines.write import Sample, write_shards
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
-SAMPLES = 8
+TRAIN, HELD_OUT = 8, 10
+BATCH, LANES = 2, 4
+"""Five units hold the held-out samples, and a multiple of the lanes is eight: three are empty."""
 
 
 def photos(folder: Path) -> None:
     """JPEGs of the size of a photograph."""
     random = np.random.default_rng(0)
-    samples: list[Sample] = []
-    for number in range(SAMPLES):
-        target = BytesIO()
-        small = Image.fromarray(random.integers(0, 256, (9, 12, 3), np.uint8))
-        small.resize((500, 375)).save(target, "JPEG")
-        samples.append({"__key__": f"{number}", "jpg": target.getvalue(), "cls": number * 100})
-    write_shards(samples, folder, "train", SAMPLES)
+    for split, count in (("train", TRAIN), ("eval", HELD_OUT)):
+        samples: list[Sample] = []
+        for number in range(count):
+            target = BytesIO()
+            small = Image.fromarray(random.integers(0, 256, (9, 12, 3), np.uint8))
+            small.resize((500, 375)).save(target, "JPEG")
+            samples.append({"__key__": f"{number}", "jpg": target.getvalue(), "cls": number * 99})
+        write_shards(samples, folder, split, count)
 
 
 def clips(folder: Path) -> None:
     """Short clips with sound, and up to two classes each."""
     random = np.random.default_rng(0)
-    samples: list[Sample] = [
-        {"__key__": f"{number}", "mp4": render_clip(number, random), "cls": f"{number},500"}
-        for number in range(SAMPLES)
-    ]
-    write_shards(samples, folder, "train", SAMPLES)
+    for split, count in (("train", TRAIN), ("eval", HELD_OUT)):
+        samples: list[Sample] = [
+            {"__key__": f"{number}", "mp4": render_clip(number % 9, random), "cls": f"{number},500"}
+            for number in range(count)
+        ]
+        write_shards(samples, folder, split, count)
 
 
 def meshes(folder: Path) -> None:
     """Boxes and pyramids."""
-    solids = convert_modelnet(write_solids(folder / "tree", SAMPLES, 0), str(folder), SAMPLES)
+    solids = convert_modelnet(write_solids(folder / "tree", TRAIN // 2, HELD_OUT // 2), str(folder), TRAIN)
     write_conversion(solids, lambda _done, _of: None)
+
+
+def narrowed(config: RunConfig, folder: Path) -> RunConfig:
+    """The experiment with its tokens, its depth and its recipe, and with few, narrow latents, for two steps."""
+    storage = StorageConfig(f"{folder}/runs", "experiment")
+    train = replace(
+        config.train, steps=2, micro_batch=BATCH, lanes=LANES, num_workers=2, cpus_per_worker=0.5, device="cpu",
+        log_every=1, eval_every=1, checkpoint_every=1, keep_checkpoints=1,
+    )  # fmt: skip
+    return replace(config, model=replace(config.model, latents=16, width=64), train=train, storage=storage)
 
 
 @pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize(
-    ("files", "write", "batch"),
+    ("files", "write"),
     [
-        ("imagenet", photos, 1),
-        ("imagenet imagenet_permuted", photos, 1),
-        ("imagenet imagenet_1cross", photos, 1),
-        ("audioset_raw", clips, 4),
-        ("audioset_mel", clips, 2),
-        ("audioset_av_mel", clips, 1),
-        ("audioset_video", clips, 1),
-        ("audioset_av_raw", clips, 2),
-        ("modelnet40", meshes, 4),
+        ("imagenet", photos),
+        ("imagenet imagenet_permuted", photos),
+        ("imagenet imagenet_1cross", photos),
+        ("audioset_raw", clips),
+        ("audioset_mel", clips),
+        ("audioset_av_mel", clips),
+        ("audioset_video", clips),
+        ("audioset_av_raw", clips),
+        ("modelnet40", meshes),
     ],
 )
-def test_an_experiment_takes_three_steps(
-    tmp_path: Path, files: str, write: Callable[[Path], None], batch: int
+def test_an_experiment_goes_from_training_to_predictions(
+    tmp_path: Path, files: str, write: Callable[[Path], None]
 ) -> None:
     write(tmp_path / "data")
     names = [f"--config={CONFIGS / name}.yaml" for name in files.split()]
     config, _ = parse_run(run_parser(""), names, [], RunConfig)
-    shards = replace(config.sources[0], train_shards=f"{tmp_path}/data/train-*.tar", eval_shards="")
-    train = replace(
-        config.train, steps=3, micro_batch=batch, lanes=1, num_workers=1, device="cpu", log_every=1
+    shards = f"{tmp_path}/data/{{}}-*.tar"
+    source = replace(
+        config.sources[0], train_shards=shards.format("train"), eval_shards=shards.format("eval")
     )
-    config = replace(
-        config, sources=[shards], train=train, storage=StorageConfig(str(tmp_path / "runs"), "experiment")
-    )
+    check_all_the_way(replace(narrowed(config, tmp_path), sources=[source]), {source.name: HELD_OUT})
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_default_goes_from_training_to_predictions(tmp_path: Path) -> None:
+    config, _ = parse_run(run_parser(""), [f"--config={CONFIGS}/default.yaml"], [], RunConfig)
+    config = narrowed(config, tmp_path)
+    # 450 and 1,000 held out: units of 48, of which 10 and 21 have samples.
+    config = replace(config, train=replace(config.train, micro_batch=48))
+    check_all_the_way(config, {"clips": 450, "fashion": 1000})
+
+
+def check_all_the_way(config: RunConfig, held_out: dict[str, int]) -> None:
+    """Train with an evaluation and a checkpoint on the way, evaluate, predict; each knows every held-out sample."""
     result = run_training(config, Console(file=StringIO()))
-    assert (result["exit"], result["steps"]) == ("completed", 3)
-    assert np.isfinite(small_run.losses(tmp_path / "runs" / "experiment")).all()
+    folder = Path(config.storage.path) / "experiment"
+    assert (result["exit"], result["steps"], result["restarts"]) == ("completed", 2, 0)
+    assert np.isfinite(small_run.losses(folder)).all()
+    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in entries if "train/loss" not in entry] == [1, 2]
+    found = evaluate_model(
+        EvaluationOptions(model=str(folder), actors=1, readers=1), Console(file=StringIO())
+    )
+    write_report(found)
+    assert set(found.metrics) == set(result["metrics"])
+    for source in config.sources:
+        assert result["metrics"][f"{source.name}/samples"] == held_out[source.name]
+        losses = [name for name in result["metrics"] if name.startswith(f"{source.name}/loss")]
+        assert len(losses) == len(modality_subsets(source.modalities))
+        for name in losses:
+            assert found.metrics[name] == pytest.approx(
+                result["metrics"][name], rel=0.02
+            )  # bf16 in other batches
+        options = PredictionOptions(
+            model=str(folder),
+            source=source.name,
+            shards=source.eval_shards,
+            out=f"{folder}/{source.name}",
+            actors=1,
+            readers=1,
+        )
+        predicted = predict_shards(options, Console(file=StringIO()))
+        assert (predicted.samples, predicted.bad) == (held_out[source.name], 0)
+        assert pq.read_table(predicted.out).num_rows == held_out[source.name]
