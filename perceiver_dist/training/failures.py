@@ -6,11 +6,12 @@ may pass. "peer": another rank is gone; why is for that rank to say, or for nobo
 """
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -179,6 +180,51 @@ def failures_reported(tracker: Any, state: RankState) -> Iterator[None]:
             else:
                 ray.get(tracker.rank_failed.remote(failure), timeout=_SECONDS_FOR_TRACKER)
         raise
+
+
+class ErrorRecord(Protocol):
+    """Where errors of an actor that nobody waits for become visible."""
+
+    def keep_traceback(self, name: str, text: str) -> None:
+        """Keep a traceback as a file.
+
+        Args:
+            name: What the file is called.
+            text: The traceback.
+        """
+
+    def tell(self, line: str) -> None:
+        """Show a line on the screen.
+
+        Args:
+            line: The line.
+        """
+
+
+Record = TypeVar("Record", bound=ErrorRecord)
+Arguments = ParamSpec("Arguments")
+
+
+def errors_are_told(
+    method: Callable[Concatenate[Record, Arguments], None],
+) -> Callable[Concatenate[Record, Arguments], None]:
+    """Make an error in a method of an actor visible where the caller does not wait for an answer.
+
+    Args:
+        method: The method.
+    """
+
+    @wraps(method)
+    def told(record: Record, /, *given: Arguments.args, **named: Arguments.kwargs) -> None:
+        try:
+            method(record, *given, **named)
+        except Exception as error:  # Whatever it is: it is told and raised again.
+            failure = failure_of(error, RankState(0))
+            record.keep_traceback(f"tracker-{method.__name__}", failure.traceback)
+            record.tell(f"the run's record has a gap: {method.__name__}: {failure.error} ({failure.place})")
+            raise
+
+    return told
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

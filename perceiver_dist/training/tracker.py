@@ -20,7 +20,7 @@ from perceiver_dist.plain import flatten, to_plain
 from perceiver_dist.strict_json import numbers, to_json
 from perceiver_dist.tracking import MlflowLog, new_identity
 from perceiver_dist.training.checkpoint_list import CheckpointList, StartingPoint
-from perceiver_dist.training.failures import RankFailure
+from perceiver_dist.training.failures import RankFailure, errors_are_told
 from perceiver_dist.training.gauges import Gauges
 from perceiver_dist.training.manifest import Progress, StoredFile
 from perceiver_dist.training.news import News, Scores
@@ -96,6 +96,15 @@ class Tracker:
     def run_id(self) -> str:
         """Return the id of the MLflow run."""
         return self._log.run_id
+
+    def tell(self, line: str) -> None:
+        """Show a line on the screen, if it has not been shown.
+
+        Args:
+            line: The line.
+        """
+        if line not in self._news.messages:
+            self._news.messages.append(line)
 
     def news(self) -> News:
         """Return the newest state of the run."""
@@ -185,6 +194,7 @@ class Tracker:
         """
         self._news.save_error = error
 
+    @errors_are_told
     def workers_started(self, step: int, world_size: int) -> None:
         """Note that a group of workers starts at `step`; what was recorded after it happens again.
 
@@ -203,6 +213,7 @@ class Tracker:
         self._news.evaluations = _evaluations(self._history)
         self._samples = {number: units for number, units in self._samples.items() if number < step}
 
+    @errors_are_told
     def trained(self, step: int, values: Mapping[str, float]) -> None:
         """Record the metrics of a logged step.
 
@@ -241,6 +252,7 @@ class Tracker:
                 f"record of step {step} could not be written ({reason_of(error)}); training goes on"
             )
 
+    @errors_are_told
     def saw_samples(self, step: int, unit: int, keys: list[str]) -> None:
         """Record which samples a step learned from, for an audit of the order.
 
@@ -251,6 +263,7 @@ class Tracker:
         """
         self._samples.setdefault(step, {})[unit] = keys
 
+    @errors_are_told
     def skipped_step(self, message: str) -> None:
         """Tell of a step that was not taken because its gradient is not finite.
 
@@ -259,6 +272,7 @@ class Tracker:
         """
         self._news.messages.append(message)
 
+    @errors_are_told
     def quarantined(self, source: str, unit: int, samples: list[BadSample]) -> None:
         """Record samples that could not be used.
 

@@ -8,7 +8,13 @@ import torch
 from ray.exceptions import RayActorError
 
 from perceiver_dist.errors import UserError
-from perceiver_dist.training.failures import RankState, failure_of, failures_reported, place_in
+from perceiver_dist.training.failures import (
+    RankState,
+    errors_are_told,
+    failure_of,
+    failures_reported,
+    place_in,
+)
 from pipelines.source import SourceConfig
 
 STATE = RankState(1, 7, "training")
@@ -120,3 +126,29 @@ def test_all_else_is_told_and_raised_again() -> None:
     with pytest.raises(KeyError), failures_reported(tracker, STATE):
         raise KeyError("loss")
     assert [failure.error for failure in tracker.failures] == ["KeyError: 'loss'"]
+
+
+class _Record:
+    """Has a method that nobody waits for."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, str] = {}
+        self.lines: list[str] = []
+
+    def keep_traceback(self, name: str, text: str) -> None:
+        self.files[name] = text
+
+    def tell(self, line: str) -> None:
+        self.lines.append(line)
+
+    @errors_are_told
+    def trained(self, values: dict[str, float]) -> None:
+        SourceConfig("a", "x", ["image"], num_classes=values["loss"])
+
+
+def test_an_error_that_nobody_waits_for_is_told() -> None:
+    record = _Record()
+    with pytest.raises(KeyError):
+        record.trained({})
+    assert record.lines[0].startswith("the run's record has a gap: trained: KeyError: 'loss' (")
+    assert record.files["tracker-trained"].splitlines()[-1] == "KeyError: 'loss'"
