@@ -83,6 +83,16 @@ def test_a_loss_that_is_not_finite_fails_the_trial_with_the_step(tmp_path: Path)
     assert (trial.state, trial.reason) == ("failed", "the training loss is nan at step 20")
 
 
+def test_a_score_that_no_sample_defines_fails_the_trial(tmp_path: Path) -> None:
+    search = started(tmp_path)
+    trial = next_of(search)
+    undefined = {"squares/accuracy": 0.5, "tones/mean_average_precision": float("nan")}
+    assert search.reported(trial, Report(40, 0.1, {33: undefined}, 33))
+    assert trial.state == "failed"
+    assert trial.reason.startswith("search.metric is mean, which no held-out sample defines at step 33")
+    assert not trial.evaluations
+
+
 def test_a_search_killed_while_a_trial_s_run_is_opened_leaves_no_run_behind(tmp_path: Path) -> None:
     search = started(tmp_path)
     first = next_of(search)
