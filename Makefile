@@ -7,7 +7,7 @@ INSTALL_TRANSFORMERS = .venv/bin/pip install -q --disable-pip-version-check --ta
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train search test test-runs test-long faults fuzz test-transformers test-onnx benchmark-model lint docs ui mlflow-server laptop-cluster
+.PHONY: help setup train search test test-runs test-long faults fuzz test-transformers test-onnx benchmark-model lint hooks docs ui mlflow-server laptop-cluster
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 18
@@ -54,6 +54,9 @@ lint: .venv/.installed  ## check style, format and types
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
+
+hooks: .venv/.installed  ## run make lint before every commit (pre-commit)
+	@.venv/bin/pre-commit install
 
 docs: .venv/.installed  ## write docs/configuration.md anew from the code
 	@.venv/bin/python -m perceiver_dist.configuration_page
