@@ -37,7 +37,7 @@ fuzz: .venv/.installed  ## decode thousands of damaged files, and report what be
 
 test-transformers: .venv/.installed  ## compare with the library transformers, which is installed beside .venv for this
 	@$(INSTALL_TRANSFORMERS)
-	@PYTHONPATH=.transformers .venv/bin/pytest tests/model/test_transformers_layout.py tests/test_transformers_files.py
+	@PYTHONPATH=.transformers .venv/bin/pytest tests/model/test_transformers_layout.py tests/export/test_transformers_folder.py
 
 test-onnx: .venv/.installed  ## write and run ONNX files, and take a model from training to serving; the extra `export` is installed beside .venv
 	@.venv/bin/pip install -q --disable-pip-version-check --target .onnx --upgrade --no-deps -c constraints.txt \
@@ -59,7 +59,7 @@ hooks: .venv/.installed  ## run make lint before every commit (pre-commit)
 	@.venv/bin/pre-commit install
 
 docs: .venv/.installed  ## write docs/configuration.md anew from the code
-	@.venv/bin/python -m perceiver_dist.configuration_page
+	@.venv/bin/python -m jobs.write_reference_page
 
 ui: .venv/.installed  ## show the local runs in the MLflow UI, on 127.0.0.1 only
 	@mkdir -p runs

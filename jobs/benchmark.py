@@ -7,20 +7,20 @@ from rich.console import Console
 
 from perceiver_dist.benchmarks.checkpoint_stall import measure_checkpoint
 from perceiver_dist.benchmarks.data_speed import measure_data
-from perceiver_dist.benchmarks.figures import Figures, write_section
 from perceiver_dist.benchmarks.model_speed import measure_model, measure_sweep
 from perceiver_dist.benchmarks.plan_cost import measure_plan
 from perceiver_dist.benchmarks.read_tasks import measure_read_tasks
+from perceiver_dist.benchmarks.result_table import ResultTable, write_section
 from perceiver_dist.benchmarks.shuffle_quality import measure_shuffle
 from perceiver_dist.benchmarks.start_time import measure_start
 from perceiver_dist.benchmarks.step_overhead import measure_overhead
-from perceiver_dist.command_line import run_job
-from perceiver_dist.subcommands import parse_arguments, subcommand_parser
+from perceiver_dist.config.command_line import run_job
+from perceiver_dist.config.subcommands import parse_arguments, subcommand_parser
 
 _WIDTH_OF_FILES = 140
 """Columns where the table does not go to a terminal, which says how many it has."""
 
-KINDS: dict[str, Callable[..., Figures]] = {
+KINDS: dict[str, Callable[..., ResultTable]] = {
     "data": measure_data,
     "model": measure_model,
     "sweep": measure_sweep,

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 
 from jsonargparse import ArgumentParser
 
-from perceiver_dist.command_line import run_job
-from perceiver_dist.subcommands import parse_arguments, subcommand_parser
-from perceiver_dist.transformers_files import convert_from_transformers, convert_to_transformers
+from perceiver_dist.config.command_line import run_job
+from perceiver_dist.config.subcommands import parse_arguments, subcommand_parser
+from perceiver_dist.export.transformers_folder import convert_from_transformers, convert_to_transformers
 
 DIRECTIONS: dict[str, Callable[..., None]] = {
     "from_transformers": convert_from_transformers,

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from perceiver_dist.command_line import run_job
-from perceiver_dist.inference.options import EvaluationOptions
-from perceiver_dist.subcommands import options_parser, parse_arguments
+from perceiver_dist.config.command_line import run_job
+from perceiver_dist.config.subcommands import options_parser, parse_arguments
+from perceiver_dist.inference.inference_options import EvaluationOptions
 
 
 def build_parser() -> ArgumentParser:
@@ -28,10 +28,10 @@ def main(arguments: Sequence[str]) -> int:
         UserError: An option, the model or the data is not as it must be.
     """
     options = EvaluationOptions(**parse_arguments(build_parser(), arguments).as_dict())
-    from perceiver_dist.inference.evaluation import evaluate_model
-    from perceiver_dist.inference.evaluation_record import record_evaluation
+    from perceiver_dist.display.progress import result_table
     from perceiver_dist.inference.evaluation_report import write_report
-    from perceiver_dist.progress import result_table
+    from perceiver_dist.inference.evaluation_tracking import record_evaluation
+    from perceiver_dist.inference.model_evaluation import evaluate_model
 
     console = Console(highlight=False)
     evaluation = evaluate_model(options, console)

@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 
 from jsonargparse import ArgumentParser
 
-from perceiver_dist.command_line import run_job
-from perceiver_dist.export.folder import export_folder
+from perceiver_dist.config.command_line import run_job
+from perceiver_dist.config.subcommands import parse_arguments, subcommand_parser
 from perceiver_dist.export.mlflow_model import export_mlflow
+from perceiver_dist.export.model_folder import export_folder
 from perceiver_dist.export.onnx_file import export_onnx
 from perceiver_dist.export.torch_file import export_torch
-from perceiver_dist.subcommands import parse_arguments, subcommand_parser
 
 FORMS: dict[str, Callable[..., str]] = {
     "folder": export_folder,

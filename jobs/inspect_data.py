@@ -8,9 +8,9 @@ from typing import Literal
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from perceiver_dist.command_line import run_job
+from perceiver_dist.config.command_line import run_job
+from perceiver_dist.config.subcommands import parse_arguments, subcommand_parser
 from perceiver_dist.errors import UserError
-from perceiver_dist.subcommands import parse_arguments, subcommand_parser
 
 Task = Literal["softmax", "multilabel"]
 
@@ -37,21 +37,21 @@ def lint(
     Returns:
         Exit status: 0 if every sample can be used, else 1.
     """
-    from perceiver_dist.inspection.tables import lint_lines
-    from perceiver_dist.progress import LiveView
-    from perceiver_dist.training.cluster import start_ray
-    from perceiver_dist.training.quarantine import Quarantine
-    from pipelines.inspection.check import LabelRules
+    from perceiver_dist.cluster.ray_cluster import start_ray
+    from perceiver_dist.display.progress import LiveDisplay
+    from perceiver_dist.inspection.inspection_tables import lint_lines
+    from perceiver_dist.training.tracker.quarantine import Quarantine
     from pipelines.inspection.lint import lint as lint_shards
-    from pipelines.inspection.shards import SOURCE, find_shards, index_folder
-    from pipelines.storage import check_writable, folder_of, write_text
+    from pipelines.inspection.sample_check import LabelRules
+    from pipelines.inspection.shard_access import SOURCE, find_shards, index_folder
+    from pipelines.storage.files import check_writable, folder_of, write_text
 
     rules = LabelRules(label, task, num_classes)
     if out:
         check_writable(folder_of(out), "--out")
     found = find_shards(shards, storage_path)
     start_ray(cpus=1)
-    with LiveView(Console(stderr=True, highlight=False)) as view:
+    with LiveDisplay(Console(stderr=True, highlight=False)) as view:
         report = lint_shards(found, index_folder(storage_path), rules, view.show_line)
     for line in lint_lines(report):
         Console().print(line, soft_wrap=True)
@@ -87,9 +87,9 @@ def info(
     Returns:
         Exit status: 0.
     """
-    from perceiver_dist.inspection.tables import summary_tables
-    from pipelines.inspection.check import LabelRules
-    from pipelines.inspection.shards import find_shards, index_folder, index_shards
+    from perceiver_dist.inspection.inspection_tables import summary_tables
+    from pipelines.inspection.sample_check import LabelRules
+    from pipelines.inspection.shard_access import find_shards, index_folder, index_shards
     from pipelines.inspection.summary import summarise
 
     rules = LabelRules(label, task, num_classes)
@@ -133,11 +133,11 @@ def preview(
     Raises:
         UserError: There are not as many names as classes.
     """
-    from perceiver_dist.inspection.page import preview_page
-    from perceiver_dist.inspection.preview import draw_cards, read_class_names
-    from pipelines.inspection.check import LabelRules
-    from pipelines.inspection.shards import find_shards, index_folder, index_shards
-    from pipelines.storage import check_writable, folder_of, write_text
+    from perceiver_dist.inspection.preview_cards import draw_cards, read_class_names
+    from perceiver_dist.inspection.preview_page import preview_page
+    from pipelines.inspection.sample_check import LabelRules
+    from pipelines.inspection.shard_access import find_shards, index_folder, index_shards
+    from pipelines.storage.files import check_writable, folder_of, write_text
 
     _require_positive(count=count)
     check_writable(folder_of(out), "--out")

@@ -7,8 +7,8 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
-from perceiver_dist.command_line import parse_run, run_job, run_parser
-from perceiver_dist.config import RunConfig
+from perceiver_dist.config.command_line import parse_run, run_job, run_parser
+from perceiver_dist.config.run_config import RunConfig
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "default.yaml"
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     config, _ = parse_run(build_parser(), arguments, [str(DEFAULT_CONFIG)], RunConfig)
     # Here and not above, so that --help need not wait for scikit-learn.
-    from perceiver_dist.linear_baseline import linear_baselines
+    from perceiver_dist.preflight.linear_baseline import linear_baselines
 
     console = Console(highlight=False)
     table = Table("source", box=None, pad_edge=False)

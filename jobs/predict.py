@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from perceiver_dist.command_line import EXIT_USAGE, run_job
+from perceiver_dist.config.command_line import EXIT_USAGE, run_job
+from perceiver_dist.config.subcommands import options_parser, parse_arguments
 from perceiver_dist.errors import UserError
-from perceiver_dist.inference.options import PredictionOptions
-from perceiver_dist.subcommands import options_parser, parse_arguments
+from perceiver_dist.inference.inference_options import PredictionOptions
 
 _WIDTH_OF_FILES = 160
 """Columns where the table does not go to a terminal, which says how many it has."""

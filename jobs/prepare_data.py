@@ -13,9 +13,9 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.progress import Progress
 
-from perceiver_dist.command_line import run_job
-from perceiver_dist.subcommands import parse_arguments, subcommand_parser
-from perceiver_dist.training.cluster import start_ray
+from perceiver_dist.cluster.ray_cluster import start_ray
+from perceiver_dist.config.command_line import run_job
+from perceiver_dist.config.subcommands import parse_arguments, subcommand_parser
 from pipelines.convert import (
     Conversion,
     convert_audioset,
@@ -26,7 +26,7 @@ from pipelines.convert import (
     convert_modelnet,
     write_conversion,
 )
-from pipelines.source import SourceConfig
+from pipelines.shards.source import SourceConfig
 
 CONVERTERS: dict[str, Callable[..., Conversion]] = {
     "manifest": convert_manifest,

@@ -7,8 +7,8 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from perceiver_dist.command_line import parse_run, run_job, run_parser
-from perceiver_dist.config import RunConfig
+from perceiver_dist.config.command_line import parse_run, run_job, run_parser
+from perceiver_dist.config.run_config import RunConfig
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "default.yaml"
 
@@ -41,13 +41,13 @@ def main(arguments: Sequence[str]) -> int:
     """
     config, parsed = parse_run(build_parser(), arguments, [str(DEFAULT_CONFIG)], RunConfig)
     if parsed.dry_run:
-        from perceiver_dist.dry_run import dry_run
+        from perceiver_dist.preflight.dry_run import dry_run
 
         print(json.dumps(dry_run(config), indent=1))
         return 0
     console = Console(highlight=False)
     if parsed.replay:
-        from perceiver_dist.replay import replay
+        from perceiver_dist.training.replay import replay
 
         console.print(replay(config, parsed.replay))
         return 0

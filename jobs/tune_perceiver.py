@@ -8,8 +8,8 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from perceiver_dist.command_line import parse_run, run_job, run_parser
-from perceiver_dist.search.config import SearchRunConfig
+from perceiver_dist.config.command_line import parse_run, run_job, run_parser
+from perceiver_dist.search.study.search_config import SearchRunConfig
 
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULT_CONFIGS = [str(CONFIGS / "default.yaml"), str(CONFIGS / "search.yaml")]
@@ -52,11 +52,11 @@ def main(arguments: Sequence[str]) -> int:
     if parsed.iso_flops:
         config = replace(config, search=replace(config.search, iso_flops=True))
     if parsed.dry_run:
-        from perceiver_dist.search.preview import preview
+        from perceiver_dist.search.search_preview import preview
 
         print(json.dumps(preview(config), indent=1))
         return 0
-    from perceiver_dist.search.driver import is_interrupted, run_search
+    from perceiver_dist.search.search_driver import is_interrupted, run_search
 
     console = Console(highlight=False)
     if not console.is_terminal:

@@ -29,7 +29,7 @@ def load(place: str | PathLike[str], device: str = "cpu") -> "TrainedModel":
         UserError: There is no trained model, or it is damaged.
     """
     # Here and not above, so that importing a part of the package does not import torch.
-    from perceiver_dist.inference.stored_model import find_model
+    from perceiver_dist.checkpoint.stored_model import find_model
     from perceiver_dist.inference.trained_model import TrainedModel
 
     return TrainedModel(find_model(str(place)), device)

@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from perceiver_dist.benchmarks.figures import Figures
 from perceiver_dist.benchmarks.one_rank import engine_of_one_rank
-from perceiver_dist.config import DeepSpeedConfig, RunConfig, TrainConfig
+from perceiver_dist.benchmarks.result_table import ResultTable
+from perceiver_dist.checkpoint.manifest import StoredFile, TrainingProgress, read_manifest
+from perceiver_dist.checkpoint.retention import CheckpointList
+from perceiver_dist.checkpoint.run_folder import checkpoint_name
+from perceiver_dist.config.run_config import DeepSpeedConfig, RunConfig, TrainConfig
 from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import ImageInput
-from perceiver_dist.model.config import ModelConfig
-from perceiver_dist.training.checkpoint_list import CheckpointList
-from perceiver_dist.training.checkpoint_writer import CheckpointWriter
-from perceiver_dist.training.manifest import Progress, StoredFile, read_manifest
-from perceiver_dist.training.optimizer import adam_step
-from perceiver_dist.training.run_folder import checkpoint_name
-from pipelines.source import SourceConfig
-from pipelines.storage import join
+from perceiver_dist.model.model_config import ModelConfig
+from perceiver_dist.training.zero.async_save import CheckpointWriter
+from perceiver_dist.training.zero.optimizer import adam_step
+from pipelines.shards.source import SourceConfig
+from pipelines.storage.files import join
 
 CONFIG = RunConfig(
     model=ModelConfig(
@@ -42,7 +42,7 @@ million parameters, and steps that take a second, not a minute, on a processor."
 
 
 @dataclass(frozen=True)
-class Save:
+class MeasuredSave:
     """One measured save.
 
     Attributes:
@@ -58,7 +58,7 @@ class Save:
     bytes: int
 
 
-def measure_checkpoint(repeats: int = 5, folder: str | None = None) -> Figures:
+def measure_checkpoint(repeats: int = 5, folder: str | None = None) -> ResultTable:
     """Measure how long training stands still for a checkpoint of 44 million parameters.
 
     Args:
@@ -79,10 +79,10 @@ def measure_checkpoint(repeats: int = 5, folder: str | None = None) -> Figures:
         figures = [median(stalls), min(stalls), max(stalls), median(stalls) / whole]
         stored = median(save.stored for save in saves if save.waited == waited)
         rows.append([name, *(f"{figure:.3f}" for figure in figures), f"{stored:.2f}", f"{saves[0].bytes:,}"])
-    return Figures(("save", "stall s", "least", "most", "ratio", "stored after s", "bytes"), rows)
+    return ResultTable(("save", "stall s", "least", "most", "ratio", "stored after s", "bytes"), rows)
 
 
-def measure_saves(folder: str, repeats: int, config: RunConfig = CONFIG) -> list[Save]:
+def measure_saves(folder: str, repeats: int, config: RunConfig = CONFIG) -> list[MeasuredSave]:
     """Train and save after every step, by turns without waiting and waiting for it.
 
     Args:
@@ -112,9 +112,11 @@ class _Run:
         self._group = checkpoints.choose_starting_point().group
         self._writer = CheckpointWriter(engine, folder)
 
-    def save(self, step: int, waited: bool) -> Save:
+    def save(self, step: int, waited: bool) -> MeasuredSave:
         """Save and take a step; without waiting, training stands still until it may change the weights."""
-        progress = Progress(step, step, 1, self._engine.zero_optimization_stage(), adam_step(self._engine))
+        progress = TrainingProgress(
+            step, step, 1, self._engine.zero_optimization_stage(), adam_step(self._engine)
+        )
         began = time.perf_counter()
         self._writer.save(progress, partial(self._tell, waited))
         if waited:
@@ -127,9 +129,9 @@ class _Run:
         self._engine.step()
         self._writer.wait()
         files = read_manifest(join(self._folder, checkpoint_name(step))).files
-        return Save(waited, stall, self._stored_at - began, sum(file.bytes for file in files))
+        return MeasuredSave(waited, stall, self._stored_at - began, sum(file.bytes for file in files))
 
-    def _tell(self, waited: bool, progress: Progress, outcome: StoredFile | str) -> None:
+    def _tell(self, waited: bool, progress: TrainingProgress, outcome: StoredFile | str) -> None:
         self._checkpoints.rank_saved(self._group, 0, waited, progress, outcome)
         self._stored_at = time.perf_counter()
 

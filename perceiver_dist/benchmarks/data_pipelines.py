@@ -3,7 +3,7 @@
 All decode with the same functions, unless a way's name says "own decoder": then with what the library's
 documentation shows for pictures. Each shuffles as it is documented to:
 
-- perceiver-dist: chunks of 4 samples among all of an epoch, and each batch in itself (pipelines/plan.py);
+- perceiver-dist: chunks of 4 samples among all of an epoch, and each batch in itself (pipelines/units/plan.py);
 - webdataset: shards are drawn at random, and samples pass a buffer of 1,000, still encoded;
 - ray.data: shards in random order, and rows pass a buffer of 1,000 decoded ones, or as many as 256 MiB hold.
 """
@@ -23,19 +23,19 @@ from PIL import Image, ImageOps
 from torch.utils.data import default_collate
 
 from perceiver_dist.benchmarks.data_sets import DataSet
+from perceiver_dist.cluster.ray_cluster import QUIET
+from perceiver_dist.data.batches import UnitStream
 from perceiver_dist.modalities import ImageInput, ModalityInput
-from perceiver_dist.training.batches import UnitStream
-from perceiver_dist.training.cluster import QUIET
-from pipelines.chance import evaluation_chance
-from pipelines.datasource import unit_dataset
+from pipelines.augment.randomness import evaluation_randomness
 from pipelines.decode import FIELD_MODALITY
-from pipelines.inspection.shards import index_shards
+from pipelines.decode.sample import decode_sample
+from pipelines.inspection.shard_access import index_shards
 from pipelines.limits import DEFAULT_LIMITS
-from pipelines.plan import TrainingPlan
-from pipelines.reader import RawSample
-from pipelines.sample import decode_sample
-from pipelines.source import DEFAULT_DATA
-from pipelines.units import UnitMaker
+from pipelines.shards.sample_reader import RawSample
+from pipelines.shards.source import DEFAULT_DATA
+from pipelines.units.plan import TrainingPlan
+from pipelines.units.unit_datasource import unit_dataset
+from pipelines.units.unit_maker import UnitMaker
 
 _BUFFER = 1000
 _BUFFER_BYTES = 2**28
@@ -144,7 +144,7 @@ def _from_bytes(sample: Mapping[str, Any], inputs: Mapping[str, ModalityInput]) 
     """Decode with this project's functions."""
     fields = {name: data for name, data in sample.items() if name in FIELD_MODALITY}
     raw = RawSample("", str(sample["__key__"]), fields)
-    arrays = decode_sample(raw, inputs, evaluation_chance(raw.key), DEFAULT_LIMITS)
+    arrays = decode_sample(raw, inputs, evaluation_randomness(raw.key), DEFAULT_LIMITS)
     return {**arrays, "label": np.array(int(sample["cls"]))}
 
 

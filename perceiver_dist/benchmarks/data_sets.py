@@ -18,9 +18,9 @@ from sklearn.datasets import load_sample_images
 
 from perceiver_dist.modalities import AudioInput, ImageInput, ModalityInput, VideoInput
 from pipelines.demo.resolve import resolve_shards
-from pipelines.source import SourceConfig
-from pipelines.storage import expand_shards
-from pipelines.write import Sample, write_shards
+from pipelines.shards.shard_writer import Sample, write_shards
+from pipelines.shards.source import SourceConfig
+from pipelines.storage.files import expand_shards
 
 _SHARDS = 8
 _COMPLETE = "complete"

@@ -16,17 +16,17 @@ import psutil
 
 from perceiver_dist.benchmarks.data_pipelines import PIPELINES
 from perceiver_dist.benchmarks.data_sets import DATA_SETS, make_data_set
-from perceiver_dist.benchmarks.figures import Figures
 from perceiver_dist.benchmarks.processes import answer, in_a_process
+from perceiver_dist.benchmarks.result_table import ResultTable
 from perceiver_dist.errors import UserError
 
 _MODULE = "perceiver_dist.benchmarks.data_speed"
-_MOST_BATCHES = 20_000
+_MAX_BATCHES = 20_000
 """No way reads so many in a minute on a few cores."""
 
 
 @dataclass(frozen=True)
-class Task:
+class ReadingTask:
     """What one process measures.
 
     Attributes:
@@ -45,7 +45,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Speed:
+class ReadingSpeed:
     """What one process found.
 
     Attributes:
@@ -63,7 +63,7 @@ def measure_data(
     seconds: float = 20.0,
     repeats: int = 3,
     folder: str = "runs/benchmark",
-) -> Figures:
+) -> ResultTable:
     """Measure reading and decoding beside webdataset and stock Ray Data.
 
     Args:
@@ -83,17 +83,17 @@ def measure_data(
             f"--sets must be some of {', '.join(DATA_SETS)}, --seconds above 0, --repeats at least 1, --cpus not "
             "negative"
         )
-    found: dict[tuple[str, str], list[Speed]] = {}
+    found: dict[tuple[str, str], list[ReadingSpeed]] = {}
     for name in sets:
         pictures = list(make_data_set(name, Path(folder)).inputs) == ["image"]
         for _ in range(repeats):
             for pipeline in PIPELINES:
                 if pictures or "own decoder" not in pipeline:
-                    task = Task(pipeline, name, cpus or os.cpu_count() or 1, seconds, folder)
+                    task = ReadingTask(pipeline, name, cpus or os.cpu_count() or 1, seconds, folder)
                     found.setdefault((name, pipeline), []).append(
-                        in_a_process(_MODULE, task, Speed, {"OMP_NUM_THREADS": "1"})
+                        in_a_process(_MODULE, task, ReadingSpeed, {"OMP_NUM_THREADS": "1"})
                     )
-    return Figures(
+    return ResultTable(
         ("samples", "read by", "samples/s", "least", "most", "ratio", "CPU ms", "ratio"),
         [
             _row(name, pipeline, speeds, found[name, "perceiver-dist"])
@@ -102,7 +102,9 @@ def measure_data(
     )
 
 
-def _row(name: str, pipeline: str, speeds: Sequence[Speed], first: Sequence[Speed]) -> list[str]:
+def _row(
+    name: str, pipeline: str, speeds: Sequence[ReadingSpeed], first: Sequence[ReadingSpeed]
+) -> list[str]:
     rates = [speed.samples_per_second for speed in speeds]
     cost = median(speed.cpu_seconds for speed in speeds)
     our_rate = median(speed.samples_per_second for speed in first)
@@ -117,20 +119,20 @@ def _row(name: str, pipeline: str, speeds: Sequence[Speed], first: Sequence[Spee
     ]
 
 
-def measure(task: Task) -> Speed:
+def measure(task: ReadingTask) -> ReadingSpeed:
     """Measure in this process.
 
     Args:
         task: What to measure.
     """
     data_set = make_data_set(task.data_set, Path(task.folder))
-    batches = PIPELINES[task.pipeline](data_set, task.cpus, _MOST_BATCHES, f"{task.folder}/index")
+    batches = PIPELINES[task.pipeline](data_set, task.cpus, _MAX_BATCHES, f"{task.folder}/index")
     next(batches)
     _count(batches, task.seconds / 2)
     cost, began = _cpu_seconds(), time.perf_counter()
     samples = _count(batches, task.seconds)
     seconds, cost = time.perf_counter() - began, _cpu_seconds() - cost
-    return Speed(samples / seconds, cost / samples)
+    return ReadingSpeed(samples / seconds, cost / samples)
 
 
 def _count(batches: Iterator[int], seconds: float) -> int:
@@ -149,4 +151,4 @@ def _cpu_seconds() -> float:
 
 
 if __name__ == "__main__":
-    answer(Task, measure)
+    answer(ReadingTask, measure)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from perceiver_dist.model.attention import CrossAttend
-from perceiver_dist.model.config import ModelConfig
 from perceiver_dist.model.inputs import token_channels
 from perceiver_dist.model.layers import DenseBlock, SelfAttend
+from perceiver_dist.model.model_config import ModelConfig
 from perceiver_dist.model.perceiver import Perceiver
 from perceiver_dist.model.transformers_layout import to_transformers
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from perceiver_dist.modalities import ImageInput, PointCloudInput, VideoInput
-from perceiver_dist.model.config import ModelConfig
+from perceiver_dist.model.model_config import ModelConfig
 
 
 def _square(side: int) -> ImageInput:

@@ -14,10 +14,10 @@ from typing import Literal
 
 import torch
 
-from perceiver_dist.benchmarks.figures import Figures
 from perceiver_dist.benchmarks.model_peers import CONTENDERS, OTHER_WEIGHTS, build, is_possible
 from perceiver_dist.benchmarks.model_settings import SETTINGS, SWEEP, find_setting
 from perceiver_dist.benchmarks.processes import answer, in_a_process
+from perceiver_dist.benchmarks.result_table import ResultTable
 from perceiver_dist.errors import UserError
 from perceiver_dist.model.cost import paper_flops
 from perceiver_dist.model.precision import autocast
@@ -27,7 +27,7 @@ _MODULE = "perceiver_dist.benchmarks.model_speed"
 
 
 @dataclass(frozen=True)
-class Task:
+class ModelTask:
     """What one process measures.
 
     Attributes:
@@ -46,7 +46,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Speed:
+class ModelSpeed:
     """What one process found.
 
     Attributes:
@@ -70,7 +70,7 @@ def measure_model(
     precision: Literal["fp32", "bf16"] = "fp32",
     device: Literal["cpu", "cuda"] = "cpu",
     repeats: int = 3,
-) -> Figures:
+) -> ResultTable:
     """Measure the model's step beside that of other libraries, at the same size and precision.
 
     TFLOP/s are by the paper's count, three forward passes to a step, whatever is computed in truth; a share of what
@@ -112,12 +112,12 @@ def measure_model(
             ]
         )
     times = ("forward s", "step s", "least", "most", "ratio", "samples/s", "TFLOP/s")
-    return Figures(("model", "parameters", *times, "GiB", "ratio", "difference"), rows)
+    return ResultTable(("model", "parameters", *times, "GiB", "ratio", "difference"), rows)
 
 
 def measure_sweep(
     precision: Literal["fp32", "bf16"] = "fp32", device: Literal["cpu", "cuda"] = "cpu", repeats: int = 1
-) -> Figures:
+) -> ResultTable:
     """Measure the ImageNet model's step beside `perceiver-io`'s over tokens, latents and depth, one sample at a time.
 
     Args:
@@ -149,14 +149,14 @@ def measure_sweep(
                 f"{their_memory / memory:.2f}",
             ]
         )
-    return Figures(
+    return ResultTable(
         ("size", "step s", f"{peer} s", "times as fast", "GiB", f"{peer} GiB", "times as small"), rows
     )
 
 
 def measure_speeds(
     contenders: Sequence[str], setting: str, batch: int, precision: str, device: str, repeats: int
-) -> dict[str, list[Speed]]:
+) -> dict[str, list[ModelSpeed]]:
     """Measure contenders by turns.
 
     Args:
@@ -173,26 +173,26 @@ def measure_speeds(
     Raises:
         UserError: A process failed.
     """
-    found: dict[str, list[Speed]] = {}
+    found: dict[str, list[ModelSpeed]] = {}
     possible = [name for name in contenders if is_possible(name, find_setting(setting))]
     for _ in range(repeats):
         for contender in possible:
-            task = Task(contender, setting, batch, precision, device)
-            found.setdefault(contender, []).append(in_a_process(_MODULE, task, Speed))
+            task = ModelTask(contender, setting, batch, precision, device)
+            found.setdefault(contender, []).append(in_a_process(_MODULE, task, ModelSpeed))
     return found
 
 
-def middle(speeds: Sequence[Speed], name: str) -> float:
+def middle(speeds: Sequence[ModelSpeed], name: str) -> float:
     """Return the median of one figure.
 
     Args:
         speeds: Repetitions.
-        name: The figure's name in `Speed`.
+        name: The figure's name in `ModelSpeed`.
     """
     return median(getattr(speed, name) for speed in speeds)
 
 
-def measure(task: Task) -> Speed:
+def measure(task: ModelTask) -> ModelSpeed:
     """Measure in this process: the second forward pass and the second step, after a first that does not count.
 
     Args:
@@ -232,7 +232,7 @@ def measure(task: Task) -> Speed:
     step_seconds = _seconds(step, device)
     peak = _most_bytes(device) - before
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Speed(parameters, _seconds(evaluate, device), step_seconds, peak, logits)
+    return ModelSpeed(parameters, _seconds(evaluate, device), step_seconds, peak, logits)
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:
@@ -262,4 +262,4 @@ def _most_bytes(device: torch.device) -> int:
 
 
 if __name__ == "__main__":
-    answer(Task, measure)
+    answer(ModelTask, measure)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import distributed
 
-from perceiver_dist.config import RunConfig
+from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.model.perceiver import Perceiver
-from perceiver_dist.training.engine import build_engine
+from perceiver_dist.training.zero.engine import build_engine
 
 
 @contextmanager

@@ -17,20 +17,20 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from perceiver_dist.benchmarks.figures import Figures
 from perceiver_dist.benchmarks.processes import answer, in_a_process
+from perceiver_dist.benchmarks.result_table import ResultTable
 from perceiver_dist.errors import UserError
-from pipelines.index import ShardSummary, SourceIndex
-from pipelines.plan import TrainingPlan
+from pipelines.shards.shard_index import ShardSummary, SourceIndex
+from pipelines.units.plan import TrainingPlan
 
 _UNIT_SIZE, _CHUNK_SIZE = 32, 4
-_MOST_STEPS = 10**7
+_MAX_STEPS = 10**7
 _UNITS = 200
 _MODULE = "perceiver_dist.benchmarks.plan_cost"
 
 
 @dataclass(frozen=True)
-class Size:
+class SourceSize:
     """How large a source is.
 
     Attributes:
@@ -45,7 +45,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Cost:
+class PlanCost:
     """What one process found.
 
     Attributes:
@@ -61,7 +61,7 @@ class Cost:
     shared: int
 
 
-def measure_plan(samples: int = 10**9, shards: int = 10**6, ranks: int = 1024) -> Figures:
+def measure_plan(samples: int = 10**9, shards: int = 10**6, ranks: int = 1024) -> ResultTable:
     """Measure what it costs a process to find the samples of any rank's units at any step.
 
     Args:
@@ -76,10 +76,13 @@ def measure_plan(samples: int = 10**9, shards: int = 10**6, ranks: int = 1024) -
         raise UserError(
             f"--samples {samples}, --shards {shards} and --ranks {ranks} must be at least 1, a shard holds one"
         )
-    sizes = [Size(max(samples // 1000, 1), max(shards // 1000, 1), ranks), Size(samples, shards, ranks)]
+    sizes = [
+        SourceSize(max(samples // 1000, 1), max(shards // 1000, 1), ranks),
+        SourceSize(samples, shards, ranks),
+    ]
     rows = []
     for size in sizes:
-        cost = in_a_process(_MODULE, size, Cost)
+        cost = in_a_process(_MODULE, size, PlanCost)
         rows.append(
             [
                 f"{size.samples:,}",
@@ -91,10 +94,12 @@ def measure_plan(samples: int = 10**9, shards: int = 10**6, ranks: int = 1024) -
                 f"{cost.shared / 2**20:.0f}",
             ]
         )
-    return Figures(("samples", "shards", "ranks", "first unit ms", "unit ms", "own MiB", "shared MiB"), rows)
+    return ResultTable(
+        ("samples", "shards", "ranks", "first unit ms", "unit ms", "own MiB", "shared MiB"), rows
+    )
 
 
-def measure(size: Size) -> Cost:
+def measure(size: SourceSize) -> PlanCost:
     """Measure in this process, in a child of it that has made nothing.
 
     Args:
@@ -109,7 +114,7 @@ def measure(size: Size) -> Cost:
         return _find(size, Path(scratch))
 
 
-def _write_index(size: Size, folder: Path) -> None:
+def _write_index(size: SourceSize, folder: Path) -> None:
     buffers: list[pickle.PickleBuffer] = []
     content = pickle.dumps(SourceIndex(_summaries(size)), protocol=5, buffer_callback=buffers.append)
     (folder / "index").write_bytes(content)
@@ -117,7 +122,7 @@ def _write_index(size: Size, folder: Path) -> None:
         (folder / f"buffer-{number:06d}").write_bytes(buffer)
 
 
-def _summaries(size: Size) -> Iterator[ShardSummary]:
+def _summaries(size: SourceSize) -> Iterator[ShardSummary]:
     for shard in range(size.shards):
         held = size.samples * (shard + 1) // size.shards - size.samples * shard // size.shards
         yield ShardSummary(
@@ -126,7 +131,7 @@ def _summaries(size: Size) -> Iterator[ShardSummary]:
         )  # fmt: skip
 
 
-def _find(size: Size, folder: Path) -> Cost:
+def _find(size: SourceSize, folder: Path) -> PlanCost:
     plan = TrainingPlan("source", size.samples, _UNIT_SIZE, _CHUNK_SIZE, seed=0)
     before, began = _own_bytes(), time.perf_counter()
     files = sorted(folder.glob("buffer-*"))
@@ -134,14 +139,14 @@ def _find(size: Size, folder: Path) -> Cost:
     random = np.random.default_rng(0)
     seconds = []
     for _ in range(_UNITS):
-        step, rank = int(random.integers(_MOST_STEPS)), int(random.integers(size.ranks))
+        step, rank = int(random.integers(_MAX_STEPS)), int(random.integers(size.ranks))
         for sample in plan.unit(step * size.ranks + rank):
             shard, _ = index.locate(sample)
             _ = index.shards[shard].uri
         seconds.append(time.perf_counter() - began)
         began = time.perf_counter()
     shared = sum(file.stat().st_size for file in files)
-    return Cost(seconds[0], median(seconds[1:]), _own_bytes() - before, shared)
+    return PlanCost(seconds[0], median(seconds[1:]), _own_bytes() - before, shared)
 
 
 def _mapped(file: Path) -> pa.Buffer:
@@ -155,4 +160,4 @@ def _own_bytes() -> int:
 
 
 if __name__ == "__main__":
-    answer(Size, measure)
+    answer(SourceSize, measure)

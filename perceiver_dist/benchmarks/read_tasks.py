@@ -10,17 +10,18 @@ from typing import Any
 import ray
 
 from perceiver_dist.benchmarks import DEFAULT_CONFIG
-from perceiver_dist.benchmarks.figures import Figures
-from perceiver_dist.command_line import parse_run, run_parser
-from perceiver_dist.config import RunConfig
+from perceiver_dist.benchmarks.result_table import ResultTable
+from perceiver_dist.cluster.ray_cluster import QUIET, start_ray
+from perceiver_dist.config.command_line import parse_run, run_parser
+from perceiver_dist.config.run_config import RunConfig
+from perceiver_dist.data.shard_indexing import index_sources, list_shards
 from perceiver_dist.errors import UserError
-from perceiver_dist.training.cluster import QUIET, start_ray
-from perceiver_dist.training.datasets import index_sources, list_shards, training_units
+from perceiver_dist.training.datasets import training_units
 from perceiver_dist.training.driver import resolve
-from pipelines.datasource import unit_dataset
 from pipelines.demo.resolve import resolve_demo
-from pipelines.source import DataConfig
-from pipelines.units import UnitMaker
+from pipelines.shards.source import DataConfig
+from pipelines.units.unit_datasource import unit_dataset
+from pipelines.units.unit_maker import UnitMaker
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def measure_read_tasks(
     units: int = 256,
     repeats: int = 3,
     one_cpu_nodes: bool = False,
-) -> Figures:
+) -> ResultTable:
     """Measure how fast a run's samples are read and decoded, by the number of read tasks.
 
     Args:
@@ -79,7 +80,7 @@ def measure_read_tasks(
         ratio = ingest.median / first[ingest.source]
         rows.append([ingest.source, str(ingest.tasks), *(f"{rate:,.0f}" for rate in rates), f"{ratio:.2f}"])
     unit = "nodes" if one_cpu_nodes else "tasks"
-    return Figures(("source", unit, "samples/s", "least", "most", "ratio"), rows)
+    return ResultTable(("source", unit, "samples/s", "least", "most", "ratio"), rows)
 
 
 def measure_ingest(

@@ -16,9 +16,9 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from webdataset import filters
 
-from perceiver_dist.benchmarks.figures import Figures
+from perceiver_dist.benchmarks.result_table import ResultTable
 from perceiver_dist.errors import UserError
-from pipelines.plan import TrainingPlan
+from pipelines.units.plan import TrainingPlan
 
 _BUFFERS = (1_000, 10_000)
 _CHUNKS = (1, 4, 16)
@@ -26,7 +26,7 @@ _CHUNKS = (1, 4, 16)
 
 def measure_shuffle(
     samples: int = 200_000, shards: int = 200, classes: int = 100, batch: int = 256
-) -> Figures:
+) -> ResultTable:
     """Measure how well samples are mixed, beside webdataset's shuffle of shards and buffers.
 
     Args:
@@ -65,7 +65,7 @@ def measure_shuffle(
                 f"{imbalance / _imbalance(labels[best], classes, batch):.2f}",
             ]
         )
-    return Figures(("order", "apart", "together", "imbalance", "ratio"), rows)
+    return ResultTable(("order", "apart", "together", "imbalance", "ratio"), rows)
 
 
 def _planned(samples: int, batch: int, chunk: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from perceiver_dist.benchmarks import DEFAULT_CONFIG, JOBS
-from perceiver_dist.benchmarks.figures import Figures
+from perceiver_dist.benchmarks.result_table import ResultTable
 from perceiver_dist.errors import UserError
 
 _PHASES = {
@@ -22,7 +22,7 @@ _PHASES = {
 """Words of a line, and what was done until it came."""
 
 
-def measure_start(config: str = DEFAULT_CONFIG, repeats: int = 3) -> Figures:
+def measure_start(config: str = DEFAULT_CONFIG, repeats: int = 3) -> ResultTable:
     """Measure how long a run takes from the command to its first step.
 
     Args:
@@ -41,7 +41,7 @@ def measure_start(config: str = DEFAULT_CONFIG, repeats: int = 3) -> Figures:
         _row(meaning, first[phase], [start[phase] for start in later]) for phase, meaning in _PHASES.items()
     ]
     totals = [sum(start.values()) for start in starts]
-    return Figures(
+    return ResultTable(
         ("until", "first time s", "later s", "least", "most"), [*rows, _row("all", totals[0], totals[1:])]
     )
 

@@ -20,23 +20,24 @@ import torch
 from rich.console import Console
 
 from perceiver_dist.benchmarks import DEFAULT_CONFIG
-from perceiver_dist.benchmarks.figures import Figures
 from perceiver_dist.benchmarks.one_rank import engine_of_one_rank
 from perceiver_dist.benchmarks.processes import answer, in_a_process
-from perceiver_dist.command_line import parse_run, run_parser
-from perceiver_dist.config import RunConfig, StorageConfig
+from perceiver_dist.benchmarks.result_table import ResultTable
+from perceiver_dist.config.command_line import parse_run, run_parser
+from perceiver_dist.config.run_config import RunConfig, StorageConfig
+from perceiver_dist.data.batches import Batch, to_batch
+from perceiver_dist.data.shard_indexing import list_shards
 from perceiver_dist.errors import UserError
+from perceiver_dist.metrics.metric_totals import loss_per_sample
 from perceiver_dist.model.precision import autocast
-from perceiver_dist.training.batches import Batch, to_batch
-from perceiver_dist.training.datasets import list_shards, training_units
+from perceiver_dist.training.datasets import training_units
 from perceiver_dist.training.driver import resolve, run_training
-from perceiver_dist.training.engine import set_learning_rate
-from perceiver_dist.training.learning_rate import learning_rate
-from perceiver_dist.training.totals import loss_per_sample
+from perceiver_dist.training.zero.engine import set_learning_rate
+from perceiver_dist.training.zero.learning_rate import learning_rate
 from pipelines.demo.resolve import resolve_demo
-from pipelines.inspection.shards import index_shards
-from pipelines.schedule import Schedule
-from pipelines.source import SourceConfig
+from pipelines.inspection.shard_access import index_shards
+from pipelines.shards.source import SourceConfig
+from pipelines.units.schedule import Schedule
 
 _MODULE = "perceiver_dist.benchmarks.step_overhead"
 _WINDOW = 10
@@ -46,7 +47,7 @@ _STEPS_IN_MEMORY = 30
 
 
 @dataclass(frozen=True)
-class Task:
+class OverheadTask:
     """What one process measures.
 
     Attributes:
@@ -63,7 +64,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Steps:
+class StepTimes:
     """What one process found.
 
     Attributes:
@@ -75,7 +76,7 @@ class Steps:
     waiting: list[float]
 
 
-def measure_overhead(config: str = DEFAULT_CONFIG, steps: int = 300, repeats: int = 3) -> Figures:
+def measure_overhead(config: str = DEFAULT_CONFIG, steps: int = 300, repeats: int = 3) -> ResultTable:
     """Measure what Ray Train, Ray Data and MLflow add to a step of a bare DeepSpeed loop.
 
     Args:
@@ -90,12 +91,12 @@ def measure_overhead(config: str = DEFAULT_CONFIG, steps: int = 300, repeats: in
         raise UserError(
             f"--steps is {steps} and --repeats {repeats}, must be at least {(_FIRST_WINDOWS + 2) * _WINDOW} and 1"
         )
-    found: dict[Literal["bare", "whole"], list[Steps]] = {"bare": [], "whole": []}
+    found: dict[Literal["bare", "whole"], list[StepTimes]] = {"bare": [], "whole": []}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(repeats):
             for loop, measured in found.items():
-                task = Task(loop, config, steps, f"{folder}/{number}" if loop == "whole" else folder)
-                measured.append(in_a_process(_MODULE, task, Steps, {"OMP_NUM_THREADS": "1"}))
+                task = OverheadTask(loop, config, steps, f"{folder}/{number}" if loop == "whole" else folder)
+                measured.append(in_a_process(_MODULE, task, StepTimes, {"OMP_NUM_THREADS": "1"}))
     bare = median(median(one.seconds) for one in found["bare"])
     rows = []
     for loop, measured in found.items():
@@ -110,10 +111,10 @@ def measure_overhead(config: str = DEFAULT_CONFIG, steps: int = 300, repeats: in
                 f"{waiting:.1%}",
             ]
         )
-    return Figures(("loop", "step ms", "least", "most", "ratio", "waiting for data"), rows)
+    return ResultTable(("loop", "step ms", "least", "most", "ratio", "waiting for data"), rows)
 
 
-def measure(task: Task) -> Steps:
+def measure(task: OverheadTask) -> StepTimes:
     """Measure in this process.
 
     Args:
@@ -127,18 +128,18 @@ def measure(task: Task) -> Steps:
     return _whole_run(config) if task.loop == "whole" else _bare_loop(config)
 
 
-def _whole_run(config: RunConfig) -> Steps:
+def _whole_run(config: RunConfig) -> StepTimes:
     run_training(config, Console(file=StringIO()))
     lines = (Path(config.storage.path) / "measured" / "metrics.jsonl").read_text().splitlines()
     windows = [entry for entry in map(json.loads, lines) if "train/step_seconds" in entry]
     counted = windows[_FIRST_WINDOWS:-1]
-    return Steps(
+    return StepTimes(
         [window["train/step_seconds"] for window in counted],
         [window["train/data_wait_fraction"] for window in counted],
     )
 
 
-def _bare_loop(config: RunConfig) -> Steps:
+def _bare_loop(config: RunConfig) -> StepTimes:
     config = resolve(config)
     config = replace(config, sources=[resolve_demo(source, config.storage.path) for source in config.sources])
     seconds: list[float] = []
@@ -157,7 +158,7 @@ def _bare_loop(config: RunConfig) -> Steps:
                     engine.step()
             seconds.append((time.perf_counter() - began) / _WINDOW)
     counted = seconds[_FIRST_WINDOWS:-1]
-    return Steps(counted, [0.0] * len(counted))
+    return StepTimes(counted, [0.0] * len(counted))
 
 
 def _first_steps(config: RunConfig, device: torch.device) -> Iterator[tuple[SourceConfig, list[Batch]]]:
@@ -176,4 +177,4 @@ def _first_steps(config: RunConfig, device: torch.device) -> Iterator[tuple[Sour
 
 
 if __name__ == "__main__":
-    answer(Task, measure)
+    answer(OverheadTask, measure)

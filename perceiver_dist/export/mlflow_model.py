@@ -10,12 +10,12 @@ import pandas as pd
 
 import perceiver_dist
 import pipelines
+from perceiver_dist.checkpoint.stored_model import StoredModel, find_model
 from perceiver_dist.errors import UserError
+from perceiver_dist.export.atomic_output import atomic_folder
 from perceiver_dist.export.example_files import example_file
-from perceiver_dist.export.folder import write_model
-from perceiver_dist.export.placing import new_folder
-from perceiver_dist.inference.stored_model import StoredModel, find_model
-from perceiver_dist.mlflow_store import first_line, local_database
+from perceiver_dist.export.model_folder import write_model
+from perceiver_dist.tracking.mlflow_store import first_line, local_database
 
 # isort: split
 # The modules above say to MLflow how long it may take, before it is imported.
@@ -92,7 +92,7 @@ def export_mlflow(
         raise UserError("where to put the model: give either --out FOLDER or --register NAME@ALIAS")
     stored = find_model(model)
     if out is not None:
-        with new_folder(out) as folder:
+        with atomic_folder(out) as folder:
             write_mlflow_model(stored, folder, licence)
         return f"exported {stored.place} to {out}"
     name, alias = parse_model_name(register or "")

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import yaml
 
+from perceiver_dist.checkpoint.stored_model import StoredModel
+from perceiver_dist.display.markdown import markdown_table
 from perceiver_dist.export.training_facts import TrainingFacts
-from perceiver_dist.inference.stored_model import StoredModel
-from perceiver_dist.markdown import markdown_table
-from perceiver_dist.model.config import ModelConfig
 from perceiver_dist.model.cost import forward_flops, parameter_count, tokens_per_modality
-from pipelines.source import SourceConfig
+from perceiver_dist.model.model_config import ModelConfig
+from pipelines.shards.source import SourceConfig
 
 
 def model_card(stored: StoredModel, facts: TrainingFacts | None, licence: str | None) -> str:

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from perceiver_dist.errors import UserError
 from perceiver_dist.inference.trained_model import TrainedModel, probabilities_of
 from perceiver_dist.model.perceiver import Perceiver
-from pipelines.source import SourceConfig
+from pipelines.shards.source import SourceConfig
 
 Output = Literal["probabilities", "logits"]
 Inputs = tuple[dict[str, Tensor], dict[str, Tensor]]
 """Arrays as decoded, and which samples have them, by modality."""
 
-MOST_DIFFERENCE = 1e-4
+MAX_DIFFERENCE = 1e-4
 _BATCHES = (1, 3)
 
 
@@ -131,9 +131,9 @@ def check_same(
             expected = reference(*inputs).numpy()
         differences.append(np.abs(exported(inputs) - expected).max())
     largest = float(np.max(differences))
-    if not largest <= MOST_DIFFERENCE:
+    if not largest <= MAX_DIFFERENCE:
         raise UserError(
             f"{output} of the exported model differ from the model's by up to {largest:.1e}, more than "
-            f"{MOST_DIFFERENCE:.0e}: nothing was written; please report this with the model's config.yaml"
+            f"{MAX_DIFFERENCE:.0e}: nothing was written; please report this with the model's config.yaml"
         )
     return largest

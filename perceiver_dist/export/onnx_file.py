@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
+from perceiver_dist.checkpoint.stored_model import find_model
 from perceiver_dist.errors import UserError
+from perceiver_dist.export.atomic_output import atomic_file
 from perceiver_dist.export.one_source import Inputs, Output, check_same, input_names, names_json
-from perceiver_dist.export.placing import new_file
 from perceiver_dist.export.torch_file import trace
-from perceiver_dist.inference.stored_model import find_model
 from perceiver_dist.inference.trained_model import TrainedModel
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-MOST_BYTES = 2**31
+MAX_BYTES = 2**31
 """An ONNX file that holds its weights itself is smaller than 2 GiB."""
 
 
@@ -48,7 +48,7 @@ def export_onnx(model: str, out: str, source: str | None = None, output: Output 
     trained = TrainedModel(find_model(model))
     chosen = trained.source(source)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells everybody that there is no torchvision
-    with new_file(out) as file:
+    with atomic_file(out) as file:
         program = trace(trained, chosen, output)
         _check_size(program)
         torch.onnx.export(
@@ -85,8 +85,8 @@ def _check_size(program: ExportedProgram) -> None:
     """
     arrays = (*program.state_dict.values(), *program.constants.values())
     size = sum(array.nbytes for array in arrays if isinstance(array, torch.Tensor))
-    if size >= MOST_BYTES:
+    if size >= MAX_BYTES:
         raise UserError(
             f"the model has {size / 2**30:.1f} GiB of weights and positions, an ONNX file holds less than "
-            f"{MOST_BYTES / 2**30:.0f}; export it with `torch` or `folder`"
+            f"{MAX_BYTES / 2**30:.0f}; export it with `torch` or `folder`"
         )

@@ -3,12 +3,12 @@
 import torch
 from torch.export import Dim, ExportedProgram
 
-from perceiver_dist.export.folder import CLASSES
+from perceiver_dist.checkpoint.stored_model import find_model
+from perceiver_dist.export.atomic_output import atomic_file
+from perceiver_dist.export.model_folder import CLASSES
 from perceiver_dist.export.one_source import Output, check_same, names_json, random_inputs, traceable
-from perceiver_dist.export.placing import new_file
-from perceiver_dist.inference.stored_model import find_model
 from perceiver_dist.inference.trained_model import TrainedModel
-from pipelines.source import SourceConfig
+from pipelines.shards.source import SourceConfig
 
 
 def export_torch(model: str, out: str, source: str | None = None, output: Output = "probabilities") -> str:
@@ -29,7 +29,7 @@ def export_torch(model: str, out: str, source: str | None = None, output: Output
     """
     trained = TrainedModel(find_model(model))
     chosen = trained.source(source)
-    with new_file(out) as file:
+    with atomic_file(out) as file:
         program = trace(trained, chosen, output)
         torch.export.save(program, file, extra_files={CLASSES: names_json(chosen)})
         loaded = torch.export.load(file).module()

@@ -3,12 +3,12 @@
 import json
 from dataclasses import asdict, dataclass
 
+from perceiver_dist.checkpoint.manifest import MANIFEST, read_manifest
+from perceiver_dist.checkpoint.run_folder import read_result, run_of
+from perceiver_dist.checkpoint.stored_model import StoredModel
 from perceiver_dist.errors import UserError
-from perceiver_dist.inference.stored_model import StoredModel
 from perceiver_dist.strict_json import numbers, to_json
-from perceiver_dist.training.manifest import MANIFEST, read_manifest
-from perceiver_dist.training.run_folder import read_result, run_of
-from pipelines.storage import join, list_folder, read_text
+from pipelines.storage.files import join, list_folder, read_text
 
 TRAINING = "training.json"
 """Where an exported folder keeps it."""

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from perceiver_dist.figures import write_figure
+from perceiver_dist.display.run_figures import write_figure
 from perceiver_dist.modalities import AudioInput, ModalityInput, PointCloudInput, VideoInput
 
 _LATENTS = 2

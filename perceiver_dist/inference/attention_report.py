@@ -9,10 +9,10 @@ import torch
 from perceiver_dist.inference.attention_figure import attention_figure
 from perceiver_dist.inference.trained_model import TrainedModel, probabilities_of
 from perceiver_dist.model.attention_maps import attention_maps
-from pipelines.index import SourceIndex
-from pipelines.plan import EvaluationPlan
-from pipelines.source import SourceConfig
-from pipelines.units import Unit, UnitMaker
+from pipelines.shards.shard_index import SourceIndex
+from pipelines.shards.source import SourceConfig
+from pipelines.units.plan import EvaluationPlan
+from pipelines.units.unit_maker import Unit, UnitMaker
 
 
 def draw_attention(

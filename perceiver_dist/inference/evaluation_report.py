@@ -5,21 +5,21 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from perceiver_dist.figures import confusion_matrix_figure, is_worth_drawing
+from perceiver_dist.display.markdown import markdown_table
+from perceiver_dist.display.progress import metric_rows
+from perceiver_dist.display.run_figures import confusion_matrix_figure, is_worth_drawing
 from perceiver_dist.inference.attention_report import draw_attention
-from perceiver_dist.inference.evaluation import Evaluation, SourceEvaluation
-from perceiver_dist.markdown import markdown_table
-from perceiver_dist.progress import metric_rows
+from perceiver_dist.inference.model_evaluation import ModelEvaluation, SourceEvaluation
 from perceiver_dist.strict_json import to_json
-from pipelines.storage import copy_file, join
+from pipelines.storage.files import copy_file, join
 
 JSON = "report.json"
 PAGE = "report.md"
-_MOST_BAD_SAMPLES = 100
+_MAX_BAD_SAMPLES = 100
 """How many samples that could not be used are listed; all of them are counted."""
 
 
-def write_report(evaluation: Evaluation, attention: int = 0) -> list[str]:
+def write_report(evaluation: ModelEvaluation, attention: int = 0) -> list[str]:
     """Write the report into its folder, each file as a whole.
 
     Args:
@@ -42,7 +42,7 @@ def write_report(evaluation: Evaluation, attention: int = 0) -> list[str]:
     return [join(evaluation.out, name) for name in files]
 
 
-def report(evaluation: Evaluation) -> dict[str, Any]:
+def report(evaluation: ModelEvaluation) -> dict[str, Any]:
     """Return what report.json holds, where a value that does not exist is null.
 
     Args:
@@ -70,7 +70,7 @@ def _source(found: SourceEvaluation) -> dict[str, Any]:
         "modalities": found.source.modalities,
         "samples": found.samples,
         "bad_samples": len(found.bad),
-        "first_bad_samples": [bad._asdict() for bad in found.bad[:_MOST_BAD_SAMPLES]],
+        "first_bad_samples": [bad._asdict() for bad in found.bad[:_MAX_BAD_SAMPLES]],
         "seconds": round(found.seconds, 3),
         "classes": [
             {"class": name, **dict(zip(found.by_class, values, strict=True))}
@@ -80,7 +80,7 @@ def _source(found: SourceEvaluation) -> dict[str, Any]:
     }
 
 
-def report_page(evaluation: Evaluation) -> str:
+def report_page(evaluation: ModelEvaluation) -> str:
     """Return the report as a page of Markdown.
 
     Args:

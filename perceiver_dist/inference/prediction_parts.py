@@ -16,15 +16,15 @@ from torch import Tensor
 
 from perceiver_dist.errors import UserError
 from perceiver_dist.inference.trained_model import TrainedModel
-from pipelines.index import SourceIndex
-from pipelines.storage import join, list_folder, read_text, write_bytes, write_text
+from pipelines.shards.shard_index import SourceIndex
+from pipelines.storage.files import join, list_folder, read_text, write_bytes, write_text
 
 SETTINGS = "_predictions.json"
 _PART = "part-{:08d}.parquet"
 
 
 @dataclass(frozen=True)
-class Settings:
+class PredictionSettings:
     """What decides the content of every part.
 
     Attributes:
@@ -101,7 +101,7 @@ class PredictionParts:
         UserError: The folder holds parts that were made with other settings.
     """
 
-    def __init__(self, out: str, settings: Settings) -> None:
+    def __init__(self, out: str, settings: PredictionSettings) -> None:
         self.out = out
         self.settings = settings
         text = read_text(join(out, SETTINGS))
@@ -132,7 +132,7 @@ class PredictionParts:
         write_bytes(join(self.out, _PART.format(number)), target.getvalue())
 
 
-def _check_same(out: str, text: str, settings: Settings) -> None:
+def _check_same(out: str, text: str, settings: PredictionSettings) -> None:
     """Make sure that parts were made with the settings of now.
 
     Raises:

@@ -5,7 +5,7 @@ import pyarrow as pa
 
 from perceiver_dist.inference.scoring import ScoredUnit
 from perceiver_dist.inference.trained_model import probabilities_of, sees_nothing
-from pipelines.source import SourceConfig
+from pipelines.shards.source import SourceConfig
 
 _COLUMNS = {
     "shard": pa.string(),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from perceiver_dist.errors import UserError
 from pipelines.decode import FIELD_MODALITY, field_of
-from pipelines.reader import RawSample
+from pipelines.shards.sample_reader import RawSample
 
 Files = str | Path | Sequence[str | Path]
 """A sample: one file, or several that belong together, such as a picture and a sound."""

@@ -1,8 +1,8 @@
 """Units of any shards, scored by a trained model over the cluster: a stream in order, each sample once.
 
-Read tasks make units as they do for an evaluation in training (`pipelines/datasource.py`), a pool of actors that hold
-the model scores them, and the caller takes them one after the other. Blocks stay single units and in order all the
-way; Ray behaves so but does not promise it, so every unit's number is checked.
+Read tasks make units as they do for an evaluation in training (`pipelines/units/unit_datasource.py`), a pool of actors
+that hold the model scores them, and the caller takes them one after the other. Blocks stay single units and in order
+all the way; Ray behaves so but does not promise it, so every unit's number is checked.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,22 +16,22 @@ import torch
 from ray.data import ActorPoolStrategy, Dataset
 from torch import Tensor
 
+from perceiver_dist.checkpoint.stored_model import StoredModel
+from perceiver_dist.data.batches import UnitOrderError, to_batch
 from perceiver_dist.errors import UserError
-from perceiver_dist.inference.crew import Crew
-from perceiver_dist.inference.stored_model import StoredModel
+from perceiver_dist.inference.scoring_pool import ScoringPool
 from perceiver_dist.inference.trained_model import TrainedModel
 from perceiver_dist.inference.views import mean_logits
-from perceiver_dist.training.batches import UnitOrderError, to_batch
-from perceiver_dist.training.subsets import Subset, show_only
-from pipelines.datasource import unit_block, unit_dataset
-from pipelines.index import SourceIndex
-from pipelines.plan import EvaluationPlan
-from pipelines.source import SourceConfig
-from pipelines.units import BadSample, UnitMaker
+from perceiver_dist.metrics.subsets import Subset, show_only
+from pipelines.shards.shard_index import SourceIndex
+from pipelines.shards.source import SourceConfig
+from pipelines.units.plan import EvaluationPlan
+from pipelines.units.unit_datasource import unit_block, unit_dataset
+from pipelines.units.unit_maker import BadSample, UnitMaker
 
 
 @dataclass(frozen=True)
-class Work:
+class ScoringTask:
     """What is to be scored, and what is wanted of it.
 
     Attributes:
@@ -63,7 +63,7 @@ class Work:
         return self.plan.units // self.views
 
 
-class Place(NamedTuple):
+class SampleLocation(NamedTuple):
     """Where a sample lies.
 
     Attributes:
@@ -89,7 +89,7 @@ class ScoredUnit:
         bad: The samples that could not be used.
     """
 
-    places: list[Place]
+    places: list[SampleLocation]
     real: Tensor
     labels: Tensor
     present: dict[str, Tensor]
@@ -105,15 +105,15 @@ class Scorers:
 
     Args:
         model: The model, on the host.
-        crew: Who works.
+        pool: Who works.
     """
 
-    def __init__(self, model: TrainedModel, crew: Crew) -> None:
+    def __init__(self, model: TrainedModel, pool: ScoringPool) -> None:
         self._model = model
         self._weights = ray.put(model.model.state_dict())
-        self._crew = crew
+        self._pool = pool
 
-    def score(self, work: Work, first: int = 0) -> Iterator[ScoredUnit]:
+    def score(self, work: ScoringTask, first: int = 0) -> Iterator[ScoredUnit]:
         """Yield the scored units in order.
 
         Args:
@@ -131,14 +131,14 @@ class Scorers:
         if next(rows, None) is not None:
             raise UnitOrderError(f"a unit came after unit {work.plan.units - 1}, which is the last")
 
-    def dataset(self, work: Work, first: int = 0) -> Dataset:
+    def dataset(self, work: ScoringTask, first: int = 0) -> Dataset:
         """Return the stream before it is run: a block of one row for each unit, as `_Scorer` gives it.
 
         Args:
             work: What is to be scored.
             first: The unit to begin with.
         """
-        data = replace(self._model.config.data, tasks=self._crew.readers)
+        data = replace(self._model.config.data, tasks=self._pool.readers)
         inputs = self._model.inputs(work.source)
         maker = UnitMaker(work.source, inputs, work.index, work.plan, data, labelled=work.labelled)
         start, stop = first * work.views, work.plan.units
@@ -147,19 +147,19 @@ class Scorers:
             fn_constructor_args=(
                 self._model.stored,
                 self._weights,
-                self._crew.device,
+                self._pool.device,
                 replace(work, index=SourceIndex([])),  # which may be large, and is for the read tasks
             ),
             # A batch is a unit. With a size Ray keeps reading out of the actors: a decoder that crashes would take
             # the model with it.
             batch_size=1,
             batch_format="numpy",
-            compute=ActorPoolStrategy(size=min(self._crew.actors, stop - start)),
-            num_cpus=self._crew.bundle.get("CPU"),
-            num_gpus=self._crew.bundle.get("GPU"),
+            compute=ActorPoolStrategy(size=min(self._pool.actors, stop - start)),
+            num_cpus=self._pool.bundle.get("CPU"),
+            num_gpus=self._pool.bundle.get("GPU"),
         )
 
-    def _rows(self, work: Work, first: int) -> Iterator[dict[str, Any]]:
+    def _rows(self, work: ScoringTask, first: int) -> Iterator[dict[str, Any]]:
         # The split of one makes an actor run the stream, whose log is then not on this process's screen.
         [stream] = self.dataset(work, first).streaming_split(1)
         try:
@@ -177,7 +177,7 @@ class _Scorer:
     """An actor that holds the model; called with one unit, gives what the model says of it."""
 
     def __init__(
-        self, stored: StoredModel, weights: "ray.ObjectRef[dict[str, Tensor]]", device: str, work: Work
+        self, stored: StoredModel, weights: "ray.ObjectRef[dict[str, Tensor]]", device: str, work: ScoringTask
     ) -> None:
         self._model = TrainedModel(stored, device, ray.get(weights))
         self._work = work
@@ -223,7 +223,7 @@ def _take(rows: Iterator[dict[str, Any]], due: int) -> dict[str, Any]:
     return row
 
 
-def _combine(work: Work, views: list[dict[str, Any]], samples: Sequence[int]) -> ScoredUnit:
+def _combine(work: ScoringTask, views: list[dict[str, Any]], samples: Sequence[int]) -> ScoredUnit:
     """Make one of all looks at the same samples; a sample that is bad in one of them is bad."""
     shards = [work.index.shards[work.index.locate(sample)[0]].uri for sample in samples]
     keys = [str(key) for key in views[0]["keys"][0]]
@@ -231,7 +231,9 @@ def _combine(work: Work, views: list[dict[str, Any]], samples: Sequence[int]) ->
     embeddings = torch.tensor(np.stack([row["embeddings"][0] for row in views]))
     bad = {BadSample(*map(str, sample)) for row in views for sample in row["quarantined"][0]}
     return ScoredUnit(
-        places=[Place(shard, key[len(shard) + 1 :]) for shard, key in zip(shards, keys, strict=False)],
+        places=[
+            SampleLocation(shard, key[len(shard) + 1 :]) for shard, key in zip(shards, keys, strict=False)
+        ],
         real=torch.tensor(np.stack([row["real"][0] for row in views])).all(0),
         labels=torch.tensor(views[0]["label"][0]),
         present={name: torch.tensor(views[0][f"{name}_present"][0]) for name in work.source.modalities},

@@ -6,28 +6,28 @@ from itertools import islice
 from rich.console import Console
 
 from perceiver_dist import load
+from perceiver_dist.display.progress import SamplesLine
 from perceiver_dist.errors import UserError
-from perceiver_dist.inference.crew import gather_crew
-from perceiver_dist.inference.options import PredictionOptions
+from perceiver_dist.inference.inference_options import PredictionOptions
 from perceiver_dist.inference.prediction_parts import (
     PredictionParts,
-    Settings,
+    PredictionSettings,
     digest_of_shards,
     digest_of_weights,
 )
 from perceiver_dist.inference.prediction_table import prediction_table
-from perceiver_dist.inference.scoring import Scorers, Work
+from perceiver_dist.inference.scoring import Scorers, ScoringTask
+from perceiver_dist.inference.scoring_pool import allocate_pool
 from perceiver_dist.inference.shards import index_for, output_folder
 from perceiver_dist.inference.trained_model import TrainedModel
-from perceiver_dist.progress import SamplesLine
 from pipelines.demo.resolve import resolve_demo
-from pipelines.index import SourceIndex
-from pipelines.source import SourceConfig
-from pipelines.storage import absolute_uri, expand_shards
+from pipelines.shards.shard_index import SourceIndex
+from pipelines.shards.source import SourceConfig
+from pipelines.storage.files import absolute_uri, expand_shards
 
 
 @dataclass(frozen=True)
-class Predicted:
+class PredictionSummary:
     """How a prediction on shards ended.
 
     Attributes:
@@ -43,7 +43,7 @@ class Predicted:
     bad: int
 
 
-def predict_shards(options: PredictionOptions, console: Console) -> Predicted:
+def predict_shards(options: PredictionOptions, console: Console) -> PredictionSummary:
     """Predict every sample of some shards once; work that was stopped goes on where it was.
 
     Args:
@@ -65,11 +65,11 @@ def predict_shards(options: PredictionOptions, console: Console) -> Predicted:
     uris = expand_shards(source.eval_shards, source.name)
     out = output_folder(options.out)
     with SamplesLine(console) as line:
-        crew = gather_crew(options.device, options.actors, options.readers, line.message)
+        pool = allocate_pool(options.device, options.actors, options.readers, line.message)
         index = index_for(model, {source.name: uris}, out)[source.name]
         parts = PredictionParts(out, _settings(options, model, source, index))
-        line.message(f"{model.stored.place}: {crew.actors} x {crew.device}, {crew.readers} readers")
-        work = Work(
+        line.message(f"{model.stored.place}: {pool.actors} x {pool.device}, {pool.readers} readers")
+        work = ScoringTask(
             source,
             index,
             parts.settings.batch,
@@ -77,14 +77,14 @@ def predict_shards(options: PredictionOptions, console: Console) -> Predicted:
             labelled=False,
             embeddings=options.embeddings,
         )
-        return _predict(Scorers(model, crew), work, parts, line)
+        return _predict(Scorers(model, pool), work, parts, line)
 
 
 def _settings(
     options: PredictionOptions, model: TrainedModel, source: SourceConfig, index: SourceIndex
-) -> Settings:
+) -> PredictionSettings:
     batch = options.batch or model.config.train.micro_batch
-    return Settings(
+    return PredictionSettings(
         model=absolute_uri(model.stored.place),
         weights=digest_of_weights(model),
         source=source.name,
@@ -98,7 +98,9 @@ def _settings(
     )
 
 
-def _predict(scorers: Scorers, work: Work, parts: PredictionParts, line: SamplesLine) -> Predicted:
+def _predict(
+    scorers: Scorers, work: ScoringTask, parts: PredictionParts, line: SamplesLine
+) -> PredictionSummary:
     settings = parts.settings
     first = parts.first_missing()
     done = before = min(first * settings.samples_per_part, settings.samples)
@@ -115,4 +117,4 @@ def _predict(scorers: Scorers, work: Work, parts: PredictionParts, line: Samples
             bad += len(tables[-1]) - tables[-1]["error"].null_count
             line.update(done)
         parts.write(number, tables)
-    return Predicted(parts.out, settings.samples, before, bad)
+    return PredictionSummary(parts.out, settings.samples, before, bad)

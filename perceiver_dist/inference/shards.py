@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
+from perceiver_dist.cluster.ray_cluster import check_is_kept
+from perceiver_dist.data.shard_indexing import index_on_cluster
 from perceiver_dist.inference.trained_model import TrainedModel
-from perceiver_dist.training.cluster import check_is_kept
-from perceiver_dist.training.datasets import index_shards
-from pipelines.index import SourceIndex
-from pipelines.storage import STORAGE_ERRORS, absolute_uri, check_writable, join, list_folder
+from pipelines.shards.shard_index import SourceIndex
+from pipelines.storage.files import STORAGE_ERRORS, absolute_uri, check_writable, join, list_folder
 
 
 def index_for(model: TrainedModel, shards: Mapping[str, Sequence[str]], out: str) -> dict[str, SourceIndex]:
@@ -23,7 +23,7 @@ def index_for(model: TrainedModel, shards: Mapping[str, Sequence[str]], out: str
     Raises:
         UserError: A shard is missing, damaged or empty; the first such shard is named.
     """
-    return index_shards(shards, _index_folder(model, out), model.config.data.storage_seconds)
+    return index_on_cluster(shards, _index_folder(model, out), model.config.data.storage_seconds)
 
 
 def output_folder(out: str) -> str:

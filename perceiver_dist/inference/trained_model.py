@@ -12,19 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perceiver_dist.config import RunConfig
+from perceiver_dist.checkpoint.stored_model import StoredModel
+from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.errors import UserError
 from perceiver_dist.inference.sample_files import Files, read_files
-from perceiver_dist.inference.stored_model import StoredModel
 from perceiver_dist.modalities import ModalityInput
 from perceiver_dist.model.perceiver import Perceiver
 from perceiver_dist.model.precision import autocast
-from pipelines.chance import evaluation_chance
+from pipelines.augment.randomness import evaluation_randomness
 from pipelines.decode import FIELD_MODALITY
+from pipelines.decode.sample import Arrays, decode_sample
 from pipelines.errors import SampleError
-from pipelines.reader import RawSample
-from pipelines.sample import Arrays, decode_sample
-from pipelines.source import SourceConfig
+from pipelines.shards.sample_reader import RawSample
+from pipelines.shards.source import SourceConfig
 
 
 class Answer(NamedTuple):
@@ -202,7 +202,7 @@ class TrainedModel:
         """
         inputs = self.inputs(source)
         try:
-            arrays = decode_sample(sample, inputs, evaluation_chance(sample.key), self.config.data.limits)
+            arrays = decode_sample(sample, inputs, evaluation_randomness(sample.key), self.config.data.limits)
         except SampleError as error:
             raise UserError(f"{sample.shard}: {error}") from error
         if not arrays:

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid
 
 from perceiver_dist.errors import UserError
-from pipelines.source import SourceConfig
+from pipelines.shards.source import SourceConfig
 
 _IN_TIME = ("audio", "video")
 

@@ -30,9 +30,9 @@ import torch.nn.functional as F  # noqa: N812  # torch's own convention
 from torch import Tensor, nn
 
 from perceiver_dist.modalities import tokens
-from perceiver_dist.model.config import ModelConfig
 from perceiver_dist.model.inputs import LAYER_NORM_EPS, Presence, Tokens
 from perceiver_dist.model.layers import DenseBlock, init_weight, linear, no_effect
+from perceiver_dist.model.model_config import ModelConfig
 from perceiver_dist.model.positions import separates_by_axis
 
 # Fused kernels on GPUs want channels in multiples of 8; 261 (the paper's ImageNet) becomes 264.

@@ -10,12 +10,8 @@ from typing import Literal
 from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import ModalityInput, tokens
 from perceiver_dist.model.attention import CHANNEL_MULTIPLE, attention_path
-from perceiver_dist.model.config import ModelConfig
-from perceiver_dist.model.inputs import (
-    encoding_channels,
-    learned_positions,
-    token_channels,
-)
+from perceiver_dist.model.inputs import encoding_channels, learned_positions, token_channels
+from perceiver_dist.model.model_config import ModelConfig
 from perceiver_dist.model.positions import position_channels, separates_by_axis
 
 

@@ -20,8 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_MOST_COLUMNS = 256
-_MOST_CHANNELS = 64
+_MAX_COLUMNS = 256
+_MAX_CHANNELS = 64
 _SCORES = 4096
 """Of a row, in the registers of a program: with as many warps, compute capability 9.0 has room for them."""
 _WARPS = 8
@@ -34,7 +34,7 @@ def fits(columns: int, channels: int) -> bool:
         columns: Size of the grid's last axis.
         channels: Channels A of the tokens' own features.
     """
-    return columns <= _MOST_COLUMNS and channels <= _MOST_CHANNELS
+    return columns <= _MAX_COLUMNS and channels <= _MAX_CHANNELS
 
 
 def forward(

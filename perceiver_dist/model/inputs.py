@@ -27,8 +27,8 @@ from perceiver_dist.modalities import (
     PointCloudInput,
     tokens,
 )
-from perceiver_dist.model.config import ModelConfig
 from perceiver_dist.model.mel import log_mel, mel_filters
+from perceiver_dist.model.model_config import ModelConfig
 from perceiver_dist.model.positions import (
     axis_features,
     fourier_features,

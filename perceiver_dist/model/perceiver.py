@@ -9,7 +9,6 @@ from torch.utils.checkpoint import checkpoint
 
 from perceiver_dist.errors import UserError
 from perceiver_dist.model.attention import AttendableTokens, CrossAttend, DenseTokens, attention_path
-from perceiver_dist.model.config import ModelConfig
 from perceiver_dist.model.factored import FactoredTokens
 from perceiver_dist.model.inputs import (
     Presence,
@@ -21,6 +20,7 @@ from perceiver_dist.model.inputs import (
     token_channels,
 )
 from perceiver_dist.model.layers import LearnedArrays, SelfAttend, linear, no_effect
+from perceiver_dist.model.model_config import ModelConfig
 from perceiver_dist.model.readout import Decoder
 
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})

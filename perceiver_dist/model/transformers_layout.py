@@ -14,7 +14,7 @@ from torch import Tensor
 
 from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import ImageInput
-from perceiver_dist.model.config import ModelConfig
+from perceiver_dist.model.model_config import ModelConfig
 
 ARCHITECTURE = "PerceiverForImageClassificationFourier"
 

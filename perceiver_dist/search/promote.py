@@ -1,10 +1,10 @@
 """The best trial's model in MLflow's model registry, under an alias that programs can ask for."""
 
-from perceiver_dist.command_line import read_run
+from perceiver_dist.checkpoint.stored_model import StoredModel
+from perceiver_dist.config.command_line import read_run
 from perceiver_dist.errors import UserError
 from perceiver_dist.export.mlflow_model import register_model
-from perceiver_dist.inference.stored_model import StoredModel
-from perceiver_dist.search.record import SearchRecord
+from perceiver_dist.search.study.search_record import SearchRecord
 
 
 def promote_best(record: SearchRecord, config_yaml: str, tracking_uri: str, name: str, alias: str) -> str:

@@ -1,4 +1,4 @@
-"""What Ray Tune asks of a search algorithm and of a scheduler, answered by `SearchProgress`.
+"""What Ray Tune asks of a search algorithm and of a scheduler, answered by `SearchController`.
 
 Ray Tune starts trials, watches over them, starts them again when their node is lost, and ends them. Its own state is
 not needed to go on with a search: of its schedulers it saves none, and what was decided follows from `search.json`.
@@ -18,13 +18,15 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from perceiver_dist.search.progress import SearchProgress
-from perceiver_dist.search.record import Trial
-from perceiver_dist.search.resources import TRIAL_MEMORY
+from perceiver_dist.search.controller import SearchController
+from perceiver_dist.search.study.search_record import Trial
 from perceiver_dist.search.trial import run_trial
+from perceiver_dist.search.trial_resources import TRIAL_MEMORY
 
 
-def run_trials(progress: SearchProgress, at_once: Callable[[], int], max_failures: int, folder: str) -> None:
+def run_trials(
+    progress: SearchController, at_once: Callable[[], int], max_failures: int, folder: str
+) -> None:
     """Run all trials of a search, to the end or until it is interrupted.
 
     Args:
@@ -48,23 +50,23 @@ def run_trials(progress: SearchProgress, at_once: Callable[[], int], max_failure
             storage_path=folder,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=max_failures),
-            callbacks=[_Losses(progress, searcher)],
+            callbacks=[_LostTrials(progress, searcher)],
         ),
     )
     tuner.fit()
 
 
-class _KeptElsewhere:
+class _NotPickled:
     """Ray Tune pickles what it is given, to go on with a search in its own way; there is nothing to pickle."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
-class _Searcher(_KeptElsewhere, Searcher):
+class _Searcher(_NotPickled, Searcher):
     """Hands out the trials of a search, so many at a time."""
 
-    def __init__(self, progress: SearchProgress, at_once: Callable[[], int]) -> None:
+    def __init__(self, progress: SearchController, at_once: Callable[[], int]) -> None:
         super().__init__()
         self.trials: dict[str, Trial] = {}
         self._progress = progress
@@ -93,10 +95,10 @@ class _Searcher(_KeptElsewhere, Searcher):
         raise NotImplementedError
 
 
-class _Scheduler(_KeptElsewhere, FIFOScheduler):
+class _Scheduler(_NotPickled, FIFOScheduler):
     """Passes reports on, and stops the trials that are not to go on."""
 
-    def __init__(self, progress: SearchProgress, searcher: _Searcher) -> None:
+    def __init__(self, progress: SearchController, searcher: _Searcher) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._progress = progress
         self._searcher = searcher
@@ -106,10 +108,10 @@ class _Scheduler(_KeptElsewhere, FIFOScheduler):
         return TrialScheduler.STOP if ends else TrialScheduler.CONTINUE
 
 
-class _Losses(_KeptElsewhere, tune.Callback):
+class _LostTrials(_NotPickled, tune.Callback):
     """Tells the search of trials that were lost, when Ray Tune has given them up."""
 
-    def __init__(self, progress: SearchProgress, searcher: _Searcher) -> None:
+    def __init__(self, progress: SearchController, searcher: _Searcher) -> None:
         self._progress = progress
         self._searcher = searcher
 

@@ -7,16 +7,16 @@ from typing import Any
 from ray import tune
 from rich.console import Console
 
-from perceiver_dist.command_line import read_run
+from perceiver_dist.checkpoint.run_folder import CONFIG, newest_step
+from perceiver_dist.config.command_line import read_run
 from perceiver_dist.errors import UserError
 from perceiver_dist.training.driver import run_training
-from perceiver_dist.training.news import News
-from perceiver_dist.training.run_folder import CONFIG, newest_step
-from pipelines.storage import join, read_text
+from perceiver_dist.training.tracker.status import TrainingStatus
+from pipelines.storage.files import join, read_text
 
 
 @dataclass(frozen=True)
-class Report:
+class TrialReport:
     """How a trial stands.
 
     Attributes:
@@ -46,26 +46,26 @@ def run_trial(parameters: dict[str, Any]) -> None:
         parameters: "folder": path or URI of the run's folder, which holds its configuration.
     """
     folder = parameters["folder"]
-    newest = Report(step=0)
+    newest = TrialReport(step=0)
 
-    def on_news(news: News) -> None:
+    def on_status(status: TrainingStatus) -> None:
         nonlocal newest
         saved = newest_step(folder)
-        covered = {step: metrics for step, metrics in news.evaluations.items() if step <= saved}
-        newest = Report(news.step, news.loss if news.step else None, covered, saved)
+        covered = {step: metrics for step, metrics in status.evaluations.items() if step <= saved}
+        newest = TrialReport(status.step, status.loss if status.step else None, covered, saved)
         tune.report({"report": newest})
 
     try:
         training = read_run(read_text(join(folder, CONFIG)) or "")
-        result = run_training(training, Console(file=io.StringIO()), on_news)
+        result = run_training(training, Console(file=io.StringIO()), on_status)
     except UserError as error:
-        tune.report({"report": Report(newest.step, exit="failed", reason=str(error))})
+        tune.report({"report": TrialReport(newest.step, exit="failed", reason=str(error))})
         return
     last = {result["steps"]: result["metrics"]} if result["exit"] == "completed" else {}
     evaluations = {**newest.evaluations, **last}
     tune.report(
         {
-            "report": Report(
+            "report": TrialReport(
                 result["steps"],
                 newest.loss,
                 evaluations,

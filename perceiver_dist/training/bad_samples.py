@@ -7,9 +7,9 @@ import ray
 import torch
 from torch import distributed
 
+from perceiver_dist.checkpoint.run_folder import QUARANTINE
+from perceiver_dist.data.batches import Batch
 from perceiver_dist.errors import UserError
-from perceiver_dist.training.batches import Batch
-from perceiver_dist.training.run_folder import QUARANTINE
 
 ENOUGH = 500
 """Samples of a source that must have been met before their bad fraction says anything."""
@@ -58,7 +58,7 @@ class BadSamples:
             self.saw(source, batch)
             yield batch
 
-    def all_told(self) -> None:
+    def wait_until_reported(self) -> None:
         """Wait until the tracker knows of every bad sample that this rank met."""
         ray.get(self._told)
 
@@ -73,7 +73,7 @@ class BadSamples:
         for source, (met, bad) in zip(self._counts, counts.tolist(), strict=True):
             if met < ENOUGH or bad <= self._max_fraction * met:
                 continue
-            self.all_told()
+            self.wait_until_reported()
             distributed.barrier()
             reasons = ray.get(self._tracker.bad_reasons.remote(source, _REASONS))
             raise UserError(

@@ -8,18 +8,18 @@ from typing import Any
 import ray
 from rich.console import Console
 
-from perceiver_dist.config import RunConfig
-from perceiver_dist.progress import ProgressLine, result_table
-from perceiver_dist.training.news import News
-from perceiver_dist.training.run_folder import QUARANTINE
-from pipelines.storage import join
+from perceiver_dist.checkpoint.run_folder import QUARANTINE
+from perceiver_dist.config.run_config import RunConfig
+from perceiver_dist.display.progress import ProgressLine, result_table
+from perceiver_dist.training.tracker.status import TrainingStatus
+from pipelines.storage.files import join
 
-_SECONDS_BETWEEN_NEWS = 0.5
+_SECONDS_BETWEEN_UPDATES = 0.5
 
 
 @contextmanager
-def news_on(
-    line: ProgressLine, tracker: Any, total_steps: int, on_news: Callable[[News], None] | None
+def show_status(
+    line: ProgressLine, tracker: Any, total_steps: int, on_status: Callable[[TrainingStatus], None] | None
 ) -> Iterator[None]:
     """Show the tracker's news on the progress line while `trainer.fit` holds the main thread.
 
@@ -27,7 +27,7 @@ def news_on(
         line: Where to show it.
         tracker: The `Tracker` actor, asked twice a second.
         total_steps: Steps of the whole run.
-        on_news: Called with the news as well.
+        on_status: Called with the news as well.
     """
     done = threading.Event()
 
@@ -35,21 +35,23 @@ def news_on(
 
     def look() -> None:
         nonlocal restarts, told, workers
-        news: News = ray.get(tracker.news.remote())
-        if news.restarts > restarts:
-            restarts = news.restarts
-            line.message(_restart_line(news, workers))
-        workers = news.world_size
-        for message in news.messages[told:]:
+        status: TrainingStatus = ray.get(tracker.status.remote())
+        if status.restarts > restarts:
+            restarts = status.restarts
+            line.message(_restart_line(status, workers))
+        workers = status.world_size
+        for message in status.messages[told:]:
             line.message(message)
-        told = len(news.messages)
-        if news.step:
-            line.update(news.step, total_steps, news.loss, news.samples_per_second, news.data_wait_fraction)
-        if on_news:
-            on_news(news)
+        told = len(status.messages)
+        if status.step:
+            line.update(
+                status.step, total_steps, status.loss, status.samples_per_second, status.data_wait_fraction
+            )
+        if on_status:
+            on_status(status)
 
     def watch() -> None:
-        while not done.wait(_SECONDS_BETWEEN_NEWS):
+        while not done.wait(_SECONDS_BETWEEN_UPDATES):
             look()
         look()
 
@@ -62,13 +64,13 @@ def news_on(
         watcher.join()
 
 
-def _restart_line(news: News, workers_before: int) -> str:
+def _restart_line(status: TrainingStatus, workers_before: int) -> str:
     """Say why there is a new group of workers, as far as their number tells."""
-    if news.restarted_after_error:
-        return f"{news.world_size} workers go on from step {news.started_from} after the error"
-    if news.world_size > workers_before:
-        return f"more workers are there: {news.world_size} go on from step {news.started_from}"
-    return f"workers were lost: {news.world_size} go on from step {news.started_from}"
+    if status.restarted_after_error:
+        return f"{status.world_size} workers go on from step {status.started_from} after the error"
+    if status.world_size > workers_before:
+        return f"more workers are there: {status.world_size} go on from step {status.started_from}"
+    return f"workers were lost: {status.world_size} go on from step {status.started_from}"
 
 
 def show_waiting(waiting: int, config: RunConfig, console: Console) -> None:

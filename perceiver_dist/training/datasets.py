@@ -1,110 +1,27 @@
 """From a run's configuration to its Ray Datasets: shards are listed, indexed, planned."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import ray
 from ray.data import Dataset
 
-from perceiver_dist.config import RunConfig
+from perceiver_dist.checkpoint.retention import StartingPoint
+from perceiver_dist.config.run_config import RunConfig
+from perceiver_dist.data.shard_indexing import SourceData, evaluation_dataset
 from perceiver_dist.errors import UserError
-from perceiver_dist.training.checkpoint_list import StartingPoint
-from perceiver_dist.training.news import News
-from pipelines.datasource import unit_dataset
-from pipelines.index import SourceIndex, index_shard
-from pipelines.plan import EvaluationPlan, TrainingPlan
-from pipelines.schedule import Schedule
-from pipelines.source import SourceConfig
-from pipelines.storage import expand_shards
-from pipelines.units import UnitMaker
+from perceiver_dist.training.tracker.status import TrainingStatus
+from pipelines.shards.shard_index import SourceIndex
+from pipelines.shards.source import SourceConfig
+from pipelines.units.plan import EvaluationPlan, TrainingPlan
+from pipelines.units.schedule import Schedule
+from pipelines.units.unit_datasource import unit_dataset
+from pipelines.units.unit_maker import UnitMaker
 
 
 class TrainingGivenUpError(RuntimeError):
     """The workers failed too often without reaching another checkpoint."""
-
-
-@dataclass(frozen=True)
-class SourceData:
-    """The indexed shards of one source.
-
-    Attributes:
-        train: Shards to learn from.
-        evaluation: Held-out shards; None if the source names none.
-    """
-
-    train: SourceIndex
-    evaluation: SourceIndex | None
-
-
-def list_shards(config: RunConfig) -> dict[str, list[str]]:
-    """Return the shards of every source and evaluation dataset by dataset name, without opening them.
-
-    Args:
-        config: The resolved configuration.
-
-    Raises:
-        ShardError: A pattern matches nothing.
-    """
-    shards: dict[str, list[str]] = {}
-    for source in config.sources:
-        shards[source.name] = expand_shards(source.train_shards, source.name)
-        if source.eval_shards:
-            shards[evaluation_dataset(source)] = expand_shards(source.eval_shards, source.name)
-    return shards
-
-
-def index_sources(config: RunConfig, shards: dict[str, list[str]]) -> dict[str, SourceData]:
-    """Index all shards on the cluster, those known already at no cost.
-
-    Args:
-        config: The resolved configuration.
-        shards: From `list_shards`.
-
-    Returns:
-        The indexed shards by source name.
-
-    Raises:
-        UserError: A shard is missing, damaged or empty; the first such shard is named.
-    """
-    indexes = index_shards(shards, config.index_folder, config.data.storage_seconds)
-    return {
-        source.name: SourceData(indexes[source.name], indexes.get(evaluation_dataset(source)))
-        for source in config.sources
-    }
-
-
-def index_shards(
-    shards: Mapping[str, Sequence[str]], index_folder: str, storage_seconds: float
-) -> dict[str, SourceIndex]:
-    """Index shards on the cluster, those known already at no cost.
-
-    Args:
-        shards: Paths or URIs of tar files, by any name.
-        index_folder: Path or URI of the folder that index files are kept in.
-        storage_seconds: How long remote storage that fails is asked.
-
-    Returns:
-        The indexed shards by the same names.
-
-    Raises:
-        UserError: A shard is missing, damaged or empty; the first such shard is named.
-    """
-    # "SPREAD" also keeps the tasks out of the placement group of a search's trial, which has no CPUs to spare.
-    task: Any = ray.remote(index_shard).options(scheduling_strategy="SPREAD")
-    pending = {
-        name: [task.remote(uri, index_folder, storage_seconds) for uri in uris]
-        for name, uris in shards.items()
-    }
-    try:
-        # One by one, so that of several bad shards the first is named, not the one that was found first.
-        return {
-            name: SourceIndex(ray.get(reference) for reference in references)
-            for name, references in pending.items()
-        }
-    except UserError as error:
-        raise UserError(str(getattr(error, "cause", error))) from None
 
 
 def make_datasets(
@@ -149,9 +66,9 @@ def training_units(config: RunConfig, source: SourceConfig, index: SourceIndex) 
 
 
 def _training_dataset(config: RunConfig, maker: UnitMaker, tracker: Any) -> Dataset:
-    news: News = ray.get(tracker.news.remote())
-    if news.user_error:
-        raise UserError(news.user_error)
+    status: TrainingStatus = ray.get(tracker.status.remote())
+    if status.user_error:
+        raise UserError(status.user_error)
     schedule, train, name = Schedule(config.weights), config.train, maker.source.name
     start: StartingPoint = ray.get(tracker.choose_starting_point.remote())
     refusal = ray.get(tracker.count_start.remote(name))
@@ -165,14 +82,5 @@ def _training_dataset(config: RunConfig, maker: UnitMaker, tracker: Any) -> Data
 def _spare_units(config: RunConfig) -> int:
     """Return how many units more a dataset gets: an equal split drops at the end what the ranks do not divide."""
     train = config.train
-    divides = all(train.lanes % ranks == 0 for ranks in range(train.least_workers, train.most_workers + 1))
-    return 0 if divides else train.most_workers - 1
-
-
-def evaluation_dataset(source: SourceConfig) -> str:
-    """Return the name under which a source's held-out units are handed to Ray Train.
-
-    Args:
-        source: The source.
-    """
-    return f"{source.name}-eval"
+    divides = all(train.lanes % ranks == 0 for ranks in range(train.min_workers, train.max_workers + 1))
+    return 0 if divides else train.max_workers - 1

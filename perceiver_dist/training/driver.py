@@ -24,36 +24,7 @@ from ray.train.v2.api.config import ScalingConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
-from perceiver_dist.command_line import to_yaml
-from perceiver_dist.config import RunConfig, WorkerRange
-from perceiver_dist.delivery import Delivery
-from perceiver_dist.errors import UserError
-from perceiver_dist.mlflow_store import RunStatus, absolute_tracking_uri
-from perceiver_dist.model.cost import parameter_count
-from perceiver_dist.progress import ProgressLine
-from perceiver_dist.strict_json import to_json
-from perceiver_dist.training.cluster import (
-    check_is_kept,
-    cpus_of,
-    device_type,
-    gpus_per_worker,
-    start_ray,
-    wait_for_capacity,
-)
-from perceiver_dist.training.console import news_on, show_result, show_waiting
-from perceiver_dist.training.datasets import (
-    SourceData,
-    TrainingGivenUpError,
-    index_sources,
-    list_shards,
-    make_datasets,
-)
-from perceiver_dist.training.failures import RankState, cause_of, failure_of
-from perceiver_dist.training.fine_tuning import check_fine_tuning
-from perceiver_dist.training.launch import GivesRoomBack, train_to_the_end
-from perceiver_dist.training.news import News
-from perceiver_dist.training.preemption import sigterm_is_a_notice
-from perceiver_dist.training.run_folder import (
+from perceiver_dist.checkpoint.run_folder import (
     CONFIG,
     ERRORS,
     RESULT,
@@ -65,21 +36,45 @@ from perceiver_dist.training.run_folder import (
     outbox_file,
     run_folder,
 )
-from perceiver_dist.training.tracker import Tracker
-from perceiver_dist.training.worker import Job, train_worker
+from perceiver_dist.cluster.ray_cluster import (
+    check_is_kept,
+    cpus_of,
+    device_type,
+    gpus_per_worker,
+    start_ray,
+    wait_for_capacity,
+)
+from perceiver_dist.config.command_line import to_yaml
+from perceiver_dist.config.run_config import RunConfig, WorkerRange
+from perceiver_dist.data.shard_indexing import SourceData, index_sources, list_shards
+from perceiver_dist.display.progress import ProgressLine
+from perceiver_dist.errors import UserError
+from perceiver_dist.model.cost import parameter_count
+from perceiver_dist.strict_json import to_json
+from perceiver_dist.tracking.background_writer import BackgroundWriter
+from perceiver_dist.tracking.mlflow_store import RunStatus, absolute_tracking_uri
+from perceiver_dist.training.console import show_result, show_status, show_waiting
+from perceiver_dist.training.datasets import TrainingGivenUpError, make_datasets
+from perceiver_dist.training.fine_tuning import check_fine_tuning
+from perceiver_dist.training.launch import ReleasePlacementGroup, fit_with_restarts
+from perceiver_dist.training.preemption import forward_sigterm
+from perceiver_dist.training.tracker.actor import Tracker
+from perceiver_dist.training.tracker.failures import RankState, cause_of, failure_of
+from perceiver_dist.training.tracker.status import TrainingStatus
+from perceiver_dist.training.worker import WorkerJob, train_worker
 from pipelines.demo.resolve import resolve_demo
-from pipelines.storage import absolute_uri, check_writable, join, write_text
+from pipelines.storage.files import absolute_uri, check_writable, join, write_text
 
 
 def run_training(
-    config: RunConfig, console: Console, on_news: Callable[[News], None] | None = None
+    config: RunConfig, console: Console, on_status: Callable[[TrainingStatus], None] | None = None
 ) -> dict[str, Any]:
     """Train, and leave config.yaml, result.json, checkpoints and figures in the run's folder.
 
     Args:
         config: The configuration; a run name that exists goes on from its last checkpoint.
         console: Where progress and the result table are shown.
-        on_news: Called twice a second, in another thread, with how training goes.
+        on_status: Called twice a second, in another thread, with how training goes.
 
     Returns:
         What result.json holds.
@@ -100,7 +95,7 @@ def run_training(
         check_fine_tuning(config)
         finished = finished_result(config, folder)
         if finished:
-            waiting = Delivery(config.tracking.uri or "", outbox_file(folder)).close()
+            waiting = BackgroundWriter(config.tracking.uri or "", outbox_file(folder)).close()
             show_waiting(waiting, config, console)
             show_result(finished, config, folder, console)
             return finished
@@ -113,13 +108,13 @@ def run_training(
         tracker: Any = ray.remote(Tracker).options(**_beside_the_driver()).remote(config, folder, facts)
         run_id = ray.get(tracker.run_id.remote())
         line.message(f"starting {_workers(config)} workers: {_describe(config, data)}")
-        outcome = _fit(config, data, tracker, news_on(line, tracker, config.last_step, on_news))
-    news: News = ray.get(tracker.news.remote())
-    result = _result(config, outcome, news, run_id, folder)
+        outcome = _fit(config, data, tracker, show_status(line, tracker, config.last_step, on_status))
+    status: TrainingStatus = ray.get(tracker.status.remote())
+    result = _result(config, outcome, status, run_id, folder)
     waiting = ray.get(tracker.close.remote(_MLFLOW_STATUS[outcome.exit], result))
     show_waiting(waiting, config, console)
-    if news.user_error:
-        raise UserError(news.user_error)
+    if status.user_error:
+        raise UserError(status.user_error)
     write_text(join(folder, RESULT), to_json(result, indent=1) + "\n")
     show_result(result, config, folder, console)
     return result
@@ -179,17 +174,17 @@ def _fit(
     tracker: Any,
     watching: AbstractContextManager[None],
 ) -> _Outcome:
-    with watching, sigterm_is_a_notice(tracker):
+    with watching, forward_sigterm(tracker):
         try:
-            train_to_the_end(partial(_trainer, config, data, tracker))
+            fit_with_restarts(partial(_trainer, config, data, tracker))
         except ray.train.TrainingFailedError as error:
             return _Outcome("failed", _reason(error, tracker))
         except (KeyboardInterrupt, SystemExit):
             # Ray Train answers Ctrl-C by ending its controller and then the driver, in which a record must be closed.
             return _Outcome("interrupted", "")
-    news: News = ray.get(tracker.news.remote())
-    if news.save_error:
-        return _Outcome("failed", news.save_error)
+    status: TrainingStatus = ray.get(tracker.status.remote())
+    if status.save_error:
+        return _Outcome("failed", status.save_error)
     return _Outcome("completed" if newest_step(run_folder(config)) == config.last_step else "preempted", "")
 
 
@@ -207,10 +202,10 @@ def _trainer(config: RunConfig, data: dict[str, SourceData], tracker: Any) -> To
     train = config.train
     gpus = gpus_per_worker(config)
     return TorchTrainer(
-        partial(train_worker, Job(config, tracker)),
+        partial(train_worker, WorkerJob(config, tracker)),
         scaling_config=ScalingConfig(
             num_workers=(
-                (train.least_workers, train.most_workers)
+                (train.min_workers, train.max_workers)
                 if isinstance(train.num_workers, WorkerRange)
                 else train.num_workers
             ),
@@ -223,35 +218,37 @@ def _trainer(config: RunConfig, data: dict[str, SourceData], tracker: Any) -> To
             name=config.storage.run_name,
             storage_path=config.storage.path,
             failure_config=ray.train.FailureConfig(max_failures=-1),
-            callbacks=[GivesRoomBack()],  # type: ignore[list-item] # the types are those of Ray Train V1
+            callbacks=[ReleasePlacementGroup()],  # type: ignore[list-item] # the types are those of Ray Train V1
         ),
         datasets={**make_datasets(config, data, tracker)},
         dataset_config=ray.train.DataConfig(execution_options=ExecutionOptions(preserve_order=True)),
     )
 
 
-def _result(config: RunConfig, outcome: _Outcome, news: News, run_id: str, folder: str) -> dict[str, Any]:
+def _result(
+    config: RunConfig, outcome: _Outcome, status: TrainingStatus, run_id: str, folder: str
+) -> dict[str, Any]:
     saved = newest_step(folder)
-    steps = max(news.step, saved)  # a step is logged now and then only
+    steps = max(status.step, saved)  # a step is logged now and then only
     return {
         "exit": outcome.exit,
         "error": outcome.error,
         "steps": steps,
         "samples_seen": steps * config.train.lanes * config.train.micro_batch,
-        "world_size": news.world_size,
+        "world_size": status.world_size,
         "zero_stage": config.deepspeed.zero_stage,
-        "metrics": news.scores,
-        "samples_per_second": news.mean_samples_per_second,
-        "data_wait_fraction": news.mean_data_wait_fraction,
-        "restarts": news.restarts,
-        "quarantined": news.quarantined,
+        "metrics": status.scores,
+        "samples_per_second": status.mean_samples_per_second,
+        "data_wait_fraction": status.mean_data_wait_fraction,
+        "restarts": status.restarts,
+        "quarantined": status.quarantined,
         "mlflow_run_id": run_id,
         "checkpoint": join(folder, checkpoint_name(saved)) if saved else None,
     }
 
 
 def _workers(config: RunConfig) -> str:
-    least, most = config.train.least_workers, config.train.most_workers
+    least, most = config.train.min_workers, config.train.max_workers
     return f"{least}" if least == most else f"{least} to {most}"
 
 

@@ -12,11 +12,11 @@ from dataclasses import fields
 import torch
 from torch import Tensor, nn
 
-from perceiver_dist.config import RunConfig
+from perceiver_dist.checkpoint.stored_model import find_model
+from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.errors import UserError
-from perceiver_dist.inference.stored_model import find_model
-from perceiver_dist.model.config import ModelConfig
 from perceiver_dist.model.inputs import token_channels
+from perceiver_dist.model.model_config import ModelConfig
 
 _MAY_BE_NEW = ("heads.", "encodings.", "positions.", "decoder.queries.")
 _MAY_GROW = ("cross_attends.", "encodings.")
@@ -67,7 +67,7 @@ def check_fine_tuning(config: RunConfig) -> None:
         )
 
 
-def begin_with(model: nn.Module, weights: Mapping[str, Tensor], place: str) -> None:
+def load_trained_weights(model: nn.Module, weights: Mapping[str, Tensor], place: str) -> None:
     """Copy a trained model's weights into a new model.
 
     Args:

@@ -17,12 +17,12 @@ from ray.util import remove_placement_group
 from ray.util.placement_group import PlacementGroup
 
 
-class GivesRoomBack(WorkerGroupCallback, ControllerCallback):
+class ReleasePlacementGroup(WorkerGroupCallback, ControllerCallback):
     """Gives the room of a group of workers back before the next is made, and at the end; Ray Train mostly has."""
 
     def __init__(self) -> None:
         """Begin without a group of workers."""
-        self._room: PlacementGroup | None = None
+        self._placement_group: PlacementGroup | None = None
 
     def before_worker_group_start(self, worker_group_context: WorkerGroupContext) -> None:  # noqa: ARG002
         """Give back the room of the group before.
@@ -30,7 +30,7 @@ class GivesRoomBack(WorkerGroupCallback, ControllerCallback):
         Args:
             worker_group_context: The group that is to start.
         """
-        self._give_back()
+        self._release()
 
     def after_worker_group_start(self, worker_group: WorkerGroup) -> None:
         """Note the room of a group.
@@ -38,26 +38,27 @@ class GivesRoomBack(WorkerGroupCallback, ControllerCallback):
         Args:
             worker_group: The group, whose workers have not been handed anything yet.
         """
-        self._room = worker_group.get_worker_group_state().placement_group_handle.placement_group
+        self._placement_group = worker_group.get_worker_group_state().placement_group_handle.placement_group
 
     async def before_controller_shutdown(self) -> None:
         """Give back the room of the last group."""
-        self._give_back()
+        self._release()
 
-    def _give_back(self) -> None:
-        if self._room is not None:
-            remove_placement_group(self._room)
-            self._room = None
+    def _release(self) -> None:
+        if self._placement_group is not None:
+            remove_placement_group(self._placement_group)
+            self._placement_group = None
 
 
-def train_to_the_end(make_trainer: Callable[[], TorchTrainer]) -> None:
+def fit_with_restarts(make_trainer: Callable[[], TorchTrainer]) -> None:
     """Train, and train anew when a worker was lost before it began.
 
     How often that may happen is for the trainer's datasets to say, which are made anew at each start and raise an
-    error when it is enough (`perceiver_dist.training.starts`).
+    error when it is enough (`perceiver_dist.training.tracker.restarts`).
 
     Args:
-        make_trainer: Makes a trainer that goes on from the newest checkpoint, with `GivesRoomBack` among its callbacks.
+        make_trainer: Makes a trainer that goes on from the newest checkpoint, with `ReleasePlacementGroup` among its
+            callbacks.
 
     Raises:
         ControllerError: Ray Train's controller failed otherwise.

@@ -12,33 +12,33 @@ import ray.train.torch
 import torch
 from torch import Tensor, distributed
 
-from perceiver_dist.config import RunConfig
-from perceiver_dist.inference.stored_model import find_model
+from perceiver_dist.checkpoint.format import StoredCheckpoint, load_weights
+from perceiver_dist.checkpoint.manifest import StoredFile, TrainingProgress
+from perceiver_dist.checkpoint.retention import StartingPoint
+from perceiver_dist.checkpoint.run_folder import run_folder
+from perceiver_dist.checkpoint.stored_model import find_model
+from perceiver_dist.config.run_config import RunConfig
+from perceiver_dist.data.batches import UnitStream
+from perceiver_dist.data.shard_indexing import evaluation_dataset
+from perceiver_dist.metrics.evaluate import evaluate
+from perceiver_dist.metrics.metric_totals import Scores
+from perceiver_dist.metrics.subsets import modality_subsets
 from perceiver_dist.model.perceiver import Perceiver
 from perceiver_dist.model.precision import autocast
 from perceiver_dist.training.bad_samples import BadSamples
-from perceiver_dist.training.batches import UnitStream
-from perceiver_dist.training.checkpoint import StoredCheckpoint, load_weights
-from perceiver_dist.training.checkpoint_list import StartingPoint
-from perceiver_dist.training.checkpoint_writer import CheckpointWriter
-from perceiver_dist.training.datasets import evaluation_dataset
-from perceiver_dist.training.engine import build_engine, set_learning_rate
-from perceiver_dist.training.evaluation import evaluate
-from perceiver_dist.training.failures import RankState
-from perceiver_dist.training.fine_tuning import begin_with
-from perceiver_dist.training.fragments import load_optimizer
-from perceiver_dist.training.lanes import loss_factor, turns, units_of
-from perceiver_dist.training.learning_rate import learning_rate
-from perceiver_dist.training.manifest import Progress, StoredFile
-from perceiver_dist.training.masking import spectrogram_masks
+from perceiver_dist.training.fine_tuning import load_trained_weights
 from perceiver_dist.training.mixing import mix
-from perceiver_dist.training.news import Scores
-from perceiver_dist.training.optimizer import adam_step
-from perceiver_dist.training.preemption import Notices
-from perceiver_dist.training.run_folder import run_folder
+from perceiver_dist.training.preemption import StopSignal
 from perceiver_dist.training.skipped_steps import SkippedSteps
-from perceiver_dist.training.subsets import modality_subsets
-from pipelines.schedule import Schedule
+from perceiver_dist.training.spec_augment import spectrogram_masks
+from perceiver_dist.training.tracker.failures import RankState
+from perceiver_dist.training.zero.accumulation import accumulation_steps, loss_factor, units_of_rank
+from perceiver_dist.training.zero.async_save import CheckpointWriter
+from perceiver_dist.training.zero.engine import build_engine, set_learning_rate
+from perceiver_dist.training.zero.learning_rate import learning_rate
+from perceiver_dist.training.zero.optimizer import adam_step
+from perceiver_dist.training.zero.partitions import load_optimizer
+from pipelines.units.schedule import Schedule
 
 _SECONDS_BETWEEN_LOOKS = 0.1
 
@@ -74,12 +74,12 @@ class _Rank:
             if (shard := _dataset_shard(name)) is not None
         }
         self.window = _Window(list(self.sources), self.device)
-        self.notices = Notices(self.tracker)
+        self.stop_signal = StopSignal(self.tracker)
         self.skipped = SkippedSteps(
             self.engine,
             self.config.train.max_skipped_steps,
             self.tracker,
-            self.notices.group,
+            self.stop_signal.group,
             before=self.step - adam_step(self.engine),
         )
         self.bad_samples = BadSamples(
@@ -100,7 +100,7 @@ class _Rank:
             if evaluates:
                 with self.window.paused():
                     self._evaluate(all_subsets=False)
-            notice = self.notices.heard()
+            notice = self.stop_signal.poll()
             # After the evaluation, so that a run that goes on from here has it on record.
             if evaluates or last or notice or self.step % train.checkpoint_every == 0:
                 with self.window.paused():
@@ -115,7 +115,7 @@ class _Rank:
         if self.start.checkpoint is None:
             trained = self.config.train.fine_tune
             if trained is not None:
-                begin_with(model, find_model(trained).weights(), trained)
+                load_trained_weights(model, find_model(trained).weights(), trained)
             return build_engine(model, self.config, self.world_size)
         checkpoint = StoredCheckpoint(self.start.checkpoint)
         load_weights(model, checkpoint)
@@ -129,13 +129,13 @@ class _Rank:
         train = self.config.train
         source = self.sources[self.schedule.source_at(self.step)]
         step_units = self._units_at(self.step, source.name)
-        units = units_of(
+        units = units_of_rank(
             self.rank, self.world_size, step_units, self._units_at(self.start.step, source.name).start
         )
         factor = loss_factor(train.lanes, self.world_size)
         set_learning_rate(self.engine, learning_rate(self.step, train.steps, self.config.optim))
         losses: list[Tensor] = []
-        for turn in range(turns(train.lanes, self.world_size)):
+        for turn in range(accumulation_steps(train.lanes, self.world_size)):
             if turn < len(units):
                 batch = self.streams[source.name].take(units[turn])
                 self.bad_samples.saw(source.name, batch)
@@ -195,7 +195,7 @@ class _Rank:
                 subsets if all_subsets else subsets[:1],
                 self.config.train.precision,
             )
-        self.bad_samples.all_told()
+        self.bad_samples.wait_until_reported()
         if self.rank == 0:
             ray.get(self.tracker.evaluated.remote(self.step, scores))
 
@@ -203,14 +203,14 @@ class _Rank:
         """Save while training goes on, or wait until the checkpoint is there."""
         self.state.enter("saving", self.step)
         train = self.config.train
-        progress = Progress(
+        progress = TrainingProgress(
             steps=self.step,
             samples_seen=self.step * train.lanes * train.micro_batch,
             world_size=self.world_size,
             zero_stage=self.config.deepspeed.zero_stage,
             optimizer_steps=adam_step(self.engine),
         )
-        self.checkpoints.save(progress, partial(self._tell_saved, waits))
+        self.checkpoints.save(progress, partial(self._report_saved, waits))
         if not waits:
             return
         self.checkpoints.wait()
@@ -219,7 +219,7 @@ class _Rank:
         if ending:
             ray.get(self.tracker.end_unsaved.remote(ending))
 
-    def _tell_saved(self, waits: bool, progress: Progress, outcome: StoredFile | str) -> None:
+    def _report_saved(self, waits: bool, progress: TrainingProgress, outcome: StoredFile | str) -> None:
         ray.get(self.tracker.rank_saved.remote(self.start.group, self.rank, waits, progress, outcome))
 
 

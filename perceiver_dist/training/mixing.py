@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perceiver_dist.training.batches import Batch
-from perceiver_dist.training.totals import loss_per_sample
+from perceiver_dist.data.batches import Batch
+from perceiver_dist.metrics.metric_totals import loss_per_sample
 from pipelines.permutation import hash64
-from pipelines.source import SourceConfig
+from pipelines.shards.source import SourceConfig
 
 
 @dataclass(frozen=True)

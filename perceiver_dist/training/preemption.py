@@ -22,11 +22,11 @@ _SECONDS_BETWEEN_QUESTIONS = 0.25
 _SECONDS_BETWEEN_LOOKS = 2.0
 _NOTHING, _STOP, _LOOK = 0, 1, 2
 
-Notice = Literal["", "save", "stop"]
+StopRequest = Literal["", "save", "stop"]
 
 
 @contextmanager
-def sigterm_is_a_notice(tracker: Any) -> Iterator[None]:
+def forward_sigterm(tracker: Any) -> Iterator[None]:
     """Pass SIGTERM on to the run instead of ending this process.
 
     Only a process's main thread is told of signals. In a trial of a search this does nothing; a search that is ended
@@ -45,7 +45,7 @@ def sigterm_is_a_notice(tracker: Any) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-class Notices:
+class StopSignal:
     """Tells every rank after the same optimizer step what to do. Each rank makes one, at the same time.
 
     Rank 0 asks the tracker four times a second, without waiting for the answer, whether the run is to stop. What it
@@ -65,7 +65,7 @@ class Notices:
         self._stop = False
         self._draining: set[str] = set()
 
-    def heard(self) -> Notice:
+    def poll(self) -> StopRequest:
         """Return what is to be done now: the same on every rank, all of which must call this every step.
 
         Returns:

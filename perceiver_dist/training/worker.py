@@ -5,12 +5,12 @@ from typing import Any
 
 import ray.train
 
-from perceiver_dist.config import RunConfig
-from perceiver_dist.training.failures import RankState, failures_reported
+from perceiver_dist.config.run_config import RunConfig
+from perceiver_dist.training.tracker.failures import RankState, failures_reported
 
 
 @dataclass(frozen=True)
-class Job:
+class WorkerJob:
     """What every worker is started with.
 
     Attributes:
@@ -22,7 +22,7 @@ class Job:
     tracker: Any
 
 
-def train_worker(job: Job) -> None:
+def train_worker(job: WorkerJob) -> None:
     """Train as one rank of a group of Ray Train workers; the tracker hears of whatever ends it.
 
     Args:

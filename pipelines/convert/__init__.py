@@ -6,10 +6,10 @@ Every converter finds what there is and decides, by a seed, which sample goes in
 
 from pipelines.convert.audioset import convert_audioset
 from pipelines.convert.conversion import Conversion
+from pipelines.convert.conversion_writer import write_conversion
 from pipelines.convert.folder import convert_folder, convert_modelnet
 from pipelines.convert.idx import convert_fashion_mnist, convert_mnist
 from pipelines.convert.manifest import convert_manifest
-from pipelines.convert.writing import write_conversion
 
 __all__ = [
     "Conversion",

@@ -13,9 +13,9 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from perceiver_dist.errors import UserError
-from pipelines.source import SourceConfig
-from pipelines.storage import join
-from pipelines.write import Sample
+from pipelines.shards.shard_writer import Sample
+from pipelines.shards.source import SourceConfig
+from pipelines.storage.files import join
 
 Listed = TypeVar("Listed")
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from perceiver_dist.errors import UserError
 from pipelines.convert.conversion import Conversion, plan_conversion
-from pipelines.write import Sample
+from pipelines.shards.shard_writer import Sample
 
 DIGITS = [str(digit) for digit in range(10)]
 FASHION_CLASSES = [

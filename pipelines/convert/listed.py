@@ -9,7 +9,7 @@ from perceiver_dist.errors import UserError
 from pipelines.convert.conversion import Conversion, plan_conversion, shuffled
 from pipelines.decode import FIELD_MODALITY, field_of
 from pipelines.decode.container import audio_track, opened
-from pipelines.write import Sample
+from pipelines.shards.shard_writer import Sample
 
 SPLITS = {"train": "train", "eval": "eval", "validation": "eval", "val": "eval", "test": "eval"}
 """What a split may be called, and whether its shards are for training or evaluation."""

@@ -24,7 +24,7 @@ from av.video.stream import VideoStream
 from PIL import Image
 
 from perceiver_dist.modalities import AudioInput, VideoInput
-from pipelines.augment import PLAIN_VIEW, View
+from pipelines.augment.image_transform import NO_TRANSFORM, ImageTransform
 from pipelines.decode.container import (
     audio_track,
     beginning,
@@ -82,7 +82,7 @@ def decode_video(
     audio: AudioInput | None,
     position: float,
     limits: Limits = DEFAULT_LIMITS,
-    view: View = PLAIN_VIEW,
+    transform: ImageTransform = NO_TRANSFORM,
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Decode a window of a clip: its frames, its sound, or both from the same instant on.
 
@@ -92,7 +92,7 @@ def decode_video(
         audio: What sound to take; None for none.
         position: Where the longer of the two windows lies among its possible starts: 0 first, 0.5 centre, 1 last.
         limits: How long and how large it may be.
-        view: Which part of the frames is taken, and what is changed; the same for all.
+        transform: Which part of the frames is taken, and what is changed; the same for all.
 
     Returns:
         Frames, uint8 (frames, height, width, channels), or None if not asked for; a clip shorter than the window
@@ -116,7 +116,7 @@ def decode_video(
             audio.samples / audio.sample_rate if audio else 0.0,
         )
         start = window_start(container, clock, window, position)
-        frames = _read_frames(container, pictures, start, video, view) if pictures and video else None
+        frames = _read_frames(container, pictures, start, video, transform) if pictures and video else None
         if sounds is None or audio is None:
             return frames, None
         sound = _read_sound(container, sounds, start, audio)
@@ -124,7 +124,7 @@ def decode_video(
 
 
 def _read_frames(
-    container: InputContainer, track: VideoStream, start: float, spec: VideoInput, view: View
+    container: InputContainer, track: VideoStream, start: float, spec: VideoInput, transform: ImageTransform
 ) -> np.ndarray:
     """Decode the frames shown at start + i / frames_per_second: uint8 (frames, height, width, channels).
 
@@ -138,7 +138,7 @@ def _read_frames(
     for time, frame in _frames_from(container, track, start):
         due = sum(instant < time for instant in instants) - len(shown)
         if current is not None and due > 0:
-            shown += [_fit_frame(current, spec, shrinker, view)] * due
+            shown += [_fit_frame(current, spec, shrinker, transform)] * due
         if len(shown) == spec.frames:
             break
         current, reached = frame, time + float(frame.duration * (frame.time_base or 0))
@@ -146,7 +146,7 @@ def _read_frames(
         raise SampleError("video has no frames that can be decoded")
     if len(shown) < spec.frames:
         require_reached(track, instants[-1], reached)
-        shown += [_fit_frame(current, spec, shrinker, view)] * (spec.frames - len(shown))
+        shown += [_fit_frame(current, spec, shrinker, transform)] * (spec.frames - len(shown))
     return np.stack(shown)
 
 
@@ -172,20 +172,22 @@ def _frames_from(
         yield from frames
 
 
-def _fit_frame(frame: VideoFrame, spec: VideoInput, shrinker: VideoReformatter, view: View) -> np.ndarray:
+def _fit_frame(
+    frame: VideoFrame, spec: VideoInput, shrinker: VideoReformatter, transform: ImageTransform
+) -> np.ndarray:
     """Turn a frame upright and fit it as images are: uint8 (height, width, channels).
 
     FFmpeg shrinks it first, which is several times cheaper in its own colours than in RGB.
     """
     quarter_turns = round(frame.rotation / 90)
     width, height = (frame.height, frame.width) if quarter_turns % 2 else (frame.width, frame.height)
-    left, top, right, bottom = view.box(width, height, spec.width / spec.height)
+    left, top, right, bottom = transform.box(width, height, spec.width / spec.height)
     scale = max(spec.height / (bottom - top), spec.width / (right - left))
     size = (round(frame.width * scale), round(frame.height * scale))
     small = shrinker.reformat(frame, *size, "rgb24", interpolation="BICUBIC", threads=1)
     upright = Image.fromarray(np.rot90(small.to_ndarray(), k=quarter_turns))
-    box = view.box(*upright.size, spec.width / spec.height)
-    return fit_image(upright, spec.height, spec.width, spec.channels, box, view)
+    box = transform.box(*upright.size, spec.width / spec.height)
+    return fit_image(upright, spec.height, spec.width, spec.channels, box, transform)
 
 
 def _read_sound(

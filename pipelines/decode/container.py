@@ -33,10 +33,10 @@ MISSING = 0.25
 LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000
 """Samples a second of any sound in use; a rate of 1 would be blown up by resampling."""
 
-MOST_CHANNELS = 64
+MAX_CHANNELS = 64
 """Channels of any sound in use."""
 
-MOST_SAMPLES = 1 << 20
+MAX_SAMPLES = 1 << 20
 """Samples of one frame of sound; a codec's frames have some thousands, FLAC's at most 65,535."""
 
 
@@ -113,7 +113,7 @@ def _prepare_decoder(track: Track, limits: Limits) -> None:
 
 def _decoder_options(limits: Limits) -> dict[str, str]:
     # FFmpeg compares them before it takes memory for a frame, whose size may be another than the header's.
-    return {"max_pixels": str(limits.image_pixels), "max_samples": str(MOST_SAMPLES)}
+    return {"max_pixels": str(limits.image_pixels), "max_samples": str(MAX_SAMPLES)}
 
 
 def _check_claims(container: InputContainer, track: Track, limits: Limits) -> None:
@@ -142,10 +142,10 @@ def _check_claims(container: InputContainer, track: Track, limits: Limits) -> No
             )
         return
     rate, channels = track.codec_context.sample_rate, track.codec_context.channels
-    if not LOWEST_RATE <= rate <= HIGHEST_RATE or not 1 <= channels <= MOST_CHANNELS:
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE or not 1 <= channels <= MAX_CHANNELS:
         raise SampleError(
             f"audio track {track.index} has {rate} samples a second and {channels} channels by its header, expected "
-            f"{LOWEST_RATE} to {HIGHEST_RATE} and 1 to {MOST_CHANNELS}"
+            f"{LOWEST_RATE} to {HIGHEST_RATE} and 1 to {MAX_CHANNELS}"
         )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from perceiver_dist.modalities import ImageInput
-from pipelines.augment import PLAIN_VIEW, Box, View
+from pipelines.augment.image_transform import NO_TRANSFORM, Box, ImageTransform
 from pipelines.errors import SampleError
 from pipelines.limits import DEFAULT_LIMITS, Limits
 
@@ -22,7 +22,7 @@ SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
 def decode_image(
-    data: bytes, spec: ImageInput, limits: Limits = DEFAULT_LIMITS, view: View = PLAIN_VIEW
+    data: bytes, spec: ImageInput, limits: Limits = DEFAULT_LIMITS, transform: ImageTransform = NO_TRANSFORM
 ) -> np.ndarray:
     """Decode one image, turn it upright, and fit it to the size and channels asked for.
 
@@ -33,7 +33,7 @@ def decode_image(
         data: A whole JPEG, PNG or WebP file.
         spec: Size and channels of the result.
         limits: How many pixels it may have.
-        view: Which part is taken, and what is changed.
+        transform: Which part is taken, and what is changed.
 
     Returns:
         uint8 (height, width, channels).
@@ -44,11 +44,11 @@ def decode_image(
     """
     with _opened(data, limits) as image:
         # JPEG alone heeds this: it decodes at 1/2, 1/4 or 1/8 of its size, still twice what is needed.
-        side = round(2 * max(spec.height, spec.width) / view.smallest_side)
+        side = round(2 * max(spec.height, spec.width) / transform.smallest_side)
         image.draft(None, (side, side))
         upright = ImageOps.exif_transpose(image)
-        box = view.box(*upright.size, spec.width / spec.height)
-        return fit_image(upright, spec.height, spec.width, spec.channels, box, view)
+        box = transform.box(*upright.size, spec.width / spec.height)
+        return fit_image(upright, spec.height, spec.width, spec.channels, box, transform)
 
 
 def image_size(data: bytes, limits: Limits = DEFAULT_LIMITS) -> tuple[int, int]:
@@ -107,7 +107,9 @@ def _webp_canvas(data: bytes) -> tuple[int, int]:
     return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
 
 
-def fit_image(image: Image.Image, height: int, width: int, channels: int, box: Box, view: View) -> np.ndarray:
+def fit_image(
+    image: Image.Image, height: int, width: int, channels: int, box: Box, transform: ImageTransform
+) -> np.ndarray:
     """Convert an image to grey or RGB, and resize a part of it to height x width.
 
     Args:
@@ -116,14 +118,14 @@ def fit_image(image: Image.Image, height: int, width: int, channels: int, box: B
         width: Columns of the result.
         channels: 1 for grey, 3 for RGB.
         box: The part.
-        view: What is changed.
+        transform: What is changed.
 
     Returns:
         uint8 (height, width, channels).
     """
     coloured = _without_alpha(image).convert("L" if channels == 1 else "RGB")
     fitted = _resized(coloured, width, height, box)
-    return np.array(view.changed(fitted), dtype=np.uint8).reshape(height, width, channels)
+    return np.array(transform.changed(fitted), dtype=np.uint8).reshape(height, width, channels)
 
 
 def _resized(image: Image.Image, width: int, height: int, box: Box) -> Image.Image:

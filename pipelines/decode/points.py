@@ -11,7 +11,7 @@ from math import prod
 import numpy as np
 
 from perceiver_dist.modalities import PointCloudInput
-from pipelines.chance import Chance
+from pipelines.augment.randomness import SampleRandomness
 from pipelines.decode.mesh import Mesh, checked_coordinates, read_obj, read_off
 from pipelines.decode.ply import read_ply
 from pipelines.errors import SampleError
@@ -19,7 +19,7 @@ from pipelines.errors import SampleError
 MESH_READERS: dict[str, Callable[[bytes], Mesh]] = {"off": read_off, "ply": read_ply, "obj": read_obj}
 
 
-def decode_points(data: bytes, field: str, spec: PointCloudInput, chance: Chance) -> np.ndarray:
+def decode_points(data: bytes, field: str, spec: PointCloudInput, randomness: SampleRandomness) -> np.ndarray:
     """Decode a mesh or a cloud to points, and bring them to the cube from -1 to 1 as the paper does.
 
     From a mesh, points are drawn uniformly by area. From a cloud, as many as wanted are chosen; of a smaller one all
@@ -29,7 +29,7 @@ def decode_points(data: bytes, field: str, spec: PointCloudInput, chance: Chance
         data: A whole OFF, PLY, OBJ or npy file.
         field: Which of them: off, ply, obj or npy. OBJ files cannot be told by their bytes.
         spec: Number of points, and what is done to them.
-        chance: Which points are drawn, and whether distances from the mean are changed a little.
+        randomness: Which points are drawn, and whether distances from the mean are changed a little.
 
     Returns:
         float32 (points, 3).
@@ -37,13 +37,13 @@ def decode_points(data: bytes, field: str, spec: PointCloudInput, chance: Chance
     Raises:
         SampleError: The bytes are empty, truncated, not of that format, or hold no surface and no cloud.
     """
-    random = np.random.Generator(np.random.PCG64(chance.seed))
+    random = np.random.Generator(np.random.PCG64(randomness.seed))
     mesh = read_points(data, field)
     if len(mesh.triangles):
         cloud = draw_from_surface(mesh, spec.points, random)
     else:
         cloud = draw_from_cloud(mesh.vertices, spec.points, random)
-    return _placed(cloud, spec, chance, random).astype(np.float32)
+    return _placed(cloud, spec, randomness, random).astype(np.float32)
 
 
 def read_points(data: bytes, field: str) -> Mesh:
@@ -158,7 +158,7 @@ def draw_from_cloud(cloud: np.ndarray, count: int, random: np.random.Generator) 
 
 
 def _placed(
-    cloud: np.ndarray, spec: PointCloudInput, chance: Chance, random: np.random.Generator
+    cloud: np.ndarray, spec: PointCloudInput, randomness: SampleRandomness, random: np.random.Generator
 ) -> np.ndarray:
     """Take the paper's steps: mean 0; the scale of each point; then mean 0 again, and to the cube.
 
@@ -169,7 +169,7 @@ def _placed(
         raise SampleError(f"all {len(cloud)} points are at the same place, so they have no scale")
     centre = cloud.mean(axis=0)
     offsets = cloud - centre
-    if chance.augment and spec.scale_jitter:
+    if randomness.augment and spec.scale_jitter:
         offsets = offsets * (1 + spec.scale_jitter * (2 * random.random((len(cloud), 1)) - 1))
     if not spec.normalise:
         return offsets + centre

@@ -6,9 +6,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from perceiver_dist.errors import UserError
-from pipelines.demo.sights_and_sounds import write_sights_and_sounds
-from pipelines.source import SourceConfig
-from pipelines.storage import copy_file, join, read_text, write_text
+from pipelines.demo.synthetic_clips import write_synthetic_clips
+from pipelines.shards.source import SourceConfig
+from pipelines.storage.files import copy_file, join, read_text, write_text
 
 _PREFIX = "demo:"
 _SHIPPED = Path(__file__).parent
@@ -67,7 +67,7 @@ def resolve_shards(shards: str, storage_path: str, source: str, *, render: bool 
 def _render(folder: str) -> None:
     with TemporaryDirectory() as scratch:
         with get_context("spawn").Pool() as pool:
-            write_sights_and_sounds(Path(scratch), starmap=pool.starmap)
+            write_synthetic_clips(Path(scratch), starmap=pool.starmap)
         for shard in sorted(Path(scratch).iterdir()):
             copy_file(str(shard), join(folder, shard.name))
     write_text(join(folder, _COMPLETE), "")

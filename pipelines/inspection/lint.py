@@ -8,17 +8,17 @@ from typing import Any
 import ray
 
 from perceiver_dist.errors import UserError
-from pipelines.containment import contained_if_run_again
+from pipelines.decode.sample import Decode, decode_sample
+from pipelines.decode.sandbox import sandboxed_on_retry
 from pipelines.errors import SampleError, ShardError
-from pipelines.index import ShardSummary, SourceIndex, index_shard
-from pipelines.inspection.check import LabelRules, find_bad_samples
-from pipelines.reader import RawSample, read_samples
-from pipelines.sample import Decode, decode_sample
-from pipelines.units import BadSample
+from pipelines.inspection.sample_check import LabelRules, find_bad_samples
+from pipelines.shards.sample_reader import RawSample, read_samples
+from pipelines.shards.shard_index import ShardSummary, SourceIndex, index_shard
+from pipelines.units.unit_maker import BadSample
 
-_LEAST_TASKS = 64
+_MIN_TASKS = 64
 """Tasks that there should be for the CPUs of a cluster, as long as each is worth its start."""
-_FEWEST_SAMPLES, _MOST_SAMPLES = 16, 256
+_FEWEST_SAMPLES, _MAX_SAMPLES = 16, 256
 """Samples of a task: the fewest that are worth its start, and the most that are to be done again if it dies."""
 _SAMPLES_AT_ONCE = 16
 """Samples that a task holds in memory, read with one request where they are small."""
@@ -129,7 +129,7 @@ def _checked(
     # Without limit, as read tasks of a training: a decoder may end the process of the first attempt of each.
     task: Any = ray.remote(_check_range).options(scheduling_strategy="SPREAD", max_retries=-1)
     shared = [ray.put(argument) for argument in (index, rules, decode)]
-    size = min(max(index.samples // _LEAST_TASKS, _FEWEST_SAMPLES), _MOST_SAMPLES)
+    size = min(max(index.samples // _MIN_TASKS, _FEWEST_SAMPLES), _MAX_SAMPLES)
     waiting = (range(start, min(start + size, index.samples)) for start in range(0, index.samples, size))
     running: dict[Any, range] = {}
     while True:
@@ -146,7 +146,7 @@ def _checked(
 
 def _check_range(numbers: range, index: SourceIndex, rules: LabelRules, decode: Decode) -> list[BadSample]:
     bad = []
-    with contained_if_run_again(decode) as safe:
+    with sandboxed_on_retry(decode) as safe:
         for start in range(0, len(numbers), _SAMPLES_AT_ONCE):
             piece = numbers[start : start + _SAMPLES_AT_ONCE]
             bad += find_bad_samples(read_samples(index, piece, rules.wanted_fields), rules, safe)

@@ -11,12 +11,12 @@ import pyarrow.compute as pc
 from perceiver_dist.modalities import MODALITIES
 from pipelines.decode import FIELD_MODALITY
 from pipelines.errors import SampleError
-from pipelines.index import SourceIndex
-from pipelines.inspection.check import LabelRules
 from pipelines.inspection.headers import Measures, measure
-from pipelines.inspection.shards import draw_samples, map_samples
-from pipelines.reader import RawSample, index_table
-from pipelines.source import DEFAULT_DATA
+from pipelines.inspection.sample_check import LabelRules
+from pipelines.inspection.shard_access import draw_samples, map_samples
+from pipelines.shards.sample_reader import RawSample, index_table
+from pipelines.shards.shard_index import SourceIndex
+from pipelines.shards.source import DEFAULT_DATA
 
 _LABELS_AT_ONCE = 256
 _SEPARATOR = "\0"

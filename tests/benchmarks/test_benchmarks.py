@@ -9,16 +9,16 @@ from perceiver_dist.benchmarks import data_sets
 from perceiver_dist.benchmarks.data_pipelines import PIPELINES
 from perceiver_dist.benchmarks.data_sets import DataSet, make_data_set
 from perceiver_dist.benchmarks.data_speed import measure_data
-from perceiver_dist.benchmarks.figures import Figures, write_section
 from perceiver_dist.benchmarks.model_peers import CONTENDERS, OTHER_WEIGHTS, is_possible
 from perceiver_dist.benchmarks.model_settings import SETTINGS
-from perceiver_dist.benchmarks.model_speed import Task, measure
-from perceiver_dist.benchmarks.plan_cost import Size, _summaries, measure_plan
+from perceiver_dist.benchmarks.model_speed import ModelTask, measure
+from perceiver_dist.benchmarks.plan_cost import SourceSize, _summaries, measure_plan
+from perceiver_dist.benchmarks.result_table import ResultTable, write_section
 from perceiver_dist.benchmarks.shuffle_quality import measure_shuffle
 from perceiver_dist.errors import UserError
-from pipelines.index import SourceIndex
+from pipelines.shards.shard_index import SourceIndex
 
-FIGURES = Figures(("what", "seconds"), [("one", "1.0"), ("two", "2.0")])
+FIGURES = ResultTable(("what", "seconds"), [("one", "1.0"), ("two", "2.0")])
 
 
 def test_a_section_is_replaced_and_all_else_is_kept(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_the_sets_are_the_same_bytes_each_time() -> None:
 
 
 def test_a_made_up_index_holds_what_it_should() -> None:
-    index = SourceIndex(_summaries(Size(samples=1000, shards=7, ranks=1)))
+    index = SourceIndex(_summaries(SourceSize(samples=1000, shards=7, ranks=1)))
     assert (index.samples, len(index.shards)) == (1000, 7)
     assert {shard.samples for shard in index.shards} <= {142, 143}
 
@@ -90,7 +90,7 @@ def test_chunks_of_one_are_mixed_as_well_as_chance_does_and_a_small_buffer_is_no
 
 def test_contenders_with_the_same_weights_give_the_same_logits() -> None:
     ours = [name for name in CONTENDERS if is_possible(name, SETTINGS["small"]) and name not in OTHER_WEIGHTS]
-    found = [measure(Task(name, "small", 1, "fp32", "cpu")) for name in ours if "compiled" not in name]
+    found = [measure(ModelTask(name, "small", 1, "fp32", "cpu")) for name in ours if "compiled" not in name]
     assert len({speed.parameters for speed in found}) == 1
     for speed in found[1:]:
         assert speed.logits == pytest.approx(found[0].logits, abs=1e-4)

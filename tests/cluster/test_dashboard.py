@@ -8,7 +8,7 @@ import pytest
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 from ray.data._internal.execution.interfaces.op_runtime_metrics import OpRuntimeMetrics
 
-from perceiver_dist.training.gauges import GAUGES
+from perceiver_dist.training.tracker.prometheus import GAUGES
 
 PANELS = json.loads((Path(__file__).parents[2] / "cluster" / "grafana.json").read_text())["panels"]
 SHOWN = {name for panel in PANELS for name in re.findall(r"ray_(\w+)", panel["targets"][0]["expr"])}

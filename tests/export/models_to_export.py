@@ -12,16 +12,16 @@ from PIL import Image
 from safetensors.torch import save_file
 from training import ranks
 
-from perceiver_dist.command_line import to_yaml
-from perceiver_dist.config import RunConfig, StorageConfig
+from perceiver_dist.checkpoint.format import PARTS, WEIGHT, Span, file_header, rank_file, write_rank_file
+from perceiver_dist.checkpoint.manifest import Manifest, TrainingProgress, write_manifest
+from perceiver_dist.checkpoint.run_folder import checkpoint_name
+from perceiver_dist.config.command_line import to_yaml
+from perceiver_dist.config.run_config import RunConfig, StorageConfig
 from perceiver_dist.inference.trained_model import Prediction
 from perceiver_dist.modalities import AudioInput, ImageInput, PointCloudInput, VideoInput
-from perceiver_dist.model.config import ModelConfig
+from perceiver_dist.model.model_config import ModelConfig
 from perceiver_dist.model.perceiver import Perceiver
-from perceiver_dist.training.checkpoint import PARTS, WEIGHT, Span, file_header, rank_file, write_rank_file
-from perceiver_dist.training.manifest import Manifest, Progress, write_manifest
-from perceiver_dist.training.run_folder import checkpoint_name
-from pipelines.source import SourceConfig
+from pipelines.shards.source import SourceConfig
 
 Export = Callable[[Sequence[object]], None]
 """The job's main function, for options of any type."""
@@ -55,7 +55,7 @@ def write_run(folder: Path, config: RunConfig = CONFIG) -> Path:
                 values.append(half if part == WEIGHT else torch.zeros_like(half))
         file = checkpoint / rank_file(rank, 2)
         files.append(write_rank_file(str(file), file_header(spans, shapes), torch.cat(values)))
-    write_manifest(str(checkpoint), Manifest(Progress(STEPS, SAMPLES, 2, 3, STEPS), tuple(files)))
+    write_manifest(str(checkpoint), Manifest(TrainingProgress(STEPS, SAMPLES, 2, 3, STEPS), tuple(files)))
     finish_run(folder, STEPS, config)
     return folder
 

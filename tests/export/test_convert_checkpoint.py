@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from perceiver_dist.config import RunConfig
+from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import ImageInput
-from perceiver_dist.model.config import ModelConfig
-from pipelines.source import SourceConfig
+from perceiver_dist.model.model_config import ModelConfig
+from pipelines.shards.source import SourceConfig
 
 CONFIG = RunConfig(
     ModelConfig(

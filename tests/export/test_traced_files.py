@@ -16,7 +16,7 @@ from perceiver_dist.export import onnx_file
 from perceiver_dist.export.one_source import OneSource, check_same, random_inputs
 from perceiver_dist.inference.sample_files import read_files
 from perceiver_dist.inference.trained_model import TrainedModel
-from pipelines.source import SourceConfig
+from pipelines.shards.source import SourceConfig
 
 Inputs = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
 
@@ -90,7 +90,7 @@ def test_every_modality_and_option_can_be_traced(
     with torch.no_grad():
         logits = model.model(*inputs, source.name).numpy()
     np.testing.assert_allclose(session.run(["logits"], feed(inputs))[0], logits, atol=1e-5)
-    monkeypatch.setattr(onnx_file, "MOST_BYTES", 1000)
+    monkeypatch.setattr(onnx_file, "MAX_BYTES", 1000)
     with pytest.raises(UserError, match="an ONNX file holds less than"):
         export(["onnx", *options[:3], tmp_path / "large.onnx", *options[4:]])
 

@@ -10,15 +10,15 @@ from damage import DAMAGES, damaged_file
 from valid_files import valid_files
 
 from perceiver_dist.modalities import AudioInput, ImageInput, PointCloudInput, VideoInput
-from pipelines.containment import contained
 from pipelines.decode import FIELD_MODALITY
+from pipelines.decode.sandbox import sandboxed
 from pipelines.errors import ShardError
-from pipelines.index import SourceIndex, index_shard
 from pipelines.limits import Limits
-from pipelines.plan import EvaluationPlan
-from pipelines.source import DataConfig, SourceConfig
-from pipelines.units import Unit, UnitMaker
-from pipelines.write import write_shards
+from pipelines.shards.shard_index import SourceIndex, index_shard
+from pipelines.shards.shard_writer import write_shards
+from pipelines.shards.source import DataConfig, SourceConfig
+from pipelines.units.plan import EvaluationPlan
+from pipelines.units.unit_maker import Unit, UnitMaker
 
 INPUTS = {
     "image": ImageInput(height=16, width=16),
@@ -36,13 +36,13 @@ class Tally:
     Attributes:
         decoded: To the right shapes.
         quarantined: With a reason; those whose decoder died among them.
-        contained: Ended or overran the process that decoded them.
+        sandboxed: Ended or overran the process that decoded them.
         refused: Shards that the index refused.
     """
 
     decoded: int = 0
     quarantined: int = 0
-    contained: int = 0
+    sandboxed: int = 0
     refused: int = 0
 
     @property
@@ -83,7 +83,7 @@ def maker_of(shards: list[str], label: str = "cls") -> UnitMaker:
 
 def units_of(maker: UnitMaker) -> Iterator[Unit]:
     """Make all units, each sample decoded in a process of its own."""
-    with contained(maker.decode) as decode:
+    with sandboxed(maker.decode) as decode:
         for number in range(maker.plan.units):
             yield replace(maker, decode=decode).make(number)
 
@@ -117,7 +117,7 @@ def damage_samples(folder: Path, each: int) -> Report:
         tally = report[tuple(key.split("/")[:2])]
         tally.decoded += not reason
         tally.quarantined += bool(reason)
-        tally.contained += died(reason)
+        tally.sandboxed += died(reason)
     return dict(report)
 
 
@@ -138,7 +138,7 @@ def damage_shards(folder: Path, each: int) -> Report:
             reasons = outcomes_of_shard(maker)
             tally.decoded += not any(reasons)
             tally.quarantined += any(reasons)
-            tally.contained += any(map(died, reasons))
+            tally.sandboxed += any(map(died, reasons))
     return report
 
 
@@ -167,7 +167,7 @@ def table(report: Report) -> str:
     """The report as lines to print."""
     heads = ("kind", "damage", "files", "decoded", "quarantined", "of them contained", "refused by the index")
     rows = [
-        (*name, tally.files, tally.decoded, tally.quarantined, tally.contained, tally.refused)
+        (*name, tally.files, tally.decoded, tally.quarantined, tally.sandboxed, tally.refused)
         for name, tally in sorted(report.items())
     ]
     sums = [sum(row[column] for row in rows) for column in range(2, len(heads))]

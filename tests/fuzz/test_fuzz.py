@@ -17,9 +17,9 @@ from campaign import (
 from damage import DAMAGES
 from valid_files import valid_files
 
-from pipelines.datasource import unit_dataset
+from pipelines.units.unit_datasource import unit_dataset
 
-MOST_BYTES = 1500 * 2**20
+MAX_BYTES = 1500 * 2**20
 
 
 @pytest.mark.parametrize("kind", [kind for kind in valid_files() if kind != "json"])
@@ -34,7 +34,7 @@ def test_some_damaged_files_are_accounted_for(tmp_path: Path) -> None:
     report = damage_samples(tmp_path, each=2) | damage_shards(tmp_path, each=2)
     assert {tally.files for tally in report.values()} == {2}
     assert len(report) == (len(valid_files()) + 1) * len(DAMAGES)
-    assert most_memory() < MOST_BYTES
+    assert most_memory() < MAX_BYTES
 
 
 @pytest.mark.fuzz
@@ -42,7 +42,7 @@ def test_thousands_of_damaged_files_are_accounted_for(tmp_path: Path) -> None:
     report = damage_samples(tmp_path, each=60) | damage_shards(tmp_path, each=20)
     sys.stdout.write(f"\n{table(report)}\nmost memory of a process: {most_memory() / 2**20:.0f} MiB\n")
     assert sum(tally.files for tally in report.values()) == (60 * len(valid_files()) + 20) * len(DAMAGES)
-    assert most_memory() < MOST_BYTES
+    assert most_memory() < MAX_BYTES
 
 
 @pytest.mark.fuzz

@@ -10,7 +10,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from pipelines.demo.sights_and_sounds import render_clip
+from pipelines.demo.synthetic_clips import render_clip
 
 RATE = 8000
 

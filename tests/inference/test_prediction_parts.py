@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from perceiver_dist.errors import UserError
-from perceiver_dist.inference.prediction_parts import PredictionParts, Settings
+from perceiver_dist.inference.prediction_parts import PredictionParts, PredictionSettings
 
-SETTINGS = Settings(
+SETTINGS = PredictionSettings(
     model="runs/a/step-00000010",
     weights="w",
     source="clips",

@@ -8,19 +8,19 @@ import tiny_model
 import torch
 
 import perceiver_dist
-from perceiver_dist.inference.crew import Crew
 from perceiver_dist.inference.prediction_table import prediction_table
-from perceiver_dist.inference.scoring import ScoredUnit, Scorers, Work
+from perceiver_dist.inference.scoring import ScoredUnit, Scorers, ScoringTask
+from perceiver_dist.inference.scoring_pool import ScoringPool
 from perceiver_dist.inference.trained_model import TrainedModel
-from pipelines.chance import evaluation_chance
-from pipelines.index import SourceIndex, index_shard
-from pipelines.reader import read_samples
-from pipelines.sample import decode_sample
-from pipelines.write import Sample, write_shards
+from pipelines.augment.randomness import evaluation_randomness
+from pipelines.decode.sample import decode_sample
+from pipelines.shards.sample_reader import read_samples
+from pipelines.shards.shard_index import SourceIndex, index_shard
+from pipelines.shards.shard_writer import Sample, write_shards
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 SAMPLES = 30
-TWO_OF_EACH = Crew("cpu", actors=2, readers=2)
+TWO_OF_EACH = ScoringPool("cpu", actors=2, readers=2)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def index_of(folder: Path, samples: list[Sample]) -> SourceIndex:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Work:
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> ScoringTask:
     """Pictures without labels, then two samples that cannot be used."""
     samples: list[Sample] = [
         *({"__key__": f"{n:02d}", "png": tiny_model.png(n)} for n in range(SAMPLES)),
@@ -48,11 +48,11 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Work:
         {"__key__": "silent", "wav": tiny_model.wav(0)},
     ]
     index = index_of(tmp_path_factory.mktemp("pictures"), samples)
-    return Work(tiny_model.PICTURES, index, 4, [("image",)], labelled=False, embeddings=True)
+    return ScoringTask(tiny_model.PICTURES, index, 4, [("image",)], labelled=False, embeddings=True)
 
 
 @pytest.fixture(scope="module")
-def units(scorers: Scorers, pictures: Work) -> list[ScoredUnit]:
+def units(scorers: Scorers, pictures: ScoringTask) -> list[ScoredUnit]:
     return list(scorers.score(pictures, first=1))
 
 
@@ -89,7 +89,7 @@ def test_bad_samples_and_empty_ones_say_why(units: list[ScoredUnit]) -> None:
 
 
 def test_reading_is_done_outside_of_the_actors(
-    scorers: Scorers, pictures: Work, capsys: pytest.CaptureFixture[str]
+    scorers: Scorers, pictures: ScoringTask, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # As many readers as actors, so that nothing else would keep Ray from making one of the two.
     scorers.dataset(pictures).explain()
@@ -106,7 +106,7 @@ def test_views_are_windows_from_the_first_to_the_last(
         for n in range(5)
     ]
     index = index_of(tmp_path, samples)
-    sounds = Work(tiny_model.SOUNDS, index, batch=2, subsets=[("audio",)], views=3)
+    sounds = ScoringTask(tiny_model.SOUNDS, index, batch=2, subsets=[("audio",)], views=3)
     units = list(scorers.score(sounds))
     assert keys(units) == ["0", "1", "2", "3", "4"]
     looks = []
@@ -115,7 +115,7 @@ def test_views_are_windows_from_the_first_to_the_last(
             decode_sample(
                 raw,
                 model.inputs(tiny_model.SOUNDS),
-                evaluation_chance(raw.key, window),
+                evaluation_randomness(raw.key, window),
                 model.config.data.limits,
             )
             for raw in read_samples(index, range(5), frozenset({"wav"}))

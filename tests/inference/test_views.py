@@ -5,7 +5,7 @@ import torch
 
 from perceiver_dist.errors import UserError
 from perceiver_dist.inference.views import check_views, mean_logits
-from pipelines.source import SourceConfig
+from pipelines.shards.source import SourceConfig
 
 LOGITS = 4 * torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))  # (views, B, classes)
 

@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from perceiver_dist.command_line import to_yaml
-from perceiver_dist.config import RunConfig, StorageConfig, TrainConfig
+from perceiver_dist.config.command_line import to_yaml
+from perceiver_dist.config.run_config import RunConfig, StorageConfig, TrainConfig
 from perceiver_dist.modalities import AudioInput, ImageInput
-from perceiver_dist.model.config import ModelConfig
+from perceiver_dist.model.model_config import ModelConfig
 from perceiver_dist.model.perceiver import Perceiver
-from pipelines.source import SourceConfig
+from pipelines.shards.source import SourceConfig
 
 SOUND_SAMPLES = 400
 PICTURES = SourceConfig("pictures", "x.tar", ["image"], 3, class_names=["cat", "dog", "emu"])

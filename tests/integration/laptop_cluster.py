@@ -19,7 +19,7 @@ import requests
 ROOT = Path(__file__).parents[2]
 ADDRESS = "http://127.0.0.1:8265"
 METRICS = "http://127.0.0.1:8080/metrics"
-_PATIENCE_SECONDS = 180
+_MAX_WAIT_SECONDS = 180
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def laptop_cluster(folder: Path, **environment: str) -> Iterator[LaptopCluster]:
 
 def wait_until(so: Callable[[], Any]) -> None:
     """Return as soon as something is so."""
-    deadline = time.monotonic() + _PATIENCE_SECONDS
+    deadline = time.monotonic() + _MAX_WAIT_SECONDS
     while not so():
         assert time.monotonic() < deadline, "it never came"
         Event().wait(0.2)

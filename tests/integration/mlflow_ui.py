@@ -25,13 +25,13 @@ from urllib.parse import urlencode
 from mlflow.tracking import MlflowClient
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
-from perceiver_dist.config import TrackingConfig
-from perceiver_dist.mlflow_store import absolute_tracking_uri
+from perceiver_dist.config.run_config import TrackingConfig
+from perceiver_dist.tracking.mlflow_store import absolute_tracking_uri
 
 SHAPE = ["model.latents", "model.width", "model.cross_attends"]
 """What the score is plotted against."""
 
-_PATIENCE_SECONDS = 240
+_MAX_WAIT_SECONDS = 240
 """For the server and for each click; seconds on an idle machine, minutes where others use all cores."""
 _OPENED_BEFORE = 'localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true")'
 """When a browser comes for the first time, MLflow opens a chat over a third of the page."""
@@ -78,9 +78,9 @@ def browser_page() -> Iterator[Page]:
         page = browser.new_page(
             viewport={"width": 1000, "height": 640}, device_scale_factor=1.4, locale="en-US"
         )
-        page.set_default_timeout(_PATIENCE_SECONDS * 1000)
+        page.set_default_timeout(_MAX_WAIT_SECONDS * 1000)
         page.add_init_script(_OPENED_BEFORE)
-        expect.set_options(timeout=_PATIENCE_SECONDS * 1000)
+        expect.set_options(timeout=_MAX_WAIT_SECONDS * 1000)
         yield page
         browser.close()
 
@@ -122,9 +122,9 @@ def take_screenshot(tracking_uri: str, path: Path) -> None:
 
 
 def _wait_until_healthy(address: str, server: "subprocess.Popen[bytes]", output: TextIO) -> None:
-    deadline = time.monotonic() + _PATIENCE_SECONDS
+    deadline = time.monotonic() + _MAX_WAIT_SECONDS
     while time.monotonic() < deadline and server.poll() is None:
-        connection = HTTPConnection(address, timeout=_PATIENCE_SECONDS)
+        connection = HTTPConnection(address, timeout=_MAX_WAIT_SECONDS)
         try:
             connection.request("GET", "/health")
             assert connection.getresponse().status == HTTPStatus.OK
@@ -144,7 +144,7 @@ def _choose(page: Page, field: Locator, names: Sequence[str]) -> None:
     for name in names:
         entry = entries.get_by_title(name, exact=True)
         entries.hover()
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        deadline = time.monotonic() + _MAX_WAIT_SECONDS
         while not entry.is_visible() and time.monotonic() < deadline:
             page.mouse.wheel(0, 100)
         entry.click()

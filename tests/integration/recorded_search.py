@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from perceiver_dist.command_line import parse_run, run_parser
-from perceiver_dist.delivery import Delivery
-from perceiver_dist.search.candidates import Candidates
-from perceiver_dist.search.config import SearchRunConfig
-from perceiver_dist.search.record import Evaluation, SearchRecord, Trial
-from perceiver_dist.search.tracking import SearchTracking
-from perceiver_dist.tracking import MlflowLog
-from perceiver_dist.training.run_folder import outbox_file
+from perceiver_dist.checkpoint.run_folder import outbox_file
+from perceiver_dist.config.command_line import parse_run, run_parser
+from perceiver_dist.search.search_tracking import SearchTracking
+from perceiver_dist.search.strategy.candidates import Candidates
+from perceiver_dist.search.study.search_config import SearchRunConfig
+from perceiver_dist.search.study.search_record import SearchRecord, Trial, TrialEvaluation
+from perceiver_dist.tracking.background_writer import BackgroundWriter
+from perceiver_dist.tracking.mlflow_run import MlflowRun
 
 TRIALS = 9
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
@@ -46,9 +46,9 @@ def record_search(storage: Path, tracking_uri: str) -> SearchRecord:
 
 def _learn(trial: Trial, config: SearchRunConfig, tracking: SearchTracking, storage: Path) -> None:
     """Log what a trial's own tracker and the search log at its evaluations."""
-    delivery = Delivery(config.tracking.uri or "", outbox_file(f"{storage}/{trial.name}"))
-    log = MlflowLog(
-        delivery,
+    writer = BackgroundWriter(config.tracking.uri or "", outbox_file(f"{storage}/{trial.name}"))
+    log = MlflowRun(
+        writer,
         config.tracking.experiment,
         trial.name,
         trial.mlflow_run_id,
@@ -65,9 +65,9 @@ def _learn(trial: Trial, config: SearchRunConfig, tracking: SearchTracking, stor
         log.metrics(
             trial.step, {"fashion/train_loss": 1.9 - score, "clips/train_loss": 2.2 - score, **metrics}
         )
-        trial.evaluations.append(Evaluation(number, trial.step, score, metrics))
+        trial.evaluations.append(TrialEvaluation(number, trial.step, score, metrics))
         tracking.evaluated(trial)
-    delivery.close()
+    writer.close()
 
 
 def _score(trial: Trial, evaluation: int) -> float:

@@ -9,11 +9,17 @@ import av
 import numpy as np
 from PIL import Image
 
-from perceiver_dist.config import OptimConfig, RunConfig, StorageConfig, TrackingConfig, TrainConfig
+from perceiver_dist.config.run_config import (
+    OptimConfig,
+    RunConfig,
+    StorageConfig,
+    TrackingConfig,
+    TrainConfig,
+)
 from perceiver_dist.modalities import AudioInput, ImageInput
-from perceiver_dist.model.config import ModelConfig
-from pipelines.source import DataConfig, SourceConfig
-from pipelines.write import write_shards
+from perceiver_dist.model.model_config import ModelConfig
+from pipelines.shards.shard_writer import write_shards
+from pipelines.shards.source import DataConfig, SourceConfig
 
 CLASSES = 4
 STEPS = 100

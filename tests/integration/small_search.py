@@ -13,9 +13,9 @@ from typing import Any
 
 import small_run
 
-from perceiver_dist.command_line import to_yaml
-from perceiver_dist.config import RunConfig
-from perceiver_dist.search.config import SearchConfig, SearchRunConfig
+from perceiver_dist.config.command_line import to_yaml
+from perceiver_dist.config.run_config import RunConfig
+from perceiver_dist.search.study.search_config import SearchConfig, SearchRunConfig
 
 
 def search_config(data: Path, storage: Path, search: SearchConfig, **train: Any) -> SearchRunConfig:

@@ -16,14 +16,14 @@ import pytest
 import small_run
 from rich.console import Console
 
-from perceiver_dist.config import OptimConfig
-from perceiver_dist.inference.evaluation import evaluate_model
+from perceiver_dist.config.run_config import OptimConfig
 from perceiver_dist.inference.evaluation_report import report, write_report
-from perceiver_dist.inference.options import EvaluationOptions, PredictionOptions
+from perceiver_dist.inference.inference_options import EvaluationOptions, PredictionOptions
+from perceiver_dist.inference.model_evaluation import evaluate_model
 from perceiver_dist.inference.shard_prediction import predict_shards
 from perceiver_dist.training.driver import run_training
-from pipelines.source import SourceConfig
-from pipelines.write import Sample, write_shards
+from pipelines.shards.shard_writer import Sample, write_shards
+from pipelines.shards.source import SourceConfig
 
 MANY = 25
 STEPS = 6
@@ -137,7 +137,7 @@ def test_only_the_newest_checkpoint_is_kept_and_the_learning_rate_ends_where_it_
 
 @pytest.mark.runs
 def test_the_finished_run_says_the_same_when_it_is_started_again(run: dict[str, Any]) -> None:
-    from perceiver_dist.command_line import read_run
+    from perceiver_dist.config.command_line import read_run
 
     screen = StringIO()
     again = run_training(

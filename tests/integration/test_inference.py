@@ -23,17 +23,17 @@ import trained_small_run
 from rich.console import Console
 
 import perceiver_dist
-from perceiver_dist.config import TrackingConfig
+from perceiver_dist.config.run_config import TrackingConfig
 from perceiver_dist.errors import UserError
-from perceiver_dist.export.folder import export_folder
+from perceiver_dist.export.model_folder import export_folder
 from perceiver_dist.export.torch_file import export_torch
-from perceiver_dist.inference.evaluation import Evaluation, evaluate_model
-from perceiver_dist.inference.evaluation_record import record_evaluation
 from perceiver_dist.inference.evaluation_report import write_report
-from perceiver_dist.inference.options import EvaluationOptions, PredictionOptions
+from perceiver_dist.inference.evaluation_tracking import record_evaluation
+from perceiver_dist.inference.inference_options import EvaluationOptions, PredictionOptions
+from perceiver_dist.inference.model_evaluation import ModelEvaluation, evaluate_model
 from perceiver_dist.inference.sample_files import read_files
 from perceiver_dist.inference.shard_prediction import predict_shards
-from pipelines.write import Sample, write_shards
+from pipelines.shards.shard_writer import Sample, write_shards
 
 pytestmark = pytest.mark.runs
 
@@ -56,11 +56,11 @@ def run(folder: Path, result: dict[str, Any]) -> str:
 
 
 @pytest.fixture(scope="module")
-def evaluation(run: str) -> Evaluation:
+def evaluation(run: str) -> ModelEvaluation:
     return evaluate_model(EvaluationOptions(model=run), Console(file=StringIO()))
 
 
-def test_an_evaluation_finds_what_training_found(result: dict[str, Any], evaluation: Evaluation) -> None:
+def test_an_evaluation_finds_what_training_found(result: dict[str, Any], evaluation: ModelEvaluation) -> None:
     found, expected = evaluation.metrics, result["metrics"]
     assert set(found) == set(expected)
     exact = [name for name in expected if "accuracy" in name or "samples" in name]
@@ -70,7 +70,7 @@ def test_an_evaluation_finds_what_training_found(result: dict[str, Any], evaluat
 
 
 def test_the_report_is_in_the_run_and_in_mlflow(
-    folder: Path, run: str, result: dict[str, Any], evaluation: Evaluation
+    folder: Path, run: str, result: dict[str, Any], evaluation: ModelEvaluation
 ) -> None:
     line = record_evaluation(evaluation, write_report(evaluation, attention=2))
     out = Path(run) / "evaluation-00000006"
@@ -93,7 +93,9 @@ def test_the_report_is_in_the_run_and_in_mlflow(
     assert {path.name for path in out.iterdir()} >= files
 
 
-def test_without_the_trainings_mlflow_an_evaluation_says_so(evaluation: Evaluation, tmp_path: Path) -> None:
+def test_without_the_trainings_mlflow_an_evaluation_says_so(
+    evaluation: ModelEvaluation, tmp_path: Path
+) -> None:
     gone = tmp_path / "gone.db"
     stored = evaluation.model.stored
     config = replace(stored.config, tracking=TrackingConfig(uri=f"sqlite:///{gone}"))

@@ -13,20 +13,20 @@ import small_run
 import small_search
 from laptop_cluster import METRICS, LaptopCluster, changed_copy, laptop_cluster, stop_job, wait_until
 
-from perceiver_dist.command_line import to_yaml
-from perceiver_dist.search.config import SearchConfig
-from perceiver_dist.training.gauges import GAUGES
-from perceiver_dist.training.run_folder import newest_step
+from perceiver_dist.checkpoint.run_folder import newest_step
+from perceiver_dist.config.command_line import to_yaml
+from perceiver_dist.search.study.search_config import SearchConfig
+from perceiver_dist.training.tracker.prometheus import GAUGES
 
 pytestmark = pytest.mark.runs
 
 LITERAL = ("python", "jobs/train_multimodal.py")
 CHANGES = {
     "perceiver_dist/training/driver.py": (": preparing data", ": preparing data as uploaded"),
-    "pipelines/units.py": ('f"{sample.shard}/{sample.key}"', 'f"uploaded {sample.key}"'),
+    "pipelines/units/unit_maker.py": ('f"{sample.shard}/{sample.key}"', 'f"uploaded {sample.key}"'),
 }
 """What a process says that runs the uploaded code and not the installed one: the driver, and a task on another node."""
-MOST_TO_UPLOAD = 32 * 2**20
+MAX_TO_UPLOAD = 32 * 2**20
 
 
 class Site(NamedTuple):
@@ -124,7 +124,7 @@ def test_an_upload_is_small(site: Site, changed: Path) -> None:
     log, _ = job.communicate()
     size = re.search(r"^(\d+)\t\.$", log, re.MULTILINE)
     assert size, log
-    assert 2**20 < int(size[1]) < MOST_TO_UPLOAD
+    assert 2**20 < int(size[1]) < MAX_TO_UPLOAD
 
 
 @pytest.mark.long

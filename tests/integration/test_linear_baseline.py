@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import small_run
 
-from perceiver_dist.command_line import to_yaml
-from perceiver_dist.config import RunConfig
+from perceiver_dist.config.command_line import to_yaml
+from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.errors import UserError
-from perceiver_dist.linear_baseline import linear_baselines, unit_features
 from perceiver_dist.modalities import AudioInput, ImageInput, PointCloudInput, VideoInput
+from perceiver_dist.preflight.linear_baseline import linear_baselines, unit_features
 
 PROJECT = Path(__file__).parents[2]
 RANDOM = np.random.default_rng(0)

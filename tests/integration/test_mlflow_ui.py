@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Page, expect
 from recorded_search import record_search
 
-from perceiver_dist.search.record import SearchRecord
+from perceiver_dist.search.study.search_record import SearchRecord
 
 pytestmark = pytest.mark.skipif(
     mlflow_ui.find_chromium() is None and not os.environ.get("CI"),

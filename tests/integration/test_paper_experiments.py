@@ -18,17 +18,17 @@ from PIL import Image
 from rich.console import Console
 from test_points import write_solids
 
-from perceiver_dist.command_line import parse_run, run_parser
-from perceiver_dist.config import RunConfig, StorageConfig
-from perceiver_dist.inference.evaluation import evaluate_model
+from perceiver_dist.config.command_line import parse_run, run_parser
+from perceiver_dist.config.run_config import RunConfig, StorageConfig
 from perceiver_dist.inference.evaluation_report import write_report
-from perceiver_dist.inference.options import EvaluationOptions, PredictionOptions
+from perceiver_dist.inference.inference_options import EvaluationOptions, PredictionOptions
+from perceiver_dist.inference.model_evaluation import evaluate_model
 from perceiver_dist.inference.shard_prediction import predict_shards
+from perceiver_dist.metrics.subsets import modality_subsets
 from perceiver_dist.training.driver import run_training
-from perceiver_dist.training.subsets import modality_subsets
 from pipelines.convert import convert_modelnet, write_conversion
-from pipelines.demo.sights_and_sounds import render_clip
-from pipelines.write import Sample, write_shards
+from pipelines.demo.synthetic_clips import render_clip
+from pipelines.shards.shard_writer import Sample, write_shards
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
 TRAIN, HELD_OUT = 8, 10

@@ -14,7 +14,7 @@ import requests
 import small_run
 from moto.server import ThreadedMotoServer
 
-from perceiver_dist.command_line import to_yaml
+from perceiver_dist.config.command_line import to_yaml
 
 BUCKET = "perceiver"
 

@@ -8,8 +8,8 @@ import pytest
 import small_run
 import small_search
 
-from perceiver_dist.command_line import read_run
-from perceiver_dist.search.config import SearchConfig
+from perceiver_dist.config.command_line import read_run
+from perceiver_dist.search.study.search_config import SearchConfig
 
 pytestmark = pytest.mark.runs
 

@@ -21,13 +21,13 @@ import torch
 import yaml
 from rich.console import Console
 
-from perceiver_dist.command_line import read_run, to_yaml
-from perceiver_dist.config import DeepSpeedConfig, OptimConfig, WorkerRange
+from perceiver_dist.checkpoint.format import read_weights
+from perceiver_dist.checkpoint.manifest import find_damage
+from perceiver_dist.checkpoint.run_folder import newest_step
+from perceiver_dist.config.command_line import read_run, to_yaml
+from perceiver_dist.config.run_config import DeepSpeedConfig, OptimConfig, WorkerRange
 from perceiver_dist.errors import UserError
-from perceiver_dist.training.checkpoint import read_weights
 from perceiver_dist.training.driver import run_training
-from perceiver_dist.training.manifest import find_damage
-from perceiver_dist.training.run_folder import newest_step
 
 GOLDEN = Path(__file__).parent / "golden.json"
 """Written anew by `WRITE_GOLDEN=1 .venv/bin/pytest tests/integration`, after a change meant to alter it."""

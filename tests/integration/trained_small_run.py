@@ -11,9 +11,9 @@ from rich.console import Console
 
 from perceiver_dist.modalities import VideoInput
 from perceiver_dist.training.driver import run_training
-from pipelines.demo.sights_and_sounds import render_clip
-from pipelines.source import SourceConfig
-from pipelines.write import Sample, write_shards
+from pipelines.demo.synthetic_clips import render_clip
+from pipelines.shards.shard_writer import Sample, write_shards
+from pipelines.shards.source import SourceConfig
 
 CLIP_CLASSES = 3
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from perceiver_dist.modalities import ImageInput, VideoInput
 from perceiver_dist.model import grid_kernels, separable
-from perceiver_dist.model.config import ModelConfig
 from perceiver_dist.model.grid_attention import attend_by_kernels
+from perceiver_dist.model.model_config import ModelConfig
 
 Attend = Callable[..., tuple[Tensor, ...]]
 

@@ -17,7 +17,7 @@ from perceiver_dist.modalities import (
     PointCloudInput,
     VideoInput,
 )
-from perceiver_dist.model.config import ModelConfig
+from perceiver_dist.model.model_config import ModelConfig
 from perceiver_dist.model.perceiver import Perceiver
 
 SMALL = {

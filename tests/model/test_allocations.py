@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves
 
 from perceiver_dist.modalities import ImageInput, VideoInput
 from perceiver_dist.model import factored, separable
-from perceiver_dist.model.config import ModelConfig
 from perceiver_dist.model.inputs import token_channels
+from perceiver_dist.model.model_config import ModelConfig
 from perceiver_dist.model.perceiver import Perceiver
 
 BATCH, SIDE, LATENTS, WIDTH = 4, 64, 128, 16

@@ -11,7 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import ImageInput, PointCloudInput
-from perceiver_dist.model.config import ModelConfig
 from perceiver_dist.model.cost import (
     forward_flops,
     memory_per_rank,
@@ -19,6 +18,7 @@ from perceiver_dist.model.cost import (
     parameter_count,
     tokens_per_modality,
 )
+from perceiver_dist.model.model_config import ModelConfig
 from perceiver_dist.model.perceiver import Perceiver
 
 IMAGENET = ModelConfig(

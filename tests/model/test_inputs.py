@@ -9,7 +9,6 @@ from reference import SMALL, content_of, position_of, random_arrays, small_confi
 
 from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import AudioInput, ImageInput, PointCloudInput, VideoInput
-from perceiver_dist.model.config import ModelConfig
 from perceiver_dist.model.inputs import (
     Tokenizer,
     cut_into_tokens,
@@ -17,6 +16,7 @@ from perceiver_dist.model.inputs import (
     learned_positions,
     token_channels,
 )
+from perceiver_dist.model.model_config import ModelConfig
 from perceiver_dist.model.positions import fourier_features, point_features, token_order
 
 

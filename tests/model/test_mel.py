@@ -9,8 +9,8 @@ from reference import HEADS, SMALL, random_model
 
 from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import AudioInput, tokens
-from perceiver_dist.model.config import ModelConfig
 from perceiver_dist.model.mel import log_mel, mel_filters
+from perceiver_dist.model.model_config import ModelConfig
 from perceiver_dist.model.perceiver import Perceiver
 
 SPEC = AudioInput(sample_rate=8000, samples=512, segment=64, mel_bands=10, bands=3)

@@ -15,7 +15,7 @@ from torch import Tensor
 from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import MODALITIES
 from perceiver_dist.model import factored, separable
-from perceiver_dist.model.config import ModelConfig
+from perceiver_dist.model.model_config import ModelConfig
 from perceiver_dist.model.perceiver import Perceiver
 from perceiver_dist.model.positions import token_order
 

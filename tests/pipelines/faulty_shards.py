@@ -10,7 +10,7 @@ from mesh_files import SQUARE, off
 from PIL import Image
 from tar_files import write_tar
 
-from pipelines.demo.sights_and_sounds import render_clip
+from pipelines.demo.synthetic_clips import render_clip
 
 Fields = dict[str, bytes]
 

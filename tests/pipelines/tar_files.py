@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from pipelines.index import ShardSummary, SourceIndex, index_shard
+from pipelines.shards.shard_index import ShardSummary, SourceIndex, index_shard
 
 Members = list[tuple[str, bytes]]
 

@@ -17,12 +17,12 @@ from tar_files import index_of, write_tar
 from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import AudioInput, ImageInput, VideoInput
 from pipelines.decode import decode_audio, decode_image, decode_video
-from pipelines.demo.sights_and_sounds import render_clip
+from pipelines.demo.synthetic_clips import render_clip
 from pipelines.errors import SampleError
 from pipelines.limits import Limits
-from pipelines.plan import EvaluationPlan
-from pipelines.source import DataConfig, SourceConfig
-from pipelines.units import UnitMaker
+from pipelines.shards.source import DataConfig, SourceConfig
+from pipelines.units.plan import EvaluationPlan
+from pipelines.units.unit_maker import UnitMaker
 
 IMAGE = ImageInput(height=4, width=4)
 AUDIO = AudioInput(sample_rate=8000, samples=800, segment=100)

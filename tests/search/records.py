@@ -2,7 +2,13 @@
 
 import math
 
-from perceiver_dist.search.record import Cost, Evaluation, SearchRecord, Trial, TrialState
+from perceiver_dist.search.study.search_record import (
+    SearchRecord,
+    Trial,
+    TrialCost,
+    TrialEvaluation,
+    TrialState,
+)
 
 SPACE = {
     "model.latents": [16, 32, 64, 128],
@@ -64,16 +70,16 @@ def _trial(number: int) -> Trial:
     )
 
 
-def _cost(latents: int, width: int, cross_attends: int, shared_none: bool) -> Cost:
+def _cost(latents: int, width: int, cross_attends: int, shared_none: bool) -> TrialCost:
     weights = 12 * width**2 * (cross_attends if shared_none else 1) * 2 + 40 * width + latents * width
     flops = 2.0 * latents * width * (12 * width + 196 + latents) * cross_attends * 2
-    return Cost(weights, flops, 16 * weights + 64 * int(flops / 8), STEPS, 3 * flops * 64 * STEPS)
+    return TrialCost(weights, flops, 16 * weights + 64 * int(flops / 8), STEPS, 3 * flops * 64 * STEPS)
 
 
-def _evaluation(values: list[object], number: int) -> Evaluation:
+def _evaluation(values: list[object], number: int) -> TrialEvaluation:
     latents, width, cross_attends, learning_rate, sharing = values
     reached = 0.78 + 0.03 * math.log2(float(latents) / 16) - 0.015 * math.log2(float(width) / 32)
     reached += 0.02 * float(cross_attends) - 0.25 * math.log10(float(learning_rate) / 2e-3) ** 2
     reached += 0.008 * (sharing == "none")
     score = round(reached * (1 - 0.5 * 0.35**number), 4)
-    return Evaluation(number, STEPS * number // EVALUATIONS, score, {"fashion/accuracy": score})
+    return TrialEvaluation(number, STEPS * number // EVALUATIONS, score, {"fashion/accuracy": score})

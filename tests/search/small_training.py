@@ -4,13 +4,13 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from perceiver_dist.config import OptimConfig, RunConfig, StorageConfig, TrainConfig
+from perceiver_dist.config.run_config import OptimConfig, RunConfig, StorageConfig, TrainConfig
 from perceiver_dist.modalities import AudioInput, ImageInput
-from perceiver_dist.model.config import ModelConfig
-from perceiver_dist.search.candidates import Candidates
-from perceiver_dist.search.config import SearchConfig, SearchRunConfig
-from perceiver_dist.search.record import Evaluation, SearchRecord, Trial
-from pipelines.source import SourceConfig
+from perceiver_dist.model.model_config import ModelConfig
+from perceiver_dist.search.strategy.candidates import Candidates
+from perceiver_dist.search.study.search_config import SearchConfig, SearchRunConfig
+from perceiver_dist.search.study.search_record import SearchRecord, Trial, TrialEvaluation
+from pipelines.shards.source import SourceConfig
 
 SQUARES = SourceConfig(
     "squares", "squares/train-*.tar", ["image"], num_classes=4, eval_shards="squares/eval.tar"
@@ -49,7 +49,7 @@ def candidates(**search: Any) -> Candidates:
 def complete(trial: Trial, score: float) -> None:
     """Let a trial be trained to its end, where it has a score."""
     trial.state = "completed"
-    trial.evaluations.append(Evaluation(1, trial.cost.steps, score, {"squares/accuracy": score}))
+    trial.evaluations.append(TrialEvaluation(1, trial.cost.steps, score, {"squares/accuracy": score}))
 
 
 def all_drawn(source: Candidates, record: SearchRecord) -> list[dict[str, Any]]:

@@ -11,10 +11,10 @@ from export import models_to_export as models
 from mlflow.tracking import MlflowClient
 
 import perceiver_dist
-from perceiver_dist.command_line import to_yaml
+from perceiver_dist.config.command_line import to_yaml
 from perceiver_dist.errors import UserError
 from perceiver_dist.search.promote import promote_best
-from perceiver_dist.search.record import SearchRecord
+from perceiver_dist.search.study.search_record import SearchRecord
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import multiprocessing
 
-from perceiver_dist.config import DeepSpeedConfig, RunConfig, TrainConfig
+from perceiver_dist.checkpoint.format import StoredCheckpoint, load_weights
+from perceiver_dist.checkpoint.manifest import Manifest, TrainingProgress, write_manifest
+from perceiver_dist.checkpoint.run_folder import checkpoint_name
+from perceiver_dist.config.run_config import DeepSpeedConfig, RunConfig, TrainConfig
 from perceiver_dist.modalities import AudioInput, ImageInput
-from perceiver_dist.model.config import ModelConfig
-from perceiver_dist.training.checkpoint import StoredCheckpoint, load_weights
-from perceiver_dist.training.manifest import Manifest, Progress, write_manifest
-from perceiver_dist.training.run_folder import checkpoint_name
-from pipelines.source import SourceConfig
+from perceiver_dist.model.model_config import ModelConfig
+from pipelines.shards.source import SourceConfig
 
 LANES = 2
 STEPS = 20
@@ -105,13 +105,13 @@ def checkpoint_of(folder: Path, stage: int, world_size: int) -> Path:
 
 def save(engine: Any, folder: Path, steps: int) -> None:
     """Save on all ranks, as in a run; rank 0 stands in for the tracker."""
-    from perceiver_dist.training.checkpoint_writer import CheckpointWriter
-    from perceiver_dist.training.optimizer import adam_step
+    from perceiver_dist.training.zero.async_save import CheckpointWriter
+    from perceiver_dist.training.zero.optimizer import adam_step
 
     stored: list[Any] = []
     writer = CheckpointWriter(engine, str(folder))
     world_size = engine.dp_world_size
-    progress = Progress(steps, 0, world_size, engine.zero_optimization_stage(), adam_step(engine))
+    progress = TrainingProgress(steps, 0, world_size, engine.zero_optimization_stage(), adam_step(engine))
     writer.save(progress, lambda _, outcome: stored.append(outcome))
     writer.wait()
     files: list[Any] = [None] * world_size
@@ -130,8 +130,8 @@ def make_engine(
 ) -> Any:
     """A new engine, with a checkpoint's state or with the seed's."""
     from perceiver_dist.model.perceiver import Perceiver
-    from perceiver_dist.training.engine import build_engine
-    from perceiver_dist.training.fragments import load_optimizer
+    from perceiver_dist.training.zero.engine import build_engine
+    from perceiver_dist.training.zero.partitions import load_optimizer
 
     optim = replace(CONFIG.optim, optimizer=optimizer, frozen=list(frozen))
     config = replace(CONFIG, optim=optim, deepspeed=DeepSpeedConfig(zero_stage=stage))
@@ -148,8 +148,8 @@ def make_engine(
 
 def take_steps(engine: Any, world_size: int, first: int, stop: int) -> list[float]:
     """Train from one step to another; return the losses."""
-    from perceiver_dist.training.engine import set_learning_rate
-    from perceiver_dist.training.learning_rate import learning_rate
+    from perceiver_dist.training.zero.engine import set_learning_rate
+    from perceiver_dist.training.zero.learning_rate import learning_rate
 
     losses = []
     for step in range(first, stop):

@@ -9,15 +9,15 @@ import ranks
 import torch
 from safetensors.torch import save_file
 
-from perceiver_dist.command_line import to_yaml
-from perceiver_dist.config import RunConfig, TrainConfig
+from perceiver_dist.checkpoint.format import read_weights
+from perceiver_dist.config.command_line import to_yaml
+from perceiver_dist.config.run_config import RunConfig, TrainConfig
 from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import AudioInput, ImageInput
-from perceiver_dist.model.config import ModelConfig
+from perceiver_dist.model.model_config import ModelConfig
 from perceiver_dist.model.perceiver import Perceiver
-from perceiver_dist.training.checkpoint import read_weights
-from perceiver_dist.training.fine_tuning import begin_with, check_fine_tuning
-from pipelines.source import SourceConfig
+from perceiver_dist.training.fine_tuning import check_fine_tuning, load_trained_weights
+from pipelines.shards.source import SourceConfig
 
 IMAGE = ImageInput(height=8, width=8, channels=1, patch=2, bands=2)
 AUDIO = AudioInput(samples=256, segment=64, bands=2)
@@ -53,7 +53,7 @@ def test_what_both_have_is_copied_and_a_new_head_begins_anew(trained: Path) -> N
     config = tuned(trained, sources=(PETS, replace(PETS, name="cats", num_classes=7)))
     check_fine_tuning(config)
     old, new, untouched = built(RunConfig(MODEL, [PETS]), 0), built(config, 1), built(config, 1)
-    begin_with(new, old.state_dict(), str(trained))
+    load_trained_weights(new, old.state_dict(), str(trained))
     for name, parameter in new.state_dict().items():
         expected = untouched if name.startswith("heads.cats.") else old
         torch.testing.assert_close(parameter, expected.state_dict()[name], rtol=0, atol=0)
@@ -63,7 +63,7 @@ def test_a_new_modality_leaves_what_was_learned_at_its_place(trained: Path) -> N
     config = tuned(trained, replace(MODEL, audio=AUDIO), (PETS, BIRDS))
     check_fine_tuning(config)
     old, new, untouched = built(RunConfig(MODEL, [PETS]), 0), built(config, 1), built(config, 1)
-    begin_with(new, old.state_dict(), str(trained))
+    load_trained_weights(new, old.state_dict(), str(trained))
     before, after = old.cross_attends[0], new.cross_attends[0]
     channels = len(before.token_gain)
     assert len(after.token_gain) > channels
@@ -96,7 +96,7 @@ def test_other_sizes_of_the_picture_fit(trained: Path) -> None:
     """Fourier features have weights for channels, not for places."""
     config = tuned(trained, replace(MODEL, image=replace(IMAGE, height=16, width=12)))
     check_fine_tuning(config)
-    begin_with(built(config, 1), built(RunConfig(MODEL, [PETS]), 0).state_dict(), str(trained))
+    load_trained_weights(built(config, 1), built(RunConfig(MODEL, [PETS]), 0).state_dict(), str(trained))
 
 
 def test_no_model_and_weights_of_another_are_refused(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_no_model_and_weights_of_another_are_refused(tmp_path: Path) -> None:
         check_fine_tuning(tuned(tmp_path / "nowhere"))
     weights = built(RunConfig(MODEL, [PETS]), 0).state_dict()
     with pytest.raises(UserError, match="'latents' is missing"):
-        begin_with(
+        load_trained_weights(
             built(RunConfig(MODEL, [PETS]), 1), {k: v for k, v in weights.items() if k != "latents"}, "x"
         )
 

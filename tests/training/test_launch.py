@@ -12,7 +12,7 @@ import ray.train
 from ray.train.torch import TorchTrainer
 from ray.util import placement_group_table
 
-from perceiver_dist.training.launch import GivesRoomBack, train_to_the_end
+from perceiver_dist.training.launch import ReleasePlacementGroup, fit_with_restarts
 
 
 def deadly(folder: Path) -> Callable[[], None]:
@@ -41,14 +41,16 @@ def trainer(
     return TorchTrainer(
         train,
         scaling_config=ray.train.ScalingConfig(num_workers=1),
-        run_config=ray.train.RunConfig(name="run", storage_path=str(folder), callbacks=[GivesRoomBack()]),
+        run_config=ray.train.RunConfig(
+            name="run", storage_path=str(folder), callbacks=[ReleasePlacementGroup()]
+        ),
         datasets=datasets or {},
     )
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_worker_lost_while_it_is_handed_what_to_run_costs_a_start(tmp_path: Path) -> None:
-    train_to_the_end(partial(trainer, deadly(tmp_path), tmp_path))
+    fit_with_restarts(partial(trainer, deadly(tmp_path), tmp_path))
     assert (tmp_path / "killed").exists()
     assert (tmp_path / "trained").exists()
     assert {room["state"] for room in placement_group_table().values()} == {"REMOVED"}
@@ -60,5 +62,5 @@ def test_a_start_that_a_dataset_refuses_ends_the_training(tmp_path: Path) -> Non
         raise ValueError("too often")
 
     with pytest.raises(ray.train.TrainingFailedError, match="too often"):
-        train_to_the_end(partial(trainer, deadly(tmp_path), tmp_path, {"tones": refuse}))
+        fit_with_restarts(partial(trainer, deadly(tmp_path), tmp_path, {"tones": refuse}))
     assert not (tmp_path / "killed").exists()

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from perceiver_dist.data.batches import Batch
 from perceiver_dist.errors import UserError
-from perceiver_dist.training.batches import Batch
+from perceiver_dist.metrics.metric_totals import loss_per_sample
 from perceiver_dist.training.mixing import mix
-from perceiver_dist.training.totals import loss_per_sample
-from pipelines.augment import AugmentConfig
-from pipelines.source import SourceConfig
+from pipelines.augment.image_transform import AugmentConfig
+from pipelines.shards.source import SourceConfig
 
 PICTURES = SourceConfig("pictures", "x.tar", ["image"], 8)
 

@@ -1,0 +1,85 @@
+"""What a benchmark found, as a table for the screen and as a section of a Markdown page."""
+
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from rich.table import Table
+
+from perceiver_dist.display.markdown import markdown_table
+from perceiver_dist.errors import UserError
+from pipelines.storage.files import read_text, write_text
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """A table of figures.
+
+    Attributes:
+        columns: What stands above; all columns but the first are of numbers.
+        rows: As many texts in each.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def shown(self) -> Table:
+        """Return the table for a screen."""
+        first, *numbers = self.columns
+        table = Table(first, box=None, pad_edge=False)
+        for column in numbers:
+            table.add_column(column, justify="right")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+
+def write_section(page: str, name: str, command: Sequence[str], figures: ResultTable) -> None:
+    """Put figures in their place in a page: what stood there before is replaced, and what stands around is kept.
+
+    Args:
+        page: A Markdown file with the lines `<!-- NAME -->` and `<!-- end of NAME -->`; what is between is replaced.
+        name: The benchmark's.
+        command: What was typed, for others to measure the same.
+        figures: What was found.
+
+    Raises:
+        UserError: The page is not there, or has no such lines.
+    """
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+    before, found, rest = (read_text(page) or "").partition(begin)
+    _, also_found, after = rest.partition(end)
+    if not found or not also_found:
+        raise UserError(
+            f"--page {page}: there is no such file with the lines '{begin.strip()}' and '{end.strip()}'"
+        )
+    lines = [f"`{' '.join(command)}`: {machine()}", "", *markdown_table(figures.columns, figures.rows)]
+    write_text(page, f"{before}{begin}\n" + "\n".join(lines) + f"\n\n{end}{after}")
+
+
+def machine() -> str:
+    """Return what figures depend on: processor, accelerator, library, commit and day."""
+    parts = [f"{os.cpu_count()} CPU cores ({_processor()})"]
+    if torch.cuda.is_available():
+        parts.append(f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}")
+    parts += [f"torch {torch.__version__}", f"commit {_commit()}", datetime.now(UTC).date().isoformat()]
+    return ", ".join(parts) + "."
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    text = information.read_text(encoding="utf-8") if information.is_file() else ""
+    name = re.search(r"model name\s*:\s*(.+)", text)
+    return name[1] if name else platform.machine()
+
+
+def _commit() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)  # noqa: S603
+    return found.stdout.strip() or "unknown"

@@ -1,0 +1,282 @@
+"""Checkpoints that load at any number of ranks and any ZeRO stage, and without DeepSpeed.
+
+A checkpoint is a folder such as `step-00001200`. Each rank has written one file in the safetensors format, and
+`manifest.json` says that all of them are there (`perceiver_dist/checkpoint/manifest.py`):
+
+    rank-00000-of-00002.safetensors     spans of fp32 parameters and of AdamW's moments, those that the rank held
+    rank-00001-of-00002.safetensors
+    manifest.json
+
+A tensor in such a file is one span of a flattened parameter or moment. Its name says which: `exp_avg/4096/head.weight`
+is what begins at element 4,096 of the running mean of `head.weight`. The files together hold every element once. Who
+loads asks for the spans that it needs, whoever wrote them.
+
+Restoring is exact: fp32 values are copied bit for bit, the learning rate and the order of samples follow from the
+number of steps, and nothing in the forward pass is random.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from perceiver_dist.checkpoint.manifest import CHUNK, StoredFile, TrainingProgress, read_manifest
+from perceiver_dist.errors import UserError
+from pipelines.storage.files import join, open_storage, write_chunks
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Names of the running mean of the gradient and of its square."""
+
+
+WEIGHT = "weight"
+PARTS = (WEIGHT, *MOMENTS)
+"""What there is of every parameter: its values and AdamW's moments. Files have this order."""
+_SHAPES = "shapes"
+_LENGTH_BYTES = 8
+_FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Span:
+    """Elements of a flattened tensor.
+
+    Attributes:
+        start: The first.
+        numel: How many.
+    """
+
+    start: int
+    numel: int
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A span in a file.
+
+    Attributes:
+        part: One of `PARTS`.
+        name: The parameter's.
+        span: Which elements.
+        offset: Where the span begins in the file, in bytes.
+    """
+
+    part: str
+    name: str
+    span: Span
+    offset: int
+
+
+def rank_file(rank: int, world_size: int) -> str:
+    """Return the name of a rank's file in a checkpoint.
+
+    Args:
+        rank: The rank.
+        world_size: Number of ranks.
+    """
+    return f"rank-{rank:05d}-of-{world_size:05d}.safetensors"
+
+
+def file_header(spans: Sequence[tuple[str, str, Span]], shapes: Mapping[str, Sequence[int]]) -> bytes:
+    """Return what a rank's file begins with.
+
+    Args:
+        spans: Part, name and span of what follows, in this order, as fp32.
+        shapes: Shape of every parameter of the model.
+    """
+    header: dict[str, Any] = {"__metadata__": {_SHAPES: json.dumps(shapes)}}
+    end = 0
+    for part, name, span in spans:
+        begin, end = end, end + _FLOAT_BYTES * span.numel
+        header[f"{part}/{span.start}/{name}"] = {
+            "dtype": "F32",
+            "shape": [span.numel],
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _LENGTH_BYTES)  # so that the values are aligned
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text
+
+
+def write_rank_file(uri: str, header: bytes, values: Tensor) -> StoredFile:
+    """Write a rank's file; while it is hashed and written, other threads run.
+
+    Args:
+        uri: Path or URI of the file.
+        header: From `file_header`.
+        values: What the header announces, fp32, one axis, on the host.
+
+    Returns:
+        The file as the manifest lists it.
+
+    Raises:
+        OSError: The storage refuses; nothing is left of the file then.
+    """
+    digest = hashlib.sha256()
+    content = values.numpy().view(np.uint8).data
+    chunks: list[bytes | memoryview] = [header]
+    chunks += [content[start : start + CHUNK] for start in range(0, len(content), CHUNK)]
+    write_chunks(uri, _hashed(chunks, digest))
+    return StoredFile(uri.rpartition("/")[2], len(header) + len(content), digest.hexdigest())
+
+
+class StoredCheckpoint:
+    """A checkpoint that is opened to read from it.
+
+    Args:
+        uri: Path or URI of its folder.
+
+    Attributes:
+        uri: Path or URI of its folder.
+        progress: How far the run had come.
+        shapes: Shape of every parameter by name.
+
+    Raises:
+        UserError: It is no checkpoint, or its files do not hold every element once.
+    """
+
+    def __init__(self, uri: str) -> None:
+        manifest = read_manifest(uri)
+        self.progress: TrainingProgress = manifest.progress
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.uri = uri
+        self._files = [join(uri, file.name) for file in manifest.files]
+        try:
+            self._stored = [self._read_header(file) for file in self._files]
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"checkpoint {uri}: a file cannot be read ({error}); take another one") from error
+        self._check_complete()
+
+    def read(self, wanted: Mapping[tuple[str, str], Span]) -> dict[tuple[str, str], Tensor]:
+        """Return spans of tensors on the host; of each file, what lies between is read as well.
+
+        Args:
+            wanted: A span by part and name.
+        """
+        found = {key: torch.empty(span.numel) for key, span in wanted.items()}
+        for uri, in_file in zip(self._files, self._stored, strict=True):
+            needed = [
+                (stored, first, stop)
+                for stored in in_file
+                if (span := wanted.get((stored.part, stored.name)))
+                and (first := max(span.start, stored.span.start))
+                < (stop := min(span.start + span.numel, stored.span.start + stored.span.numel))
+            ]
+            if not needed:
+                continue
+            begin = min(stored.offset for stored, _, _ in needed)
+            end = max(stored.offset + _FLOAT_BYTES * stored.span.numel for stored, _, _ in needed)
+            content = torch.frombuffer(_read_range(uri, begin, end - begin), dtype=torch.float32)
+            for stored, first, stop in needed:
+                key = stored.part, stored.name
+                source = (stored.offset - begin) // _FLOAT_BYTES - stored.span.start
+                target = -wanted[key].start
+                found[key][target + first : target + stop] = content[source + first : source + stop]
+        return found
+
+    def whole(self, part: str) -> dict[str, Tensor]:
+        """Return one part of every parameter, in its shape, by name.
+
+        Args:
+            part: One of `PARTS`.
+        """
+        spans = {(part, name): Span(0, math.prod(shape)) for name, shape in self.shapes.items()}
+        return {name: flat.view(self.shapes[name]) for (_, name), flat in self.read(spans).items()}
+
+    def _read_header(self, uri: str) -> list[_Stored]:
+        length = int.from_bytes(_read_range(uri, 0, _LENGTH_BYTES), "little")
+        header = json.loads(_read_range(uri, _LENGTH_BYTES, length))
+        shapes = json.loads(header.pop("__metadata__")[_SHAPES])
+        self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
+        spans = []
+        for key, entry in header.items():
+            part, start, name = key.split("/", 2)
+            offset = _LENGTH_BYTES + length + entry["data_offsets"][0]
+            spans.append(_Stored(part, name, Span(int(start), entry["shape"][0]), offset))
+        return spans
+
+    def _check_complete(self) -> None:
+        spans: dict[tuple[str, str], list[Span]] = {}
+        for stored in chain.from_iterable(self._stored):
+            spans.setdefault((stored.part, stored.name), []).append(stored.span)
+        for part in PARTS:
+            for name, shape in self.shapes.items():
+                fault = first_fault(spans.get((part, name), []), math.prod(shape))
+                if fault:
+                    raise UserError(
+                        f"checkpoint {self.uri}: its files hold {fault} of '{name}' ({part}); take another one"
+                    )
+
+
+def first_fault(spans: Iterable[Span], numel: int) -> str:
+    """Say which elements of a tensor are missing or there more than once; "" if each is there once.
+
+    Args:
+        spans: What is there, in any order.
+        numel: Elements of the tensor.
+    """
+    reached = 0
+    for span in sorted(spans, key=lambda span: span.start):
+        if span.start < reached:
+            return f"element {span.start:,} twice"
+        if span.start > reached:
+            break
+        reached += span.numel
+    if reached > numel:
+        return f"{reached:,} elements instead of {numel:,}"
+    return f"no element {reached:,}" if reached < numel else ""
+
+
+def read_weights(checkpoint: str) -> dict[str, Tensor]:
+    """Return a checkpoint's weights by name, fp32, on the host: what `load_state_dict` of a model takes.
+
+    Args:
+        checkpoint: Path or URI of its folder.
+
+    Raises:
+        UserError: It is no checkpoint, or not a complete one.
+    """
+    return StoredCheckpoint(checkpoint).whole(WEIGHT)
+
+
+def load_weights(model: nn.Module, checkpoint: StoredCheckpoint) -> None:
+    """Put a checkpoint's weights into a model, before an engine is built around it.
+
+    Args:
+        model: A Perceiver of the same configuration.
+        checkpoint: The checkpoint.
+
+    Raises:
+        UserError: The checkpoint has other parameters than the model.
+    """
+    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    found = checkpoint.shapes
+    if expected != found:
+        name, shape = sorted(set(found.items()) ^ set(expected.items()))[0]
+        raise UserError(
+            f"checkpoint {checkpoint.uri}: does not fit the model: '{name}' {shape} is in one of them only; "
+            "use the model options it was trained with, or another storage.run_name"
+        )
+    model.load_state_dict(checkpoint.whole(WEIGHT))
+
+
+def _hashed(chunks: Iterable[bytes | memoryview], digest: Any) -> Iterator[bytes | memoryview]:
+    for chunk in chunks:
+        digest.update(chunk)
+        yield chunk
+
+
+def _read_range(uri: str, offset: int, size: int) -> bytearray:
+    filesystem, path = open_storage(uri)
+    content = bytearray(size)
+    with filesystem.open_input_file(path) as file:
+        file.seek(offset)
+        if file.readinto(content) != size:
+            raise ValueError(f"it ends before byte {offset + size:,}")
+    return content

@@ -1,0 +1,117 @@
+"""Where a trained model's weights and configuration lie: in a run, in one of its checkpoints, or exported.
+
+    runs/NAME                       config.yaml, and the newest whole checkpoint
+    runs/NAME/step-00001000         one checkpoint; config.yaml is in the run's folder above it
+    exported/NAME                   config.yaml and weights.safetensors, as jobs/export.py and a promotion write them
+
+Each may be a path or a URI.
+"""
+
+from dataclasses import dataclass
+
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from perceiver_dist.checkpoint.format import read_weights
+from perceiver_dist.checkpoint.manifest import MANIFEST, find_damage
+from perceiver_dist.checkpoint.run_folder import (
+    CONFIG,
+    MLFLOW_RUN_ID,
+    checkpoint_name,
+    newest_step,
+    run_of,
+    steps_of,
+)
+from perceiver_dist.config.command_line import read_run
+from perceiver_dist.config.run_config import RunConfig
+from perceiver_dist.errors import UserError
+from pipelines.storage.files import STORAGE_ERRORS, join, list_folder, open_storage, read_text, reason_of
+
+WEIGHTS = "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A trained model that was found.
+
+    Attributes:
+        place: Path or URI of the folder with the weights: a checkpoint, or what was exported.
+        config: The configuration that it was trained with.
+        mlflow_run_id: The MLflow run of its training; "" if it is not known.
+    """
+
+    place: str
+    config: RunConfig
+    mlflow_run_id: str = ""
+
+    @property
+    def steps(self) -> int:
+        """Steps that a checkpoint was trained for; 0 where the place does not tell."""
+        return steps_of(self.place) or 0
+
+    @property
+    def folder(self) -> str:
+        """Path or URI of the folder with config.yaml: a checkpoint's run, or what was exported."""
+        return run_of(self.place) if self.steps else self.place
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return all weights by name, fp32, on the host, after a look at every byte of a checkpoint.
+
+        Raises:
+            UserError: A file is damaged or cannot be read.
+        """
+        if MANIFEST in list_folder(self.place):
+            damage = find_damage(self.place)
+            if damage:
+                raise UserError(f"checkpoint {self.place} is damaged ({damage}); take another one")
+            return read_weights(self.place)
+        filesystem, path = open_storage(join(self.place, WEIGHTS))
+        try:
+            with filesystem.open_input_stream(path) as stream:
+                return load(stream.read())
+        except (*STORAGE_ERRORS, SafetensorError) as error:
+            raise UserError(
+                f"{join(self.place, WEIGHTS)} is no whole safetensors file ({reason_of(error)}); export the model anew"
+            ) from error
+
+
+def find_model(place: str) -> StoredModel:
+    """Find weights and configuration of a trained model.
+
+    Args:
+        place: Path or URI of a run's folder, of a checkpoint, or of an exported model.
+
+    Raises:
+        UserError: There is no trained model at the place, or its configuration cannot be read.
+    """
+    place = place.rstrip("/")
+    files = list_folder(place)
+    if MANIFEST in files:
+        run = run_of(place)
+        return StoredModel(place, _read_config(run), _mlflow_run_id(run))
+    if WEIGHTS in files:
+        return StoredModel(place, _read_config(place), _mlflow_run_id(place))
+    step = newest_step(place)
+    if step:
+        return StoredModel(join(place, checkpoint_name(step)), _read_config(place), _mlflow_run_id(place))
+    raise UserError(
+        f"{place}: no trained model there; name a run such as runs/NAME, one of its checkpoints such as "
+        f"runs/NAME/step-00001000, or an exported folder with {WEIGHTS}"
+    )
+
+
+def _read_config(folder: str) -> RunConfig:
+    """Return what config.yaml in a folder says.
+
+    Raises:
+        UserError: It is not there, or is none of this version.
+    """
+    text = read_text(join(folder, CONFIG))
+    if text is None:
+        raise UserError(f"{join(folder, CONFIG)}: missing; a model cannot be built without its configuration")
+    return read_run(text)
+
+
+def _mlflow_run_id(folder: str) -> str:
+    return (read_text(join(folder, MLFLOW_RUN_ID)) or "").strip()

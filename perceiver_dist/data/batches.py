@@ -1,0 +1,124 @@
+"""Units as they reach a rank: checked to be the ones due, and moved to the training device."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from ray.data import DataIterator
+from torch import Tensor
+
+from pipelines.units.unit_maker import BadSample
+
+
+class UnitOrderError(RuntimeError):
+    """A rank was handed another unit than the plan says: an error of the data path, never of the user."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One unit on the training device; B samples.
+
+    Attributes:
+        unit: The unit's number.
+        keys: Shard and key of each sample; "" where an evaluation unit is padded.
+        real: (B,) bool, false where padded and where an evaluation sample is bad.
+        labels: (B,) int64 for softmax, (B, classes) uint8 for multilabel.
+        arrays: Modality -> (B, *array_shape), as decoded.
+        present: Modality -> (B,) bool, false where the sample lacks it.
+        quarantined: The samples of the unit that could not be used.
+    """
+
+    unit: int
+    keys: list[str]
+    real: Tensor
+    labels: Tensor
+    arrays: dict[str, Tensor]
+    present: dict[str, Tensor]
+    quarantined: list[BadSample]
+
+
+class UnitStream:
+    """The units of one source that belong to this rank, in order.
+
+    Args:
+        shard: This rank's part of the source's dataset, from Ray Train.
+        source: Name of the source, for errors.
+        device: Where batches are put.
+        prefetch: Units held ready.
+    """
+
+    def __init__(self, shard: DataIterator, source: str, device: torch.device, prefetch: int) -> None:
+        self._source = source
+        self._device = device
+        self._rows: Iterator[dict[str, Any]] = iter(
+            shard.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=prefetch)
+        )
+        self.seconds_waited = 0.0
+
+    def take(self, due: int) -> Batch:
+        """Return the next unit, which must be number `due`.
+
+        Args:
+            due: The unit that the plan gives this rank now.
+
+        Returns:
+            The unit as a batch on the device.
+
+        Raises:
+            UnitOrderError: The data path delivered another unit, or none.
+        """
+        started = time.perf_counter()
+        row = next(self._rows, None)
+        self.seconds_waited += time.perf_counter() - started
+        if row is None:
+            raise UnitOrderError(f"source '{self._source}': unit {due} is due but the dataset has ended")
+        batch = to_batch(row, self._device)
+        if batch.unit != due:
+            # Training on would silently repeat and skip samples, so nothing is better than stopping here.
+            raise UnitOrderError(
+                f"source '{self._source}': unit {due} is due but unit {batch.unit} came; "
+                "the order of blocks was lost between the read tasks and this rank"
+            )
+        return batch
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the remaining units without checking their numbers, for evaluation."""
+        return (to_batch(row, self._device) for row in self._rows)
+
+
+def to_batch(row: dict[str, Any], device: torch.device) -> Batch:
+    """Turn a one-row block's columns into a batch.
+
+    Args:
+        row: Column -> array with a leading axis of length 1, as `pipelines.units.unit_maker` describes them.
+        device: Where tensors are put; the copy is asynchronous on CUDA.
+
+    Returns:
+        The batch.
+    """
+    tensors = {
+        name: _to_tensor(column[0], device)
+        for name, column in row.items()
+        if name not in ("keys", "unit", "quarantined")
+    }
+    modalities = [name.removesuffix("_present") for name in tensors if name.endswith("_present")]
+    return Batch(
+        unit=int(np.ravel(row["unit"])[0]),
+        keys=[str(key) for key in row["keys"][0]],
+        real=tensors["real"],
+        labels=tensors["label"],
+        arrays={modality: tensors[modality] for modality in modalities},
+        present={modality: tensors[f"{modality}_present"] for modality in modalities},
+        quarantined=[BadSample(*map(str, sample)) for sample in row["quarantined"][0]],
+    )
+
+
+def _to_tensor(array: np.ndarray, device: torch.device) -> Tensor:
+    # Blocks are read-only views of the object store, which torch must not share.
+    tensor = torch.from_numpy(np.array(array))
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor

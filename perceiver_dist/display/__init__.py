@@ -1,0 +1,1 @@
+"""What people read: progress lines, result tables, figures and Markdown."""

@@ -1,0 +1,71 @@
+"""An evaluation in MLflow: a run of its own in the training's experiment, below the training's run."""
+
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from perceiver_dist.checkpoint.run_folder import outbox_file
+from perceiver_dist.errors import UserError
+from perceiver_dist.inference.model_evaluation import ModelEvaluation
+from perceiver_dist.tracking.background_writer import BackgroundWriter
+from perceiver_dist.tracking.mlflow_run import MlflowRun, new_identity
+from perceiver_dist.tracking.mlflow_store import local_database
+from pipelines.storage.files import open_file
+
+
+def record_evaluation(evaluation: ModelEvaluation, files: list[str]) -> str:
+    """Record an evaluation where its training was recorded, if that is still there.
+
+    Args:
+        evaluation: What was found.
+        files: Paths or URIs of the report's files.
+
+    Returns:
+        One line for the screen: the run, or why there is none.
+    """
+    tracking = evaluation.model.config.tracking
+    if not tracking.uri:
+        return "none: the model's configuration names no tracking.uri"
+    database = local_database(tracking.uri)
+    if database is not None and not database.exists():
+        return f"none: the training's {database} is not there any more"
+    writer = BackgroundWriter(tracking.uri, outbox_file(evaluation.out))
+    try:
+        run_id = _write(evaluation, files, writer)
+    except UserError as error:
+        return f"none: {error}"
+    finally:
+        waiting = writer.close()
+    return f"{run_id}; {waiting} records wait for MLflow on disk" if waiting else run_id
+
+
+def _write(evaluation: ModelEvaluation, files: list[str], writer: BackgroundWriter) -> str:
+    """Open the run, fill and close it; return its id.
+
+    Raises:
+        UserError: It cannot be opened.
+    """
+    stored = evaluation.model.stored
+    training = stored.mlflow_run_id
+    log = MlflowRun(
+        writer,
+        stored.config.tracking.experiment,
+        f"evaluation of {stored.config.storage.run_name or stored.place}",
+        None,
+        {
+            "model": stored.place,
+            "batch": str(evaluation.batch),
+            "views": str(evaluation.views),
+            **{f"shards.{found.source.name}": found.source.eval_shards for found in evaluation.sources},
+        },
+        {
+            "kind": "evaluation",
+            **({MLFLOW_PARENT_RUN_ID: training, "training_run_id": training} if training else {}),
+        },
+        new_identity(),
+        system_metrics=False,
+    )
+    log.metrics(stored.steps, evaluation.metrics)
+    for file in files:
+        with open_file(file) as content:
+            log.file(file.rpartition("/")[2], content.read())
+    log.close("FINISHED")
+    return log.run_id

@@ -1,0 +1,160 @@
+"""A trained model evaluated on any shards over the cluster: the metrics of training's evaluation, and more of them."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from rich.console import Console
+
+from perceiver_dist import load
+from perceiver_dist.display.progress import SamplesLine
+from perceiver_dist.errors import UserError
+from perceiver_dist.inference.inference_options import EvaluationOptions
+from perceiver_dist.inference.scoring import Scorers, ScoringTask
+from perceiver_dist.inference.scoring_pool import allocate_pool
+from perceiver_dist.inference.shards import index_for, output_folder
+from perceiver_dist.inference.trained_model import TrainedModel
+from perceiver_dist.inference.views import check_views
+from perceiver_dist.metrics.metric_totals import MetricTotals, Scores, scores_of
+from perceiver_dist.metrics.subsets import modality_subsets
+from pipelines.demo.resolve import resolve_demo
+from pipelines.shards.shard_index import SourceIndex
+from pipelines.shards.source import SourceConfig
+from pipelines.storage.files import expand_shards, join
+from pipelines.units.unit_maker import BadSample
+
+
+@dataclass(frozen=True)
+class SourceEvaluation:
+    """What was found of one source.
+
+    Attributes:
+        source: The source, with the shards that it was evaluated on.
+        index: These shards.
+        samples: Samples that count.
+        bad: Samples that could not be used.
+        scores: Metrics of every subset of the modalities, and the confusion matrix.
+        by_class: Metric -> value of every class; NaN where a class gives none.
+        seconds: How long it took.
+    """
+
+    source: SourceConfig
+    index: SourceIndex
+    samples: int
+    bad: list[BadSample]
+    scores: Scores
+    by_class: dict[str, list[float]]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ModelEvaluation:
+    """What was found of a model.
+
+    Attributes:
+        model: The model.
+        out: Path or URI of the folder for the report.
+        batch: Samples in a batch.
+        views: Windows in time at which each sample was looked at.
+        device: What the model ran on.
+        sources: What was found of each source.
+    """
+
+    model: TrainedModel
+    out: str
+    batch: int
+    views: int
+    device: str
+    sources: list[SourceEvaluation]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """`<source>/<metric>` and its value, as result.json of the training has them."""
+        return {
+            f"{found.source.name}/{name}": value
+            for found in self.sources
+            for name, value in found.scores.metrics.items()
+        }
+
+
+def evaluate_model(options: EvaluationOptions, console: Console) -> ModelEvaluation:
+    """Evaluate a trained model on every sample of some shards, each once.
+
+    Args:
+        options: Which model, on which shards, and how.
+        console: Where progress is shown.
+
+    Returns:
+        What was found; nothing is written yet.
+
+    Raises:
+        UserError: Something the user can mend: there is no such model, source or shard, no sample can be used, ...
+    """
+    model = load(options.model)
+    sources = list(_sources(model, options))
+    for source in sources:
+        check_views(options.views, source)
+    steps = model.stored.steps
+    out = options.out or join(model.stored.folder, f"evaluation-{steps:08d}" if steps else "evaluation")
+    out = output_folder(out)
+    shards = {source.name: expand_shards(source.eval_shards, source.name) for source in sources}
+    batch = options.batch or model.config.train.micro_batch
+    with SamplesLine(console) as line:
+        pool = allocate_pool(options.device, options.actors, options.readers, line.message)
+        indexes = index_for(model, shards, out)
+        line.message(f"{model.stored.place}: {pool.actors} x {pool.device}, {pool.readers} readers")
+        scorers = Scorers(model, pool)
+        found = [
+            _evaluate(scorers, source, indexes[source.name], batch, options.views, line) for source in sources
+        ]
+    return ModelEvaluation(model, out, batch, options.views, pool.device, found)
+
+
+def _sources(model: TrainedModel, options: EvaluationOptions) -> Iterator[SourceConfig]:
+    """Yield the sources to evaluate, with the shards to evaluate them on.
+
+    Raises:
+        UserError: There is no such source, several could be meant, or there are no shards.
+    """
+    storage = model.config.storage.path
+    if options.shards:
+        yield resolve_demo(replace(model.source(options.source), eval_shards=options.shards), storage)
+        return
+    sources = [model.source(options.source)] if options.source else model.config.sources
+    if not any(source.eval_shards for source in sources):
+        raise UserError(
+            f"{', '.join(source.name for source in sources)}: trained without held-out shards (eval_shards); name some "
+            "with --source and --shards"
+        )
+    for source in sources:
+        if source.eval_shards:
+            yield resolve_demo(source, storage)
+
+
+def _evaluate(
+    scorers: Scorers, source: SourceConfig, index: SourceIndex, batch: int, views: int, line: SamplesLine
+) -> SourceEvaluation:
+    began = time.monotonic()
+    work = ScoringTask(source, index, batch, modality_subsets(source.modalities), views)
+    totals = {subset: MetricTotals(source, torch.device("cpu")) for subset in work.subsets}
+    bad: list[BadSample] = []
+    done = samples = 0
+    line.begin(source.name, index.samples)
+    for unit in scorers.score(work):
+        for subset, total in totals.items():
+            total.update(unit.logits[subset], unit.labels, unit.real)
+        bad += unit.bad
+        samples += int(unit.real.sum())
+        done += len(unit.places)
+        line.update(done)
+    if not samples:
+        [(reason, count)] = Counter(sample.reason for sample in bad).most_common(1)
+        raise UserError(
+            f"source '{source.name}': not one of {index.samples} samples can be used; {count} of them: {reason}"
+        )
+    whole = totals[work.subsets[0]]
+    return SourceEvaluation(
+        source, index, samples, bad, scores_of(source, totals), whole.by_class(), time.monotonic() - began
+    )

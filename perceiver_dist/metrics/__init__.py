@@ -1,0 +1,1 @@
+"""Evaluation metrics: running totals, modality subsets, and the evaluation loop of a rank."""

@@ -1,0 +1,43 @@
+"""Evaluation on held-out shards: every sample once, over all ranks, with any subset of the modalities."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from perceiver_dist.data.batches import Batch
+from perceiver_dist.metrics.metric_totals import MetricTotals, Scores, scores_of
+from perceiver_dist.metrics.subsets import Subset, show_only
+from perceiver_dist.model.precision import autocast
+from pipelines.shards.source import SourceConfig
+
+
+@torch.no_grad()
+def evaluate(
+    engine: Any,
+    source: SourceConfig,
+    batches: Iterable[Batch],
+    subsets: Sequence[Subset],
+    precision: str,
+) -> Scores:
+    """Evaluate one source; every rank must call this with its own batches, the same number on each.
+
+    Args:
+        engine: DeepSpeed engine; called as (arrays, present, source name) -> logits (B, classes).
+        source: The source that the batches come from.
+        batches: This rank's units, padded ones included.
+        subsets: Modalities to look at; each subset is evaluated on the same samples.
+        precision: fp32 or bf16.
+
+    Returns:
+        Scores over all ranks' samples, the same on every rank.
+    """
+    engine.eval()
+    totals = {subset: MetricTotals(source, engine.device) for subset in subsets}
+    for batch in batches:
+        for subset, total in totals.items():
+            with autocast(engine.device, precision):
+                logits = engine(batch.arrays, show_only(batch.present, subset), source.name)
+            total.update(logits.float(), batch.labels, batch.real)
+    engine.train()
+    return scores_of(source, totals)

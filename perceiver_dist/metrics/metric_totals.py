@@ -1,0 +1,228 @@
+"""Running totals of an evaluation, from which its metrics are computed; of any subset of the modalities.
+
+Units at the end of the held-out samples may be empty on some ranks, and any unit may be all bad. So what is kept are
+sums and rows, both of which may come from nothing: a metric is computed once, of what all ranks have added. A metric
+that no sample defines (an accuracy of no samples, the precision of a class without positives) is NaN, never 0.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import isnan, nan, sqrt
+from statistics import NormalDist
+
+import numpy as np
+import torch
+from torch import Tensor, distributed
+from torch.nn import functional
+
+from perceiver_dist.metrics.subsets import Subset
+from pipelines.shards.source import SourceConfig
+
+
+@dataclass
+class Scores:
+    """Result of evaluating one source.
+
+    Attributes:
+        metrics: Metric name -> value; softmax: accuracy, loss, of many classes top_5_accuracy; multilabel:
+            mean_average_precision, roc_auc, d_prime, loss, and classes_with_positives, the number of classes that the
+            mean is over; and samples, the number of samples counted. With a subset of modalities the name says which.
+            NaN where no sample defines the value.
+        confusion: (classes, classes) counts, rows true and columns predicted, with all modalities; None for
+            multilabel.
+    """
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    confusion: np.ndarray | None = None
+
+
+_MANY_CLASSES = 20
+"""From so many classes on it is told whether the label is among the five best; of ten it would say little."""
+
+_BEST = 5
+
+_COUNTS = {"samples", "classes_with_positives"}
+"""Metrics that count what is held out, and so are the same for every subset of the modalities."""
+
+
+class MetricTotals:
+    """Running totals of one source and subset; `compute` adds them up over the ranks, if there are any.
+
+    Args:
+        source: The source.
+        device: Where logits and labels are.
+    """
+
+    def __init__(self, source: SourceConfig, device: torch.device) -> None:
+        self._task = source.task
+        self._classes = source.num_classes
+        # Samples, sum of their losses, and how often the label was among the five best. In fp64, so that the count is
+        # exact and the mean does not depend on the order, however many samples.
+        self._sums = torch.zeros(3, dtype=torch.float64, device=device)
+        self._confusion: Tensor | None = None
+        if source.task == "softmax":
+            self._confusion = torch.zeros(self._classes, self._classes, dtype=torch.int64, device=device)
+        # Rows of multilabel sources, whose metrics depend on the order of all scores. Begun with no rows, so that a
+        # rank without a real sample has something to gather.
+        self._logits = [torch.zeros(0, self._classes, device=device)]
+        self._labels = [torch.zeros(0, self._classes, dtype=torch.uint8, device=device)]
+
+    def update(self, logits: Tensor, labels: Tensor, real: Tensor) -> None:
+        """Add a batch, without the rows that are padded or bad; it may have no others.
+
+        Args:
+            logits: (B, classes) fp32.
+            labels: (B,) int64 for softmax, (B, classes) for multilabel.
+            real: (B,) bool; which rows count.
+        """
+        logits, labels = logits[real], labels[real]
+        self._sums[0] += len(logits)
+        self._sums[1] += loss_per_sample(logits, labels, self._task).sum(dtype=torch.float64)
+        if self._confusion is None:
+            self._logits.append(logits)
+            self._labels.append(labels.to(torch.uint8))
+            return
+        cells = labels * self._classes + logits.argmax(1)
+        self._confusion += torch.bincount(cells, minlength=self._classes**2).view_as(self._confusion)
+        if self._classes >= _MANY_CLASSES:
+            self._sums[2] += (logits.topk(_BEST).indices == labels[:, None]).sum()
+
+    def compute(self) -> Scores:
+        """Return metrics and confusion matrix of all that was added, on all ranks; every rank must call it."""
+        samples, loss, hits = _summed(self._sums).tolist()
+        metrics = {"samples": samples, "loss": _mean(loss, samples)}
+        if self._confusion is None:
+            metrics |= _multilabel_metrics(*self._rows())
+            return Scores(metrics, None)
+        confusion = _summed(self._confusion)
+        metrics["accuracy"] = _mean(confusion.trace().item(), samples)
+        if self._classes >= _MANY_CLASSES:
+            metrics[f"top_{_BEST}_accuracy"] = _mean(hits, samples)
+        return Scores(metrics, confusion.cpu().numpy())
+
+    def by_class(self) -> dict[str, list[float]]:
+        """Return metric -> value of every class, of what was added on all ranks; NaN where a class gives none.
+
+        Softmax: samples of the class, precision, recall and F1. Multilabel: samples that have the class, average
+        precision and the area under the ROC curve.
+        """
+        if self._confusion is not None:
+            return _precision_and_recall(_summed(self._confusion).double())
+        logits, labels = self._rows()
+        precision, area = _curves_by_class(logits, labels)
+        return {
+            "samples": labels.long().sum(0).tolist(),
+            "average_precision": precision.tolist(),
+            "roc_auc": area.tolist(),
+        }
+
+    def _rows(self) -> tuple[Tensor, Tensor]:
+        """Return logits and labels (samples, classes) of all ranks."""
+        return _gathered(torch.cat(self._logits)), _gathered(torch.cat(self._labels))
+
+
+def _summed(tensor: Tensor) -> Tensor:
+    """Return the sum over the ranks; the tensor stays as it is."""
+    if not distributed.is_initialized():
+        return tensor
+    total = tensor.clone()
+    distributed.all_reduce(total)
+    return total
+
+
+def _gathered(rows: Tensor) -> Tensor:
+    """Return the rows of all ranks, each of which may have another number of them, or none."""
+    if not distributed.is_initialized():
+        return rows
+    # Only sources with several labels need it, and its import takes a second.
+    from torchmetrics.utilities.distributed import gather_all_tensors
+
+    return torch.cat(gather_all_tensors(rows))
+
+
+def _mean(total: float, samples: float) -> float:
+    return total / samples if samples else nan
+
+
+def _multilabel_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return the means over the classes for which a value is defined, and how many have a precision."""
+    precision, area = _curves_by_class(logits, labels)
+    roc_auc = area.nanmean().item()
+    # Distance between the scores of positives and negatives, were both normal with the same spread.
+    d_prime = sqrt(2) * NormalDist().inv_cdf(min(max(roc_auc, 1e-9), 1 - 1e-9)) if not isnan(roc_auc) else nan
+    return {
+        "mean_average_precision": precision.nanmean().item(),
+        "roc_auc": roc_auc,
+        "d_prime": d_prime,
+        "classes_with_positives": float((~precision.isnan()).sum()),
+    }
+
+
+def _curves_by_class(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the average precision and the area under the ROC curve (classes,) of every class.
+
+    A class without positives has neither, one without negatives no area: NaN.
+    """
+    from torchmetrics.functional.classification import binary_auroc, binary_average_precision
+
+    precision = torch.full((logits.shape[1],), nan, dtype=torch.float64)
+    area = precision.clone()
+    # In fp64 a sigmoid keeps scores apart up to logits of 36; in fp32 all above 16 would be one.
+    scores = logits.double().sigmoid()
+    for number, (truth, score) in enumerate(zip(labels.long().T, scores.T, strict=True)):
+        positives = int(truth.sum())
+        if positives:
+            precision[number] = binary_average_precision(score, truth, validate_args=False)
+        if 0 < positives < len(truth):
+            area[number] = binary_auroc(score, truth, validate_args=False)
+    return precision, area
+
+
+def _precision_and_recall(counts: Tensor) -> dict[str, list[float]]:
+    """Of a confusion matrix (classes, classes), rows true: a class that never occurs or is never told gives NaN."""
+    right, true, told = counts.diag(), counts.sum(1), counts.sum(0)
+    return {
+        "samples": true.long().tolist(),
+        "precision": (right / told).tolist(),
+        "recall": (right / true).tolist(),
+        "f1": (2 * right / (true + told)).tolist(),
+    }
+
+
+def scores_of(source: SourceConfig, totals: Mapping[Subset, MetricTotals]) -> Scores:
+    """Return the scores of all subsets in one: the name of a metric says which subset it is of, if not of all.
+
+    Args:
+        source: The source.
+        totals: What was added up, by subset.
+    """
+    together = Scores()
+    for subset, total in totals.items():
+        scores = total.compute()
+        if set(subset) == set(source.modalities):
+            together.confusion = scores.confusion
+            together.metrics.update(scores.metrics)
+        else:
+            suffix = f"_{'_and_'.join(subset)}_only"
+            together.metrics.update(
+                {f"{name}{suffix}": value for name, value in scores.metrics.items() if name not in _COUNTS}
+            )
+    return together
+
+
+def loss_per_sample(logits: Tensor, labels: Tensor, task: str) -> Tensor:
+    """Return the loss of each sample.
+
+    Args:
+        logits: (B, classes).
+        labels: (B,) int64 for softmax, (B, classes) for multilabel.
+        task: softmax (cross entropy) or multilabel (binary cross entropy, mean over classes).
+
+    Returns:
+        (B,) losses in nats.
+    """
+    if task == "softmax":
+        return functional.cross_entropy(logits, labels, reduction="none")
+    return functional.binary_cross_entropy_with_logits(
+        logits, labels.to(logits.dtype), reduction="none"
+    ).mean(1)

@@ -1,0 +1,133 @@
+"""What a run would cost, computed from its configuration and the shards' indexes without starting anything."""
+
+from typing import Any
+
+import torch
+
+from perceiver_dist.config.run_config import RunConfig
+from perceiver_dist.model.cost import (
+    forward_flops,
+    memory_per_rank,
+    paper_flops,
+    parameter_count,
+    tokens_per_modality,
+)
+from perceiver_dist.model.inputs import token_channels
+from pipelines.demo.resolve import resolve_demo
+from pipelines.errors import ShardError
+from pipelines.shards.shard_index import find_index
+from pipelines.shards.source import SourceConfig
+from pipelines.storage.files import absolute_uri, expand_shards
+from pipelines.units.schedule import Schedule
+
+_FP32_BYTES = 4
+
+
+def dry_run(config: RunConfig) -> dict[str, Any]:
+    """Compute what a run would cost. Starts nothing, reads no sample and writes nothing.
+
+    Args:
+        config: The configuration.
+
+    Returns:
+        A mapping for JSON:
+
+        - parameters: trained values of the model, its heads included.
+        - device: what FLOPs and activations are computed for; "auto" is decided by this machine.
+        - forward_flops_per_sample, paper_flops_per_sample: FLOPs of one sample with all modalities of its source,
+          by source: as this code computes them, and as the paper formulates them.
+        - tokens: number of tokens M by modality; channels: channels C of each.
+        - memory_per_rank: bytes of "parameters", "gradients", "optimizer" and "activations", and their "total".
+        - steps, global_batch: optimizer steps of the run, samples of each.
+        - samples_per_epoch: training samples by source; None if not all of its shards are indexed yet.
+        - epochs: how often the run goes through each source; None where the samples are not known.
+        - problems: what would stop the run, such as shards that are missing, a line each.
+
+    Raises:
+        UserError: The model cannot be built.
+    """
+    device = _device(config)
+    global_batch = config.train.lanes * config.train.micro_batch
+    schedule = Schedule(config.weights)
+    samples: dict[str, int | None] = {}
+    problems = []
+    for source in config.sources:
+        try:
+            samples[source.name] = _training_samples(source, config)
+        except ShardError as error:
+            samples[source.name] = None
+            problems.append(str(error))
+    return {
+        "parameters": parameter_count(config.model, config.heads),
+        "device": device,
+        "forward_flops_per_sample": {
+            source.name: forward_flops(config.model, source.modalities, device) for source in config.sources
+        },
+        "paper_flops_per_sample": {
+            source.name: paper_flops(config.model, source.modalities) for source in config.sources
+        },
+        "tokens": tokens_per_modality(config.model),
+        "channels": token_channels(config.model),
+        "memory_per_rank": training_memory(config, device),
+        "steps": config.train.steps,
+        "global_batch": global_batch,
+        "samples_per_epoch": samples,
+        "epochs": {
+            name: schedule.steps_before(name, config.train.steps) * global_batch / count if count else None
+            for name, count in samples.items()
+        },
+        "problems": problems,
+    }
+
+
+def _device(config: RunConfig) -> str:
+    if config.train.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return config.train.device
+
+
+def training_memory(config: RunConfig, device: str) -> dict[str, int]:
+    """Return bytes by part, as the engine holds them: all in fp32, since bf16 is autocast of the forward pass.
+
+    Under autocast the activations are about 0.6 to 1.1 times as many bytes as in fp32, which is what is given.
+
+    Args:
+        config: The configuration.
+        device: Type of the device, cpu or cuda.
+    """
+    stage, ranks = config.deepspeed.zero_stage, config.train.max_workers
+    memory = memory_per_rank(
+        config.model,
+        config.heads,
+        zero_stage=stage,
+        world_size=ranks,
+        micro_batch=config.train.micro_batch,
+        precision="fp32",
+        device=device,
+    )
+    if stage in (1, 2):
+        # DeepSpeed's stages 1 and 2 update a copy of the rank's share, even when parameters are fp32 already.
+        memory["optimizer"] += _FP32_BYTES * -(-parameter_count(config.model, config.heads) // ranks)
+    return memory | {"total": sum(memory.values())}
+
+
+def _training_samples(source: SourceConfig, config: RunConfig) -> int | None:
+    """Return the number of training samples, None if not known without work.
+
+    Raises:
+        ShardError: A shard is missing, held-out ones included, and is not a demo's that training would render.
+    """
+    storage = absolute_uri(config.storage.path)
+    found = resolve_demo(source, storage, render=False)
+    try:
+        train = [
+            find_index(uri, config.index_folder, config.data.storage_seconds)
+            for uri in expand_shards(found.train_shards, source.name)
+        ]
+        for uri in expand_shards(found.eval_shards, source.name) if found.eval_shards else []:
+            find_index(uri, config.index_folder, config.data.storage_seconds)
+    except ShardError:
+        if found != source and found.train_shards.startswith(storage):
+            return None
+        raise
+    return sum(shard.samples for shard, _ in train) if all(indexed for _, indexed in train) else None

@@ -1,0 +1,1 @@
+"""How a search is shown: report page, figures and the terminal."""

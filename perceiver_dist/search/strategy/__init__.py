@@ -1,0 +1,1 @@
+"""Decisions of a search: candidates, budgets, successive halving and populations."""

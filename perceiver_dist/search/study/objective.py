@@ -1,0 +1,43 @@
+"""The one number that trials are compared by."""
+
+from collections.abc import Mapping
+
+from perceiver_dist.config.run_config import RunConfig
+from perceiver_dist.errors import UserError
+
+_METRIC_OF_TASK = {"softmax": "accuracy", "multilabel": "mean_average_precision"}
+
+
+def check_metric(metric: str, config: RunConfig) -> None:
+    """Make sure that every trial will have the metric.
+
+    Args:
+        metric: `search.metric`.
+        config: The training.
+
+    Raises:
+        UserError: There is no such metric, or a source that it needs has no held-out shards.
+    """
+    known = {f"{source.name}/{_METRIC_OF_TASK[source.task]}": source for source in config.sources}
+    if metric != "mean" and metric not in known:
+        raise UserError(f"search.metric is '{metric}', must be mean or one of {', '.join(known)}")
+    for name, source in known.items():
+        if metric in ("mean", name) and not source.eval_shards:
+            raise UserError(
+                f"search.metric is {metric}, but source '{source.name}' has no eval_shards; a search compares trials "
+                "on held-out shards: give it some, or name the metric of another source"
+            )
+
+
+def score_of(metrics: Mapping[str, float], metric: str, config: RunConfig) -> float:
+    """Return the score of an evaluation, between 0 and 1, higher is better; NaN where no sample defines it.
+
+    Args:
+        metrics: `<source>/<metric>` and its value.
+        metric: `search.metric`.
+        config: The training.
+    """
+    if metric != "mean":
+        return metrics[metric]
+    values = [metrics[f"{source.name}/{_METRIC_OF_TASK[source.task]}"] for source in config.sources]
+    return sum(values) / len(values)

@@ -1,0 +1,394 @@
+"""What watches a run: a Ray actor that rank 0 tells of every logged step and the driver asks for news.
+
+It outlives a group of workers, so a restart goes on in the same MLflow run and the same learning curves, and a
+worker never waits for it: telling an actor takes a fraction of a millisecond. The tracker does not wait for MLflow
+either, since it is asked for news and told of preemption: records go to an outbox
+(`perceiver_dist.tracking.background_writer`).
+"""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from perceiver_dist.checkpoint.manifest import StoredFile, TrainingProgress
+from perceiver_dist.checkpoint.retention import CheckpointList, StartingPoint
+from perceiver_dist.checkpoint.run_folder import (
+    CONFIG,
+    ERRORS,
+    IDENTITY,
+    METRICS,
+    MLFLOW_RUN_ID,
+    QUARANTINE,
+    RESULT,
+    SAMPLES,
+    outbox_file,
+)
+from perceiver_dist.config.command_line import to_yaml
+from perceiver_dist.config.flatten import flatten, to_nested
+from perceiver_dist.config.run_config import RunConfig
+from perceiver_dist.display.run_figures import (
+    confusion_matrix_figure,
+    is_worth_drawing,
+    learning_curves_figure,
+)
+from perceiver_dist.errors import UserError
+from perceiver_dist.metrics.metric_totals import Scores
+from perceiver_dist.strict_json import numbers, to_json
+from perceiver_dist.tracking.background_writer import BackgroundWriter
+from perceiver_dist.tracking.mlflow_run import MlflowRun, new_identity
+from perceiver_dist.tracking.mlflow_store import RunStatus
+from perceiver_dist.training.tracker.failures import RankFailure, errors_are_told
+from perceiver_dist.training.tracker.prometheus import PrometheusMetrics
+from perceiver_dist.training.tracker.quarantine import Quarantine
+from perceiver_dist.training.tracker.restarts import FailureBudget
+from perceiver_dist.training.tracker.status import TrainingStatus
+from perceiver_dist.training.tracker.throughput import ThroughputMeter
+from pipelines.storage.files import STORAGE_ERRORS, copy_file, join, read_text, reason_of, write_text
+from pipelines.units.unit_maker import BadSample
+
+_CURVES = {
+    "step", "train_loss", "loss", "accuracy", "mean_average_precision", "learning_rate", "gradient_norm",
+    "samples_per_second", "data_wait_fraction",
+}  # fmt: skip
+
+
+class Tracker:
+    """The record of one run, in its folder and in MLflow.
+
+    Args:
+        config: The run's resolved configuration; `storage.run_name` and `tracking.uri` are set.
+        folder: Path or URI of the run's folder.
+        model_facts: Computed facts of the model (parameters, FLOPs), logged as parameters.
+    """
+
+    def __init__(self, config: RunConfig, folder: str, model_facts: Mapping[str, str]) -> None:
+        self._config = config
+        self._folder = folder
+        self._status = TrainingStatus()
+        self._throughput = ThroughputMeter()
+        self._prometheus = PrometheusMetrics(config.storage.run_name or "")
+        lines = (read_text(join(folder, METRICS)) or "").splitlines()
+        self._history = [numbers(json.loads(line)) for line in lines]
+        self._status.evaluations = _evaluations(self._history)
+        self._samples = _read_samples(read_text(join(folder, SAMPLES)) or "")
+        self._quarantine = Quarantine(read_text(join(folder, QUARANTINE)))
+        self._status.quarantined = len(self._quarantine)
+        self._told_of_quarantine = False
+        self._failure_budget = FailureBudget(config.train.max_failures)
+        self._checkpoints = CheckpointList(
+            folder,
+            config.train.keep_checkpoints,
+            config.train.start_from,
+            self.save,
+            self._status.messages.append,
+        )
+        run_id = read_text(join(folder, MLFLOW_RUN_ID))
+        identity = read_text(join(folder, IDENTITY)) or new_identity()
+        write_text(join(folder, IDENTITY), identity)
+        self._writer = BackgroundWriter(config.tracking.uri or "", outbox_file(folder))
+        self._log = MlflowRun(
+            self._writer,
+            config.tracking.experiment,
+            config.storage.run_name or "",
+            run_id,
+            {**flatten(to_nested(config)), **model_facts},
+            {"sources": ",".join(config.heads), "zero_stage": str(config.deepspeed.zero_stage)},
+            identity,
+        )
+        write_text(join(folder, MLFLOW_RUN_ID), self._log.run_id)
+        self._log.text(CONFIG, to_yaml(config))
+
+    def run_id(self) -> str:
+        """Return the id of the MLflow run."""
+        return self._log.run_id
+
+    def tell(self, line: str) -> None:
+        """Show a line on the screen, if it has not been shown.
+
+        Args:
+            line: The line.
+        """
+        if line not in self._status.messages:
+            self._status.messages.append(line)
+
+    def status(self) -> TrainingStatus:
+        """Return the newest state of the run."""
+        return self._status
+
+    def choose_starting_point(self) -> StartingPoint:
+        """Choose what the group of workers that is to start goes on from; all who ask are told the same.
+
+        Raises:
+            UserError: There is nothing to go on from. It is not tried again.
+        """
+        try:
+            return self._checkpoints.choose_starting_point()
+        except UserError as error:
+            self.stop_for(str(error))
+            raise
+
+    def count_start(self, source: str) -> str:
+        """Count a start of the workers; see `FailureBudget.count`.
+
+        Args:
+            source: The source whose dataset is made.
+        """
+        start = self._checkpoints.start
+        return self._failure_budget.count(source, start.step if start else 0)
+
+    def rank_failed(self, failure: RankFailure) -> None:
+        """Note what ended a rank: a line on the screen, the traceback in the run's folder and in MLflow.
+
+        Args:
+            failure: What ended it.
+        """
+        name = f"step-{failure.state.step:08d}-rank-{failure.state.rank}"
+        self.keep_traceback(name, failure.traceback)
+        if failure.kind != "peer":
+            self._status.raised = True
+        if self._failure_budget.failed(failure):
+            self._status.messages.append(f"{failure.line}; see {ERRORS}/{name}.txt; training starts again")
+
+    def keep_traceback(self, name: str, text: str) -> None:
+        """Keep a traceback in the run's folder and in MLflow.
+
+        Args:
+            name: What the file is called, without its folder and suffix.
+            text: The traceback.
+        """
+        file = f"{ERRORS}/{name}.txt"
+        self._log.text(file, text)
+        try:
+            write_text(join(self._folder, file), text)
+        except STORAGE_ERRORS as error:
+            self._status.messages.append(f"{file} could not be written ({reason_of(error)})")
+
+    def starting_point(self) -> StartingPoint | None:
+        """Return what was chosen."""
+        return self._checkpoints.start
+
+    def rank_saved(
+        self, group: int, rank: int, waited_for: bool, progress: TrainingProgress, outcome: StoredFile | str
+    ) -> None:
+        """Note how a rank's part of a checkpoint ended; see `CheckpointList.rank_saved`.
+
+        Args:
+            group: Number of the rank's group.
+            rank: The rank.
+            waited_for: Whether the ranks wait for the checkpoint.
+            progress: How far the run had come.
+            outcome: The rank's file, or why it could not be stored.
+        """
+        self._checkpoints.rank_saved(group, rank, waited_for, progress, outcome)
+        if self._checkpoints.ending(progress.steps) == "":
+            self._failure_budget.saved()
+
+    def saved(self, step: int) -> str | None:
+        """Return how saving ended: None while it lasts, "" for a checkpoint, else what went wrong.
+
+        Args:
+            step: Steps taken.
+        """
+        return self._checkpoints.ending(step)
+
+    def end_unsaved(self, error: str) -> None:
+        """Note that the run ends without its last checkpoint.
+
+        Args:
+            error: Why, one line.
+        """
+        self._status.save_error = error
+
+    @errors_are_told
+    def workers_started(self, step: int, world_size: int) -> None:
+        """Note that a group of workers starts at `step`; what was recorded after it happens again.
+
+        Args:
+            step: Optimizer steps that the restored checkpoint had taken; 0 without one.
+            world_size: Number of ranks.
+        """
+        self._checkpoints.workers_started()
+        self._status.started_from = step
+        self._status.world_size = world_size
+        self._status.restarts += 1
+        self._status.restarted_after_error = self._status.raised
+        self._status.raised = False
+        self._throughput = ThroughputMeter()
+        self._history = [entry for entry in self._history if entry["step"] <= step]
+        self._status.evaluations = _evaluations(self._history)
+        self._samples = {number: units for number, units in self._samples.items() if number < step}
+
+    @errors_are_told
+    def trained(self, step: int, values: Mapping[str, float]) -> None:
+        """Record the metrics of a logged step.
+
+        Args:
+            step: Optimizer steps taken.
+            values: `train/<metric>` and `<source>/train_loss`.
+        """
+        self._status.step = step
+        self._status.loss = values["train/loss"]
+        self._status.samples_per_second = values["train/samples_per_second"]
+        self._status.data_wait_fraction = values["train/data_wait_fraction"]
+        values = {**values, "data/quarantined": float(len(self._quarantine))}
+        self._throughput.add(values)
+        self._status.mean_samples_per_second, self._status.mean_data_wait_fraction = self._throughput.means()
+        self._prometheus.show(step, values)
+        self._record(step, values)
+
+    def evaluated(self, step: int, scores: Mapping[str, Scores]) -> None:
+        """Record an evaluation and draw its figures.
+
+        Args:
+            step: Optimizer steps taken.
+            scores: Source name -> scores.
+        """
+        values = {
+            f"{name}/{metric}": value for name, of in scores.items() for metric, value in of.metrics.items()
+        }
+        self._status.scores.update(values)
+        self._status.evaluations[step] = values
+        self._record(step, values)
+        try:
+            self._draw(scores)
+            self.save()
+        except STORAGE_ERRORS as error:
+            self._status.messages.append(
+                f"record of step {step} could not be written ({reason_of(error)}); training goes on"
+            )
+
+    @errors_are_told
+    def saw_samples(self, step: int, unit: int, keys: list[str]) -> None:
+        """Record which samples a step learned from, for an audit of the order.
+
+        Args:
+            step: The optimizer step, from 0.
+            unit: The unit's number.
+            keys: Shard and key of each sample, in the order of the batch.
+        """
+        self._samples.setdefault(step, {})[unit] = keys
+
+    @errors_are_told
+    def skipped_step(self, message: str) -> None:
+        """Tell of a step that was not taken because its gradient is not finite.
+
+        Args:
+            message: One line.
+        """
+        self._status.messages.append(message)
+
+    @errors_are_told
+    def quarantined(self, source: str, unit: int, samples: list[BadSample]) -> None:
+        """Record samples that could not be used.
+
+        Args:
+            source: Name of the source.
+            unit: The unit in which they were met.
+            samples: The samples.
+        """
+        self._quarantine.add(source, unit, samples)
+        self._status.quarantined = len(self._quarantine)
+        if not self._told_of_quarantine:
+            self._told_of_quarantine = True
+            shard, key, reason = samples[0]
+            self._status.messages.append(
+                f"1 sample could not be used: source '{source}': sample '{key}' of shard {shard}: {reason}; "
+                f"see {QUARANTINE}"
+            )
+            self._save_quarantine()
+
+    def bad_reasons(self, source: str, most: int) -> list[tuple[str, int]]:
+        """Return the most frequent reasons why samples of a source could not be used, each with its number of samples.
+
+        Args:
+            source: Name of the source.
+            most: How many reasons to return.
+        """
+        return self._quarantine.reasons(source, most)
+
+    def stop_for(self, message: str) -> None:
+        """Record an error that the user must mend, so that nothing is retried.
+
+        Args:
+            message: One line.
+        """
+        self._status.user_error = message
+
+    def preempt(self) -> None:
+        """Take note that the run is to save and stop before its last step."""
+        self._status.preempted = True
+
+    def is_preempted(self) -> bool:
+        """Return whether the run is to save and stop."""
+        return self._status.preempted
+
+    def save(self) -> None:
+        """Write the history to the run's folder."""
+        write_text(join(self._folder, METRICS), "".join(to_json(entry) + "\n" for entry in self._history))
+        self._save_quarantine()
+        if self._samples:
+            lines = [
+                json.dumps({"step": step, "units": {str(unit): units[unit] for unit in sorted(units)}}) + "\n"
+                for step, units in sorted(self._samples.items())
+            ]
+            write_text(join(self._folder, SAMPLES), "".join(lines))
+
+    def close(self, status: RunStatus, result: Mapping[str, object]) -> int:
+        """End the record.
+
+        Args:
+            status: How the run went, in MLflow's words.
+            result: What result.json holds.
+
+        Returns:
+            How many records wait for MLflow, which was away.
+        """
+        self.save()
+        self._log.dictionary(RESULT, result)
+        self._log.close(status)
+        return self._writer.close()
+
+    def _save_quarantine(self) -> None:
+        if len(self._quarantine):
+            write_text(join(self._folder, QUARANTINE), self._quarantine.text())
+
+    def _record(self, step: int, values: Mapping[str, float]) -> None:
+        self._history.append({"step": step, **values})
+        self._log.metrics(step, values)
+
+    def _draw(self, scores: Mapping[str, Scores]) -> None:
+        with tempfile.TemporaryDirectory() as scratch:
+            for source in self._config.sources:
+                counts = scores[source.name].confusion if source.name in scores else None
+                if is_worth_drawing(counts):
+                    path = Path(scratch) / f"confusion_{source.name}.png"
+                    confusion_matrix_figure(counts, source.shown_classes, path)
+                    self._keep(path)
+            path = Path(scratch) / "learning_curves.png"
+            learning_curves_figure([_drawn(entry) for entry in self._history], path)
+            self._keep(path)
+
+    def _keep(self, path: Path) -> None:
+        copy_file(str(path), join(self._folder, path.name))
+        self._log.artifact(path)
+
+
+def _evaluations(history: list[dict[str, float]]) -> dict[int, dict[str, float]]:
+    """Return step and metrics of the entries that `Tracker.evaluated` recorded."""
+    return {
+        int(entry["step"]): {name: value for name, value in entry.items() if name != "step"}
+        for entry in history
+        if "train/loss" not in entry
+    }
+
+
+def _read_samples(text: str) -> dict[int, dict[int, list[str]]]:
+    """Return the keys by unit by step, from what `Tracker.save` wrote."""
+    entries = [json.loads(line) for line in text.splitlines()]
+    return {entry["step"]: {int(unit): keys for unit, keys in entry["units"].items()} for entry in entries}
+
+
+def _drawn(entry: Mapping[str, float]) -> dict[str, float]:
+    """Keep what is worth a panel of the learning curves: counters and single evaluations are not."""
+    return {name: value for name, value in entry.items() if name.rpartition("/")[2] in _CURVES}

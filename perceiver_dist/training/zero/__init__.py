@@ -1,0 +1,1 @@
+"""The DeepSpeed engine of a rank: optimizer, partitioned state, gradient accumulation, asynchronous saving."""

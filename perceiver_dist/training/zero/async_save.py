@@ -1,0 +1,102 @@
+"""How a rank saves while it trains: a thread beside it copies what the rank owns, and then writes the copy.
+
+Forward and backward passes change no weight, so copying goes on during those of the next step. Only the optimizer
+waits for it.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+from perceiver_dist.checkpoint.format import Span, file_header, rank_file, write_rank_file
+from perceiver_dist.checkpoint.manifest import StoredFile, TrainingProgress
+from perceiver_dist.checkpoint.run_folder import checkpoint_name
+from perceiver_dist.training.zero.optimizer import base_optimizer
+from perceiver_dist.training.zero.partitions import TensorPartition, owned_partitions, whole_shapes
+from pipelines.storage.files import STORAGE_ERRORS, join, reason_of
+
+
+class CheckpointWriter:
+    """Writes one rank's files, one after the other.
+
+    It holds one copy of what the rank owns, in memory that is taken once.
+
+    Args:
+        engine: The DeepSpeed engine.
+        folder: Path or URI of the run's folder.
+    """
+
+    def __init__(self, engine: Any, folder: str) -> None:
+        self._engine = engine
+        self._folder = folder
+        partitions = owned_partitions(engine)
+        spans = [(of.part, of.name, Span(of.start, of.values.numel())) for of in partitions]
+        self._header = file_header(spans, whole_shapes(engine))
+        on_gpu = engine.device.type == "cuda"
+        self._stream = torch.cuda.Stream(engine.device) if on_gpu else None  # type: ignore[no-untyped-call]
+        # Zeros, so that the memory is there before the first save, which would be slower otherwise.
+        self._copy = torch.zeros(sum(span.numel for *_, span in spans), pin_memory=on_gpu)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._copying: Future[None] | None = None
+        self._writing: Future[None] | None = None
+        base_optimizer(engine).register_step_pre_hook(lambda *_: self.wait_for_copy())
+
+    def save(
+        self, progress: TrainingProgress, tell: Callable[[TrainingProgress, StoredFile | str], None]
+    ) -> None:
+        """Begin to copy and write the training state; wait first if the one before is still being written.
+
+        Args:
+            progress: How far the run has come.
+            tell: Called in the writing thread with the file when it is stored, or with the reason why it is not.
+        """
+        self.wait()
+        partitions = owned_partitions(self._engine)
+        trained = torch.cuda.current_stream().record_event() if self._stream else None
+        self._copying = self._thread.submit(self._copy_all, partitions, trained)
+        self._writing = self._thread.submit(self._write, self._copying, progress, tell)
+
+    def wait_for_copy(self) -> None:
+        """Return when the training state may change. The optimizer calls it before each of its steps."""
+        if self._copying is not None:
+            self._copying.result()
+            self._copying = None
+
+    def wait(self) -> None:
+        """Return when the file that was begun last is stored, or could not be, and its `tell` has returned."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+
+    def _copy_all(self, partitions: list[TensorPartition], trained: torch.cuda.Event | None) -> None:
+        sizes = [partition.values.numel() for partition in partitions]
+        targets = torch.split(self._copy, sizes)
+        if self._stream is None or trained is None:
+            for target, partition in zip(targets, partitions, strict=True):
+                # Lets other threads run, and writes past the cache; torch's own copy takes half as long again.
+                np.copyto(target.numpy(), partition.values.numpy())
+            return
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(trained)
+            for target, partition in zip(targets, partitions, strict=True):
+                target.copy_(partition.values, non_blocking=True)
+        self._stream.synchronize()
+
+    def _write(
+        self,
+        copying: Future[None],
+        progress: TrainingProgress,
+        tell: Callable[[TrainingProgress, StoredFile | str], None],
+    ) -> None:
+        copying.result()
+        name = rank_file(self._engine.global_rank, self._engine.dp_world_size)
+        uri = join(self._folder, checkpoint_name(progress.steps), name)
+        outcome: StoredFile | str
+        try:
+            outcome = write_rank_file(uri, self._header, self._copy)
+        except STORAGE_ERRORS as error:
+            outcome = reason_of(error)
+        tell(progress, outcome)

@@ -1,0 +1,105 @@
+"""The DeepSpeed engine of one rank: its configuration is derived here and nowhere else."""
+
+import logging
+import os
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perceiver_dist.config.run_config import RunConfig
+from perceiver_dist.training.zero.accumulation import accumulation_steps
+from perceiver_dist.training.zero.lamb import Lamb
+from perceiver_dist.training.zero.optimizer import base_optimizer, build_optimizer, create_state
+from perceiver_dist.training.zero.partitions import pieces_by_parameter, whole_shapes
+
+
+def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
+    """Return DeepSpeed's configuration for a run.
+
+    Precision is not in it: parameters are fp32 for every stage, and bf16 is autocast of the forward pass.
+
+    Args:
+        config: The run's configuration.
+        world_size: Number of ranks, at most `train.lanes`.
+
+    Returns:
+        A JSON-like mapping for `deepspeed.initialize`, with `deepspeed.overrides` merged last.
+    """
+    derived: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": config.train.micro_batch,
+        "gradient_accumulation_steps": accumulation_steps(config.train.lanes, world_size),
+        # Without partitioning DeepSpeed would clip to a norm that is not finite; see optimizer.py.
+        "gradient_clipping": config.optim.clip_norm if config.deepspeed.zero_stage else 0.0,
+        "zero_optimization": {"stage": config.deepspeed.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**31,
+    }
+    return _merge(derived, config.deepspeed.overrides)
+
+
+def build_engine(model: nn.Module, config: RunConfig, world_size: int) -> Any:
+    """Wrap a model in a DeepSpeed engine with its optimizer. The process group must exist.
+
+    Args:
+        model: The Perceiver with the weights to start from, fp32, on the training device.
+        config: The run's configuration.
+        world_size: Number of ranks.
+
+    Returns:
+        The `deepspeed.DeepSpeedEngine`.
+    """
+    deepspeed = _import_deepspeed()
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=build_optimizer(model, config.optim, partitioned=config.deepspeed.zero_stage > 0),
+        config=deepspeed_config(config, world_size),
+        dist_init_required=False,
+    )
+    create_state(engine)
+    optimizer = base_optimizer(engine)
+    if isinstance(optimizer, Lamb):
+        optimizer.split(pieces_by_parameter(engine), len(whole_shapes(engine)), partial(_add_up, engine))
+    return engine
+
+
+def _add_up(engine: Any, sums: Tensor) -> Tensor:
+    """The sums of any shape over all ranks, each of which holds pieces; at stage 0 every rank has everything."""
+    if not engine.zero_optimization_stage():
+        return sums
+    of_all = sums.to(engine.device)
+    torch.distributed.all_reduce(of_all)
+    return of_all.to(sums.device)
+
+
+def set_learning_rate(engine: Any, rate: float) -> None:
+    """Set the learning rate of all parameter groups for the next optimizer step.
+
+    Args:
+        engine: The DeepSpeed engine.
+        rate: Learning rate of every parameter group that is not frozen.
+    """
+    for group in engine.optimizer.param_groups:
+        group["lr"] = 0.0 if group["frozen"] else rate
+
+
+def _import_deepspeed() -> Any:
+    # DeepSpeed would pick CUDA from the build of torch, and compile a shared-memory collective with g++ at the
+    # first start on CPU. gloo does the same work, bit-reproducibly, and a machine without g++ can train.
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    return deepspeed
+
+
+def _merge(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for name, value in extra.items():
+        old = merged.get(name)
+        merged[name] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged

@@ -1,0 +1,155 @@
+"""The optimizer of a rank and its state: AdamW or LAMB, whose moments have the same names."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+from perceiver_dist.checkpoint.format import MOMENTS
+from perceiver_dist.config.run_config import OptimConfig
+from perceiver_dist.training.zero.lamb import Lamb
+
+
+def build_optimizer(model: nn.Module, optim: OptimConfig, partitioned: bool) -> Optimizer:
+    """Return the optimizer that DeepSpeed is to call.
+
+    Args:
+        model: The Perceiver.
+        optim: Which one, and its numbers.
+        partitioned: Whether DeepSpeed partitions its state (stages 1 to 3), and clips.
+    """
+    groups = parameter_groups(model, optim.weight_decay, optim.frozen)
+    rate, betas = optim.learning_rate, (optim.beta1, optim.beta2)
+    if partitioned:
+        return (
+            AdamW(groups, lr=rate, betas=betas)
+            if optim.optimizer == "adamw"
+            else Lamb(groups, lr=rate, betas=betas)
+        )
+    guarded = (
+        _GuardedAdamW(groups, lr=rate, betas=betas)
+        if optim.optimizer == "adamw"
+        else _GuardedLamb(groups, lr=rate, betas=betas)
+    )
+    guarded.clip_norm = optim.clip_norm or math.inf
+    return guarded
+
+
+class _Guard(Optimizer):
+    """An optimizer for ZeRO stage 0, which clips and skips a step that is not finite, as DeepSpeed's stages 1 to 3 do.
+
+    DeepSpeed reads `overflow` and `_global_grad_norm` of its own optimizers after a step, and so of this one.
+    """
+
+    overflow = False
+    _global_grad_norm = 0.0
+    clip_norm = math.inf
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override] # torch's returns a closure's loss
+        """Clip and take a step, or none.
+
+        Args:
+            closure: Not used; torch's signature.
+        """
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+        self._global_grad_norm = float(norm)
+        self.overflow = not math.isfinite(self._global_grad_norm)
+        if not self.overflow:
+            super().step(closure)
+
+
+class _GuardedAdamW(_Guard, AdamW):
+    """AdamW for ZeRO stage 0."""
+
+
+class _GuardedLamb(_Guard, Lamb):
+    """LAMB for ZeRO stage 0."""
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, frozen: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Split parameters into decayed matrices, and biases, norms, latents and encodings, which are not decayed.
+
+    What is frozen is in a group too, since every parameter has to take part under ZeRO; its learning rate is 0.
+
+    Args:
+        model: The Perceiver.
+        weight_decay: Weight decay of the matrices.
+        frozen: Parts of the model that are not to change.
+
+    Returns:
+        Parameter groups for a torch optimizer, each with `frozen`, whether its learning rate is always 0.
+    """
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    still: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        is_matrix = parameter.ndim == 2 and not name.startswith(("latents", "encodings"))
+        is_frozen = name.partition(".")[0] in frozen
+        (still if is_frozen else decayed if is_matrix else free).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay, "frozen": False},
+        {"params": free, "weight_decay": 0.0, "frozen": False},
+        {"params": still, "weight_decay": 0.0, "frozen": True},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def adam_step(engine: Any) -> int:
+    """Return how many steps the bias correction believes were taken.
+
+    Args:
+        engine: The DeepSpeed engine.
+    """
+    state = next(iter(base_optimizer(engine).state.values()))
+    return int(state["step"])
+
+
+def set_adam_step(engine: Any, steps: int) -> None:
+    """Set how many steps the bias correction believes were taken.
+
+    Args:
+        engine: The DeepSpeed engine.
+        steps: Optimizer steps taken.
+    """
+    for state in base_optimizer(engine).state.values():
+        state["step"].fill_(float(steps))
+
+
+def base_optimizer(engine: Any) -> Optimizer:
+    """Return the optimizer that DeepSpeed calls.
+
+    Args:
+        engine: The DeepSpeed engine.
+    """
+    return engine.optimizer.optimizer if engine.zero_optimization_stage() else engine.optimizer
+
+
+def create_state(engine: Any) -> None:
+    """Create the optimizer's state as its first step would, so that a checkpoint can be put into it before that step.
+
+    Args:
+        engine: The DeepSpeed engine.
+    """
+    stage = engine.zero_optimization_stage()
+    base = base_optimizer(engine)
+    if stage == 3:
+        updated = list(engine.optimizer.fp32_partitioned_groups_flat)
+    elif stage in (1, 2):
+        updated = list(engine.optimizer.single_partition_of_fp32_groups)
+    else:
+        updated = [parameter for group in base.param_groups for parameter in group["params"]]
+    for tensor in updated:
+        base.state[tensor] = {
+            "step": torch.tensor(0.0),
+            **{name: torch.zeros_like(tensor) for name in MOMENTS},
+        }
+    if stage in (1, 2):
+        # DeepSpeed links parameters to their pieces of the state after stepping the first parameter group, when
+        # the other groups have no state yet, and their state could never be read. Linking here, it can.
+        engine.optimizer._lazy_init_hp_params_optimizer_state()

@@ -1,0 +1,159 @@
+"""What a rank holds of the training state: pieces of parameters and of the optimizer's moments, in fp32.
+
+ZeRO stage 0 leaves everything with every rank. Stages 1 and 2 lay the parameters of a group end to end and give each
+rank an equal span, stage 3 cuts every parameter into equal pieces. Either way, what a rank holds of one tensor is one
+span of its flattened elements.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perceiver_dist.checkpoint.format import PARTS, WEIGHT, Span, StoredCheckpoint
+from perceiver_dist.training.zero.lamb import Piece
+from perceiver_dist.training.zero.optimizer import base_optimizer, set_adam_step
+
+
+@dataclass(frozen=True)
+class TensorPartition:
+    """A span of one tensor of the training state.
+
+    Attributes:
+        part: "weight", or the name of a moment.
+        name: The parameter's.
+        start: Where the span begins in the flattened tensor.
+        values: The span, one axis, the training state itself and not a copy of it.
+    """
+
+    part: str
+    name: str
+    start: int
+    values: Tensor
+
+
+def whole_shapes(engine: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every parameter by name, as it was before anything was partitioned.
+
+    Args:
+        engine: The DeepSpeed engine.
+    """
+    return {name: tuple(_whole_shape(parameter)) for name, parameter in engine.module.named_parameters()}
+
+
+def owned_partitions(engine: Any) -> list[TensorPartition]:
+    """Return what this rank saves. Over all ranks, that is every element once.
+
+    Args:
+        engine: The DeepSpeed engine.
+    """
+    held = [
+        partition
+        for part in PARTS
+        for name, parameter in engine.module.named_parameters()
+        if (partition := _held(engine, part, name, parameter)) is not None
+    ]
+    if engine.zero_optimization_stage() == 0:
+        return list(_share(held, engine.global_rank, engine.dp_world_size))
+    return held
+
+
+def pieces_by_parameter(engine: Any) -> dict[Tensor, list[Piece]]:
+    """Return where this rank's spans of the parameters lie in what the optimizer takes for parameters.
+
+    Args:
+        engine: The DeepSpeed engine, whose optimizer has its state.
+
+    Returns:
+        The pieces by the optimizer's parameter, of any shape; tensors are numbered as the model names them.
+    """
+    pieces: dict[Tensor, list[Piece]] = {parameter: [] for parameter in base_optimizer(engine).state}
+    for number, (name, parameter) in enumerate(engine.module.named_parameters()):
+        held = _held(engine, WEIGHT, name, parameter)
+        if held is None:
+            continue
+        for whole, of_whole in pieces.items():
+            start = (held.values.data_ptr() - whole.data_ptr()) // whole.element_size()
+            if 0 <= start < whole.numel():
+                of_whole.append(Piece(number, start, start + held.values.numel()))
+    return pieces
+
+
+def load_optimizer(engine: Any, checkpoint: StoredCheckpoint) -> None:
+    """Put a checkpoint's optimizer state into a new engine whose model has the checkpoint's weights.
+
+    Args:
+        engine: The DeepSpeed engine, of any stage and world size.
+        checkpoint: The checkpoint.
+    """
+    set_adam_step(engine, checkpoint.progress.optimizer_steps)
+    partitions = [
+        (parameter, partition)
+        for part in PARTS
+        for name, parameter in engine.module.named_parameters()
+        if part != WEIGHT and (partition := _held(engine, part, name, parameter)) is not None
+    ]
+    stored = checkpoint.read({(of.part, of.name): Span(of.start, of.values.numel()) for _, of in partitions})
+    for parameter, partition in partitions:
+        _put(engine, parameter, partition, stored[partition.part, partition.name].to(engine.device))
+
+
+def _held(engine: Any, part: str, name: str, parameter: Any) -> TensorPartition | None:
+    """Return this rank's span of a parameter or one of its moments; None if it has none."""
+    stage = engine.zero_optimization_stage()
+    if stage == 0:
+        whole = parameter.detach() if part == WEIGHT else engine.optimizer.state[parameter][part]
+        return TensorPartition(part, name, 0, whole.view(-1))
+    if stage == 3:
+        return _held_at_stage_3(engine, part, name, parameter)
+    mapping = parameter._hp_mapping
+    if mapping is None:
+        return None
+    values = mapping.get_hp_fragment(None if part == WEIGHT else part)
+    return TensorPartition(part, name, mapping.lp_fragment_address.start, values.detach())
+
+
+def _held_at_stage_3(engine: Any, part: str, name: str, parameter: Any) -> TensorPartition | None:
+    from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+
+    # Every rank has an equal piece of the flattened tensor; the last pieces are padded.
+    piece = parameter.ds_tensor.numel()
+    start = piece * engine.global_rank
+    real = min(piece, parameter.ds_numel - start)
+    if real <= 0:
+        return None
+    is_weight = part == WEIGHT
+    values: Tensor = (
+        safe_get_local_fp32_param(parameter) if is_weight else safe_get_local_optimizer_state(parameter, part)
+    )
+    return TensorPartition(part, name, start, values.detach()[:real])
+
+
+def _put(engine: Any, parameter: Any, partition: TensorPartition, values: Tensor) -> None:
+    if engine.zero_optimization_stage() < 3:
+        partition.values.copy_(values)
+        return
+    from deepspeed.utils import safe_set_local_optimizer_state
+
+    padded = torch.zeros(parameter.ds_tensor.numel(), dtype=values.dtype, device=values.device)
+    padded[: values.numel()] = values
+    safe_set_local_optimizer_state(parameter, padded, partition.part)
+
+
+def _share(partitions: list[TensorPartition], rank: int, world_size: int) -> Iterator[TensorPartition]:
+    """Cut one rank's share out of fragments laid end to end, of which every rank gets as much."""
+    total = sum(partition.values.numel() for partition in partitions)
+    first, stop = total * rank // world_size, total * (rank + 1) // world_size
+    position = 0
+    for partition in partitions:
+        size = partition.values.numel()
+        begin, end = max(first - position, 0), min(stop - position, size)
+        if begin < end:
+            yield replace(partition, start=partition.start + begin, values=partition.values[begin:end])
+        position += size
+
+
+def _whole_shape(parameter: nn.Parameter) -> torch.Size:
+    return getattr(parameter, "ds_shape", parameter.shape)

@@ -1,0 +1,33 @@
+"""The random choices in decoding a sample: numbers that are handed in, so that decoders are pure functions."""
+
+from dataclasses import dataclass
+
+from pipelines.augment.image_transform import NO_TRANSFORM, ImageTransform
+from pipelines.permutation import hash64
+
+
+@dataclass(frozen=True)
+class SampleRandomness:
+    """What is left to chance in one row of a unit.
+
+    Attributes:
+        window: Where a window in time lies: 0 first, 0.5 centre, 1 last.
+        seed: Of everything that takes more than one random number, such as the points of a surface.
+        augment: Whether points may be changed; not in evaluation.
+        transform: How pictures are looked at.
+    """
+
+    window: float
+    seed: int
+    augment: bool
+    transform: ImageTransform = NO_TRANSFORM
+
+
+def evaluation_randomness(key: str, window: float = 0.5) -> SampleRandomness:
+    """Return what evaluation has in place of chance: a sample is the same each time, whatever batch it is in.
+
+    Args:
+        key: The sample's key.
+        window: Where a window in time lies.
+    """
+    return SampleRandomness(window=window, seed=hash64(key), augment=False)

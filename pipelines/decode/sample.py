@@ -1,0 +1,123 @@
+"""One sample: its label as numbers, and its modalities as arrays of fixed shape."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from perceiver_dist.modalities import AudioInput, ImageInput, ModalityInput, PointCloudInput, VideoInput
+from pipelines.augment.randomness import SampleRandomness
+from pipelines.decode import FIELD_MODALITY, decode_audio, decode_image, decode_points, decode_video
+from pipelines.errors import SampleError
+from pipelines.limits import Limits
+from pipelines.shards.sample_reader import RawSample
+from pipelines.shards.source import SourceConfig
+
+Arrays = dict[str, np.ndarray]
+Decode = Callable[[RawSample, Mapping[str, ModalityInput], SampleRandomness, Limits], Arrays]
+
+
+def decode_sample(
+    sample: RawSample, inputs: Mapping[str, ModalityInput], randomness: SampleRandomness, limits: Limits
+) -> Arrays:
+    """Decode the modalities that a sample has.
+
+    Args:
+        sample: The bytes of its fields.
+        inputs: What each modality is decoded to.
+        randomness: What is left to chance: where a window in time lies, the points of a surface, a crop.
+        limits: What the sample may ask for.
+
+    Returns:
+        Modality -> array of the input's shape and type; what the sample lacks is left out.
+
+    Raises:
+        SampleError: A field cannot be decoded.
+    """
+    fields = {FIELD_MODALITY[field]: field for field in sample.fields if field in FIELD_MODALITY}
+    data = {modality: sample.fields[field] for modality, field in fields.items()}
+    image, audio, video, points = (inputs.get(name) for name in ("image", "audio", "video", "points"))
+    decoded: dict[str, np.ndarray | None] = {}
+    if isinstance(image, ImageInput) and "image" in data:
+        decoded["image"] = decode_image(data["image"], image, limits, randomness.transform)
+    track = audio if isinstance(audio, AudioInput) and "audio" not in data else None
+    frames = video if isinstance(video, VideoInput) else None
+    if "video" in data and (frames or track):
+        decoded["video"], decoded["audio"] = decode_video(
+            data["video"], frames, track, randomness.window, limits, randomness.transform
+        )
+    if isinstance(audio, AudioInput) and "audio" in data:
+        decoded["audio"] = decode_audio(data["audio"], audio, randomness.window, limits)
+    if isinstance(points, PointCloudInput) and "points" in data:
+        decoded["points"] = decode_points(data["points"], fields["points"], points, randomness)
+    return {modality: array for modality, array in decoded.items() if array is not None}
+
+
+def read_label(sample: RawSample, source: SourceConfig) -> np.ndarray:
+    """Return a sample's label.
+
+    Args:
+        sample: The bytes of its fields, the label's among them.
+        source: Says where the label stands, of which task it is, and how many classes there are.
+
+    Returns:
+        int64 () for softmax, uint8 (classes,) of zeros and ones for multilabel.
+
+    Raises:
+        SampleError: The label is missing, not of whole numbers, out of range, or not exactly one for softmax.
+    """
+    classes = label_classes(sample, source.label, source.task, source.num_classes)
+    if source.task == "softmax":
+        return np.array(classes[0], np.int64)
+    label = np.zeros(source.num_classes, np.uint8)
+    label[list(classes)] = 1
+    return label
+
+
+def label_classes(
+    sample: RawSample, label: str, task: Literal["softmax", "multilabel"], num_classes: int | None
+) -> Sequence[int]:
+    """Return the classes that a sample's label names.
+
+    Args:
+        sample: The bytes of its fields, the label's among them.
+        label: Where the label stands, as in a source's configuration.
+        task: softmax, for exactly one class, or multilabel.
+        num_classes: Number of classes; None if it is not known.
+
+    Returns:
+        The classes in the order of the label, one of them perhaps twice.
+
+    Raises:
+        SampleError: The label is missing, not of whole numbers, out of range, or not exactly one for softmax.
+    """
+    values = _label_values(sample, label)
+    if task == "softmax" and len(values) != 1:
+        raise SampleError(f"has {len(values)} labels {values}, a softmax source needs exactly one")
+    for value in values:
+        if num_classes is not None and not 0 <= value < num_classes:
+            raise SampleError(
+                f"label {value} is out of range 0 .. {num_classes - 1}; "
+                "correct the sample or the source's num_classes"
+            )
+        if value < 0:
+            raise SampleError(f"label {value} is below 0; classes are numbered from 0")
+    return values
+
+
+def _label_values(sample: RawSample, label: str) -> Sequence[int]:
+    field, _, entry = label.partition(".")
+    if field not in sample.fields:
+        raise SampleError(f"has no label field '{field}'")
+    text = sample.fields[field].decode("utf-8", errors="replace")
+    try:
+        content: Any = (
+            json.loads(text)[entry] if entry else [int(part) for part in text.split(",") if part.strip()]
+        )
+        values = content if isinstance(content, list) else [content]
+        if any(isinstance(value, bool) or not isinstance(value, int) for value in values):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise SampleError(f"label field '{label}' holds {text[:40]!r}, expected whole numbers") from error
+    return values

@@ -1,0 +1,1 @@
+"""Shards: sources, indexes, readers and the writer."""

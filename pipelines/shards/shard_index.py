@@ -1,0 +1,324 @@
+"""The index of a source: where every field of every sample lies, so that reading is byte ranges.
+
+One Parquet file per shard, made by reading the shard once from end to end: a row per sample with its key and,
+for each field, name, byte offset and length; the shard's size, modification time and SHA-256 in the file's
+metadata. Fields are grouped by key wherever they stand in the tar, so any order of members will do.
+A shard is indexed once and found again by its URI, size and modification time.
+
+Nothing of a shard is ever written to a disk under its own name, so a name such as `../x` can do no harm; but a sample
+with such a name, with a link in place of a file, or with one field twice is not what its maker meant. It is kept in
+the index with the problem, which takes its place in the order of samples, and is refused when it is due.
+"""
+
+import hashlib
+import json
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from pipelines.errors import ShardError
+from pipelines.shards.source import DEFAULT_DATA
+from pipelines.storage.files import file_info, join, open_storage
+from pipelines.storage.retry import with_retries
+from pipelines.storage.shard_file import ShardFile
+
+_FORMAT = 2
+"""Raised when the index files change, so that old ones are not found."""
+
+_METADATA_KEY = b"shard"
+_END_OF_ARCHIVE = 2 * tarfile.BLOCKSIZE
+_READ_BYTES = 1 << 22
+_ROWS_AT_ONCE = 1 << 16
+_COMPRESSION = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
+
+
+@dataclass(frozen=True)
+class ShardSummary:
+    """What is known of one shard without opening its index.
+
+    Attributes:
+        uri: Path or URI of the tar file.
+        index: Path or URI of its index file.
+        bytes: Size of the tar file.
+        modified: Modification time in nanoseconds since 1970, 0 where the storage has none.
+        sha256: Hex digest of the tar file.
+        samples: Number of samples.
+    """
+
+    uri: str
+    index: str
+    bytes: int
+    modified: int
+    sha256: str
+    samples: int
+
+
+_SUMMARY = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("index", pa.string()),
+        ("bytes", pa.int64()),
+        ("modified", pa.int64()),
+        ("sha256", pa.string()),
+        ("samples", pa.int64()),
+    ]
+)
+
+
+class SourceIndex:
+    """All shards of a source in order, with samples numbered through.
+
+    Kept as an Arrow table, since the processes of a node then share one copy: a million shards as Python objects
+    would take most of a gigabyte in each.
+
+    Args:
+        shards: Summaries in the order in which samples are numbered.
+    """
+
+    def __init__(self, shards: Iterable[ShardSummary]) -> None:
+        remaining = iter(shards)
+        pieces = [pa.Table.from_pylist([], _SUMMARY)]
+        while some := [asdict(shard) for shard in islice(remaining, _ROWS_AT_ONCE)]:
+            pieces.append(pa.Table.from_pylist(some, _SUMMARY))
+        table = pa.concat_tables(pieces).combine_chunks()
+        self.shards = ShardSummaries(table)
+        self._starts = np.concatenate([[0], np.cumsum(table["samples"].to_numpy())])
+
+    @property
+    def samples(self) -> int:
+        """Number of samples in all shards."""
+        return int(self._starts[-1])
+
+    def locate(self, sample: int) -> tuple[int, int]:
+        """Return (shard number, row within the shard) of a sample number.
+
+        Args:
+            sample: 0 <= sample < samples.
+        """
+        shard = int(np.searchsorted(self._starts, sample, side="right")) - 1
+        return shard, sample - int(self._starts[shard])
+
+
+class ShardSummaries:
+    """The rows of a table of summaries, each made when it is asked for.
+
+    Args:
+        table: Columns as the fields of `ShardSummary`.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+
+    def __len__(self) -> int:
+        """Return the number of shards."""
+        return int(self._table.num_rows)
+
+    def __iter__(self) -> Iterator[ShardSummary]:
+        """Yield all in order."""
+        return (self[number] for number in range(len(self)))
+
+    def __getitem__(self, number: int) -> ShardSummary:
+        """Return one.
+
+        Args:
+            number: Number of the shard, from 0.
+        """
+        return ShardSummary(**{column: self._table[column][number].as_py() for column in _SUMMARY.names})
+
+
+def find_index(
+    uri: str, index_directory: str, storage_seconds: float = DEFAULT_DATA.storage_seconds
+) -> tuple[ShardSummary, bool]:
+    """Look a shard up in the index folder, without reading the shard.
+
+    Args:
+        uri: Path or URI of a tar file.
+        index_directory: Path or URI of the folder that index files are kept in.
+        storage_seconds: How long remote storage that fails is asked.
+
+    Returns:
+        The shard's summary and True if it is indexed; else what is known of it (no digest, 0 samples) and False.
+
+    Raises:
+        ShardError: The shard is missing, or its storage or the index folder's fails.
+    """
+    info = with_retries(lambda: file_info(uri), f"shard {uri}", uri, storage_seconds)
+    if info.type is not fs.FileType.File:
+        raise ShardError(f"shard {uri}: no such file; check the source's shards")
+    modified = info.mtime_ns or 0
+    name = hashlib.sha256(f"{_FORMAT}|{uri}|{info.size}|{modified}".encode()).hexdigest()[:24]
+    index_uri = join(index_directory, f"{name}.parquet")
+    stored = with_retries(lambda: _read_summary(index_uri), f"index {index_uri}", index_uri, storage_seconds)
+    if stored is None:
+        return ShardSummary(uri, index_uri, info.size, modified, sha256="", samples=0), False
+    return ShardSummary(**{**json.loads(stored), "index": index_uri}), True
+
+
+def _read_summary(index_uri: str) -> bytes | None:
+    if file_info(index_uri).type is not fs.FileType.File:
+        return None
+    filesystem, path = open_storage(index_uri)
+    metadata: dict[bytes, bytes] = pq.read_schema(path, filesystem=filesystem).metadata
+    return metadata[_METADATA_KEY]
+
+
+def index_shard(
+    uri: str, index_directory: str, storage_seconds: float = DEFAULT_DATA.storage_seconds
+) -> ShardSummary:
+    """Index one shard, or find the index made before.
+
+    Args:
+        uri: Path or URI of an uncompressed tar file.
+        index_directory: Path or URI of the folder that index files are kept in; made if missing.
+        storage_seconds: How long remote storage that fails is asked.
+
+    Returns:
+        The shard's summary.
+
+    Raises:
+        ShardError: The shard is missing, empty, compressed, truncated, damaged or holds no sample, or its storage or
+            the index folder's fails.
+    """
+    known, indexed = find_index(uri, index_directory, storage_seconds)
+    if indexed:
+        return known
+    hashed = _HashedStream(ShardFile(uri, known.bytes, storage_seconds), known.bytes)
+    rows = _group_by_key(uri, _members(uri, known.bytes, hashed))
+    summary = replace(known, sha256=hashed.hexdigest(), samples=len(rows))
+    with_retries(
+        lambda: _write_index(summary, rows), f"index {summary.index}", summary.index, storage_seconds
+    )
+    return summary
+
+
+class _HashedStream:
+    """A shard read from end to end: keeps the digest, the first bytes, and where the last byte that is not 0 ended."""
+
+    def __init__(self, shard: ShardFile, size: int) -> None:
+        self._shard = shard
+        self._size = size
+        self._digest = hashlib.sha256()
+        self._position = 0
+        self.start = b""
+        self.content_end = 0
+
+    def read(self, size: int) -> bytes:
+        count = min(size, self._size - self._position)
+        data = self._shard.read_at(count, self._position) if count > 0 else b""
+        self._digest.update(data)
+        self.start = self.start or data[:4]
+        content = data.rstrip(b"\0")
+        if content:
+            self.content_end = self._position + len(content)
+        self._position += len(data)
+        return data
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+
+def _members(uri: str, size: int, stream: _HashedStream) -> Iterator[tarfile.TarInfo]:
+    """Yield all of a tar but its folders, then read on to the end so that the digest is of the whole shard.
+
+    Raises:
+        ShardError: The file is empty, compressed, truncated, damaged or no tar.
+    """
+    options = {"bufsize": _READ_BYTES, "encoding": "utf-8", "errors": "backslashreplace"}
+    try:
+        with tarfile.open(fileobj=stream, mode="r|", **options) as archive:  # type: ignore[call-overload]
+            for member in archive:
+                if not member.isdir():
+                    yield member
+            end = archive.offset
+    except tarfile.TarError as error:
+        compression = _COMPRESSION.get(stream.start[:2])
+        if compression:
+            raise ShardError(
+                f"shard {uri}: is compressed ({compression}); byte ranges need a plain tar: decompress it first"
+            ) from error
+        if size == 0:
+            raise ShardError(f"shard {uri}: is empty (0 bytes); write it again or leave it out") from error
+        raise ShardError(
+            f"shard {uri}: is truncated or not a tar ({error}) at {size} bytes; write it again or leave it out"
+        ) from error
+    while stream.read(_READ_BYTES):
+        pass
+    if size - end < _END_OF_ARCHIVE:
+        raise ShardError(
+            f"shard {uri}: is truncated: its {size} bytes do not end in the tar end mark; "
+            "write it again or leave it out"
+        )
+    if stream.content_end > end:
+        # tarfile stops without a word at a damaged header, and at the end of the first of two joined tars.
+        raise ShardError(
+            f"shard {uri}: cannot be read beyond byte {end} of {size}: a damaged header, or two tars joined; "
+            "write it again or leave it out"
+        )
+
+
+@dataclass
+class _Row:
+    """A sample as it is found: field -> (offset, length), and the first thing that is wrong with it."""
+
+    fields: dict[str, tuple[int, int]] = field(default_factory=dict)
+    problem: str = ""
+
+
+def _group_by_key(uri: str, members: Iterator[tarfile.TarInfo]) -> dict[str, _Row]:
+    """Group members into samples by key, by the WebDataset naming convention.
+
+    Raises:
+        ShardError: There is no sample.
+    """
+    samples: dict[str, _Row] = {}
+    for member in members:
+        folder, slash, name = member.name.rpartition("/")
+        stem, dot, extension = name.partition(".")
+        if not (stem and dot and extension):
+            continue
+        key, name = folder + slash + stem, extension.lower()
+        row = samples.setdefault(key, _Row())
+        row.problem = row.problem or _problem(key, name, member, row)
+        row.fields[name] = (member.offset_data, member.size)
+    if not samples:
+        raise ShardError(f"shard {uri}: holds no samples (files named KEY.FIELD); leave it out")
+    return samples
+
+
+def _problem(key: str, name: str, member: tarfile.TarInfo, row: _Row) -> str:
+    if name in row.fields:
+        return f"has the field '{name}' twice; keys must be unique within a shard"
+    if member.issym() or member.islnk():
+        return f"its field '{name}' is a link, expected a file"
+    if not member.isreg() or member.issparse():
+        return f"its field '{name}' is a device or a sparse file, expected a plain file"
+    if key.startswith("/") or ".." in key.split("/"):
+        return "its key is an absolute path or leads out of its folder"
+    return ""
+
+
+def _write_index(summary: ShardSummary, rows: dict[str, _Row]) -> None:
+    filesystem, path = open_storage(summary.index)
+    spans = [row.fields.values() for row in rows.values()]
+    columns: dict[str, pa.Array] = {
+        "key": pa.array(rows.keys(), pa.string()),
+        "problem": pa.array([row.problem for row in rows.values()], pa.string()),
+        "fields": pa.array([list(row.fields) for row in rows.values()], pa.list_(pa.string())),
+        "offsets": pa.array([[offset for offset, _ in of] for of in spans], pa.list_(pa.int64())),
+        "lengths": pa.array([[length for _, length in of] for of in spans], pa.list_(pa.int64())),
+    }
+    metadata: dict[Any, Any] = {_METADATA_KEY: json.dumps(asdict(summary))}
+    table = pa.table(columns).replace_schema_metadata(metadata)
+    filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+    # The name is this process's own: two sources may have the same shard indexed at the same time.
+    partial = f"{path}.{uuid4().hex}.partial"
+    pq.write_table(table, partial, filesystem=filesystem)
+    filesystem.move(partial, path)

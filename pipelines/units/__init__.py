@@ -1,0 +1,1 @@
+"""Units: which samples make up each one, in which order sources take turns, and their Ray Dataset."""

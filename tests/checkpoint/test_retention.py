@@ -1,0 +1,234 @@
+"""Which checkpoints there are, what is damaged, what is gone on from and what is kept: on real files."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import written_checkpoints as written
+
+from perceiver_dist.checkpoint.format import StoredCheckpoint, rank_file
+from perceiver_dist.checkpoint.manifest import MANIFEST, find_damage
+from perceiver_dist.checkpoint.retention import CheckpointList, StartingPoint
+from perceiver_dist.checkpoint.run_folder import newest_step
+from perceiver_dist.errors import UserError
+
+FILES = (rank_file(0, 2), rank_file(1, 2), MANIFEST)
+
+
+class Run:
+    """The checkpoints of a run, and the lines it brings to the screen."""
+
+    def __init__(self, folder: Path, keep: int = 2, start_from: str | None = None) -> None:
+        self.folder = folder
+        self.lines: list[str] = []
+        self.saved_before: list[int] = []
+        self.list = CheckpointList(str(folder), keep, start_from, self._before_manifest, self.lines.append)
+
+    def _before_manifest(self) -> None:
+        self.saved_before.append(newest_step(str(self.folder)))
+
+    def start(self) -> StartingPoint:
+        """Start a group of workers."""
+        start = self.list.choose_starting_point()
+        self.list.workers_started()
+        return start
+
+    def save(self, *steps: int, world_size: int = 2) -> None:
+        for step in steps:
+            written.save(self.list, self.folder, step, world_size)
+
+    def names(self) -> list[str]:
+        return sorted(file.name for file in self.folder.iterdir())
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run that has saved at steps 10 and 20, and is to go on."""
+    earlier = Run(tmp_path)
+    earlier.start()
+    earlier.save(10, 20)
+    return Run(tmp_path)
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-5])
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGES: list[tuple[Callable[[Path], None], str]] = [
+    (truncate, r"\d+ bytes of \d+|cannot be read"),
+    (flip_a_bit, "other content than was written|cannot be read"),
+    (Path.unlink, "missing"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES)
+@pytest.mark.parametrize("file", FILES)
+def test_every_damage_is_found_and_the_checkpoint_before_is_taken(
+    run: Run, damage: Callable[[Path], None], message: str, file: str
+) -> None:
+    checkpoint = run.folder / "step-00000020"
+    damage(checkpoint / file)
+    found = find_damage(str(checkpoint))
+    assert found.startswith(f"{file}: ")
+    assert run.start() == StartingPoint(1, 10, str(run.folder / "step-00000010"))
+    if (file, damage) == (MANIFEST, Path.unlink):
+        assert run.lines == []  # without a manifest it never was one
+    else:
+        assert run.lines == [f"checkpoint step-00000020 is damaged ({found}); going on from step 10"]
+        assert re.search(message, found)
+
+
+@pytest.mark.parametrize("position", range(0, 600, 7))
+def test_a_flipped_bit_anywhere_in_the_manifest_is_found(run: Run, position: int) -> None:
+    file = run.folder / "step-00000020" / MANIFEST
+    content = bytearray(file.read_bytes())
+    content[position % len(content)] ^= 1 << position % 8
+    file.write_bytes(content)
+    assert run.start().step == 10
+
+
+def test_a_whole_checkpoint_has_no_damage(run: Run) -> None:
+    assert find_damage(str(run.folder / "step-00000020")) == ""
+    assert run.start() == StartingPoint(1, 20, str(run.folder / "step-00000020"))
+    assert run.lines == []
+
+
+def test_if_all_are_damaged_the_run_begins_anew(run: Run) -> None:
+    for step in (10, 20):
+        flip_a_bit(run.folder / f"step-000000{step}" / FILES[1])
+    assert run.start() == StartingPoint(1, 0, None)
+    assert [line.rpartition("; ")[2] for line in run.lines] == ["going on from the start"] * 2
+    assert newest_step(str(run.folder)) == 0
+
+
+def test_all_who_ask_are_told_the_same_until_the_workers_have_started(run: Run) -> None:
+    first = run.list.choose_starting_point()
+    flip_a_bit(run.folder / "step-00000020" / FILES[0])
+    assert run.list.choose_starting_point() is first
+    run.list.workers_started()
+    assert run.list.start is first
+    assert run.list.choose_starting_point() == StartingPoint(2, 10, str(run.folder / "step-00000010"))
+
+
+def test_a_damaged_checkpoint_is_replaced_when_training_gets_there(run: Run) -> None:
+    truncate(run.folder / "step-00000020" / FILES[0])
+    run.start()
+    assert newest_step(str(run.folder)) == 10
+    run.save(20, world_size=3)
+    assert find_damage(str(run.folder / "step-00000020")) == ""
+    assert StoredCheckpoint(str(run.folder / "step-00000020")).progress.world_size == 3
+    assert len(list((run.folder / "step-00000020").iterdir())) == 4
+
+
+def test_the_newest_are_kept_and_what_is_none_does_not_count(run: Run) -> None:
+    truncate(run.folder / "step-00000020" / FILES[0])
+    (run.folder / "step-00000025").mkdir()
+    run.start()
+    run.save(30)
+    assert run.names() == ["step-00000010", "step-00000030"]
+    run.save(40, 50)
+    assert run.names() == ["step-00000040", "step-00000050"]
+
+
+def test_nothing_is_deleted_before_the_newer_one_is_whole(tmp_path: Path) -> None:
+    run = Run(tmp_path, keep=1)
+    run.start()
+    run.save(10, 20)
+    assert run.saved_before == [0, 10]
+    assert run.names() == ["step-00000020"]
+    file = written.write_file(tmp_path, 0, 2, written.cut(written.state(30), 2)[0], 30)
+    run.list.rank_saved(1, 0, False, written.progress_of(30), file)
+    assert newest_step(str(tmp_path)) == 20
+
+
+def test_what_a_rank_that_is_ahead_writes_is_left_alone(run: Run) -> None:
+    group = run.start().group
+    ahead = written.write_file(run.folder, 0, 2, written.cut(written.state(40), 2)[0], 40)
+    run.list.rank_saved(group, 0, False, written.progress_of(40), ahead)
+    run.save(30)
+    assert run.names() == ["step-00000020", "step-00000030", "step-00000040"]
+
+
+def test_what_an_earlier_group_says_does_not_count(run: Run) -> None:
+    ranks = written.cut(written.state(30), 2)
+    first = run.start().group
+    files = [written.write_file(run.folder, rank, 2, spans, 30) for rank, spans in enumerate(ranks)]
+    run.list.rank_saved(first, 0, False, written.progress_of(30), files[0])
+    second = run.start().group
+    run.list.rank_saved(first, 1, False, written.progress_of(30), files[1])
+    run.list.rank_saved(second, 0, False, written.progress_of(30), files[0])
+    assert run.list.ending(30) is None
+    assert newest_step(str(run.folder)) == 20
+    run.list.rank_saved(second, 1, False, written.progress_of(30), files[1])
+    assert (run.list.ending(30), newest_step(str(run.folder))) == ("", 30)
+
+
+def test_a_checkpoint_that_a_rank_could_not_write_is_none(run: Run) -> None:
+    group = run.start().group
+    file = written.write_file(run.folder, 1, 2, written.cut(written.state(30), 2)[1], 30)
+    run.list.rank_saved(group, 0, False, written.progress_of(30), "No space left on device")
+    run.list.rank_saved(group, 1, False, written.progress_of(30), file)
+    assert run.lines == [
+        "checkpoint of step 30 could not be written (No space left on device); training goes on, the newest is step 20"
+    ]
+    assert run.names() == ["step-00000010", "step-00000020"]
+    run.save(40)
+    assert newest_step(str(run.folder)) == 40
+
+
+def test_ranks_that_wait_are_told_what_went_wrong(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.start()
+    for rank in (0, 1):
+        run.list.rank_saved(1, rank, True, written.progress_of(30), "No space left on device")
+    assert run.list.ending(30) == (
+        "checkpoint of step 30 could not be written (No space left on device); there is none yet"
+    )
+    assert run.lines == []
+
+
+def test_a_file_that_is_on_another_nodes_disk_makes_no_checkpoint(run: Run, tmp_path: Path) -> None:
+    group = run.start().group
+    for rank, spans in enumerate(written.cut(written.state(30), 2)):
+        file = written.write_file(run.folder if rank == 0 else tmp_path / "elsewhere", rank, 2, spans, 30)
+        run.list.rank_saved(group, rank, False, written.progress_of(30), file)
+    assert f"({FILES[1]} is not where the driver's node looks for it, " in run.lines[0]
+    assert newest_step(str(run.folder)) == 20
+
+
+def test_a_run_begins_from_anothers_checkpoint_until_it_has_its_own(run: Run, tmp_path: Path) -> None:
+    start = str(run.folder / "step-00000020")
+    branch = Run(tmp_path / "branch", start_from=start)
+    assert branch.start() == StartingPoint(1, 20, start)
+    branch.save(30)
+    assert branch.start() == StartingPoint(2, 30, str(tmp_path / "branch" / "step-00000030"))
+    flip_a_bit(tmp_path / "branch" / "step-00000030" / FILES[0])
+    assert branch.start() == StartingPoint(3, 20, start)
+    assert branch.lines[0].endswith("; going on from train.start_from")
+
+
+def test_another_runs_damaged_checkpoint_is_refused(run: Run, tmp_path: Path) -> None:
+    start = run.folder / "step-00000020"
+    (start / FILES[1]).unlink()
+    with pytest.raises(
+        UserError, match=rf"train.start_from is {start}, which is damaged \({FILES[1]}: missing\)"
+    ):
+        Run(tmp_path / "branch", start_from=str(start)).start()
+    assert (start / MANIFEST).exists()
+
+
+def test_a_manifest_says_what_it_must(run: Run) -> None:
+    content = json.loads((run.folder / "step-00000020" / MANIFEST).read_text())
+    assert content.items() >= {
+        "steps": 20, "samples_seen": 640, "world_size": 2, "zero_stage": 2, "optimizer_steps": 19,
+    }.items()  # fmt: skip
+    assert [file["name"] for file in content["files"]] == list(FILES[:2])
+    assert {"bytes", "sha256"} < set(content["files"][0])

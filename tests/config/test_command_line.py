@@ -1,0 +1,287 @@
+"""The command line: help that names everything, files that can be read back, and errors of one line."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from perceiver_dist.config.command_line import parse_run, run_job, run_parser, to_yaml
+from perceiver_dist.config.options import option_groups
+from perceiver_dist.config.run_config import RunConfig
+
+ROOT = Path(__file__).parents[2]
+JOB = ROOT / "jobs" / "train_multimodal.py"
+
+CONFIG = """
+model:
+  width: 16
+  image: {height: 8, width: 8, patch: 2}
+  audio: {}
+sources:
+- {name: digits, train_shards: "data/digits-*.tar", modalities: [image], num_classes: 10}
+- {name: birds, train_shards: "data/birds-*.tar", modalities: [audio, image], num_classes: 3, task: multilabel}
+deepspeed:
+  overrides: {zero_optimization: {reduce_bucket_size: 1000}}
+"""
+
+SOURCE = "[{name: clips, train_shards: a.tar, modalities: [video], num_classes: 2}]"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    """A configuration file."""
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG)
+    return str(path)
+
+
+@pytest.fixture
+def job(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The training job, as a module."""
+    monkeypatch.syspath_prepend(ROOT)
+    return importlib.import_module("jobs.train_multimodal")
+
+
+def parse(*arguments: str, default: str = "not needed") -> RunConfig:
+    return parse_run(run_parser("A job."), arguments, [default], RunConfig)[0]
+
+
+def parse_text(text: str, folder: Path) -> RunConfig:
+    path = folder / "written.yaml"
+    path.write_text(text)
+    return parse("--config", str(path))
+
+
+def without_spaces(text: str) -> str:
+    return "".join(text.split())
+
+
+def test_help_names_every_option_with_meaning_type_and_default():
+    text = without_spaces(run_parser("A job.").format_help())
+    for option in (option for part in option_groups(RunConfig) for option in part.options):
+        assert option.name in text
+        assert without_spaces(option.meaning) + "(type:" in text
+    assert "--train.stepsSTEPSOptimizerstepsofthewholerun" in text
+    assert "learnsfromonesource.(type:int,default:1000)" in text
+    assert "model.image.patchPixelspersideofonetoken." in text
+    assert "asinthepaper(4.1).(type:int,default:1)" in text
+
+
+def test_the_job_s_help_has_no_need_of_a_configuration(job: ModuleType, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit, match="0"):
+        job.main(["--help"])
+    assert "--dry_run" in capsys.readouterr().out
+
+
+def test_the_command_line_goes_before_the_file(file: str):
+    config = parse("--config", file, "--train.steps", "7", "--model.image.patch=4", "--optim.beta1", "0.5")
+    assert (config.train.steps, config.model.image.patch, config.optim.beta1) == (7, 4, 0.5)
+    assert (config.model.width, config.model.image.height) == (16, 8)
+    assert parse("--model.width", "32", "--config", file).model.width == 32
+
+
+def test_the_later_of_two_files_goes_before_the_earlier(file: str, tmp_path: Path):
+    (tmp_path / "short.yaml").write_text("train: {steps: 3}\n")
+    config = parse("--config", file, f"--config={tmp_path / 'short.yaml'}")
+    assert (config.train.steps, config.model.width) == (3, 16)
+
+
+def test_a_part_of_the_model_is_added_and_taken_away(file: str):
+    config = parse(
+        "--config", file, "--model.video.frames", "4", "--model.audio", "null", "--sources", SOURCE
+    )
+    assert config.model.video.frames == 4
+    assert list(config.model.modalities) == ["image", "video"]
+
+
+def test_the_default_file_is_read_where_none_is_given(file: str):
+    assert parse(default=file) == parse("--config", file)
+
+
+@pytest.mark.parametrize(
+    ("value", "arguments", "expected"),
+    [
+        ("null", "", 1),
+        ("0", "", 0),
+        ("null", "--train.gpus_per_worker 0", 0),
+        ("null", "--train.gpus_per_worker null", None),
+    ],
+)
+def test_what_a_file_leaves_open_the_environment_decides(
+    value: str,
+    arguments: str,
+    expected: int | None,
+    file: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    complete = tmp_path / "complete.yaml"
+    written = to_yaml(parse("--config", file))
+    assert "gpus_per_worker: null" in written
+    complete.write_text(written.replace("gpus_per_worker: null", f"gpus_per_worker: {value}"))
+    monkeypatch.setenv("PERCEIVER_TRAIN__GPUS_PER_WORKER", "1")
+    assert parse("--config", str(complete), *arguments.split()).train.gpus_per_worker == expected
+
+
+def test_auto_in_a_file_leaves_an_option_open_and_the_last_file_decides(
+    tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PERCEIVER_TRAIN__DEVICE", "cpu")
+    files = []
+    for device in ("auto", "cuda"):
+        (tmp_path / device).write_text(f"train: {{device: {device}}}\n")
+        files.append(f"--config={tmp_path / device}")
+    assert parse("--config", file, files[0]).train.device == "cpu"
+    assert parse("--config", file, *files).train.device == "cuda"
+    assert parse("--config", file, *reversed(files)).train.device == "cpu"
+
+
+def test_the_environment_brings_no_part_back_that_a_file_takes_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PERCEIVER_MODEL__AUDIO__SAMPLES", "4096")
+    without = CONFIG.replace("audio: {}", "audio: null").replace(
+        "modalities: [audio, image]", "modalities: [image]"
+    )
+    assert parse_text(without, tmp_path).model.audio is None
+
+
+def test_to_yaml_is_read_back_to_an_equal_configuration(file: str, tmp_path: Path):
+    config = parse("--config", file, "--model.video.patch", "[1, 2, 2]", "--storage.run_name", "null")
+    assert parse_text(to_yaml(config), tmp_path) == config
+
+
+def test_print_config_is_read_back_to_an_equal_configuration(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    arguments = ["--config", file, "--train.steps", "7"]
+    with pytest.raises(SystemExit, match="0"):
+        parse(*arguments, "--print_config")
+    assert parse_text(capsys.readouterr().out, tmp_path) == parse(*arguments)
+
+
+def test_the_default_configuration_of_the_job_is_sound(job: ModuleType, tmp_path: Path):
+    config = parse("--config", str(job.DEFAULT_CONFIG))
+    assert parse_text(to_yaml(config), tmp_path) == config
+
+
+def error_of(job: ModuleType, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train_multimodal.py", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        run_job(job.main)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("--train.stepz 3", "there is no option train.stepz; did you mean train.steps?"),
+        ("--train.stepz=3", "there is no option train.stepz; did you mean train.steps?"),
+        (
+            "--model.image.patches 3",
+            "there is no option model.image.patches; did you mean model.image.patch?",
+        ),
+        ("--dryrun", "there is no option dryrun; did you mean dry_run?"),
+        ("--xyzzy", "there is no option xyzzy; see --help"),
+        ("--train.steps many", "train.steps is 'many', must be int"),
+        ("--train.steps", "argument --train.steps: expected one argument"),
+        ("--model.image.height tall", "model.image.height is 'tall', must be int"),
+        ("--model.image.max_frequency tall", "model.image.max_frequency is 'tall', must be float or null"),
+        ("--model.image 3", "model.image is '3', must be mapping or null"),
+        ("--model 3", "model is '3', must be mapping"),
+        ("--train.precision fp8", "train.precision is 'fp8', must be one of fp32, bf16"),
+        ("--deepspeed.zero_stage 7", "deepspeed.zero_stage is '7', must be one of 0, 1, 2, 3"),
+        (
+            "--train.lanes 4 --train.num_workers 3",
+            "train.num_workers is 3, which does not divide train.lanes 4; "
+            "choose one of [1, 2, 4] workers or other lanes",
+        ),
+        ("--model.image.patch 3", "image: patch 3 must divide height 8 and width 8"),
+        (
+            "--model.audio null",
+            "source 'birds': has modality audio, but model.audio is null; set model.audio.* to its sizes",
+        ),
+    ],
+)
+def test_a_wrong_option_ends_in_one_line(
+    arguments: str,
+    line: str,
+    file: str,
+    job: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    error_of(job, ["--config", file, *arguments.split()], monkeypatch)
+    captured = capsys.readouterr()
+    assert captured.err == f"error: {line}\n"
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("modalities: [image]", "modalities: [smell]", "source 'digits': modality 'smell' is unknown; "
+         "choose from image, audio, video, points"),
+        ("modalities: [image]", "modalities: [video]", "source 'digits': has modality video, but model.video is "
+         "null; set model.video.* to its sizes"),
+        ("name: birds", "name: digits", "sources: the name 'digits' is used 2 times; names must differ"),
+        ("num_classes: 3", "num_classes: three", "sources.num_classes is 'three', must be int"),
+        ("num_classes: 3", "classes: 3", "there is no option sources.classes; did you mean sources.num_classes?"),
+        (", num_classes: 3", "", "sources.num_classes has no default: give it in the config file or on the "
+         "command line"),
+        ("task: multilabel", "task: rank", "sources.task is 'rank', must be one of softmax, multilabel"),
+        ("deepspeed:", "deepspede:", "there is no option deepspede; did you mean deepspeed?"),
+        ("  width: 16", "  widht: 16", "there is no option model.widht; did you mean model.width?"),
+        ("patch: 2", "patch: 3", "image: patch 3 must divide height 8 and width 8"),
+        ("[image]", "[image", "--config is '{file}', which is not YAML, line 7: expected ',' or ']', but got '}}'"),
+        (CONFIG, "", "--config is '{file}', which holds nothing, must hold a mapping such as 'train: {{steps: 10}}'"),
+    ],
+)  # fmt: skip
+def test_a_wrong_file_ends_in_one_line(
+    old: str,
+    new: str,
+    line: str,
+    file: str,
+    job: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    assert old in CONFIG
+    Path(file).write_text(CONFIG.replace(old, new))
+    error_of(job, ["--config", file], monkeypatch)
+    assert capsys.readouterr().err == f"error: {line.format(file=file)}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("missing.yaml", "No such file or directory"), ("", "Is a directory")]
+)
+def test_a_file_that_cannot_be_read_is_named(
+    name: str,
+    reason: str,
+    tmp_path: Path,
+    job: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    error_of(job, ["--config", str(tmp_path / name)], monkeypatch)
+    expected = f"--config is '{tmp_path / name}', which cannot be read ({reason}); name a YAML file"
+    assert capsys.readouterr().err == f"error: {expected}\n"
+
+
+def test_a_real_process_exits_with_status_2_and_one_line(file: str):
+    command = [sys.executable, str(JOB), "--config", file, "--train.steps", "many"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: train.steps is 'many', must be int\n"
+
+
+def test_ctrl_c_ends_a_job_without_a_traceback() -> None:
+    script = (
+        "import os, signal, sys\n"
+        "from perceiver_dist.config.command_line import run_job\n"
+        "run_job(lambda arguments: os.kill(os.getpid(), signal.SIGINT))\n"
+    )
+    job = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (job.returncode, job.stderr) == (130, "")

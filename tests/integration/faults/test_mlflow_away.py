@@ -1,0 +1,53 @@
+"""A whole run whose MLflow server hangs, then dies: it is completed, and nothing is lost once the server is back."""
+
+import json
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import small_run
+from mlflow.tracking import MlflowClient
+from rich.console import Console
+from served_mlflow import ServedMlflow
+
+from perceiver_dist.tracking import sender
+from perceiver_dist.training.driver import run_training
+from perceiver_dist.training.tracker.status import TrainingStatus
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_run_is_completed_without_its_server_and_delivers_when_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_run.write_data(tmp_path / "data")
+    text = StringIO()
+    screen = Console(file=text)
+    with ServedMlflow(tmp_path) as server:
+        config = small_run.small_config(tmp_path / "data", tmp_path / "runs", "away", uri=server.address)
+
+        def disturb(status: TrainingStatus) -> None:
+            (server.kill if status.step else server.stop)()
+
+        result = run_training(config, screen, disturb)
+        assert result["exit"] == "completed"
+        assert f"MLflow at {server.address} is away: " in text.getvalue()
+        server.kill()
+        server.start()
+        monkeypatch.setattr(sender, "SECONDS_WITHOUT_PROGRESS", 60.0)
+        screen_of_the_second = StringIO()
+        again = run_training(config, Console(file=screen_of_the_second))
+        client = MlflowClient(server.address)
+        history = client.get_metric_history(result["mlflow_run_id"], "train/loss")
+        files = {file.path for file in client.list_artifacts(result["mlflow_run_id"])}
+        status = client.get_run(result["mlflow_run_id"]).info.status
+    assert "starting 2 workers" not in screen_of_the_second.getvalue()
+    assert again == json.loads((tmp_path / "runs" / "away" / "result.json").read_text())
+    entries = [
+        json.loads(line) for line in (tmp_path / "runs" / "away" / "metrics.jsonl").read_text().splitlines()
+    ]
+    losses = [(entry["step"], entry["train/loss"]) for entry in entries if "train/loss" in entry]
+    assert [(point.step, point.value) for point in history] == losses
+    assert len(losses) == small_run.STEPS
+    assert files >= {"config.yaml", "result.json", "confusion_squares.png", "learning_curves.png"}
+    assert status == "FINISHED"

@@ -1,0 +1,238 @@
+"""Scores of held-out samples: every real one counted once, over all ranks, with each subset of the modalities."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, distributed, multiprocessing
+from torch.nn import functional
+
+from perceiver_dist.data.batches import Batch
+from perceiver_dist.metrics.evaluate import evaluate
+from perceiver_dist.metrics.metric_totals import Scores, loss_per_sample
+from perceiver_dist.metrics.subsets import modality_subsets
+from perceiver_dist.model.precision import autocast
+from pipelines.shards.source import SourceConfig
+
+CLASSES = 3
+SOFTMAX = SourceConfig("clips", "x.tar", ["audio", "video"], CLASSES)
+MULTILABEL = SourceConfig("clips", "x.tar", ["audio", "video"], CLASSES, task="multilabel")
+
+
+class SummingEngine:
+    """An engine whose logits are the sum of what is present: the modalities' arrays are logits (B, classes)."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.modes: list[str] = []
+
+    def eval(self) -> None:
+        self.modes.append("eval")
+
+    def train(self) -> None:
+        self.modes.append("train")
+
+    def __call__(self, arrays: dict[str, Tensor], present: dict[str, Tensor], source: str) -> Tensor:
+        assert source == "clips"
+        return sum(arrays[name] * present[name][:, None] for name in arrays)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_rank(tmp_path_factory):
+    join_group(0, 1, tmp_path_factory.mktemp("group"))
+    yield
+    distributed.destroy_process_group()
+
+
+def join_group(rank: int, world_size: int, folder: Path) -> None:
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
+    )
+
+
+def make_batch(audio: Tensor, video: Tensor, labels: Tensor, real: int) -> Batch:
+    rows = torch.ones(len(labels), dtype=torch.bool)
+    return Batch(
+        unit=0,
+        keys=[""] * len(labels),
+        real=torch.arange(len(labels)) < real,
+        labels=labels,
+        arrays={"audio": audio, "video": video},
+        present={"audio": rows, "video": rows.clone()},
+        quarantined=[],
+    )
+
+
+def random_batches(multilabel: bool, reals: tuple[int, ...], seed: int = 0) -> list[Batch]:
+    """Batches of 6 rows, of which the first `reals` are real; the padded ones hold noise as well."""
+    draw = torch.Generator().manual_seed(seed)
+    shape, most = ((6, CLASSES), 2) if multilabel else ((6,), CLASSES)
+    return [
+        make_batch(
+            torch.randn(6, CLASSES, generator=draw),
+            torch.randn(6, CLASSES, generator=draw),
+            torch.randint(most, shape, generator=draw).to(torch.uint8 if multilabel else torch.int64),
+            real,
+        )
+        for real in reals
+    ]
+
+
+def scores_of(source: SourceConfig, batches: list[Batch]) -> Scores:
+    return evaluate(SummingEngine(), source, batches, modality_subsets(source.modalities), "fp32")
+
+
+def real_rows(batches: list[Batch], names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    """Logits (samples, classes) and labels of the real rows, with these modalities alone."""
+    logits = [sum(batch.arrays[name] for name in names)[batch.real] for batch in batches]
+    return torch.cat(logits), torch.cat([batch.labels[batch.real] for batch in batches])
+
+
+def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
+    """Mean over the positives of the precision at the positive's rank; no two scores are equal."""
+    ranked = truth[np.argsort(-scores)]
+    precision = np.cumsum(ranked) / np.arange(1, len(ranked) + 1)
+    return float(precision[ranked == 1].mean())
+
+
+def test_modality_subsets_begin_with_all():
+    assert modality_subsets(["audio", "video"]) == [("audio", "video"), ("audio",), ("video",)]
+    assert modality_subsets(["image"]) == [("image",)]
+    assert len(modality_subsets(["image", "audio", "video"])) == 7
+
+
+def test_accuracy_and_confusion_of_known_predictions():
+    logits = functional.one_hot(torch.tensor([0, 1, 2, 2, 1, 0])).float()
+    batch = make_batch(logits, torch.zeros(6, CLASSES), torch.tensor([0, 1, 2, 1, 1, 0]), real=5)
+    scores = scores_of(SOFTMAX, [batch])
+    assert scores.confusion.tolist() == [[1, 0, 0], [0, 2, 1], [0, 0, 1]]
+    assert scores.metrics["accuracy"] == pytest.approx(4 / 5)
+    assert scores.metrics["samples"] == 5
+    assert scores.metrics["accuracy_video_only"] == pytest.approx(1 / 5)  # All logits 0: class 0 each time.
+
+
+@pytest.mark.parametrize(
+    ("suffix", "names"), [("", ("audio", "video")), ("_audio_only", ("audio",)), ("_video_only", ("video",))]
+)
+def test_each_subset_counts_real_rows_only(suffix, names):
+    batches = random_batches(False, (6, 4, 0))
+    metrics = scores_of(SOFTMAX, batches).metrics
+    logits, labels = real_rows(batches, names)
+    assert metrics["samples"] == len(labels) == 10
+    assert metrics[f"accuracy{suffix}"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+    assert metrics[f"loss{suffix}"] == pytest.approx(functional.cross_entropy(logits, labels).item())
+
+
+def test_subsets_of_three_are_named_by_what_is_there():
+    source = SourceConfig("clips", "x.tar", ["image", "audio", "video"], CLASSES)
+    metrics = scores_of(source, random_batches(False, (6,))).metrics
+    assert {name for name in metrics if name.startswith("accuracy")} == {
+        "accuracy",
+        "accuracy_image_and_audio_only",
+        "accuracy_image_and_video_only",
+        "accuracy_audio_and_video_only",
+        "accuracy_image_only",
+        "accuracy_audio_only",
+        "accuracy_video_only",
+    }
+
+
+def test_the_engine_is_back_in_training_mode():
+    engine = SummingEngine()
+    evaluate(engine, SOFTMAX, random_batches(False, (6,)), [("audio", "video")], "fp32")
+    assert engine.modes == ["eval", "train"]
+
+
+def test_mean_average_precision_is_that_of_the_definition():
+    batches = random_batches(True, (6, 6, 5))
+    scores = scores_of(MULTILABEL, batches)
+    logits, labels = real_rows(batches, ("audio", "video"))
+    expected = [average_precision(logits[:, c].numpy(), labels[:, c].numpy()) for c in range(CLASSES)]
+    assert scores.metrics["mean_average_precision"] == pytest.approx(np.mean(expected))
+    assert scores.confusion is None
+    assert scores.metrics["samples"] == 17
+
+
+def test_area_and_d_prime_are_those_of_the_definition():
+    batches = random_batches(True, (6, 6, 5))
+    metrics = scores_of(MULTILABEL, batches).metrics
+    logits, labels = real_rows(batches, ("audio", "video"))
+    areas = []
+    for scores, truth in zip(logits.T, labels.T, strict=True):
+        # How often a positive is above a negative.
+        above = scores[truth == 1][:, None] > scores[truth == 0][None, :]
+        areas.append(above.float().mean().item())
+    assert metrics["roc_auc"] == pytest.approx(np.mean(areas))
+    normal = torch.distributions.Normal(0.0, 1.0)
+    assert normal.cdf(torch.tensor(metrics["d_prime"] / math.sqrt(2))).item() == pytest.approx(np.mean(areas))
+
+
+def test_scores_that_separate_all_have_a_finite_d_prime():
+    labels = torch.tensor([[1, 0, 1]] * 3 + [[0, 1, 0]] * 3, dtype=torch.uint8)
+    batch = make_batch(10.0 * labels - 5, torch.zeros(6, CLASSES), labels, real=6)
+    metrics = scores_of(MULTILABEL, [batch]).metrics
+    assert metrics["roc_auc"] == 1
+    assert 8 < metrics["d_prime"] < 9
+
+
+def test_of_many_classes_the_five_best_count():
+    classes = 20
+    source = SourceConfig("clips", "x.tar", ["audio", "video"], classes)
+    logits = torch.arange(classes).expand(6, -1).float()
+    batch = make_batch(logits, torch.zeros(6, classes), torch.tensor([19, 15, 14, 0, 17, 3]), real=5)
+    metrics = scores_of(source, [batch]).metrics
+    assert metrics["accuracy"] == pytest.approx(1 / 5)
+    assert metrics["top_5_accuracy"] == pytest.approx(3 / 5)
+
+
+def test_the_mean_is_over_the_classes_that_occur():
+    (batch,) = random_batches(True, (6,))
+    batch.labels[:, 2] = 0
+    logits, labels = real_rows([batch], ("audio", "video"))
+    found = [average_precision(logits[:, c].numpy(), labels[:, c].numpy()) for c in (0, 1)]
+    metrics = scores_of(MULTILABEL, [batch]).metrics
+    assert metrics["mean_average_precision"] == pytest.approx(np.mean(found))
+    assert metrics["classes_with_positives"] == 2
+    assert "classes_with_positives_audio_only" not in metrics
+
+
+def test_loss_of_known_logits():
+    logits = torch.zeros(2, 4)
+    assert loss_per_sample(logits, torch.tensor([0, 3]), "softmax").tolist() == pytest.approx(
+        [math.log(4)] * 2
+    )
+    labels = torch.tensor([[1, 0, 0, 1], [0, 0, 0, 0]], dtype=torch.uint8)
+    assert loss_per_sample(logits, labels, "multilabel").tolist() == pytest.approx([math.log(2)] * 2)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_precision_is_that_of_matrix_products(precision, dtype):
+    with autocast(torch.device("cpu"), precision):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+def _score_as_rank(rank: int, folder: Path) -> None:
+    """Rank 0 has all real rows, rank 1 padded ones alone."""
+    torch.set_num_threads(1)
+    join_group(rank, 2, folder)
+    reals = ((6, 4), (0, 0))[rank]
+    scores = [
+        scores_of(source, random_batches(source is MULTILABEL, reals, seed=rank))
+        for source in (SOFTMAX, MULTILABEL)
+    ]
+    torch.save([each.metrics for each in scores], folder / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_a_rank_with_padded_rows_only_changes_nothing(tmp_path):
+    multiprocessing.spawn(_score_as_rank, (tmp_path,), nprocs=2)
+    alone = [
+        scores_of(source, random_batches(source is MULTILABEL, (6, 4))).metrics
+        for source in (SOFTMAX, MULTILABEL)
+    ]
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert found == [pytest.approx(metrics) for metrics in alone]

@@ -1,0 +1,119 @@
+"""Metrics of units that are empty, of one sample, all bad or of one class: those of the whole set by scikit-learn."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from scoring_ranks import ScoringRanks, Unit, metrics_of
+from sklearn import metrics
+from torch.nn import functional
+
+from pipelines.shards.source import SourceConfig
+
+BATCH = 4
+
+
+@pytest.fixture(scope="module")
+def three_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScoringRanks]:
+    with ScoringRanks(3, tmp_path_factory.mktemp("ranks")) as ranks:
+        yield ranks
+
+
+def source_of(task: str, classes: int) -> SourceConfig:
+    return SourceConfig("things", "x.tar", ["image"], classes, task=task)
+
+
+@st.composite
+def evaluations(draw: st.DrawFn) -> tuple[SourceConfig, list[Unit]]:
+    """A source, and 3 or 6 units for three ranks in which any rows may be padded or bad."""
+    task = draw(st.sampled_from(["softmax", "multilabel"]))
+    # 2 and 3 leave units of one class; from 20 on the five best count.
+    classes = draw(st.sampled_from([2, 3, 19, 20, 25] if task == "softmax" else [2, 5]))
+    random = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    most = draw(st.integers(1, classes)) if task == "softmax" else 2
+    units = []
+    for _ in range(draw(st.sampled_from([3, 6]))):
+        real = torch.tensor(draw(st.lists(st.booleans(), min_size=BATCH, max_size=BATCH)))
+        shape = (BATCH,) if task == "softmax" else (BATCH, classes)
+        labels = torch.randint(most, shape, generator=random)
+        units.append((torch.randn(BATCH, classes, generator=random), labels.to(torch.uint8), real))
+    if task == "softmax":
+        units = [(logits, labels.long(), real) for logits, labels, real in units]
+    return source_of(task, classes), units
+
+
+def expected(source: SourceConfig, units: list[Unit]) -> dict[str, float]:
+    """Return the metrics by their definition, of all real rows at once; NaN where one is not defined."""
+    logits = torch.cat([logits[real] for logits, _, real in units])
+    labels = torch.cat([labels[real] for _, labels, real in units])
+    if source.task == "multilabel":
+        return _expected_of_multilabel(logits, labels)
+    best = logits.argsort(descending=True)[:, :5]
+    found = {
+        "samples": len(labels),
+        "loss": functional.cross_entropy(logits, labels).item() if len(labels) else math.nan,
+        "accuracy": metrics.accuracy_score(labels, best[:, 0]) if len(labels) else math.nan,
+    }
+    if source.num_classes >= 20:
+        hits = [label in five for label, five in zip(labels.tolist(), best.tolist(), strict=True)]
+        found["top_5_accuracy"] = np.mean(hits) if hits else math.nan
+    return found
+
+
+def _expected_of_multilabel(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    pairs = list(zip(labels.T.numpy(), logits.T.numpy(), strict=True))
+    precisions = [metrics.average_precision_score(truth, scores) for truth, scores in pairs if truth.any()]
+    areas = [metrics.roc_auc_score(truth, scores) for truth, scores in pairs if 0 < truth.sum() < len(truth)]
+    loss = functional.binary_cross_entropy_with_logits(logits, labels.float()).item()
+    return {
+        "samples": len(labels),
+        "loss": loss if len(labels) else math.nan,
+        "mean_average_precision": np.mean(precisions) if precisions else math.nan,
+        "roc_auc": np.mean(areas) if areas else math.nan,
+        "classes_with_positives": len(precisions),
+    }
+
+
+def without_d_prime(found: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in found.items() if name != "d_prime"}
+
+
+NOTHING = torch.zeros(BATCH, dtype=torch.bool)
+ONE = torch.arange(BATCH) == 0
+EMPTY_LAST_UNITS = (
+    source_of("softmax", 25),
+    [(torch.eye(25)[:BATCH], torch.arange(BATCH), real) for real in (~NOTHING, ONE, NOTHING)],
+)
+ALL_BAD = (source_of("multilabel", 2), [(torch.zeros(BATCH, 2), torch.zeros(BATCH, 2).byte(), NOTHING)] * 3)
+
+
+@settings(max_examples=150)
+@example(EMPTY_LAST_UNITS)
+@example(ALL_BAD)
+@given(evaluations())
+def test_metrics_are_those_of_the_whole_set_on_any_number_of_ranks(
+    three_ranks: ScoringRanks, evaluation: tuple[SourceConfig, list[Unit]]
+) -> None:
+    source, units = evaluation
+    wanted = pytest.approx(expected(source, units), rel=1e-5, abs=1e-6, nan_ok=True)
+    assert without_d_prime(metrics_of(source, units)) == wanted
+    for found in three_ranks.metrics(source, units):
+        assert without_d_prime(found) == wanted
+
+
+def test_predictions_that_are_right_score_one_whatever_classes_are_missing() -> None:
+    labels = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0]], dtype=torch.uint8)
+    found = metrics_of(source_of("multilabel", 3), [(40.0 * labels - 20, labels, ~NOTHING)])
+    assert (found["mean_average_precision"], found["roc_auc"]) == (1, 1)
+    assert found["classes_with_positives"] == 2
+
+
+def test_a_loss_that_is_no_number_is_told() -> None:
+    logits = torch.zeros(BATCH, 2)
+    logits[1] = torch.nan
+    found = metrics_of(source_of("softmax", 2), [(logits, torch.zeros(BATCH, dtype=torch.long), ~NOTHING)])
+    assert math.isnan(found["loss"])

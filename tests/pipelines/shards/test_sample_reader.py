@@ -1,0 +1,134 @@
+"""Reading samples: the bytes that tarfile reads, in the order asked for, with few requests."""
+
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tar_files import index_of, write_tar
+
+import pipelines.shards.sample_reader
+from pipelines.errors import ShardError
+from pipelines.shards.sample_reader import RawSample, read_samples
+
+FIELDS = frozenset({"jpg", "cls"})
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> list[str]:
+    """Three shards of 4 samples with content of many sizes, one of them without cls; txt is never asked for."""
+    folder = tmp_path_factory.mktemp("shards")
+    members = [
+        [
+            (f"s{shard}/{row}.{field}", os.urandom(1000 * row + length))
+            for field, length in (("jpg", 900), ("txt", 10), ("cls", 0))
+            for row in range(4)
+            if (row, field) != (2, "cls")
+        ]
+        for shard in range(3)
+    ]
+    return [write_tar(folder / f"{shard}.tar", members[shard]) for shard in range(3)]
+
+
+def read_by_tarfile(shards: list[str], number: int) -> RawSample:
+    shard, row = divmod(number, 4)
+    with tarfile.open(shards[shard]) as archive:
+        fields = {
+            field: archive.extractfile(f"s{shard}/{row}.{field}").read()
+            for field in sorted(FIELDS)
+            if f"s{shard}/{row}.{field}" in archive.getnames()
+        }
+    return RawSample(shards[shard], f"s{shard}/{row}", fields)
+
+
+@given(numbers=st.lists(st.integers(0, 11), max_size=20))
+def test_samples_are_those_of_tarfile_in_any_order(shards, numbers):
+    read = read_samples(index_of(*shards), numbers, FIELDS)
+    assert read == [read_by_tarfile(shards, number) for number in numbers]
+
+
+def test_fields_that_are_not_asked_for_stay_in_the_shard(shards):
+    (sample,) = read_samples(index_of(*shards), [5], frozenset({"txt"}))
+    assert list(sample.fields) == ["txt"]
+    assert sample.name == f"sample 's1/1' of shard {shards[1]}"
+
+
+class CountedFile:
+    """A shard's file that keeps the ranges read from it."""
+
+    def __init__(self, file, ranges: list[tuple[int, int]]) -> None:
+        self._file, self._ranges = file, ranges
+
+    def read_at(self, length: int, offset: int) -> bytes:
+        self._ranges.append((length, offset))
+        return self._file.read_at(length, offset)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "requests"),
+    [([3, 4, 5, 6], 1), ([6, 3, 5, 4, 3], 1), ([0, 2], 2), ([7, 8], 2), ([0], 1), ([], 0)],
+)
+def test_neighbours_are_read_with_one_request(tmp_path, monkeypatch, numbers, requests):
+    shards = [
+        write_tar(
+            tmp_path / f"{shard}.tar",
+            [(f"{n}.{field}", b"0" * 5000) for n in range(8) for field in sorted(FIELDS)],
+        )
+        for shard in range(2)
+    ]
+    opened, ranges = pipelines.shards.sample_reader._open_shard, []
+    monkeypatch.setattr(
+        pipelines.shards.sample_reader, "_open_shard", lambda *shard: CountedFile(opened(*shard), ranges)
+    )
+    read_samples(index_of(*shards), numbers, FIELDS)
+    assert len(ranges) == requests
+
+
+def test_large_fields_between_are_not_read(tmp_path, monkeypatch):
+    shard = write_tar(tmp_path / "x.tar", [("a.cls", b"1"), ("a.mp4", b"0" * 10**6), ("b.cls", b"2")])
+    opened, ranges = pipelines.shards.sample_reader._open_shard, []
+    monkeypatch.setattr(
+        pipelines.shards.sample_reader, "_open_shard", lambda *shard: CountedFile(opened(*shard), ranges)
+    )
+    assert [sample.fields for sample in read_samples(index_of(shard), [0, 1], FIELDS)] == [
+        {"cls": b"1"},
+        {"cls": b"2"},
+    ]
+    assert sum(length for length, _ in ranges) == 2
+
+
+def test_a_shard_that_is_gone(tmp_path):
+    shard = write_tar(tmp_path / "x.tar", [("a.cls", b"1")])
+    index = index_of(shard)
+    Path(shard).unlink()
+    with pytest.raises(ShardError) as caught:
+        read_samples(index, [0], FIELDS)
+    assert str(caught.value) == (
+        f"shard {shard}: is gone since it was indexed; put it back or start a new run"
+    )
+
+
+def test_a_shard_of_another_size(tmp_path):
+    shard = write_tar(tmp_path / "x.tar", [("a.cls", b"1")])
+    index = index_of(shard)
+    with Path(shard).open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(ShardError) as caught:
+        read_samples(index, [0], FIELDS)
+    assert str(caught.value) == (
+        f"shard {shard}: has 10241 bytes but was indexed with 10240; "
+        "restore the shard, or start a new run to index it again"
+    )
+
+
+def test_a_shard_that_shrinks_while_it_is_read(tmp_path):
+    shard = write_tar(tmp_path / "x.tar", [("a.cls", b"1"), ("b.cls", b"2")])
+    index = index_of(shard)
+    read_samples(index, [0], FIELDS)
+    os.truncate(shard, 600)
+    with pytest.raises(
+        ShardError, match=r"x.tar: storage refuses \(0 of 1 bytes came from byte 1536 on\); check it"
+    ):
+        read_samples(index, [1], FIELDS)

@@ -1,0 +1,57 @@
+"""What a source and the reading of it may be set to, and the one line that says so."""
+
+import pytest
+
+from perceiver_dist.errors import UserError
+from pipelines.shards.source import DataConfig, SourceConfig
+
+
+def source(**changes) -> SourceConfig:
+    fields = {"name": "speech", "train_shards": "x.tar", "modalities": ["audio"], "num_classes": 3}
+    return SourceConfig(**{**fields, **changes})
+
+
+def test_a_source_needs_a_name_shards_modalities_and_classes():
+    assert (source().task, source().label, source().weight) == ("softmax", "cls", 1.0)
+
+
+@pytest.mark.parametrize("label", ["cls", "txt", "json.label", "json.a.b"])
+def test_labels_are_a_field_or_an_entry_of_json(label):
+    assert source(label=label).label == label
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"name": "a/b"},
+            "source 'a/b': a name must be letters, digits and underscores, not starting with a digit",
+        ),
+        (
+            {"modalities": ["audio", "smell"]},
+            "source 'speech': modality 'smell' is unknown; choose from image, audio, video, points",
+        ),
+        ({"modalities": []}, "source 'speech': modalities is []; name each wanted modality once"),
+        (
+            {"modalities": ["audio", "audio"]},
+            "source 'speech': modalities is ['audio', 'audio']; name each wanted modality once",
+        ),
+        ({"num_classes": 1}, "source 'speech': num_classes is 1, must be at least 2"),
+        (
+            {"class_names": ["yes", "no"]},
+            "source 'speech': class_names has 2 names for 3 classes; name all or none",
+        ),
+        ({"label": "json"}, "source 'speech': label is 'json'; name the entry, as in json.label"),
+        ({"label": "json."}, "source 'speech': label is 'json.'; name the entry, as in json.label"),
+    ],
+)
+def test_a_mistake_in_a_source_is_named(changes, message):
+    with pytest.raises(UserError) as caught:
+        source(**changes)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("name", ["chunk_size", "units_per_task", "tasks", "prefetch_units"])
+def test_numbers_of_reading_are_positive(name):
+    with pytest.raises(UserError, match=rf"^data\.{name} is 0, must be at least 1$"):
+        DataConfig(**{name: 0})

@@ -1,0 +1,199 @@
+"""Files by path or URI: shards named by patterns, whole writes, and the same reading from memory and over HTTP."""
+
+import re
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import fsspec
+import pytest
+from tar_files import tar_bytes
+
+from perceiver_dist.errors import UserError
+from pipelines.errors import ShardError
+from pipelines.shards.sample_reader import read_samples
+from pipelines.shards.shard_index import SourceIndex, index_shard
+from pipelines.storage.files import (
+    absolute_uri,
+    check_writable,
+    copy_file,
+    delete,
+    expand_shards,
+    join,
+    list_folder,
+    open_storage,
+    read_text,
+    reason_of,
+    rename,
+    write_chunks,
+    write_text,
+)
+
+SHARD = tar_bytes([(f"{key}.cls", key.encode() * 3000) for key in "abc"])
+
+
+@pytest.fixture
+def memory() -> str:
+    """A folder in memory that is empty."""
+    fsspec.filesystem("memory").store.clear()
+    return "memory://bucket"
+
+
+class RangeServer(BaseHTTPRequestHandler):
+    """Serves SHARD under any path, whole or in ranges, as object stores do."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(SHARD)))
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        first, last = (int(wanted[1]), int(wanted[2])) if wanted else (0, len(SHARD) - 1)
+        content = SHARD[first : last + 1]
+        self.send_response(206 if wanted else 200)
+        self.send_header("Content-Range", f"bytes {first}-{first + len(content) - 1}/{len(SHARD)}")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        """Keep quiet."""
+
+
+@pytest.fixture
+def web():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), RangeServer)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def read_back(uri: str, index: str) -> list[bytes]:
+    shards = SourceIndex([index_shard(uri, index)])
+    return [sample.fields["cls"] for sample in read_samples(shards, [2, 0], frozenset({"cls"}))]
+
+
+def test_shards_are_read_over_http(web, tmp_path):
+    assert read_back(f"{web}/train-000000.tar", str(tmp_path)) == [b"c" * 3000, b"a" * 3000]
+
+
+def test_shards_and_indexes_are_kept_in_memory(memory, tmp_path):
+    (tmp_path / "x.tar").write_bytes(SHARD)
+    copy_file(str(tmp_path / "x.tar"), f"{memory}/data/train-0.tar")
+    (uri,) = expand_shards(f"{memory}/data/*.tar", "speech")
+    assert read_back(uri, f"{memory}/index") == [b"c" * 3000, b"a" * 3000]
+
+
+def test_a_file_uri_is_a_local_path(tmp_path):
+    write_text((tmp_path / "new" / "a.txt").as_uri(), "é")
+    assert read_text(str(tmp_path / "new" / "a.txt")) == "é"
+
+
+def test_paths_become_absolute_and_uris_stay(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/there")
+    assert absolute_uri("data/x.tar") == f"{tmp_path}/data/x.tar"
+    assert absolute_uri("~/x.tar") == "/there/x.tar"
+    assert absolute_uri("s3://bucket/x.tar") == "s3://bucket/x.tar"
+    assert open_storage("data/x.tar")[1] == f"{tmp_path}/data/x.tar"
+
+
+def test_parts_are_joined_with_one_slash():
+    assert join("s3://bucket/data/", "index", "a") == "s3://bucket/data/index/a"
+
+
+def test_braces_and_globs_name_shards_in_order(tmp_path):
+    for name in ("b-2.tar", "b-1.tar", "b-1.txt", "a-7.tar"):
+        (tmp_path / name).touch()
+    expand = partial(expand_shards, source="speech")
+    assert expand(f"{tmp_path}/x-{{08..11}}.tar") == [
+        f"{tmp_path}/x-{n}.tar" for n in ("08", "09", "10", "11")
+    ]
+    assert expand(f"{tmp_path}/*.tar") == [f"{tmp_path}/{name}.tar" for name in ("a-7", "b-1", "b-2")]
+    assert expand(f"{tmp_path}/{{b,a}}-[0-9].tar") == [
+        f"{tmp_path}/{name}.tar" for name in ("b-1", "b-2", "a-7")
+    ]
+
+
+@pytest.mark.parametrize("folder", ["", "missing/"])
+def test_a_glob_that_matches_nothing(tmp_path, folder):
+    with pytest.raises(ShardError) as caught:
+        expand_shards(f"{tmp_path}/{folder}*.tar", "speech")
+    assert str(caught.value) == (
+        f"source 'speech': no file matches {tmp_path}/{folder}*.tar; write or copy the shards there first"
+    )
+
+
+def test_braces_that_are_not_closed():
+    with pytest.raises(ShardError) as caught:
+        expand_shards("train-{0..3.tar", "speech")
+    assert str(caught.value) == "source 'speech': shards is 'train-{0..3.tar'; close every brace it opens"
+
+
+def test_a_text_is_replaced_as_a_whole(tmp_path):
+    path = tmp_path / "result.json"
+    write_text(str(path), "a longer text")
+    write_text(str(path), "short")
+    assert read_text(str(path)) == "short"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_text_that_is_not_there(tmp_path):
+    assert read_text(str(tmp_path / "nothing")) is None
+    assert read_text(str(tmp_path)) is None
+
+
+def test_a_writable_folder_is_made_and_left_empty(tmp_path):
+    check_writable(str(tmp_path / "runs" / "a"), "storage.path")
+    assert list((tmp_path / "runs" / "a").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError) as caught:
+        check_writable(f"{tmp_path}/file", "storage.path")
+    message = str(caught.value)
+    assert message.startswith(f"storage.path is '{tmp_path}/file', which cannot be written (")
+    assert message.endswith("); choose another folder")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("store", ["local", "memory"])
+def test_files_are_written_in_chunks_listed_renamed_and_deleted(tmp_path, memory, store):
+    folder = f"{tmp_path}/a" if store == "local" else f"{memory}/a"
+    assert list_folder(folder) == {}
+    write_chunks(join(folder, "b", "c"), [b"one", memoryview(b"two")])
+    write_chunks(join(folder, "d"), [])
+    assert read_text(join(folder, "b", "c")) == "onetwo"
+    assert list_folder(folder) == {"b": None, "d": 0}
+    rename(join(folder, "b", "c"), "e")
+    assert list_folder(join(folder, "b")) == {"e": 6}
+    for name in ("b", "d", "nothing"):
+        delete(join(folder, name))
+    assert list_folder(folder) == {}
+
+
+def test_a_file_that_is_not_written_to_its_end_is_removed(tmp_path):
+    def chunks():
+        yield b"one"
+        raise OSError(28, "in words of the store")
+
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - the reason is looked at below
+        write_chunks(str(tmp_path / "a"), chunks())
+    assert reason_of(caught.value) == "No space left on device"
+    assert reason_of(TimeoutError()) == "TimeoutError"
+    assert reason_of(OSError("AccessDenied:\nmore")) == "AccessDenied:"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_copy_is_there_whole_or_not_at_all(tmp_path):
+    (tmp_path / "a").write_bytes(b"content")
+    copy_file(str(tmp_path / "a"), str(tmp_path / "new" / "b"))
+    assert [path.read_bytes() for path in (tmp_path / "new").iterdir()] == [b"content"]
+    with pytest.raises(FileNotFoundError):
+        copy_file(str(tmp_path / "missing"), str(tmp_path / "new" / "c"))
+    assert [path.name for path in Path(tmp_path / "new").iterdir()] == ["b"]

@@ -1,0 +1,143 @@
+"""Units as a Ray Dataset, on a real Ray: one row a block, in order, and dealt to the ranks in turn."""
+
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ray import cloudpickle
+from ray.exceptions import RayTaskError
+from tar_files import index_of, write_tar
+
+from perceiver_dist.data.batches import UnitStream
+from perceiver_dist.modalities import ImageInput
+from pipelines.errors import SampleError
+from pipelines.permutation import uniform
+from pipelines.shards.source import DataConfig, SourceConfig
+from pipelines.units.plan import TrainingPlan
+from pipelines.units.unit_datasource import UnitDatasource, unit_block, unit_dataset
+from pipelines.units.unit_maker import Unit, UnitMaker
+
+SAMPLES, UNIT_SIZE, LANES = 37, 2, 4
+DATA = DataConfig(units_per_task=5, tasks=2, chunk_size=4)
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file.
+
+
+class UnevenMaker(UnitMaker):
+    """Makes units that take up to 20 ms longer, each another time, as decoding does."""
+
+    def make(self, number: int) -> Unit:
+        time.sleep(0.02 * uniform("delay", number))
+        return super().make(number)
+
+
+@pytest.fixture
+def maker(tmp_path: Path) -> UnevenMaker:
+    members = [(f"{number}.cls", str(number).encode()) for number in range(SAMPLES)]
+    return UnevenMaker(
+        source=SourceConfig("speech", "x.tar", ["image"], num_classes=SAMPLES),
+        inputs={"image": ImageInput(height=2, width=2)},
+        index=index_of(write_tar(tmp_path / "x.tar", members)),
+        plan=TrainingPlan("speech", SAMPLES, UNIT_SIZE, DATA.chunk_size, seed=0),
+    )
+
+
+def take(shard, due: range) -> list[list[int]]:
+    """The labels of the units due, taken as the training loop takes them: another order is an error."""
+    stream = UnitStream(shard, "speech", torch.device("cpu"), prefetch=2)
+    return [stream.take(number).labels.tolist() for number in due]
+
+
+def test_each_unit_is_a_block_of_one_row_in_order(maker):
+    dataset = unit_dataset(maker, 0, 12, DATA)
+    blocks = list(dataset.iter_internal_ref_bundles())
+    assert [bundle.num_rows() for bundle in blocks] == [1] * 12
+    rows = list(dataset.iter_rows())
+    assert [row["unit"].tolist() for row in rows] == [[number] for number in range(12)]
+    assert [row["label"].tolist() for row in rows] == [maker.plan.unit(number) for number in range(12)]
+
+
+def test_a_block_keeps_every_array_of_the_unit(maker):
+    unit = maker.make(3)
+    columns = unit_dataset(maker, 3, 4, DATA).take_batch(1, batch_format="numpy")
+    assert columns.keys() == unit.keys()
+    for name, array in unit.items():
+        assert np.array_equal(np.array(columns[name][0]).reshape(array.shape), array), name
+
+
+def test_arrays_reach_a_rank_as_views_of_the_object_store(maker):
+    """Written once by the task that decodes them, and copied once more when they become tensors."""
+    [shard] = unit_dataset(maker, 0, 4, DATA).streaming_split(1, equal=True)
+    for row in shard.iter_batches(batch_size=1, batch_format="numpy"):
+        for name in ("image", "label"):
+            assert not row[name].flags.owndata, name
+            assert not row[name].flags.writeable, name
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_unit_u_goes_to_rank_u_modulo_world_size(maker, world_size):
+    first, stop = 2 * LANES, 8 * LANES
+    shards = unit_dataset(maker, first, stop, DATA).streaming_split(world_size, equal=True)
+    due = [range(first + rank, stop, world_size) for rank in range(world_size)]
+    with ThreadPoolExecutor(world_size) as pool:
+        taken = list(pool.map(take, shards, due))
+    assert taken == [[maker.plan.unit(number) for number in numbers] for numbers in due]
+    turns = [unit for units in zip(*taken, strict=True) for unit in units]
+    assert sorted(chain(*turns[:LANES])) == [7, 8, 9, 10, 11, 32, 33, 34]  # Step 2 of the golden plan.
+
+
+def test_ranks_that_do_not_divide_the_units_are_dealt_to_in_turn_and_spare_units_are_dropped(maker):
+    first, stop, ranks = 2 * LANES, 7 * LANES, 3
+    shards = unit_dataset(maker, first, stop + ranks - 1, DATA).streaming_split(ranks, equal=True)
+    due = [range(first + rank, stop, ranks) for rank in range(ranks)]
+    with ThreadPoolExecutor(ranks) as pool:
+        taken = list(pool.map(take, shards, due))
+    assert taken == [[maker.plan.unit(number) for number in numbers] for numbers in due]
+
+
+def test_a_resumed_dataset_begins_at_its_first_unit(maker):
+    whole = [row["label"].tolist() for row in unit_dataset(maker, 0, 12, DATA).iter_rows()]
+    resumed = [row["label"].tolist() for row in unit_dataset(maker, 7, 12, DATA).iter_rows()]
+    assert resumed == whole[7:]
+
+
+def test_a_bad_sample_costs_itself_only(maker):
+    few = replace(maker, source=replace(maker.source, num_classes=SAMPLES - 1))
+    rows = unit_dataset(few, 0, SAMPLES, DATA).take_all()
+    found = [sample[1:] for row in rows for sample in map(list, row["quarantined"])]
+    reason = "label 36 is out of range 0 .. 35; correct the sample or the source's num_classes"
+    assert found == [["36", reason]] * 2  # Two epochs.
+    labels = [row["label"].tolist() for row in rows]
+    planned = [maker.plan.unit(number) for number in range(SAMPLES)]
+    assert labels == [[min(unit)] * 2 if 36 in unit else unit for unit in planned]
+
+
+def test_a_unit_without_a_good_sample_ends_the_dataset_with_its_own_line(maker):
+    few = replace(maker, source=replace(maker.source, label="json.label"))
+    with pytest.raises(RayTaskError) as caught:
+        unit_dataset(few, 0, SAMPLES, DATA).materialize()
+    assert isinstance(caught.value.cause, SampleError)
+    assert (
+        str(caught.value.cause)
+        .splitlines()[0]
+        .startswith("source 'speech': all 2 samples of unit 0 are bad; 2 of them, as sample ")
+    )
+
+
+def test_tasks_share_out_the_units():
+    source = UnitDatasource(None, first=3, stop=16, units_per_task=5)
+    assert source.tasks == 3
+    assert [task.metadata.num_rows for task in source.get_read_tasks(parallelism=100)] == [5, 5, 3]
+
+
+def test_a_unit_becomes_one_row(maker):
+    block = unit_block(maker.make(0))
+    assert block.num_rows == 1
+    assert set(block.column_names) == set(maker.make(0))

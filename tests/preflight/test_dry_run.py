@@ -1,0 +1,130 @@
+"""A dry run computes what a run would cost and starts, writes and renders nothing."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perceiver_dist.config.run_config import DeepSpeedConfig, RunConfig, StorageConfig, TrainConfig
+from perceiver_dist.modalities import AudioInput, ImageInput
+from perceiver_dist.model.model_config import ModelConfig
+from perceiver_dist.model.perceiver import Perceiver
+from perceiver_dist.preflight.dry_run import dry_run
+from pipelines.shards.shard_index import index_shard
+from pipelines.shards.shard_writer import write_shard
+from pipelines.shards.source import SourceConfig
+
+MODEL = ModelConfig(image=ImageInput(height=8, width=8, bands=2), audio=AudioInput(samples=640, bands=2))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    """Images in two shards of 30 and 20 samples with weight 3, sounds in one of 10 with weight 1; 100 steps of 8."""
+    for name, count in (("image-0", 30), ("image-1", 20), ("sound-0", 10)):
+        samples = ({"__key__": f"{number:04d}", "cls": 0, "png": b"not read"} for number in range(count))
+        write_shard(samples, tmp_path / f"{name}.tar")
+    sources = [
+        SourceConfig("images", f"{tmp_path}/image-{{0,1}}.tar", ["image"], num_classes=10, weight=3),
+        SourceConfig("sounds", f"{tmp_path}/sound-*.tar", ["audio"], num_classes=3),
+    ]
+    train = TrainConfig(steps=100, micro_batch=2, lanes=4, num_workers=2, device="cpu")
+    return RunConfig(MODEL, sources, train=train, storage=StorageConfig(str(tmp_path / "runs")))
+
+
+def index(config: RunConfig, *names: str) -> None:
+    folder = Path(config.storage.path)
+    for name in names:
+        index_shard(f"{folder.parent}/{name}.tar", f"{folder}/index")
+
+
+def change(config: RunConfig, number: int, **fields: Any) -> RunConfig:
+    """Return the configuration with fields of one source replaced."""
+    sources = list(config.sources)
+    sources[number] = replace(sources[number], **fields)
+    return replace(config, sources=sources)
+
+
+def test_the_model_s_size_is_that_of_the_model_built(config: RunConfig):
+    result = dry_run(config)
+    model = Perceiver(config.model, {"images": 10, "sounds": 3})
+    assert result["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert result["tokens"] == {"image": 64, "audio": 5}
+    assert result["channels"] == 128 + (2 * 2 + 1) + 4
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_flops_are_those_of_the_source_s_own_modalities(config: RunConfig):
+    both = dry_run(change(config, 1, modalities=["image", "audio"]))
+    for kind in ("forward_flops_per_sample", "paper_flops_per_sample"):
+        flops = dry_run(config)[kind]
+        assert flops["sounds"] < flops["images"] == both[kind]["images"] < both[kind]["sounds"]
+
+
+def test_flops_are_those_of_the_path_the_device_takes(config: RunConfig):
+    def flops(path: str, device: str) -> Any:
+        model, train = replace(config.model, cross_attention=path), replace(config.train, device=device)
+        result = dry_run(replace(config, model=model, train=train))
+        assert result["device"] == device
+        return result["forward_flops_per_sample"]
+
+    assert flops("auto", "cpu") == flops("factored", "cuda")
+    assert flops("auto", "cuda") == flops("dense", "cpu") != flops("auto", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("stage", "parameters", "gradients", "optimizer"),
+    [(0, 4, 4, 8), (1, 4, 4, 6), (2, 4, 2, 6), (3, 2, 2, 4)],
+)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_memory_is_fp32_for_both_precisions(
+    config: RunConfig, precision: str, stage: int, parameters: int, gradients: int, optimizer: int
+):
+    train = replace(config.train, precision=precision)
+    result = dry_run(replace(config, train=train, deepspeed=DeepSpeedConfig(zero_stage=stage)))
+    memory, count = result["memory_per_rank"], result["parameters"]
+    assert memory["parameters"] == pytest.approx(parameters * count, abs=4)
+    assert memory["gradients"] == pytest.approx(gradients * count, abs=4)
+    assert memory["optimizer"] == pytest.approx(optimizer * count, abs=4)
+    assert memory["total"] == sum(size for name, size in memory.items() if name != "total")
+
+
+def test_epochs_are_known_once_all_shards_are_indexed(config: RunConfig):
+    index(config, "image-0", "sound-0")
+    assert dry_run(config)["samples_per_epoch"] == {"images": None, "sounds": 10}
+    index(config, "image-1")
+    result = dry_run(config)
+    assert (result["steps"], result["global_batch"]) == (100, 8)
+    assert result["samples_per_epoch"] == {"images": 50, "sounds": 10}
+    assert result["epochs"] == {"images": 75 * 8 / 50, "sounds": 25 * 8 / 10}
+
+
+@pytest.mark.parametrize("field", ["train_shards", "eval_shards"])
+def test_a_missing_shard_is_named(config: RunConfig, tmp_path: Path, field: str):
+    [problem] = dry_run(change(config, 0, **{field: f"{tmp_path}/no-such-0.tar"}))["problems"]
+    assert re.search(r"no-such-0\.tar: no such file", problem)
+    [problem] = dry_run(change(config, 0, **{field: f"{tmp_path}/no-such-*.tar"}))["problems"]
+    assert re.search(r"source 'images': no file matches .*no-such-\*\.tar", problem)
+
+
+def test_demos_are_found_and_not_rendered(config: RunConfig):
+    config = change(config, 0, train_shards="demo:fashion_mnist/train-*.tar")
+    config = change(config, 1, train_shards="demo:sights_and_sounds/train-*.tar")
+    assert dry_run(config)["samples_per_epoch"] == {"images": None, "sounds": None}
+    assert not Path(config.storage.path).exists()
+    [problem] = dry_run(change(config, 0, train_shards="demo:fashion_mnist/trial-*.tar"))["problems"]
+    assert re.search("no file matches .*fashion_mnist/trial-", problem)
+
+
+def test_ray_deepspeed_and_mlflow_are_not_even_imported():
+    program = (
+        "import sys, perceiver_dist.preflight.dry_run, perceiver_dist.config.command_line;"
+        "print({'ray', 'deepspeed', 'mlflow'} & {name.split('.')[0] for name in sys.modules})"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

@@ -1,0 +1,128 @@
+"""What a person watches during a search: on a terminal, in a log, over a resumed search; and the ranking."""
+
+import io
+from collections.abc import Iterable
+
+from records import record_of_search
+from rich.console import Console
+
+from perceiver_dist.search.report.search_console import RunningTrial, SearchDisplay, final_table
+from perceiver_dist.search.study.search_record import SearchRecord
+
+MIDWAY = {12: RunningTrial(750, 1500), 13: RunningTrial(300, 1500)}
+
+
+class Clock:
+    """Seconds that pass only when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def shown(
+    updates: Iterable[tuple[float, SearchRecord, dict[int, RunningTrial]]], seconds_between_lines: float = 0
+) -> list[str]:
+    """Lines written without a terminal for updates of (seconds since the one before, record, running)."""
+    file, clock = io.StringIO(), Clock()
+    with SearchDisplay(Console(file=file, width=40), seconds_between_lines, clock) as display:
+        for seconds, record, running in updates:
+            clock.now += seconds
+            display.update(record, running)
+    return file.getvalue().splitlines()
+
+
+def terminal_text(record: SearchRecord, running: dict[int, RunningTrial], width: int = 120) -> str:
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    with SearchDisplay(console) as display:
+        display.message("starting [gpu]")
+        display.update(record, running)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_the_line_says_all_of_it() -> None:
+    assert shown([(0, record_of_search(), MIDWAY)]) == [
+        "search shapes: 12 of 16 done: 6 completed, 5 stopped, 1 failed; 2 running  best trial-006 0.887, "
+        "baseline 0.817  77.2 T of 175 TFLOPs  elapsed 0:00  ETA -:--"
+    ]
+
+
+def test_every_trial_that_ends_is_told_of_once() -> None:
+    updates = [(1.0, record_of_search(number), {}) for number in (1, 2, 3, 3, 4)]
+    assert [line for line in shown(updates, 1e9) if line.startswith("trial")] == [
+        "trial-001 stopped at evaluation 1: score 0.466 "
+        "(latents 16, width 96, cross_attends 1, learning_rate 0.00024, share_cross_attends all)",
+        "trial-002 completed: score 0.868 (latents 64, width 32, learning_rate 0.0017, share_cross_attends none)",
+        "trial-003 failed at step 120: out of memory on a rank "
+        "(latents 128, width 128, cross_attends 1, learning_rate 0.0089)",
+    ]
+
+
+def test_what_ended_in_an_earlier_start_is_not_told_again() -> None:
+    assert [line[:6] for line in shown([(0, record_of_search(12), {})])] == ["search"]
+
+
+def test_a_log_gets_a_line_per_interval_and_always_the_last() -> None:
+    lines = shown([(10, record_of_search(1), {})] * 6 + [(10, record_of_search(14), {})], 30)
+    assert [line.split("elapsed ")[1].split()[0] for line in lines if "elapsed" in line] == [
+        "0:00",
+        "0:30",
+        "1:00",
+    ]
+    lines = shown([(10, record_of_search(13), {}), (10, record_of_search(14), {})], 30)
+    assert lines[-1].startswith("search shapes: 12 of 16 done")
+    assert "2 running" in lines[-1]
+
+
+def test_the_eta_counts_what_this_start_spends_and_that_stopped_trials_cost_less() -> None:
+    record = record_of_search(2)
+    record.options["trials"] = 4
+    cost = record.trials[0].cost
+    for trial in record.trials:
+        trial.cost = cost
+    record.trials[0].state, record.trials[0].step = "running", 300
+    halves = [{0: RunningTrial(300, 1500)}, {0: RunningTrial(750, 1500)}]
+    eta = shown([(500, record, halves[0]), (90, record, halves[1])])[-1].split("ETA ")[1]
+    # 450 steps in 90 s; 750 are left, and 2 trials are to come that go as far as the stopped one: 500 steps.
+    assert eta == "5:50"
+
+
+def test_without_progress_there_is_no_eta() -> None:
+    assert shown([(0, record_of_search(), {}), (60, record_of_search(), {})])[-1].endswith("ETA -:--")
+
+
+def test_a_terminal_shows_the_running_trials_and_those_that_ended_last() -> None:
+    text = terminal_text(record_of_search(), MIDWAY)
+    assert "starting [gpu]" in text
+    assert "trial-012   750/1500  0.759  latents 64, width 32, cross_attends 4, learning_rate 0.0019" in text
+    assert "trial-013   300/1500      -  width 128" in text
+    assert [name for name in ("trial-008", "trial-009", "trial-010", "trial-011") if name in text] == [
+        "trial-009",
+        "trial-010",
+        "trial-011",
+    ]
+
+
+def test_a_narrow_terminal_shortens_the_values_only() -> None:
+    rows = [line for line in terminal_text(record_of_search(), MIDWAY, 50).splitlines() if "/1500" in line]
+    assert [row.split("  ")[0] for row in rows[-2:]] == ["trial-012", "trial-013"]
+    assert all("…" in row for row in rows[-2:])
+
+
+def test_an_empty_search_can_be_shown() -> None:
+    line = shown([(0, record_of_search(0), {})])[-1]
+    assert "0 of 16 done" in line
+    assert "no trial completed yet" in line
+
+
+def test_the_ranking_has_ten_trials_and_the_finding() -> None:
+    console = Console(file=io.StringIO(), width=200)
+    console.print(final_table(record_of_search()))
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert [line[:9] for line in lines[1:4]] == ["trial-006", "trial-002", "trial-011"]
+    assert sum(line.startswith("trial-") for line in lines) == 10
+    assert "So far trial-006 beats the baseline" in console.file.getvalue()

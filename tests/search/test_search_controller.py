@@ -1,0 +1,132 @@
+"""What a report of a trial means: real MLflow in a local file, no training."""
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from small_training import search_run
+
+from perceiver_dist.search.controller import SearchController
+from perceiver_dist.search.report.search_console import SearchDisplay
+from perceiver_dist.search.search_tracking import SearchTracking
+from perceiver_dist.search.strategy.candidates import Candidates
+from perceiver_dist.search.study.search_config import SearchRunConfig
+from perceiver_dist.search.study.search_record import SearchRecord, Trial, load_record
+from perceiver_dist.search.trial import TrialReport
+from perceiver_dist.training.driver import resolve
+
+
+def config_in(folder: Path) -> SearchRunConfig:
+    """Three trials, evaluated after 33, 66 and 99 steps."""
+    config = search_run(space={"model.latents": [4, 8, 16]}, trials=3, sampler="grid", baseline=False)
+    storage = type(config.storage)(str(folder), "unused")
+    resolved = resolve(SearchRunConfig(**{**vars(config), "storage": storage}))
+    assert isinstance(resolved, SearchRunConfig)
+    return resolved
+
+
+def started(folder: Path, record: SearchRecord | None = None) -> SearchController:
+    """A search, new or going on, none of whose trials runs yet."""
+    config = config_in(folder)
+    record = record or SearchRecord(options=vars(config.search))
+    return SearchController(
+        config,
+        record,
+        Candidates(config.search, config.training, "cpu"),
+        str(folder / "search"),
+        SearchTracking(config, record, str(folder / "search")),
+        SearchDisplay(Console(quiet=True)),
+    )
+
+
+def look(score: float) -> dict[str, float]:
+    """The metrics of an evaluation in which both sources have the same score."""
+    return {"squares/accuracy": score, "tones/mean_average_precision": score}
+
+
+def next_of(search: SearchController) -> Trial:
+    trial = search.next_trial()
+    assert trial is not None
+    return trial
+
+
+def test_a_trial_is_complete_when_it_is_trained_and_no_lower_number_is_behind(tmp_path: Path) -> None:
+    search = started(tmp_path)
+    first, second = next_of(search), next_of(search)
+    looks = {33: look(0.5), 66: look(0.6), 99: look(0.7)}
+    assert not search.reported(second, TrialReport(99, 0.1, looks, 99, "completed"))
+    assert second.state == "running"
+    assert not search.reported(first, TrialReport(40, 0.1, {33: look(0.4)}, 33))
+    assert (first.state, second.state) == ("running", "completed")
+
+
+def test_a_trial_that_did_better_later_is_stopped_at_the_evaluation_that_decides(tmp_path: Path) -> None:
+    search = started(tmp_path)
+    first, second = next_of(search), next_of(search)
+    search.reported(second, TrialReport(70, 0.1, {33: look(0.3), 66: look(0.9)}, 66))
+    assert not search.reported(first, TrialReport(40, 0.1, {33: look(0.4)}, 33))
+    assert (second.state, second.score) == ("stopped", pytest.approx(0.3))
+    assert search.reported(second, TrialReport(71, 0.1, {}, 66)), "the trial is told to stop when it reports"
+
+
+def test_a_trial_killed_after_its_last_step_is_complete_without_a_loss(tmp_path: Path) -> None:
+    search = started(tmp_path)
+    trial = next_of(search)
+    search.reported(
+        trial, TrialReport(99, None, {33: look(0.5), 66: look(0.6), 99: look(0.7)}, 99, "completed")
+    )
+    assert (trial.state, trial.score) == ("completed", pytest.approx(0.7))
+
+
+def test_a_loss_that_is_not_finite_fails_the_trial_with_the_step(tmp_path: Path) -> None:
+    search = started(tmp_path)
+    trial = next_of(search)
+    assert search.reported(trial, TrialReport(20, float("nan"), {}, 0))
+    assert (trial.state, trial.reason) == ("failed", "the training loss is nan at step 20")
+
+
+def test_a_score_that_no_sample_defines_fails_the_trial(tmp_path: Path) -> None:
+    search = started(tmp_path)
+    trial = next_of(search)
+    undefined = {"squares/accuracy": 0.5, "tones/mean_average_precision": float("nan")}
+    assert search.reported(trial, TrialReport(40, 0.1, {33: undefined}, 33))
+    assert trial.state == "failed"
+    assert trial.reason.startswith("search.metric is mean, which no held-out sample defines at step 33")
+    assert not trial.evaluations
+
+
+def test_a_search_killed_while_a_trial_s_run_is_opened_leaves_no_run_behind(tmp_path: Path) -> None:
+    search = started(tmp_path)
+    first = next_of(search)
+    record = load_record(str(tmp_path / "search" / "search.json"))
+    assert record is not None
+    record.trials[0].mlflow_run_id = record.mlflow_run_id = ""
+    again = started(tmp_path, record)
+    assert next_of(again).mlflow_run_id == first.mlflow_run_id
+    assert again.record.mlflow_run_id == search.record.mlflow_run_id
+
+
+def test_a_trial_is_on_record_before_its_run_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = started(tmp_path)
+    on_record = []
+
+    def open_trial(*_: object) -> None:
+        record = load_record(str(tmp_path / "search" / "search.json"))
+        on_record.extend([] if record is None else record.trials)
+
+    monkeypatch.setattr(SearchTracking, "open_trial", open_trial)
+    trial = next_of(search)
+    assert [known.values for known in on_record] == [trial.values]
+
+
+def test_a_search_that_goes_on_starts_its_unfinished_trials_first(tmp_path: Path) -> None:
+    search = started(tmp_path)
+    first, second = next_of(search), next_of(search)
+    search.lost(first, "its node is gone")
+    again = started(tmp_path, load_record(str(tmp_path / "search" / "search.json")))
+    assert next_of(again).number == second.number
+    assert next_of(again).values == {"model.latents": 16}
+    assert again.next_trial() is None
+    assert again.drained

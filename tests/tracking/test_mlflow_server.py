@@ -1,0 +1,130 @@
+"""`make mlflow-server` as it is shipped, with SQLite and with PostgreSQL, and eight processes that log at once."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+from served_mlflow import free_port, wait_until_healthy
+
+SCRIPT = Path(__file__).parents[2] / "cluster" / "mlflow_server.sh"
+WRITERS = 8
+STEPS = 25
+
+
+@contextmanager
+def shipped_server(folder: Path, environment: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
+    """Run a copy of the script, since it keeps its records beside itself; yields address and what it said."""
+    port, said = free_port(), folder / "said.txt"
+    (folder / "cluster").mkdir()
+    script = shutil.copy(SCRIPT, folder / "cluster")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    with said.open("w") as output:
+        server = subprocess.Popen(
+            [script, "--workers=1"],
+            env={**os.environ, "MLFLOW_PORT": str(port), "PATH": path, **environment},
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        wait_until_healthy(f"http://127.0.0.1:{port}", server)
+        yield f"http://127.0.0.1:{port}", said
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+@pytest.fixture
+def postgres() -> Iterator[dict[str, str]]:
+    """A PostgreSQL of this test's own with an empty database `mlflow`; yields the variables that lead there."""
+    if not (shutil.which("initdb") and shutil.which("pg_ctl") and shutil.which("createdb")):
+        pytest.skip("initdb, pg_ctl and createdb of PostgreSQL are not in PATH")
+    # PostgreSQL does not run as root, and nobody else may enter pytest's folders. A socket's path must be short.
+    user = "nobody" if os.getuid() == 0 else None
+    folder = Path(tempfile.mkdtemp(prefix="postgres-"))
+    if user:
+        shutil.chown(folder, user)
+    variables = {"PGHOST": str(folder), "PGPORT": str(free_port()), "PGUSER": "tester"}
+
+    def run(*command: str) -> None:
+        # pg_ctl's server keeps what it inherits open, so that a pipe would never end.
+        subprocess.run(
+            command,
+            env={**os.environ, **variables},
+            user=user,
+            cwd=folder,
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    data = str(folder / "data")
+    try:
+        run("initdb", "--username=tester", "--auth=trust", "--no-sync", f"--pgdata={data}")
+        options = f"-c listen_addresses='' -c unix_socket_directories={folder} -p {variables['PGPORT']}"
+        run("pg_ctl", "start", "--wait", "--timeout=300", f"--pgdata={data}", f"--options={options}")
+        run("createdb", "mlflow")
+        yield variables
+    finally:
+        run("pg_ctl", "stop", "--mode=immediate", f"--pgdata={data}")
+        shutil.rmtree(folder)
+
+
+def write_at_once(address: str, folder: Path) -> None:
+    """Log from several processes, and wait until each says that nothing waits."""
+    code = f"""
+import sys
+from pathlib import Path
+from perceiver_dist.tracking.background_writer import BackgroundWriter
+from perceiver_dist.tracking.mlflow_run import MlflowRun, new_identity
+name = sys.argv[1]
+delivery = BackgroundWriter("{address}", Path("{folder}") / f"{{name}}.sqlite")
+log = MlflowRun(delivery, "shared", name, None, {{"writer": name}}, {{}}, new_identity(), system_metrics=False)
+for step in range({STEPS}):
+    log.metrics(step, {{"loss": step / 8, "writer": float(name)}})
+log.text("name.txt", name)
+log.close("FINISHED")
+while delivery.close():
+    delivery = BackgroundWriter("{address}", Path("{folder}") / f"{{name}}.sqlite")
+"""
+    command = [sys.executable, "-c", code]
+    writers = [subprocess.Popen([*command, str(number)]) for number in range(WRITERS)]
+    assert [writer.wait() for writer in writers] == [0] * WRITERS
+
+
+def check_all_is_there(address: str) -> None:
+    client = MlflowClient(address)
+    [experiment] = client.search_experiments(filter_string="name = 'shared'")
+    runs = client.search_runs([experiment.experiment_id])
+    assert sorted(run.info.run_name or "" for run in runs) == [str(number) for number in range(WRITERS)]
+    for run in runs:
+        assert (run.info.status, run.data.params) == ("FINISHED", {"writer": run.info.run_name})
+        losses = client.get_metric_history(run.info.run_id, "loss")
+        assert [(point.step, point.value) for point in losses] == [(step, step / 8) for step in range(STEPS)]
+        assert run.data.metrics["writer"] == float(run.info.run_name or "")
+        assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["name.txt"]
+
+
+def test_eight_processes_log_at_once_into_sqlite(tmp_path: Path) -> None:
+    with shipped_server(tmp_path, {"PGHOST": str(tmp_path)}) as (address, said):
+        write_at_once(address, tmp_path)
+        check_all_is_there(address)
+    assert said.read_text().startswith(
+        f"MLflow at {address}, records in sqlite:///{tmp_path}/runs/mlflow.db\n"
+    )
+
+
+def test_eight_processes_log_at_once_into_postgresql(tmp_path: Path, postgres: dict[str, str]) -> None:
+    with shipped_server(tmp_path, postgres) as (address, said):
+        write_at_once(address, tmp_path)
+        check_all_is_there(address)
+    assert said.read_text().startswith(f"MLflow at {address}, records in postgresql+psycopg2:///mlflow\n")
+    assert not (tmp_path / "runs" / "mlflow.db").exists()

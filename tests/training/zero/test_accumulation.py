@@ -1,0 +1,46 @@
+"""The sharing of a step's units among any number of ranks."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perceiver_dist.training.zero.accumulation import accumulation_steps, loss_factor, units_of_rank
+
+
+@st.composite
+def sharings(draw: st.DrawFn) -> tuple[int, int, int, int]:
+    lanes = draw(st.integers(1, 64))
+    return (
+        lanes,
+        draw(st.integers(1, lanes)),
+        draw(st.integers(0, 1000)) * lanes,
+        draw(st.integers(0, 50)),
+    )
+
+
+@given(sharings())
+def test_every_unit_of_a_step_is_one_ranks_and_no_rank_is_idle(sharing: tuple[int, int, int, int]) -> None:
+    lanes, ranks, first_dealt, steps_later = sharing
+    start = first_dealt + steps_later * lanes
+    shares = [units_of_rank(rank, ranks, range(start, start + lanes), first_dealt) for rank in range(ranks)]
+    assert sorted(unit for share in shares for unit in share) == list(range(start, start + lanes))
+    assert all(1 <= len(share) <= accumulation_steps(lanes, ranks) for share in shares)
+
+
+@given(sharings())
+def test_a_rank_takes_what_it_is_dealt_in_order(sharing: tuple[int, int, int, int]) -> None:
+    lanes, ranks, first_dealt, _ = sharing
+    steps = [range(first_dealt + step * lanes, first_dealt + (step + 1) * lanes) for step in range(5)]
+    for rank in range(ranks):
+        taken = [unit for units in steps for unit in units_of_rank(rank, ranks, units, first_dealt)]
+        assert taken == list(range(first_dealt + rank, first_dealt + 5 * lanes, ranks))
+
+
+@given(st.integers(1, 64), st.integers(1, 64))
+def test_losses_are_left_alone_where_ranks_divide_lanes(ranks: int, units: int) -> None:
+    assert loss_factor(ranks * units, ranks) == 1
+    assert accumulation_steps(ranks * units, ranks) == units
+
+
+def test_three_ranks_share_four_lanes() -> None:
+    assert [units_of_rank(rank, 3, range(4, 8), 0) for rank in range(3)] == [[6], [4, 7], [5]]
+    assert (accumulation_steps(4, 3), loss_factor(4, 3)) == (2, 1.5)

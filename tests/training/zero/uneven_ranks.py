@@ -1,0 +1,55 @@
+"""Trainings with real DeepSpeed engines whose ranks do not divide the lanes, or one of whose units is not finite."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ranks
+import torch
+from torch import distributed
+
+from perceiver_dist.config.run_config import DeepSpeedConfig, TrainConfig, WorkerRange
+from perceiver_dist.training.zero.accumulation import accumulation_steps, loss_factor, units_of_rank
+
+LANES = 4
+STEPS = 8
+BAD_UNIT = 4 * LANES + 1
+"""A unit of the fifth step; its loss is made infinite where a training is asked to."""
+
+
+def train(world_size: int, _: Path, stage: int, bad: bool) -> list[float]:
+    """Take all steps; return the loss of each, and then the number of skipped steps."""
+    engine = _engine(world_size, stage)
+    rank = distributed.get_rank()
+    losses = []
+    for step in range(STEPS):
+        units = range(step * LANES, (step + 1) * LANES)
+        mine = units_of_rank(rank, world_size, units, 0)
+        total = torch.zeros(())
+        for turn in range(accumulation_steps(LANES, world_size)):
+            unit = mine[min(turn, len(mine) - 1)]
+            loss = ranks.lane_loss(engine, step, unit % LANES)
+            if bad and unit == BAD_UNIT:
+                loss = loss * torch.inf
+            weight = loss_factor(LANES, world_size) if turn < len(mine) else 0.0
+            engine.backward(loss * weight)
+            engine.step()
+            if turn < len(mine):
+                total += loss.detach() / LANES
+        distributed.all_reduce(total)
+        losses.append(total.item())
+    return [*losses, float(engine.skipped_steps)]
+
+
+def _engine(world_size: int, stage: int) -> Any:
+    from perceiver_dist.model.perceiver import Perceiver
+    from perceiver_dist.training.zero.engine import build_engine
+
+    workers = WorkerRange(1, LANES)
+    config = replace(
+        ranks.CONFIG,
+        deepspeed=DeepSpeedConfig(zero_stage=stage),
+        train=TrainConfig(steps=STEPS, micro_batch=4, lanes=LANES, num_workers=workers),
+    )
+    torch.manual_seed(0)
+    return build_engine(Perceiver(config.model, config.heads), config, world_size)
