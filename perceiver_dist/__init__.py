@@ -29,7 +29,6 @@ def load(place: str | PathLike[str], device: str = "cpu") -> "TrainedModel":
         UserError: There is no trained model, or it is damaged.
     """
     # Here and not above, so that importing a part of the package does not import torch.
-    from perceiver_dist.checkpoint.stored_model import find_model
-    from perceiver_dist.inference.trained_model import TrainedModel
+    from perceiver_dist.inference.trained_model import load_model
 
-    return TrainedModel(find_model(str(place)), device)
+    return load_model(place, device)

@@ -4,12 +4,11 @@ import logging
 import shutil
 import tempfile
 from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
 
-import perceiver_dist
-import pipelines
 from perceiver_dist.checkpoint.stored_model import StoredModel, find_model
 from perceiver_dist.errors import UserError
 from perceiver_dist.export.atomic_output import atomic_folder
@@ -197,8 +196,8 @@ def requirements() -> list[str]:
 def _code(scratch: Path) -> list[str]:
     """Copy this project's modules, without the data that lies among them."""
     copies = []
-    for package in (perceiver_dist, pipelines):
-        original = Path(package.__path__[0])
+    for package in ("perceiver_dist", "pipelines"):
+        original = Path(str(files(package)))
         copy = scratch / "code" / original.name
         shutil.copytree(original, copy, ignore=_all_but_modules)
         copies.append(str(copy))

@@ -16,9 +16,9 @@ import torch
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
-from perceiver_dist import load
 from perceiver_dist.errors import UserError
 from perceiver_dist.inference.sample_files import sample_of
+from perceiver_dist.inference.trained_model import load_model
 
 
 class ServedModel:
@@ -32,7 +32,7 @@ class ServedModel:
     """
 
     def __init__(self, place: str) -> None:
-        self.model = load(place, "cuda" if torch.cuda.is_available() else "cpu")
+        self.model = load_model(place, "cuda" if torch.cuda.is_available() else "cpu")
 
     def predict(self, table: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """Say what files show.

@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from rich.console import Console
 
-from perceiver_dist import load
 from perceiver_dist.display.progress import SamplesLine
 from perceiver_dist.errors import UserError
 from perceiver_dist.inference.inference_options import EvaluationOptions
 from perceiver_dist.inference.scoring import Scorers, ScoringTask
 from perceiver_dist.inference.scoring_pool import allocate_pool
 from perceiver_dist.inference.shards import index_for, output_folder
-from perceiver_dist.inference.trained_model import TrainedModel
+from perceiver_dist.inference.trained_model import TrainedModel, load_model
 from perceiver_dist.inference.views import check_views
 from perceiver_dist.metrics.metric_totals import MetricTotals, Scores, scores_of
 from perceiver_dist.metrics.subsets import modality_subsets
@@ -92,7 +91,7 @@ def evaluate_model(options: EvaluationOptions, console: Console) -> ModelEvaluat
     Raises:
         UserError: Something the user can mend: there is no such model, source or shard, no sample can be used, ...
     """
-    model = load(options.model)
+    model = load_model(options.model)
     sources = list(_sources(model, options))
     for source in sources:
         check_views(options.views, source)

@@ -5,7 +5,6 @@ from itertools import islice
 
 from rich.console import Console
 
-from perceiver_dist import load
 from perceiver_dist.display.progress import SamplesLine
 from perceiver_dist.errors import UserError
 from perceiver_dist.inference.inference_options import PredictionOptions
@@ -19,7 +18,7 @@ from perceiver_dist.inference.prediction_table import prediction_table
 from perceiver_dist.inference.scoring import Scorers, ScoringTask
 from perceiver_dist.inference.scoring_pool import allocate_pool
 from perceiver_dist.inference.shards import index_for, output_folder
-from perceiver_dist.inference.trained_model import TrainedModel
+from perceiver_dist.inference.trained_model import TrainedModel, load_model
 from pipelines.demo.resolve import resolve_demo
 from pipelines.shards.shard_index import SourceIndex
 from pipelines.shards.source import SourceConfig
@@ -59,7 +58,7 @@ def predict_shards(options: PredictionOptions, console: Console) -> PredictionSu
     """
     if not options.shards or not options.out:
         raise UserError("give --shards and --out, the folder for the predictions; or --files alone")
-    model = load(options.model)
+    model = load_model(options.model)
     source = replace(model.source(options.source), eval_shards=options.shards)
     source = resolve_demo(source, model.config.storage.path)
     uris = expand_shards(source.eval_shards, source.name)

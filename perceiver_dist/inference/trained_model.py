@@ -6,13 +6,14 @@ Nobody has to know how the model was fed, so nobody can get it wrong. Nothing he
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from perceiver_dist.checkpoint.stored_model import StoredModel
+from perceiver_dist.checkpoint.stored_model import StoredModel, find_model
 from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.errors import UserError
 from perceiver_dist.inference.sample_files import Files, read_files
@@ -264,6 +265,19 @@ class TrainedModel:
         """
         logits, _ = self.logits_and_latents(arrays, present, source)
         return np.asarray(probabilities_of(logits, source.task).cpu())
+
+
+def load_model(place: str | PathLike[str], device: str = "cpu") -> TrainedModel:
+    """Load a trained model with everything that belongs to it; what `perceiver_dist.load` is made of.
+
+    Args:
+        place: Path or URI of a run, of a checkpoint, or of an exported model.
+        device: Where it runs, as torch names it.
+
+    Raises:
+        UserError: There is no trained model, or it is damaged.
+    """
+    return TrainedModel(find_model(str(place)), device)
 
 
 def probabilities_of(logits: Tensor, task: str) -> Tensor:
