@@ -2,15 +2,13 @@
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import ray.train
 import ray.train.torch
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from perceiver_dist.checkpoint.format import StoredCheckpoint, load_weights
 from perceiver_dist.checkpoint.manifest import StoredFile, TrainingProgress
@@ -31,6 +29,7 @@ from perceiver_dist.training.mixing import mix
 from perceiver_dist.training.preemption import StopSignal
 from perceiver_dist.training.skipped_steps import SkippedSteps
 from perceiver_dist.training.spec_augment import spectrogram_masks
+from perceiver_dist.training.step_statistics import StepStatistics
 from perceiver_dist.training.tracker.failures import RankState
 from perceiver_dist.training.zero.accumulation import accumulation_steps, loss_factor, units_of_rank
 from perceiver_dist.training.zero.async_save import CheckpointWriter
@@ -73,7 +72,7 @@ class _Rank:
             for name in self.sources
             if (shard := _dataset_shard(name)) is not None
         }
-        self.window = _Window(list(self.sources), self.device)
+        self.statistics = StepStatistics(list(self.sources), self.device)
         self.stop_signal = StopSignal(self.tracker)
         self.skipped = SkippedSteps(
             self.engine,
@@ -98,12 +97,12 @@ class _Rank:
                 self._log()
             evaluates = train.eval_every > 0 and self.step % train.eval_every == 0 and not last
             if evaluates:
-                with self.window.paused():
+                with self.statistics.paused():
                     self._evaluate(all_subsets=False)
             notice = self.stop_signal.poll()
             # After the evaluation, so that a run that goes on from here has it on record.
             if evaluates or last or notice or self.step % train.checkpoint_every == 0:
-                with self.window.paused():
+                with self.statistics.paused():
                     self._save(waits=last or notice == "stop")
             if notice == "stop" and not last:
                 return
@@ -149,7 +148,7 @@ class _Rank:
             self.engine.step()
             if turn < len(units):
                 losses.append(loss.detach())
-                self.window.add(source.name, losses[-1])
+                self.statistics.add(source.name, losses[-1])
                 if self.config.tracking.samples:
                     self.tracker.saw_samples.remote(self.step, units[turn], batch.keys)
         self.step += 1
@@ -163,7 +162,7 @@ class _Rank:
     def _log(self) -> None:
         train = self.config.train
         waited = sum(stream.seconds_waited for stream in self.streams.values())
-        values = self.window.close(waited, self.world_size)
+        values = self.statistics.close(waited, self.world_size)
         values["train/learning_rate"] = learning_rate(self.step - 1, train.steps, self.config.optim)
         norm = self.engine.get_global_grad_norm()
         if norm is not None and math.isfinite(norm):
@@ -221,56 +220,6 @@ class _Rank:
 
     def _report_saved(self, waits: bool, progress: TrainingProgress, outcome: StoredFile | str) -> None:
         ray.get(self.tracker.rank_saved.remote(self.start.group, self.rank, waits, progress, outcome))
-
-
-class _Window:
-    """Losses and times since the last log, summed on the device so that a step never waits for them."""
-
-    def __init__(self, sources: list[str], device: torch.device) -> None:
-        self._sources = sources
-        self._sums = torch.zeros(len(sources), 3, dtype=torch.float64, device=device)
-        self._waited_before = 0.0
-        self._started = time.perf_counter()
-
-    def add(self, source: str, loss: Tensor) -> None:
-        """Add a unit's loss; one that is not finite counts as a unit only."""
-        finite = loss.isfinite()
-        row = self._sums[self._sources.index(source)]
-        row[0] += torch.where(finite, loss, 0.0)
-        row[1] += finite
-        row[2] += 1
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leave out the time spent inside: an evaluation or a checkpoint."""
-        began = time.perf_counter()
-        yield
-        self._started += time.perf_counter() - began
-
-    def close(self, waited: float, world_size: int) -> dict[str, float]:
-        """Add up over the ranks and begin anew; every rank must call it."""
-        seconds = time.perf_counter() - self._started
-        times = torch.tensor(
-            [[seconds, waited - self._waited_before, 0.0]], dtype=torch.float64, device=self._sums.device
-        )
-        totals = torch.cat([self._sums, times])
-        distributed.all_reduce(totals)
-        *losses, (all_seconds, all_waited, _) = totals.tolist()
-        self._sums.zero_()
-        self._waited_before = waited
-        self._started = time.perf_counter()
-        values = {
-            f"{name}/train_loss": total / finite
-            for name, (total, finite, _) in zip(self._sources, losses, strict=True)
-            if finite
-        }
-        all_finite = sum(finite for _, finite, _ in losses)
-        values["train/loss"] = sum(total for total, _, _ in losses) / all_finite if all_finite else math.nan
-        units = sum(count for _, _, count in losses)
-        values["train/seconds"] = all_seconds / world_size
-        values["train/data_wait_fraction"] = all_waited / all_seconds
-        values["train/units"] = units
-        return values
 
 
 def _dataset_shard(name: str) -> Any:

@@ -1,0 +1,81 @@
+"""What a rank measures of its steps between two logs: mean losses, seconds, and the share spent waiting for data."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, distributed
+
+
+class StepStatistics:
+    """Losses and times since the last log, summed on the device so that a step never waits for them.
+
+    Args:
+        sources: Names of the run's sources.
+        device: Where losses are.
+    """
+
+    def __init__(self, sources: list[str], device: torch.device) -> None:
+        self._sources = sources
+        self._sums = torch.zeros(len(sources), 3, dtype=torch.float64, device=device)
+        self._waited_before = 0.0
+        self._started = time.perf_counter()
+
+    def add(self, source: str, loss: Tensor) -> None:
+        """Add a unit's loss; one that is not finite counts as a unit only.
+
+        Args:
+            source: Name of the unit's source.
+            loss: Mean over the unit's samples, a scalar.
+        """
+        finite = loss.isfinite()
+        row = self._sums[self._sources.index(source)]
+        row[0] += torch.where(finite, loss, 0.0)
+        row[1] += finite
+        row[2] += 1
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time spent inside: an evaluation or a checkpoint.
+
+        Yields:
+            While the clock stands still.
+        """
+        began = time.perf_counter()
+        yield
+        self._started += time.perf_counter() - began
+
+    def close(self, waited: float, world_size: int) -> dict[str, float]:
+        """Add up over the ranks and begin anew; every rank must call it.
+
+        Args:
+            waited: Seconds that this rank has waited for data since it started.
+            world_size: Number of ranks.
+
+        Returns:
+            Values by the name under which they are logged, the same on every rank.
+        """
+        seconds = time.perf_counter() - self._started
+        times = torch.tensor(
+            [[seconds, waited - self._waited_before, 0.0]], dtype=torch.float64, device=self._sums.device
+        )
+        totals = torch.cat([self._sums, times])
+        distributed.all_reduce(totals)
+        *losses, (all_seconds, all_waited, _) = totals.tolist()
+        self._sums.zero_()
+        self._waited_before = waited
+        self._started = time.perf_counter()
+        values = {
+            f"{name}/train_loss": total / finite
+            for name, (total, finite, _) in zip(self._sources, losses, strict=True)
+            if finite
+        }
+        all_finite = sum(finite for _, finite, _ in losses)
+        values["train/loss"] = sum(total for total, _, _ in losses) / all_finite if all_finite else math.nan
+        units = sum(count for _, _, count in losses)
+        values["train/seconds"] = all_seconds / world_size
+        values["train/data_wait_fraction"] = all_waited / all_seconds
+        values["train/units"] = units
+        return values
