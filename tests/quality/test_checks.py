@@ -5,6 +5,7 @@ from pathlib import Path
 
 import code_checks
 import doc_checks
+import layer_checks
 import pytest
 
 SLASH = "/"  # keeps the planted paths out of the check that reads this very file
@@ -226,3 +227,47 @@ def test_a_broken_path_of_a_batch_is_found(page: Path) -> None:
         "3 lines, at most 2",
     ]
     assert doc_checks.trace_offences("# Nothing", page.parent, 8, 2500) != []
+
+
+SOURCES = {
+    "low.errors": "import os",
+    "low.shapes": "from low import errors",
+    "mid": "",
+    "mid.table": "def f():\n    from high import page",
+    "high.page": "from low.errors import E\nimport mid.table",
+    "high.style": "from high import page\nfrom nowhere import x",
+    "stray": "import high.style",
+}
+
+
+def test_imports_of_a_higher_layer_are_found() -> None:
+    imports = layer_checks.imports_among(SOURCES)
+    upward = "mid.table:2: imports high.page, from mid.* up to high.*"
+    assert layer_checks.layer_offences(imports, ["low.*", "mid.*", "high.*", "stray"]) == [upward]
+    assert layer_checks.layer_offences(imports, ["low.*", "mid.*", "high.*", "empty.*"]) == [
+        "stray is in no layer",
+        "empty.* has no module",
+        upward,
+    ]
+    assert layer_checks.layer_offences(imports, ["low.*", "high.*", "mid.*", "stray"]) == [
+        "high.page:2: imports mid.table, from high.* up to mid.*"
+    ]
+
+
+def test_circles_of_modules_and_folders_are_found() -> None:
+    imports = layer_checks.imports_among(SOURCES)
+    assert layer_checks.circles(imports) == [["high.page", "mid.table"]]
+    assert layer_checks.circles(layer_checks.folder_edges(imports)) == [["high", "mid"]]
+
+
+def test_a_facade_makes_no_circle_of_folders() -> None:
+    sources = {"top": "import top.inner.part", "top.errors": "", "top.inner.part": "import top.errors"}
+    imports = layer_checks.imports_among(sources)
+    assert layer_checks.circles(layer_checks.folder_edges(imports)) == [["top", "top.inner"]]
+    assert layer_checks.circles(layer_checks.folder_edges(imports, facades={"top"})) == []
+
+
+def test_crowded_folders_and_repeated_file_names_are_found() -> None:
+    paths = ["a/__init__.py", "a/x.py", "a/b/__init__.py", "a/b/x.py", "c/x.py"]
+    assert layer_checks.wide_folders(["a/x.py", "a/y.py", "a/b/z.py"], most=1) == ["a has 2 files, at most 1"]
+    assert layer_checks.repeated_names(paths) == ["x.py stands 2 times in a"]
