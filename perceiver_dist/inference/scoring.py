@@ -99,13 +99,13 @@ class ScoredUnit:
 
 
 class Scorers:
-    """A trained model in the hands of a crew; Ray is running.
+    """A trained model on a pool of actors; Ray is running.
 
     Its weights are handed over, not read again: they may lie where no other machine of a cluster can read.
 
     Args:
         model: The model, on the host.
-        pool: Who works.
+        pool: The actors, and the read tasks that feed them.
     """
 
     def __init__(self, model: TrainedModel, pool: ScoringPool) -> None:

@@ -1,4 +1,4 @@
-"""What works on a stream of units: actors that hold the model, and read tasks that feed them."""
+"""The pool that scores a stream of units: actors that hold the model, and read tasks that feed them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""From a run's outbox to MLflow, in the background: whoever records something never waits for a server.
+"""Sends what waits in a run's record queue to MLflow, in the background: recording never waits for a server.
 
 What MLflow cannot take now waits on disk and is tried again for as long as the run lives, and after that when the same
 run is started again. A batch may reach MLflow twice, if the answer to it was lost; its stores keep one of two metrics
@@ -70,10 +70,10 @@ class BackgroundWriter:
             return at_least
 
     def take_over(self, file: Path) -> None:
-        """Deliver what another process left in its outbox when it was killed.
+        """Deliver what another process left in its queue when it was killed.
 
         Args:
-            file: The other outbox; nothing is done if it is not there.
+            file: The other queue; nothing is done if it is not there.
         """
         if not file.exists():
             return

@@ -1,6 +1,6 @@
 """One MLflow run, written through the client so that no global state decides where numbers go.
 
-Training must neither end nor wait because a log could not be written: once a run is open, everything goes to an outbox
+Training must neither end nor wait because a log could not be written: once a run is open, everything goes to a queue
 on disk (`perceiver_dist.tracking.record_queue`) and from there to MLflow (`perceiver_dist.tracking.background_writer`).
 What only a person can mend (an address nobody serves, a deleted experiment, a run that is not there) is a `UserError`
 when the run is first opened.
@@ -174,7 +174,7 @@ class MlflowRun:
     def close(self, status: RunStatus) -> None:
         """End the run: stop recording the machine's load and set how the run went.
 
-        Whoever opened the delivery closes it afterwards.
+        Whoever opened the writer closes it afterwards.
 
         Args:
             status: `FINISHED`, `FAILED` (an error) or `KILLED` (preempted or interrupted).

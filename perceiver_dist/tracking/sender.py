@@ -1,4 +1,4 @@
-"""One way from an outbox to MLflow, walked in the background for as long as there are records or more may come."""
+"""A thread that sends records from the queue to MLflow, for as long as there are any or more may come."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""What the driver shows: the news while training runs, and the result."""
+"""What the driver shows: the status while training runs, and the result."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -21,13 +21,13 @@ _SECONDS_BETWEEN_UPDATES = 0.5
 def show_status(
     line: ProgressLine, tracker: Any, total_steps: int, on_status: Callable[[TrainingStatus], None] | None
 ) -> Iterator[None]:
-    """Show the tracker's news on the progress line while `trainer.fit` holds the main thread.
+    """Show the tracker's status on the progress line while `trainer.fit` holds the main thread.
 
     Args:
         line: Where to show it.
         tracker: The `Tracker` actor, asked twice a second.
         total_steps: Steps of the whole run.
-        on_status: Called with the news as well.
+        on_status: Called with each status as well.
     """
     done = threading.Event()
 

@@ -1,4 +1,4 @@
-"""From a run's configuration to its Ray Datasets: shards are listed, indexed, planned."""
+"""The Ray Datasets of a run: units to train on, from the step where it starts, and units to evaluate on."""
 
 from collections.abc import Callable
 from functools import partial

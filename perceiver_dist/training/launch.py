@@ -3,7 +3,7 @@
 Ray Train starts a group of workers anew if one is lost while it is made or while it trains. Between the two every
 worker is handed the function to run, and imports what it needs for some seconds. In Ray Train 2.60 a worker lost then
 counts as a fault of the controller and ends the training: `WorkerGroup._start_impl` hands the function over outside its
-guard against lost actors. Nor does it give back the room of such a group, which the next start would wait for.
+guard against lost actors. Nor does it release the placement group of such workers, which the next start would wait for.
 """
 
 from collections.abc import Callable
@@ -18,14 +18,14 @@ from ray.util.placement_group import PlacementGroup
 
 
 class ReleasePlacementGroup(WorkerGroupCallback, ControllerCallback):
-    """Gives the room of a group of workers back before the next is made, and at the end; Ray Train mostly has."""
+    """Releases a placement group before the next group of workers starts, and at the end; Ray Train mostly has."""
 
     def __init__(self) -> None:
         """Begin without a group of workers."""
         self._placement_group: PlacementGroup | None = None
 
     def before_worker_group_start(self, worker_group_context: WorkerGroupContext) -> None:  # noqa: ARG002
-        """Give back the room of the group before.
+        """Release the placement group of the workers before.
 
         Args:
             worker_group_context: The group that is to start.
@@ -33,7 +33,7 @@ class ReleasePlacementGroup(WorkerGroupCallback, ControllerCallback):
         self._release()
 
     def after_worker_group_start(self, worker_group: WorkerGroup) -> None:
-        """Note the room of a group.
+        """Note the placement group of the workers.
 
         Args:
             worker_group: The group, whose workers have not been handed anything yet.
@@ -41,7 +41,7 @@ class ReleasePlacementGroup(WorkerGroupCallback, ControllerCallback):
         self._placement_group = worker_group.get_worker_group_state().placement_group_handle.placement_group
 
     async def before_controller_shutdown(self) -> None:
-        """Give back the room of the last group."""
+        """Release the placement group of the last workers."""
         self._release()
 
     def _release(self) -> None:

@@ -1,7 +1,7 @@
 """Steps that are not taken because their gradient is not finite: counted, told of, and limited.
 
 DeepSpeed's stages 1 to 3 find it by the norm over all ranks and skip the step on all of them; stage 0 does so in
-`perceiver_dist.training.zero.engine`. The schedule goes on as if the step had been taken: its samples are not seen
+`perceiver_dist.training.zero.optimizer`. The schedule goes on as if the step had been taken: its samples are not seen
 again.
 """
 

@@ -89,7 +89,7 @@ NO_AUGMENT = AugmentConfig()
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """How one sample's pictures are looked at.
+    """How one sample's pictures are cropped and changed.
 
     Attributes:
         augment: What may be changed.

@@ -1,4 +1,4 @@
-"""The random choices in decoding a sample: numbers that are handed in, so that decoders are pure functions."""
+"""The randomness in decoding a sample: numbers that are passed in, so that decoders are pure functions."""
 
 from dataclasses import dataclass
 
@@ -8,13 +8,13 @@ from pipelines.permutation import hash64
 
 @dataclass(frozen=True)
 class SampleRandomness:
-    """What is left to chance in one row of a unit.
+    """The random choices of one row of a unit.
 
     Attributes:
         window: Where a window in time lies: 0 first, 0.5 centre, 1 last.
         seed: Of everything that takes more than one random number, such as the points of a surface.
         augment: Whether points may be changed; not in evaluation.
-        transform: How pictures are looked at.
+        transform: How pictures are cropped and changed.
     """
 
     window: float
@@ -24,7 +24,7 @@ class SampleRandomness:
 
 
 def evaluation_randomness(key: str, window: float = 0.5) -> SampleRandomness:
-    """Return what evaluation has in place of chance: a sample is the same each time, whatever batch it is in.
+    """Return evaluation's fixed choices: a sample is decoded the same way each time, whatever batch it is in.
 
     Args:
         key: The sample's key.

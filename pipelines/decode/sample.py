@@ -26,7 +26,7 @@ def decode_sample(
     Args:
         sample: The bytes of its fields.
         inputs: What each modality is decoded to.
-        randomness: What is left to chance: where a window in time lies, the points of a surface, a crop.
+        randomness: The random choices: where a window in time lies, the points of a surface, a crop.
         limits: What the sample may ask for.
 
     Returns:

@@ -6,7 +6,7 @@ from typing import Literal
 from perceiver_dist.search.study.search_record import Trial
 
 CostName = Literal["flops_per_sample", "training_flops", "parameters"]
-"""A field of `Cost` that a score can be held against."""
+"""A field of `TrialCost` that a score can be held against."""
 
 
 def pareto_front(trials: Iterable[Trial], cost: CostName) -> list[Trial]:

@@ -1,8 +1,8 @@
-"""What watches a run: a Ray actor that rank 0 tells of every logged step and the driver asks for news.
+"""What watches a run: a Ray actor that rank 0 tells of every logged step and the driver asks for its status.
 
 It outlives a group of workers, so a restart goes on in the same MLflow run and the same learning curves, and a
 worker never waits for it: telling an actor takes a fraction of a millisecond. The tracker does not wait for MLflow
-either, since it is asked for news and told of preemption: records go to an outbox
+either, since it is asked for the status and told of preemption: records go to a queue
 (`perceiver_dist.tracking.background_writer`).
 """
 

@@ -9,7 +9,7 @@ class TrainingStatus:
 
     Attributes:
         step: Optimizer steps taken; 0 before the first.
-        loss: Mean training loss since the last news, in nats.
+        loss: Mean training loss since the last log, in nats.
         samples_per_second: Of the last logged steps, over all ranks.
         data_wait_fraction: Share of their time that ranks waited for data, 0 to 1.
         mean_samples_per_second: The same since the workers started, without the first logged steps, in which the

@@ -1,13 +1,13 @@
-"""Who computes which units of a step, for any number of ranks up to the number of lanes.
+"""Gradient accumulation: which rank computes which units of a step, for any number of ranks up to the lanes.
 
 A step has `lanes` units. Ray deals the units of a dataset to the ranks in turn, beginning with the dataset's first, so
 where the ranks do not divide the lanes, some have one unit more in one step and one less in another. ZeRO's backward
-pass is collective, so every rank has to take the same number of turns, `accumulation_steps = ceil(lanes / ranks)`: a
-rank without a unit for the last turn takes its last unit again, with weight 0.
+pass is collective, so every rank has to take the same number of accumulation steps, `ceil(lanes / ranks)`: a rank
+without a unit for the last one takes its last unit again, with weight 0.
 
-DeepSpeed makes the mean over turns and ranks of all losses, so a unit counts 1 / (turns * ranks). It has to count
-1 / lanes. `loss_factor` is the quotient of the two, and 1 where the ranks divide the lanes: then nothing is multiplied,
-and the bits of the loss stay as they are.
+DeepSpeed makes the mean over accumulation steps and ranks of all losses, so a unit counts 1 / (steps * ranks). It has
+to count 1 / lanes. `loss_factor` is the quotient of the two, and 1 where the ranks divide the lanes: then nothing is
+multiplied, and the bits of the loss stay as they are.
 """
 
 

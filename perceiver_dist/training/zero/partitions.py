@@ -143,7 +143,7 @@ def _put(engine: Any, parameter: Any, partition: TensorPartition, values: Tensor
 
 
 def _share(partitions: list[TensorPartition], rank: int, world_size: int) -> Iterator[TensorPartition]:
-    """Cut one rank's share out of fragments laid end to end, of which every rank gets as much."""
+    """Cut one rank's share out of partitions laid end to end, of which every rank gets as much."""
     total = sum(partition.values.numel() for partition in partitions)
     first, stop = total * rank // world_size, total * (rank + 1) // world_size
     position = 0
