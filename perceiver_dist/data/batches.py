@@ -24,7 +24,7 @@ class Batch:
     Attributes:
         unit: The unit's number.
         keys: Shard and key of each sample; "" where an evaluation unit is padded.
-        real: (B,) bool, false where padded and where an evaluation sample is bad.
+        valid: (B,) bool, false where padded and where an evaluation sample is bad.
         labels: (B,) int64 for softmax, (B, classes) uint8 for multilabel.
         arrays: Modality -> (B, *array_shape), as decoded.
         present: Modality -> (B,) bool, false where the sample lacks it.
@@ -33,7 +33,7 @@ class Batch:
 
     unit: int
     keys: list[str]
-    real: Tensor
+    valid: Tensor
     labels: Tensor
     arrays: dict[str, Tensor]
     present: dict[str, Tensor]
@@ -108,7 +108,7 @@ def to_batch(row: dict[str, Any], device: torch.device) -> Batch:
     return Batch(
         unit=int(np.ravel(row["unit"])[0]),
         keys=[str(key) for key in row["keys"][0]],
-        real=tensors["real"],
+        valid=tensors["valid"],
         labels=tensors["label"],
         arrays={modality: tensors[modality] for modality in modalities},
         present={modality: tensors[f"{modality}_present"] for modality in modalities},

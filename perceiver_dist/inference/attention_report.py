@@ -44,7 +44,7 @@ def _spread(model: TrainedModel, source: SourceConfig, index: SourceIndex, count
     maker = UnitMaker(source, model.inputs(source), index, plan, model.config.data)
     for number in np.linspace(0, index.samples - 1, min(count, index.samples)).round().astype(int):
         unit = maker.make(int(number))
-        if unit["real"][0] and any(unit[f"{name}_present"][0] for name in source.modalities):
+        if unit["valid"][0] and any(unit[f"{name}_present"][0] for name in source.modalities):
             yield unit
 
 

@@ -143,9 +143,9 @@ def _evaluate(
     line.begin(source.name, index.samples)
     for unit in scorers.score(work):
         for subset, total in totals.items():
-            total.update(unit.logits[subset], unit.labels, unit.real)
+            total.update(unit.logits[subset], unit.labels, unit.valid)
         bad += unit.bad
-        samples += int(unit.real.sum())
+        samples += int(unit.valid.sum())
         done += len(unit.places)
         line.update(done)
     if not samples:

@@ -81,7 +81,7 @@ class ScoredUnit:
 
     Attributes:
         places: Where the sample of each row lies that is not padded.
-        real: (B,) bool, false where padded and where a sample is bad.
+        valid: (B,) bool, false where padded and where a sample is bad.
         labels: (B,) int64 for softmax, (B, classes) uint8 for multilabel; zeros where nothing is known.
         present: Modality -> (B,) bool, false where the sample lacks it.
         logits: Subset -> (B, classes) fp32.
@@ -90,7 +90,7 @@ class ScoredUnit:
     """
 
     places: list[SampleLocation]
-    real: Tensor
+    valid: Tensor
     labels: Tensor
     present: dict[str, Tensor]
     logits: dict[Subset, Tensor]
@@ -196,7 +196,7 @@ class _Scorer:
             raise UserError(
                 f"--batch is {work.batch}, for which the GPU has too little memory; lower it"
             ) from error
-        passed = {name: row[name][0] for name in ("unit", "real", "label")}
+        passed = {name: row[name][0] for name in ("unit", "valid", "label")}
         flags = {name: column[0] for name, column in row.items() if name.endswith("_present")}
         return unit_block(
             {
@@ -234,7 +234,7 @@ def _combine(work: ScoringTask, views: list[dict[str, Any]], samples: Sequence[i
         places=[
             SampleLocation(shard, key[len(shard) + 1 :]) for shard, key in zip(shards, keys, strict=False)
         ],
-        real=torch.tensor(np.stack([row["real"][0] for row in views])).all(0),
+        valid=torch.tensor(np.stack([row["valid"][0] for row in views])).all(0),
         labels=torch.tensor(views[0]["label"][0]),
         present={name: torch.tensor(views[0][f"{name}_present"][0]) for name in work.source.modalities},
         logits={

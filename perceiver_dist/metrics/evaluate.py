@@ -38,6 +38,6 @@ def evaluate(
         for subset, total in totals.items():
             with autocast(engine.device, precision):
                 logits = engine(batch.arrays, show_only(batch.present, subset), source.name)
-            total.update(logits.float(), batch.labels, batch.real)
+            total.update(logits.float(), batch.labels, batch.valid)
     engine.train()
     return scores_of(source, totals)

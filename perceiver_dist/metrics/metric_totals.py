@@ -63,19 +63,19 @@ class MetricTotals:
         if source.task == "softmax":
             self._confusion = torch.zeros(self._classes, self._classes, dtype=torch.int64, device=device)
         # Rows of multilabel sources, whose metrics depend on the order of all scores. Begun with no rows, so that a
-        # rank without a real sample has something to gather.
+        # rank without a valid sample has something to gather.
         self._logits = [torch.zeros(0, self._classes, device=device)]
         self._labels = [torch.zeros(0, self._classes, dtype=torch.uint8, device=device)]
 
-    def update(self, logits: Tensor, labels: Tensor, real: Tensor) -> None:
+    def update(self, logits: Tensor, labels: Tensor, valid: Tensor) -> None:
         """Add a batch, without the rows that are padded or bad; it may have no others.
 
         Args:
             logits: (B, classes) fp32.
             labels: (B,) int64 for softmax, (B, classes) for multilabel.
-            real: (B,) bool; which rows count.
+            valid: (B,) bool; which rows count.
         """
-        logits, labels = logits[real], labels[real]
+        logits, labels = logits[valid], labels[valid]
         self._sums[0] += len(logits)
         self._sums[1] += loss_per_sample(logits, labels, self._task).sum(dtype=torch.float64)
         if self._confusion is None:

@@ -115,8 +115,8 @@ def _read(config: RunConfig, source: SourceConfig, shards: str) -> tuple[np.ndar
     features, labels = [], []
     for number in range(plan.units):
         unit = maker.make(number)
-        features.append(unit_features({name: unit[name][unit["real"]] for name in inputs}, inputs))
-        labels.append(unit["label"][unit["real"]])
+        features.append(unit_features({name: unit[name][unit["valid"]] for name in inputs}, inputs))
+        labels.append(unit["label"][unit["valid"]])
     return np.concatenate(features), np.concatenate(labels)
 
 

@@ -57,7 +57,7 @@ def mix(batch: Batch, source: SourceConfig, seed: int) -> Mixed:
         source: Its source, of images alone if anything is to be mixed.
         seed: The run's seed.
     """
-    augment, device = source.augment, batch.real.device
+    augment, device = source.augment, batch.valid.device
     rows = torch.arange(len(batch.keys), device=device)
     strengths = {"mixup": augment.mixup, "cutmix": augment.cutmix}
     kinds = [kind for kind, strength in strengths.items() if strength]

@@ -38,7 +38,7 @@ def spectrogram_masks(
         for _ in range(augment.masks):
             spectrogram[_stretch(segments, augment.masked_time, random), :] = True
             spectrogram[:, _stretch(bands, augment.masked_bands, random)] = True
-    return {"audio": torch.from_numpy(hidden).to(batch.real.device)}
+    return {"audio": torch.from_numpy(hidden).to(batch.valid.device)}
 
 
 def _stretch(length: int, most: float, random: np.random.Generator) -> slice:

@@ -5,14 +5,14 @@ every unit of a source):
 
     unit                int64 (1,)                the unit's number
     keys                str (B,)                  shard and key of each sample; "" where padded
-    real                bool (B,)                 False where an evaluation unit is padded or a sample of it is bad
+    valid               bool (B,)                 False where an evaluation unit is padded or a sample of it is bad
     label               int64 (B,) for softmax, uint8 (B, classes) for multilabel
     <modality>          integers, fp32 for points (B, *array_shape), zeros where missing
     <modality>_present  bool (B,)
     quarantined         str (bad, 3)              shard, key and reason of each sample that could not be used
 
 A bad sample costs itself only. In training its row takes everything from the next good row of the same unit, the
-first row being the one after the last; in evaluation, where no sample may count twice, its row is not real.
+first row being the one after the last; in evaluation, where no sample may count twice, its row is not valid.
 
 A unit is a pure function of its arguments: where a random choice is made (the window in time, the points of a
 surface, a crop, a modality that is dropped) it is computed from the seed, the source, the unit and the row.
@@ -142,7 +142,7 @@ class UnitMaker:
             unit[f"{modality}_present"][row] = True
         if label is not None:
             unit["label"][row] = label
-        unit["real"][row] = True
+        unit["valid"][row] = True
 
     def _replace_rows(self, unit: Unit, bad: Mapping[int, BadSample]) -> None:
         size = self.plan.unit_size
@@ -193,7 +193,7 @@ def _empty_unit(number: int, size: int, source: SourceConfig, inputs: Mapping[st
     unit: Unit = {
         "unit": np.array([number], np.int64),
         "keys": np.full(size, "", object),
-        "real": np.zeros(size, bool),
+        "valid": np.zeros(size, bool),
         "label": np.zeros((size, source.num_classes), np.uint8) if multilabel else np.zeros(size, np.int64),
         "quarantined": np.empty((0, 3), object),
     }

@@ -17,7 +17,7 @@ def make_unit(number: int) -> Unit:
     return {
         "unit": np.array([number], np.int64),
         "keys": np.array([f"x.tar/{number}", ""], object),
-        "real": np.array([True, False]),
+        "valid": np.array([True, False]),
         "label": np.array([number, 0], np.int64),
         "quarantined": np.array([["x.tar", f"{n}", "is damaged"] for n in range(number - 4)], object),
         "image": np.full((2, 4, 4, 3), number, np.uint8),
@@ -38,7 +38,7 @@ def test_units_that_are_due_become_batches():
     first, second = stream.take(4), stream.take(6)
     assert (first.unit, second.unit) == (4, 6)
     assert first.keys == ["x.tar/4", ""]
-    assert first.real.tolist() == [True, False]
+    assert first.valid.tolist() == [True, False]
     assert first.labels.tolist() == [4, 0]
     assert set(first.arrays) == set(first.present) == {"image", "audio"}
     assert first.present["image"].tolist() == [True, False]
@@ -55,7 +55,7 @@ def test_units_that_are_due_become_batches():
 @pytest.mark.usefixtures("ray_cluster")
 def test_dtypes_are_those_of_the_unit():
     batch = stream_of(1).take(1)
-    assert (batch.real.dtype, batch.labels.dtype) == (torch.bool, torch.int64)
+    assert (batch.valid.dtype, batch.labels.dtype) == (torch.bool, torch.int64)
     assert (batch.arrays["image"].dtype, batch.arrays["audio"].dtype) == (torch.uint8, torch.int16)
     assert batch.present["audio"].dtype == torch.bool
 
@@ -93,7 +93,7 @@ def test_a_batch_shares_no_memory_with_the_block():
     for array in row.values():
         array.flags.writeable = False
     batch = to_batch(row, CPU)
-    tensors = {"real": batch.real, "label": batch.labels, **batch.arrays}
+    tensors = {"valid": batch.valid, "label": batch.labels, **batch.arrays}
     for name, tensor in tensors.items():
         assert not np.shares_memory(tensor.numpy(), row[name])
         tensor.zero_()

@@ -98,7 +98,7 @@ def outcomes(units: Iterable[Unit]) -> dict[str, str]:
                 continue
             key = name.partition(".tar/")[2]
             modality = FIELD_MODALITY.get(key.partition("/")[0])
-            complete = unit["real"][row] and (modality is None or unit[f"{modality}_present"][row])
+            complete = unit["valid"][row] and (modality is None or unit[f"{modality}_present"][row])
             found[key] = "" if complete else reasons[key]
     return found
 
@@ -157,7 +157,7 @@ def outcomes_of_shard(maker: UnitMaker) -> list[str]:
     reasons = []
     for unit in units_of(maker):
         named = [reason for *_, reason in unit["quarantined"]]
-        reasons += named + [""] * int(unit["real"].sum())
+        reasons += named + [""] * int(unit["valid"].sum())
     if len(reasons) != maker.index.samples:
         raise RuntimeError(f"{maker.index.samples} samples are indexed, {len(reasons)} accounted for")
     return reasons

@@ -11,7 +11,7 @@ from perceiver_dist.metrics.metric_totals import MetricTotals
 from pipelines.shards.source import SourceConfig
 
 Unit = tuple[Tensor, Tensor, Tensor]
-"""Logits (B, classes), labels and `real` (B,) of a unit."""
+"""Logits (B, classes), labels and `valid` (B,) of a unit."""
 
 
 class ScoringRanks:

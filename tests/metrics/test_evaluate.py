@@ -1,4 +1,4 @@
-"""Scores of held-out samples: every real one counted once, over all ranks, with each subset of the modalities."""
+"""Scores of held-out samples: every valid one counted once, over all ranks, with each subset of the modalities."""
 
 import math
 from pathlib import Path
@@ -53,12 +53,12 @@ def join_group(rank: int, world_size: int, folder: Path) -> None:
     )
 
 
-def make_batch(audio: Tensor, video: Tensor, labels: Tensor, real: int) -> Batch:
+def make_batch(audio: Tensor, video: Tensor, labels: Tensor, valid: int) -> Batch:
     rows = torch.ones(len(labels), dtype=torch.bool)
     return Batch(
         unit=0,
         keys=[""] * len(labels),
-        real=torch.arange(len(labels)) < real,
+        valid=torch.arange(len(labels)) < valid,
         labels=labels,
         arrays={"audio": audio, "video": video},
         present={"audio": rows, "video": rows.clone()},
@@ -66,8 +66,8 @@ def make_batch(audio: Tensor, video: Tensor, labels: Tensor, real: int) -> Batch
     )
 
 
-def random_batches(multilabel: bool, reals: tuple[int, ...], seed: int = 0) -> list[Batch]:
-    """Batches of 6 rows, of which the first `reals` are real; the padded ones hold noise as well."""
+def random_batches(multilabel: bool, valid_counts: tuple[int, ...], seed: int = 0) -> list[Batch]:
+    """Batches of 6 rows, of which the first `valid_counts` are valid; the padded ones hold noise as well."""
     draw = torch.Generator().manual_seed(seed)
     shape, most = ((6, CLASSES), 2) if multilabel else ((6,), CLASSES)
     return [
@@ -75,9 +75,9 @@ def random_batches(multilabel: bool, reals: tuple[int, ...], seed: int = 0) -> l
             torch.randn(6, CLASSES, generator=draw),
             torch.randn(6, CLASSES, generator=draw),
             torch.randint(most, shape, generator=draw).to(torch.uint8 if multilabel else torch.int64),
-            real,
+            valid,
         )
-        for real in reals
+        for valid in valid_counts
     ]
 
 
@@ -85,10 +85,10 @@ def scores_of(source: SourceConfig, batches: list[Batch]) -> Scores:
     return evaluate(SummingEngine(), source, batches, modality_subsets(source.modalities), "fp32")
 
 
-def real_rows(batches: list[Batch], names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-    """Logits (samples, classes) and labels of the real rows, with these modalities alone."""
-    logits = [sum(batch.arrays[name] for name in names)[batch.real] for batch in batches]
-    return torch.cat(logits), torch.cat([batch.labels[batch.real] for batch in batches])
+def valid_rows(batches: list[Batch], names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    """Logits (samples, classes) and labels of the valid rows, with these modalities alone."""
+    logits = [sum(batch.arrays[name] for name in names)[batch.valid] for batch in batches]
+    return torch.cat(logits), torch.cat([batch.labels[batch.valid] for batch in batches])
 
 
 def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
@@ -106,7 +106,7 @@ def test_modality_subsets_begin_with_all():
 
 def test_accuracy_and_confusion_of_known_predictions():
     logits = functional.one_hot(torch.tensor([0, 1, 2, 2, 1, 0])).float()
-    batch = make_batch(logits, torch.zeros(6, CLASSES), torch.tensor([0, 1, 2, 1, 1, 0]), real=5)
+    batch = make_batch(logits, torch.zeros(6, CLASSES), torch.tensor([0, 1, 2, 1, 1, 0]), valid=5)
     scores = scores_of(SOFTMAX, [batch])
     assert scores.confusion.tolist() == [[1, 0, 0], [0, 2, 1], [0, 0, 1]]
     assert scores.metrics["accuracy"] == pytest.approx(4 / 5)
@@ -117,10 +117,10 @@ def test_accuracy_and_confusion_of_known_predictions():
 @pytest.mark.parametrize(
     ("suffix", "names"), [("", ("audio", "video")), ("_audio_only", ("audio",)), ("_video_only", ("video",))]
 )
-def test_each_subset_counts_real_rows_only(suffix, names):
+def test_each_subset_counts_valid_rows_only(suffix, names):
     batches = random_batches(False, (6, 4, 0))
     metrics = scores_of(SOFTMAX, batches).metrics
-    logits, labels = real_rows(batches, names)
+    logits, labels = valid_rows(batches, names)
     assert metrics["samples"] == len(labels) == 10
     assert metrics[f"accuracy{suffix}"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
     assert metrics[f"loss{suffix}"] == pytest.approx(functional.cross_entropy(logits, labels).item())
@@ -149,7 +149,7 @@ def test_the_engine_is_back_in_training_mode():
 def test_mean_average_precision_is_that_of_the_definition():
     batches = random_batches(True, (6, 6, 5))
     scores = scores_of(MULTILABEL, batches)
-    logits, labels = real_rows(batches, ("audio", "video"))
+    logits, labels = valid_rows(batches, ("audio", "video"))
     expected = [average_precision(logits[:, c].numpy(), labels[:, c].numpy()) for c in range(CLASSES)]
     assert scores.metrics["mean_average_precision"] == pytest.approx(np.mean(expected))
     assert scores.confusion is None
@@ -159,7 +159,7 @@ def test_mean_average_precision_is_that_of_the_definition():
 def test_area_and_d_prime_are_those_of_the_definition():
     batches = random_batches(True, (6, 6, 5))
     metrics = scores_of(MULTILABEL, batches).metrics
-    logits, labels = real_rows(batches, ("audio", "video"))
+    logits, labels = valid_rows(batches, ("audio", "video"))
     areas = []
     for scores, truth in zip(logits.T, labels.T, strict=True):
         # How often a positive is above a negative.
@@ -172,7 +172,7 @@ def test_area_and_d_prime_are_those_of_the_definition():
 
 def test_scores_that_separate_all_have_a_finite_d_prime():
     labels = torch.tensor([[1, 0, 1]] * 3 + [[0, 1, 0]] * 3, dtype=torch.uint8)
-    batch = make_batch(10.0 * labels - 5, torch.zeros(6, CLASSES), labels, real=6)
+    batch = make_batch(10.0 * labels - 5, torch.zeros(6, CLASSES), labels, valid=6)
     metrics = scores_of(MULTILABEL, [batch]).metrics
     assert metrics["roc_auc"] == 1
     assert 8 < metrics["d_prime"] < 9
@@ -182,7 +182,7 @@ def test_of_many_classes_the_five_best_count():
     classes = 20
     source = SourceConfig("clips", "x.tar", ["audio", "video"], classes)
     logits = torch.arange(classes).expand(6, -1).float()
-    batch = make_batch(logits, torch.zeros(6, classes), torch.tensor([19, 15, 14, 0, 17, 3]), real=5)
+    batch = make_batch(logits, torch.zeros(6, classes), torch.tensor([19, 15, 14, 0, 17, 3]), valid=5)
     metrics = scores_of(source, [batch]).metrics
     assert metrics["accuracy"] == pytest.approx(1 / 5)
     assert metrics["top_5_accuracy"] == pytest.approx(3 / 5)
@@ -191,7 +191,7 @@ def test_of_many_classes_the_five_best_count():
 def test_the_mean_is_over_the_classes_that_occur():
     (batch,) = random_batches(True, (6,))
     batch.labels[:, 2] = 0
-    logits, labels = real_rows([batch], ("audio", "video"))
+    logits, labels = valid_rows([batch], ("audio", "video"))
     found = [average_precision(logits[:, c].numpy(), labels[:, c].numpy()) for c in (0, 1)]
     metrics = scores_of(MULTILABEL, [batch]).metrics
     assert metrics["mean_average_precision"] == pytest.approx(np.mean(found))
@@ -215,12 +215,12 @@ def test_precision_is_that_of_matrix_products(precision, dtype):
 
 
 def _score_as_rank(rank: int, folder: Path) -> None:
-    """Rank 0 has all real rows, rank 1 padded ones alone."""
+    """Rank 0 has all valid rows, rank 1 padded ones alone."""
     torch.set_num_threads(1)
     join_group(rank, 2, folder)
-    reals = ((6, 4), (0, 0))[rank]
+    valid_counts = ((6, 4), (0, 0))[rank]
     scores = [
-        scores_of(source, random_batches(source is MULTILABEL, reals, seed=rank))
+        scores_of(source, random_batches(source is MULTILABEL, valid_counts, seed=rank))
         for source in (SOFTMAX, MULTILABEL)
     ]
     torch.save([each.metrics for each in scores], folder / f"{rank}.pt")

@@ -37,19 +37,19 @@ def evaluations(draw: st.DrawFn) -> tuple[SourceConfig, list[Unit]]:
     most = draw(st.integers(1, classes)) if task == "softmax" else 2
     units = []
     for _ in range(draw(st.sampled_from([3, 6]))):
-        real = torch.tensor(draw(st.lists(st.booleans(), min_size=BATCH, max_size=BATCH)))
+        valid = torch.tensor(draw(st.lists(st.booleans(), min_size=BATCH, max_size=BATCH)))
         shape = (BATCH,) if task == "softmax" else (BATCH, classes)
         labels = torch.randint(most, shape, generator=random)
-        units.append((torch.randn(BATCH, classes, generator=random), labels.to(torch.uint8), real))
+        units.append((torch.randn(BATCH, classes, generator=random), labels.to(torch.uint8), valid))
     if task == "softmax":
-        units = [(logits, labels.long(), real) for logits, labels, real in units]
+        units = [(logits, labels.long(), valid) for logits, labels, valid in units]
     return source_of(task, classes), units
 
 
 def expected(source: SourceConfig, units: list[Unit]) -> dict[str, float]:
-    """Return the metrics by their definition, of all real rows at once; NaN where one is not defined."""
-    logits = torch.cat([logits[real] for logits, _, real in units])
-    labels = torch.cat([labels[real] for _, labels, real in units])
+    """Return the metrics by their definition, of all valid rows at once; NaN where one is not defined."""
+    logits = torch.cat([logits[valid] for logits, _, valid in units])
+    labels = torch.cat([labels[valid] for _, labels, valid in units])
     if source.task == "multilabel":
         return _expected_of_multilabel(logits, labels)
     best = logits.argsort(descending=True)[:, :5]
@@ -86,7 +86,7 @@ NOTHING = torch.zeros(BATCH, dtype=torch.bool)
 ONE = torch.arange(BATCH) == 0
 EMPTY_LAST_UNITS = (
     source_of("softmax", 25),
-    [(torch.eye(25)[:BATCH], torch.arange(BATCH), real) for real in (~NOTHING, ONE, NOTHING)],
+    [(torch.eye(25)[:BATCH], torch.arange(BATCH), valid) for valid in (~NOTHING, ONE, NOTHING)],
 )
 ALL_BAD = (source_of("multilabel", 2), [(torch.zeros(BATCH, 2), torch.zeros(BATCH, 2).byte(), NOTHING)] * 3)
 

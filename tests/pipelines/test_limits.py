@@ -132,14 +132,14 @@ def unit(folder: Path, members: list[tuple[str, bytes]], **limits):
 def test_a_large_field_is_not_read(tmp_path):
     members = [("a.cls", b"1"), ("b.cls", b"1"), ("b.png", bytes(1001)), ("a.mp4", bytes(1001))]
     found = unit(tmp_path, members, field_bytes=1000)
-    assert found["real"].tolist() == [True, False]
+    assert found["valid"].tolist() == [True, False]
     [(_, key, reason)] = found["quarantined"]
     assert (key, reason) == ("b", "field 'png' has 1001 bytes, more than data.limits.field_bytes 1000")
 
 
 def test_the_problems_of_the_index_are_those_of_the_samples(tmp_path):
     found = unit(tmp_path, [("../a.cls", b"1"), ("b.cls", b"1")])
-    assert found["real"].tolist() == [False, True]
+    assert found["valid"].tolist() == [False, True]
     [(_, key, reason)] = found["quarantined"]
     assert (key, reason) == ("../a", "its key is an absolute path or leads out of its folder")
 
@@ -160,7 +160,7 @@ def test_pickles_are_never_loaded(tmp_path):
     np.save(array, np.array([Trap(tmp_path / "sprung")], object), allow_pickle=True)
     members = [(f"a.{field}", trap) for field in ("pkl", "pickle", "pth", "pt", "cls", "png")]
     found = unit(tmp_path, [*members, ("a.npy", array.getvalue()), ("b.cls", b"1")])
-    assert found["real"].tolist() == [False, True]
+    assert found["valid"].tolist() == [False, True]
     assert not (tmp_path / "sprung").exists()
     pickle.loads(trap)  # noqa: S301 # our own
     assert (tmp_path / "sprung").exists()  # The trap would have sprung.

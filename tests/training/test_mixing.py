@@ -28,7 +28,7 @@ def batch_of(unit: int, present: list[bool] | None = None) -> Batch:
     return Batch(
         unit=unit,
         keys=[""] * 8,
-        real=torch.ones(8, dtype=torch.bool),
+        valid=torch.ones(8, dtype=torch.bool),
         labels=torch.arange(8),
         arrays={"image": shades[:, None, None, None].expand(-1, 12, 16, 3).clone()},
         present={"image": torch.tensor(present or [True] * 8)},

@@ -107,7 +107,7 @@ def test_a_decoder_that_ends_its_process_costs_its_sample_only(maker):
 def test_it_is_the_same_in_an_evaluation(maker):
     plan = EvaluationPlan(SAMPLES, UNIT_SIZE, lanes=UNITS)
     rows = unit_dataset(replace(maker, plan=plan, decode=fatal), 0, UNITS, DATA).take_all()
-    unreal = [number for number, real in enumerate(real for row in rows for real in row["real"]) if not real]
+    unreal = [number for number, real in enumerate(real for row in rows for real in row["valid"]) if not real]
     assert unreal == [5, 9, 17, *range(SAMPLES, UNITS * UNIT_SIZE)]
 
 

@@ -96,7 +96,7 @@ def test_shapes_and_dtypes_of_a_unit(tmp_path):
     assert {name: (str(array.dtype), array.shape) for name, array in unit.items()} == {
         "unit": ("int64", (1,)),
         "keys": ("object", (2,)),
-        "real": ("bool", (2,)),
+        "valid": ("bool", (2,)),
         "label": ("int64", (2,)),
         "quarantined": ("object", (0, 3)),
         "image": ("uint8", (2, 4, 6, 1)),
@@ -108,7 +108,7 @@ def test_shapes_and_dtypes_of_a_unit(tmp_path):
         "points": ("float32", (2, 32, 3)),
         "points_present": ("bool", (2,)),
     }
-    assert all(unit[name].all() for name in unit if name == "real" or name.endswith("_present"))
+    assert all(unit[name].all() for name in unit if name == "valid" or name.endswith("_present"))
     assert unit["keys"].tolist() == [f"{tmp_path}/x.tar/0", f"{tmp_path}/x.tar/1"]
     assert unit["label"].tolist() == [2, 2]
 
@@ -120,7 +120,7 @@ def test_what_a_sample_lacks_is_zeros_and_not_present(tmp_path):
     assert unit["audio_present"].tolist() == [False, True, False]
     assert [int(image.max()) for image in unit["image"]] == [9, 0, 0]
     assert [bool(sound.any()) for sound in unit["audio"]] == [False, True, False]
-    assert unit["real"].all()
+    assert unit["valid"].all()
 
 
 def test_sound_is_the_clips_own_where_there_is_no_sound_file(tmp_path):
@@ -144,7 +144,7 @@ def test_evaluation_units_are_padded(tmp_path):
     units = [
         maker(tmp_path, samples, "image", EvaluationPlan(3, 2, lanes=3)).make(number) for number in range(3)
     ]
-    assert [unit["real"].tolist() for unit in units] == [[True, True], [True, False], [False, False]]
+    assert [unit["valid"].tolist() for unit in units] == [[True, True], [True, False], [False, False]]
     assert units[1]["keys"].tolist() == [f"{tmp_path}/x.tar/2", ""]
     assert [unit["image"].shape for unit in units] == [(2, 4, 6, 1)] * 3
     assert not units[2]["image"].any()
@@ -299,7 +299,7 @@ def test_the_row_of_a_bad_sample_takes_everything_of_the_next_good_one(tmp_path_
     order = plan.unit(number)
     taken = [next(r % 8 for r in range(row, row + 8) if order[r % 8] not in bad) for row in range(8)]
     assert [int(key.rpartition("/")[2]) for key in unit["keys"]] == [order[row] for row in taken]
-    for name in ("image", "image_present", "audio", "audio_present", "label", "real"):
+    for name in ("image", "image_present", "audio", "audio_present", "label", "valid"):
         assert np.array_equal(unit[name], whole[name][taken]), name
     assert [key for _, key, _ in unit["quarantined"]] == [str(n) for n in order if n in bad]
 
@@ -307,7 +307,7 @@ def test_the_row_of_a_bad_sample_takes_everything_of_the_next_good_one(tmp_path_
 def test_a_bad_sample_of_an_evaluation_is_not_real_and_leaves_nothing_behind(tmp_path):
     good = {"png": picture(9), "cls": b"1"}
     unit = maker(tmp_path, [good, {"png": b"?", "cls": b"1"}, good], "image").make(0)
-    assert unit["real"].tolist() == unit["image_present"].tolist() == [True, False, True]
+    assert unit["valid"].tolist() == unit["image_present"].tolist() == [True, False, True]
     assert unit["label"].tolist() == [1, 0, 1]
     assert not unit["image"][1].any()
     assert [key for _, key, _ in unit["quarantined"]] == ["1"]
@@ -365,9 +365,9 @@ def test_evaluation_drops_nothing(tmp_path):
 
 def test_what_needs_no_label_is_read_without_one(tmp_path):
     make = maker(tmp_path, [{"png": picture(9)}, {"png": picture(9), "cls": b"999"}], "image")
-    assert not make.make(0)["real"].any()
+    assert not make.make(0)["valid"].any()
     unit = replace(make, labelled=False).make(0)
-    assert unit["real"].all()
+    assert unit["valid"].all()
     assert unit["image_present"].all()
     assert not unit["label"].any()
 
