@@ -7,12 +7,11 @@ from typing import Any
 from ray import tune
 from rich.console import Console
 
-from perceiver_dist.checkpoint.run_folder import CONFIG, newest_step
+from perceiver_dist.checkpoint.run_folder import RunFolder
 from perceiver_dist.config.command_line import read_run
 from perceiver_dist.errors import UserError
 from perceiver_dist.training.driver import run_training
 from perceiver_dist.training.tracker.status import TrainingStatus
-from pipelines.storage.files import join, read_text
 
 
 @dataclass(frozen=True)
@@ -45,18 +44,18 @@ def run_trial(parameters: dict[str, Any]) -> None:
     Args:
         parameters: "folder": path or URI of the run's folder, which holds its configuration.
     """
-    folder = parameters["folder"]
+    folder = RunFolder(parameters["folder"])
     newest = TrialReport(step=0)
 
     def on_status(status: TrainingStatus) -> None:
         nonlocal newest
-        saved = newest_step(folder)
+        saved = folder.newest_step()
         covered = {step: metrics for step, metrics in status.evaluations.items() if step <= saved}
         newest = TrialReport(status.step, status.loss if status.step else None, covered, saved)
         tune.report({"report": newest})
 
     try:
-        training = read_run(read_text(join(folder, CONFIG)) or "")
+        training = read_run(folder.read_config() or "")
         result = run_training(training, Console(file=io.StringIO()), on_status)
     except UserError as error:
         tune.report({"report": TrialReport(newest.step, exit="failed", reason=str(error))})
@@ -69,7 +68,7 @@ def run_trial(parameters: dict[str, Any]) -> None:
                 result["steps"],
                 newest.loss,
                 evaluations,
-                newest_step(folder),
+                folder.newest_step(),
                 result["exit"],
                 result["error"],
             )

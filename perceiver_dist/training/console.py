@@ -8,11 +8,10 @@ from typing import Any
 import ray
 from rich.console import Console
 
-from perceiver_dist.checkpoint.run_folder import QUARANTINE
+from perceiver_dist.checkpoint.run_folder import RunFolder
 from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.display.progress import ProgressLine, result_table
 from perceiver_dist.training.tracker.status import TrainingStatus
-from pipelines.storage.files import join
 
 _SECONDS_BETWEEN_UPDATES = 0.5
 
@@ -90,7 +89,7 @@ def show_waiting(waiting: int, config: RunConfig, console: Console) -> None:
         )
 
 
-def show_result(result: dict[str, Any], config: RunConfig, folder: str, console: Console) -> None:
+def show_result(result: dict[str, Any], config: RunConfig, folder: RunFolder, console: Console) -> None:
     """Print a finished run's table of metrics and where everything is.
 
     Args:
@@ -100,12 +99,12 @@ def show_result(result: dict[str, Any], config: RunConfig, folder: str, console:
         console: Where to print.
     """
     places = {
-        "run": folder,
+        "run": folder.uri,
         "checkpoint": result["checkpoint"] or "none",
         "MLflow run": result["mlflow_run_id"],
     }
     if result["quarantined"]:
-        places["quarantined"] = f"{result['quarantined']} samples, see {join(folder, QUARANTINE)}"
+        places["quarantined"] = f"{result['quarantined']} samples, see {folder.quarantine}"
     if config.tracking.uri and config.tracking.uri.startswith("sqlite"):
         places["UI"] = f"mlflow ui --backend-store-uri {config.tracking.uri}"
     if result["error"]:

@@ -25,16 +25,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
 from perceiver_dist.checkpoint.run_folder import (
-    CONFIG,
     ERRORS,
-    RESULT,
-    check_continues,
-    check_start,
-    checkpoint_name,
-    finished_result,
-    newest_step,
-    outbox_file,
-    run_folder,
+    RunFolder,
 )
 from perceiver_dist.cluster.ray_cluster import (
     check_is_kept,
@@ -63,7 +55,7 @@ from perceiver_dist.training.tracker.failures import RankState, cause_of, failur
 from perceiver_dist.training.tracker.status import TrainingStatus
 from perceiver_dist.training.worker import WorkerJob, train_worker
 from pipelines.demo.resolve import resolve_demo
-from pipelines.storage.files import absolute_uri, check_writable, join, write_text
+from pipelines.storage.files import absolute_uri, check_writable, write_text
 
 
 def run_training(
@@ -83,19 +75,19 @@ def run_training(
         UserError: Something the user can mend; nothing is left half-written.
     """
     config = resolve(config)
-    folder = run_folder(config)
+    folder = RunFolder.of(config)
     check_writable(config.storage.path, "storage.path")
     with ProgressLine(console) as line:
         line.message(f"run {config.storage.run_name}: preparing data")
         config = replace(
             config, sources=[resolve_demo(source, config.storage.path) for source in config.sources]
         )
-        check_continues(config, folder)
-        check_start(config, folder)
+        folder.check_resumable(config)
+        folder.check_initial_checkpoint(config)
         check_fine_tuning(config)
-        finished = finished_result(config, folder)
+        finished = folder.finished_result(config)
         if finished:
-            waiting = BackgroundWriter(config.tracking.uri or "", outbox_file(folder)).close()
+            waiting = BackgroundWriter(config.tracking.uri or "", folder.outbox).close()
             show_waiting(waiting, config, console)
             show_result(finished, config, folder, console)
             return finished
@@ -103,7 +95,7 @@ def run_training(
         start_ray(cpus_of(config))
         wait_for_capacity(config, line.message)
         data = index_sources(config, shards)
-        write_text(join(folder, CONFIG), to_yaml(config))
+        write_text(folder.config, to_yaml(config))
         facts = {"parameters": str(parameter_count(config.model, config.heads))}
         tracker: Any = ray.remote(Tracker).options(**_beside_the_driver()).remote(config, folder, facts)
         run_id = ray.get(tracker.run_id.remote())
@@ -115,7 +107,7 @@ def run_training(
     show_waiting(waiting, config, console)
     if status.user_error:
         raise UserError(status.user_error)
-    write_text(join(folder, RESULT), to_json(result, indent=1) + "\n")
+    write_text(folder.result, to_json(result, indent=1) + "\n")
     show_result(result, config, folder, console)
     return result
 
@@ -185,7 +177,9 @@ def _fit(
     status: TrainingStatus = ray.get(tracker.status.remote())
     if status.save_error:
         return _Outcome("failed", status.save_error)
-    return _Outcome("completed" if newest_step(run_folder(config)) == config.last_step else "preempted", "")
+    return _Outcome(
+        "completed" if RunFolder.of(config).newest_step() == config.last_step else "preempted", ""
+    )
 
 
 def _reason(error: ray.train.TrainingFailedError, tracker: Any) -> str:
@@ -226,9 +220,9 @@ def _trainer(config: RunConfig, data: dict[str, SourceData], tracker: Any) -> To
 
 
 def _result(
-    config: RunConfig, outcome: _Outcome, status: TrainingStatus, run_id: str, folder: str
+    config: RunConfig, outcome: _Outcome, status: TrainingStatus, run_id: str, folder: RunFolder
 ) -> dict[str, Any]:
-    saved = newest_step(folder)
+    saved = folder.newest_step()
     steps = max(status.step, saved)  # a step is logged now and then only
     return {
         "exit": outcome.exit,
@@ -243,7 +237,7 @@ def _result(
         "restarts": status.restarts,
         "quarantined": status.quarantined,
         "mlflow_run_id": run_id,
-        "checkpoint": join(folder, checkpoint_name(saved)) if saved else None,
+        "checkpoint": folder.checkpoint(saved) if saved else None,
     }
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from perceiver_dist.checkpoint.format import StoredCheckpoint, load_weights
 from perceiver_dist.checkpoint.manifest import StoredFile, TrainingProgress
 from perceiver_dist.checkpoint.retention import StartingPoint
-from perceiver_dist.checkpoint.run_folder import run_folder
+from perceiver_dist.checkpoint.run_folder import RunFolder
 from perceiver_dist.checkpoint.stored_model import find_model
 from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.data.batches import UnitStream
@@ -66,7 +66,7 @@ class _Rank:
         self.start: StartingPoint = ray.get(self.tracker.starting_point.remote())
         self.step = state.step = self.start.step
         self.engine = self._restore()
-        self.checkpoints = CheckpointWriter(self.engine, run_folder(self.config))
+        self.checkpoints = CheckpointWriter(self.engine, RunFolder.of(self.config))
         self.streams = {
             name: UnitStream(shard, name, self.device, self.config.data.prefetch_units)
             for name in self.sources

@@ -16,13 +16,9 @@ from perceiver_dist.checkpoint.retention import CheckpointList, StartingPoint
 from perceiver_dist.checkpoint.run_folder import (
     CONFIG,
     ERRORS,
-    IDENTITY,
-    METRICS,
-    MLFLOW_RUN_ID,
     QUARANTINE,
     RESULT,
-    SAMPLES,
-    outbox_file,
+    RunFolder,
 )
 from perceiver_dist.config.command_line import to_yaml
 from perceiver_dist.config.flatten import flatten, to_nested
@@ -44,7 +40,7 @@ from perceiver_dist.training.tracker.quarantine import Quarantine
 from perceiver_dist.training.tracker.restarts import FailureBudget
 from perceiver_dist.training.tracker.status import TrainingStatus
 from perceiver_dist.training.tracker.throughput import ThroughputMeter
-from pipelines.storage.files import STORAGE_ERRORS, copy_file, join, read_text, reason_of, write_text
+from pipelines.storage.files import STORAGE_ERRORS, copy_file, read_text, reason_of, write_text
 from pipelines.units.unit_maker import BadSample
 
 _CURVES = {
@@ -58,21 +54,21 @@ class Tracker:
 
     Args:
         config: The run's resolved configuration; `storage.run_name` and `tracking.uri` are set.
-        folder: Path or URI of the run's folder.
+        folder: The run's folder.
         model_facts: Computed facts of the model (parameters, FLOPs), logged as parameters.
     """
 
-    def __init__(self, config: RunConfig, folder: str, model_facts: Mapping[str, str]) -> None:
+    def __init__(self, config: RunConfig, folder: RunFolder, model_facts: Mapping[str, str]) -> None:
         self._config = config
         self._folder = folder
         self._status = TrainingStatus()
         self._throughput = ThroughputMeter()
         self._prometheus = PrometheusMetrics(config.storage.run_name or "")
-        lines = (read_text(join(folder, METRICS)) or "").splitlines()
+        lines = (read_text(folder.metrics) or "").splitlines()
         self._history = [numbers(json.loads(line)) for line in lines]
         self._status.evaluations = _evaluations(self._history)
-        self._samples = _read_samples(read_text(join(folder, SAMPLES)) or "")
-        self._quarantine = Quarantine(read_text(join(folder, QUARANTINE)))
+        self._samples = _read_samples(read_text(folder.samples) or "")
+        self._quarantine = Quarantine(read_text(folder.quarantine))
         self._status.quarantined = len(self._quarantine)
         self._told_of_quarantine = False
         self._failure_budget = FailureBudget(config.train.max_failures)
@@ -83,10 +79,10 @@ class Tracker:
             self.save,
             self._status.messages.append,
         )
-        run_id = read_text(join(folder, MLFLOW_RUN_ID))
-        identity = read_text(join(folder, IDENTITY)) or new_identity()
-        write_text(join(folder, IDENTITY), identity)
-        self._writer = BackgroundWriter(config.tracking.uri or "", outbox_file(folder))
+        run_id = read_text(folder.mlflow_run_id)
+        identity = read_text(folder.identity) or new_identity()
+        write_text(folder.identity, identity)
+        self._writer = BackgroundWriter(config.tracking.uri or "", folder.outbox)
         self._log = MlflowRun(
             self._writer,
             config.tracking.experiment,
@@ -96,7 +92,7 @@ class Tracker:
             {"sources": ",".join(config.heads), "zero_stage": str(config.deepspeed.zero_stage)},
             identity,
         )
-        write_text(join(folder, MLFLOW_RUN_ID), self._log.run_id)
+        write_text(folder.mlflow_run_id, self._log.run_id)
         self._log.text(CONFIG, to_yaml(config))
 
     def run_id(self) -> str:
@@ -160,7 +156,7 @@ class Tracker:
         file = f"{ERRORS}/{name}.txt"
         self._log.text(file, text)
         try:
-            write_text(join(self._folder, file), text)
+            write_text(self._folder.file(file), text)
         except STORAGE_ERRORS as error:
             self._status.messages.append(f"{file} could not be written ({reason_of(error)})")
 
@@ -325,14 +321,14 @@ class Tracker:
 
     def save(self) -> None:
         """Write the history to the run's folder."""
-        write_text(join(self._folder, METRICS), "".join(to_json(entry) + "\n" for entry in self._history))
+        write_text(self._folder.metrics, "".join(to_json(entry) + "\n" for entry in self._history))
         self._save_quarantine()
         if self._samples:
             lines = [
                 json.dumps({"step": step, "units": {str(unit): units[unit] for unit in sorted(units)}}) + "\n"
                 for step, units in sorted(self._samples.items())
             ]
-            write_text(join(self._folder, SAMPLES), "".join(lines))
+            write_text(self._folder.samples, "".join(lines))
 
     def close(self, status: RunStatus, result: Mapping[str, object]) -> int:
         """End the record.
@@ -351,7 +347,7 @@ class Tracker:
 
     def _save_quarantine(self) -> None:
         if len(self._quarantine):
-            write_text(join(self._folder, QUARANTINE), self._quarantine.text())
+            write_text(self._folder.quarantine, self._quarantine.text())
 
     def _record(self, step: int, values: Mapping[str, float]) -> None:
         self._history.append({"step": step, **values})
@@ -370,7 +366,7 @@ class Tracker:
             self._keep(path)
 
     def _keep(self, path: Path) -> None:
-        copy_file(str(path), join(self._folder, path.name))
+        copy_file(str(path), self._folder.file(path.name))
         self._log.artifact(path)
 
 
