@@ -181,7 +181,7 @@ class SearchController:
                         f"search.metric is {self._config.search.metric}, which no held-out sample defines at step "
                         f"{step}; look at the held-out shards and their labels"
                     )
-                trial.evaluations.append(TrialEvaluation(step // between, step, score, metrics))
+                trial.evaluations.append(TrialEvaluation(step // between, step, score, metrics.flat()))
                 self._tracking.evaluated(trial)
                 self._save()
         return ""

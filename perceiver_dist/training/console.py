@@ -42,9 +42,10 @@ def show_status(
         for message in status.messages[told:]:
             line.message(message)
         told = len(status.messages)
-        if status.step:
+        latest = status.latest
+        if latest.step:
             line.update(
-                status.step, total_steps, status.loss, status.samples_per_second, status.data_wait_fraction
+                latest.step, total_steps, latest.loss, latest.samples_per_second, latest.data_wait_fraction
             )
         if on_status:
             on_status(status)

@@ -223,7 +223,7 @@ def _result(
     config: RunConfig, outcome: _Outcome, status: TrainingStatus, run_id: str, folder: RunFolder
 ) -> dict[str, Any]:
     saved = folder.newest_step()
-    steps = max(status.step, saved)  # a step is logged now and then only
+    steps = max(status.latest.step, saved)  # a step is logged now and then only
     return {
         "exit": outcome.exit,
         "error": outcome.error,

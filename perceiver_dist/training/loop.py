@@ -31,6 +31,7 @@ from perceiver_dist.training.skipped_steps import SkippedSteps
 from perceiver_dist.training.spec_augment import spectrogram_masks
 from perceiver_dist.training.step_statistics import StepStatistics
 from perceiver_dist.training.tracker.failures import RankState
+from perceiver_dist.training.tracker.logged_metrics import StepMetrics
 from perceiver_dist.training.zero.accumulation import accumulation_steps, loss_factor, units_of_rank
 from perceiver_dist.training.zero.async_save import CheckpointWriter
 from perceiver_dist.training.zero.engine import build_engine, set_learning_rate
@@ -162,20 +163,25 @@ class _Rank:
     def _log(self) -> None:
         train = self.config.train
         waited = sum(stream.seconds_waited for stream in self.streams.values())
-        values = self.statistics.close(waited, self.world_size)
-        values["train/learning_rate"] = learning_rate(self.step - 1, train.steps, self.config.optim)
+        totals = self.statistics.close(waited, self.world_size)
         norm = self.engine.get_global_grad_norm()
-        if norm is not None and math.isfinite(norm):
-            values["train/gradient_norm"] = float(norm)
-        values["train/skipped_steps"] = float(self.skipped.count)
-        units = values.pop("train/units")
-        values["train/samples_per_second"] = units * train.micro_batch / values["train/seconds"]
-        values["train/step_seconds"] = values["train/seconds"] * train.lanes / units
-        values["train/samples_seen"] = float(self.step * train.lanes * train.micro_batch)
-        if self.device.type == "cuda":
-            values["train/gpu_memory_bytes"] = float(torch.cuda.max_memory_allocated(self.device))
+        on_gpu = self.device.type == "cuda"
+        metrics = StepMetrics(
+            step=self.step,
+            losses=totals.losses,
+            loss=totals.loss,
+            seconds=totals.seconds,
+            data_wait_fraction=totals.data_wait_fraction,
+            learning_rate=learning_rate(self.step - 1, train.steps, self.config.optim),
+            gradient_norm=float(norm) if norm is not None and math.isfinite(norm) else None,
+            skipped_steps=float(self.skipped.count),
+            samples_per_second=totals.units * train.micro_batch / totals.seconds,
+            step_seconds=totals.seconds * train.lanes / totals.units,
+            samples_seen=float(self.step * train.lanes * train.micro_batch),
+            gpu_memory_bytes=float(torch.cuda.max_memory_allocated(self.device)) if on_gpu else None,
+        )
         if self.rank == 0:
-            self.tracker.trained.remote(self.step, values)
+            self.tracker.trained.remote(metrics)
         self.bad_samples.check()
 
     def _evaluate(self, all_subsets: bool) -> None:

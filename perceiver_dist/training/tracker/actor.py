@@ -9,6 +9,7 @@ either, since it is asked for the status and told of preemption: records go to a
 import json
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from perceiver_dist.checkpoint.manifest import StoredFile, TrainingProgress
@@ -30,11 +31,17 @@ from perceiver_dist.display.run_figures import (
 )
 from perceiver_dist.errors import UserError
 from perceiver_dist.metrics.metric_totals import Scores
-from perceiver_dist.strict_json import numbers, to_json
 from perceiver_dist.tracking.background_writer import BackgroundWriter
 from perceiver_dist.tracking.mlflow_run import MlflowRun, new_identity
 from perceiver_dist.tracking.mlflow_store import RunStatus
 from perceiver_dist.training.tracker.failures import RankFailure, errors_are_told
+from perceiver_dist.training.tracker.logged_metrics import (
+    EvaluationMetrics,
+    LoggedMetrics,
+    StepMetrics,
+    from_jsonl,
+    to_jsonl,
+)
 from perceiver_dist.training.tracker.prometheus import PrometheusMetrics
 from perceiver_dist.training.tracker.quarantine import Quarantine
 from perceiver_dist.training.tracker.restarts import FailureBudget
@@ -64,8 +71,7 @@ class Tracker:
         self._status = TrainingStatus()
         self._throughput = ThroughputMeter()
         self._prometheus = PrometheusMetrics(config.storage.run_name or "")
-        lines = (read_text(folder.metrics) or "").splitlines()
-        self._history = [numbers(json.loads(line)) for line in lines]
+        self._history = from_jsonl(read_text(folder.metrics) or "")
         self._status.evaluations = _evaluations(self._history)
         self._samples = _read_samples(read_text(folder.samples) or "")
         self._quarantine = Quarantine(read_text(folder.quarantine))
@@ -211,27 +217,23 @@ class Tracker:
         self._status.restarted_after_error = self._status.raised
         self._status.raised = False
         self._throughput = ThroughputMeter()
-        self._history = [entry for entry in self._history if entry["step"] <= step]
+        self._history = [metrics for metrics in self._history if metrics.step <= step]
         self._status.evaluations = _evaluations(self._history)
         self._samples = {number: units for number, units in self._samples.items() if number < step}
 
     @errors_are_told
-    def trained(self, step: int, values: Mapping[str, float]) -> None:
-        """Record the metrics of a logged step.
+    def trained(self, metrics: StepMetrics) -> None:
+        """Record the metrics of the steps since the last log.
 
         Args:
-            step: Optimizer steps taken.
-            values: `train/<metric>` and `<source>/train_loss`.
+            metrics: The metrics, without the quarantined samples, which the tracker counts.
         """
-        self._status.step = step
-        self._status.loss = values["train/loss"]
-        self._status.samples_per_second = values["train/samples_per_second"]
-        self._status.data_wait_fraction = values["train/data_wait_fraction"]
-        values = {**values, "data/quarantined": float(len(self._quarantine))}
-        self._throughput.add(values)
+        metrics = replace(metrics, quarantined=float(len(self._quarantine)))
+        self._status.latest = metrics
+        self._throughput.add(metrics)
         self._status.mean_samples_per_second, self._status.mean_data_wait_fraction = self._throughput.means()
-        self._prometheus.show(step, values)
-        self._record(step, values)
+        self._prometheus.show(metrics)
+        self._record(metrics)
 
     def evaluated(self, step: int, scores: Mapping[str, Scores]) -> None:
         """Record an evaluation and draw its figures.
@@ -240,12 +242,10 @@ class Tracker:
             step: Optimizer steps taken.
             scores: Source name -> scores.
         """
-        values = {
-            f"{name}/{metric}": value for name, of in scores.items() for metric, value in of.metrics.items()
-        }
-        self._status.scores.update(values)
-        self._status.evaluations[step] = values
-        self._record(step, values)
+        metrics = EvaluationMetrics(step, {source: found.metrics for source, found in scores.items()})
+        self._status.scores.update(metrics.flat())
+        self._status.evaluations[step] = metrics
+        self._record(metrics)
         try:
             self._draw(scores)
             self.save()
@@ -321,7 +321,7 @@ class Tracker:
 
     def save(self) -> None:
         """Write the history to the run's folder."""
-        write_text(self._folder.metrics, "".join(to_json(entry) + "\n" for entry in self._history))
+        write_text(self._folder.metrics, to_jsonl(self._history))
         self._save_quarantine()
         if self._samples:
             lines = [
@@ -349,9 +349,9 @@ class Tracker:
         if len(self._quarantine):
             write_text(self._folder.quarantine, self._quarantine.text())
 
-    def _record(self, step: int, values: Mapping[str, float]) -> None:
-        self._history.append({"step": step, **values})
-        self._log.metrics(step, values)
+    def _record(self, metrics: LoggedMetrics) -> None:
+        self._history.append(metrics)
+        self._log.metrics(metrics.step, metrics.flat())
 
     def _draw(self, scores: Mapping[str, Scores]) -> None:
         with tempfile.TemporaryDirectory() as scratch:
@@ -362,7 +362,7 @@ class Tracker:
                     confusion_matrix_figure(counts, source.shown_classes, path)
                     self._keep(path)
             path = Path(scratch) / "learning_curves.png"
-            learning_curves_figure([_drawn(entry) for entry in self._history], path)
+            learning_curves_figure([_drawn(metrics) for metrics in self._history], path)
             self._keep(path)
 
     def _keep(self, path: Path) -> None:
@@ -370,13 +370,8 @@ class Tracker:
         self._log.artifact(path)
 
 
-def _evaluations(history: list[dict[str, float]]) -> dict[int, dict[str, float]]:
-    """Return step and metrics of the entries that `Tracker.evaluated` recorded."""
-    return {
-        int(entry["step"]): {name: value for name, value in entry.items() if name != "step"}
-        for entry in history
-        if "train/loss" not in entry
-    }
+def _evaluations(history: list[LoggedMetrics]) -> dict[int, EvaluationMetrics]:
+    return {metrics.step: metrics for metrics in history if isinstance(metrics, EvaluationMetrics)}
 
 
 def _read_samples(text: str) -> dict[int, dict[int, list[str]]]:
@@ -385,6 +380,7 @@ def _read_samples(text: str) -> dict[int, dict[int, list[str]]]:
     return {entry["step"]: {int(unit): keys for unit, keys in entry["units"].items()} for entry in entries}
 
 
-def _drawn(entry: Mapping[str, float]) -> dict[str, float]:
+def _drawn(metrics: LoggedMetrics) -> dict[str, float]:
     """Keep what is worth a panel of the learning curves: counters and single evaluations are not."""
-    return {name: value for name, value in entry.items() if name.rpartition("/")[2] in _CURVES}
+    values = {"step": float(metrics.step), **metrics.flat()}
+    return {name: value for name, value in values.items() if name.rpartition("/")[2] in _CURVES}
