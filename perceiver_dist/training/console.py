@@ -11,6 +11,7 @@ from rich.console import Console
 from perceiver_dist.checkpoint.run_folder import RunFolder
 from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.display.progress import ProgressLine, result_table
+from perceiver_dist.training.tracker.handle import TrackerHandle
 from perceiver_dist.training.tracker.status import TrainingStatus
 
 _SECONDS_BETWEEN_UPDATES = 0.5
@@ -18,7 +19,10 @@ _SECONDS_BETWEEN_UPDATES = 0.5
 
 @contextmanager
 def show_status(
-    line: ProgressLine, tracker: Any, total_steps: int, on_status: Callable[[TrainingStatus], None] | None
+    line: ProgressLine,
+    tracker: TrackerHandle,
+    total_steps: int,
+    on_status: Callable[[TrainingStatus], None] | None,
 ) -> Iterator[None]:
     """Show the tracker's status on the progress line while `trainer.fit` holds the main thread.
 
@@ -34,7 +38,7 @@ def show_status(
 
     def look() -> None:
         nonlocal restarts, told, workers
-        status: TrainingStatus = ray.get(tracker.status.remote())
+        status = ray.get(tracker.status.remote())
         if status.restarts > restarts:
             restarts = status.restarts
             line.message(_restart_line(status, workers))

@@ -52,6 +52,7 @@ from perceiver_dist.training.launch import ReleasePlacementGroup, fit_with_resta
 from perceiver_dist.training.preemption import forward_sigterm
 from perceiver_dist.training.tracker.actor import Tracker
 from perceiver_dist.training.tracker.failures import RankState, cause_of, failure_of
+from perceiver_dist.training.tracker.handle import TrackerHandle
 from perceiver_dist.training.tracker.status import TrainingStatus
 from perceiver_dist.training.worker import WorkerJob, train_worker
 from pipelines.demo.resolve import resolve_demo
@@ -97,11 +98,11 @@ def run_training(
         data = index_sources(config, shards)
         write_text(folder.config, to_yaml(config))
         facts = {"parameters": str(parameter_count(config.model, config.heads))}
-        tracker: Any = ray.remote(Tracker).options(**_beside_the_driver()).remote(config, folder, facts)
+        tracker = _start_tracker(config, folder, facts)
         run_id = ray.get(tracker.run_id.remote())
         line.message(f"starting {_workers(config)} workers: {_describe(config, data)}")
         outcome = _fit(config, data, tracker, show_status(line, tracker, config.last_step, on_status))
-    status: TrainingStatus = ray.get(tracker.status.remote())
+    status = ray.get(tracker.status.remote())
     result = _result(config, outcome, status, run_id, folder)
     waiting = ray.get(tracker.close.remote(_MLFLOW_STATUS[outcome.exit], result))
     show_waiting(waiting, config, console)
@@ -137,10 +138,14 @@ def resolve(config: RunConfig) -> RunConfig:
     )
 
 
-def _beside_the_driver() -> dict[str, Any]:
-    """Options of an actor that must live as long as the driver, whichever other node is lost."""
+def _start_tracker(config: RunConfig, folder: RunFolder, model_facts: dict[str, str]) -> TrackerHandle:
+    """Start the tracker on the driver's node: it must live as long as the driver, whichever other node is lost."""
     here = ray.get_runtime_context().get_node_id()
-    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
+    actor: Any = ray.remote(Tracker)
+    tracker: TrackerHandle = actor.options(
+        num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False)
+    ).remote(config, folder, model_facts)
+    return tracker
 
 
 _SECONDS_BETWEEN_RESIZES = 30.0
@@ -163,7 +168,7 @@ class _Outcome:
 def _fit(
     config: RunConfig,
     data: dict[str, SourceData],
-    tracker: Any,
+    tracker: TrackerHandle,
     watching: AbstractContextManager[None],
 ) -> _Outcome:
     with watching, forward_sigterm(tracker):
@@ -174,7 +179,7 @@ def _fit(
         except (KeyboardInterrupt, SystemExit):
             # Ray Train answers Ctrl-C by ending its controller and then the driver, in which a record must be closed.
             return _Outcome("interrupted", "")
-    status: TrainingStatus = ray.get(tracker.status.remote())
+    status = ray.get(tracker.status.remote())
     if status.save_error:
         return _Outcome("failed", status.save_error)
     return _Outcome(
@@ -182,7 +187,7 @@ def _fit(
     )
 
 
-def _reason(error: ray.train.TrainingFailedError, tracker: Any) -> str:
+def _reason(error: ray.train.TrainingFailedError, tracker: TrackerHandle) -> str:
     """Return why training ended, one line; of an error in Ray Train's controller the traceback is kept as well."""
     cause = cause_of(getattr(error, "controller_failure", error))
     if isinstance(cause, TrainingGivenUpError | UserError | ray.train.TrainingFailedError):
@@ -192,7 +197,7 @@ def _reason(error: ray.train.TrainingFailedError, tracker: Any) -> str:
     return f"{failure.error} ({failure.place}), in Ray Train's controller; see {ERRORS}/controller.txt"
 
 
-def _trainer(config: RunConfig, data: dict[str, SourceData], tracker: Any) -> TorchTrainer:
+def _trainer(config: RunConfig, data: dict[str, SourceData], tracker: TrackerHandle) -> TorchTrainer:
     train = config.train
     gpus = gpus_per_worker(config)
     return TorchTrainer(

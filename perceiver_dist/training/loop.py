@@ -12,7 +12,6 @@ from torch import Tensor
 
 from perceiver_dist.checkpoint.format import StoredCheckpoint, load_weights
 from perceiver_dist.checkpoint.manifest import StoredFile, TrainingProgress
-from perceiver_dist.checkpoint.retention import StartingPoint
 from perceiver_dist.checkpoint.run_folder import RunFolder
 from perceiver_dist.checkpoint.stored_model import find_model
 from perceiver_dist.config.run_config import RunConfig
@@ -31,6 +30,7 @@ from perceiver_dist.training.skipped_steps import SkippedSteps
 from perceiver_dist.training.spec_augment import spectrogram_masks
 from perceiver_dist.training.step_statistics import StepStatistics
 from perceiver_dist.training.tracker.failures import RankState
+from perceiver_dist.training.tracker.handle import TrackerHandle
 from perceiver_dist.training.tracker.logged_metrics import StepMetrics
 from perceiver_dist.training.zero.accumulation import accumulation_steps, loss_factor, units_of_rank
 from perceiver_dist.training.zero.async_save import CheckpointWriter
@@ -43,7 +43,7 @@ from pipelines.units.schedule import Schedule
 _SECONDS_BETWEEN_LOOKS = 0.1
 
 
-def train_rank(config: RunConfig, tracker: Any, state: RankState) -> None:
+def train_rank(config: RunConfig, tracker: TrackerHandle, state: RankState) -> None:
     """Train as one rank of a group of Ray Train workers, from the checkpoint that the tracker chose to the last step.
 
     Args:
@@ -57,14 +57,14 @@ def train_rank(config: RunConfig, tracker: Any, state: RankState) -> None:
 class _Rank:
     """One rank's engine, data and place in the run."""
 
-    def __init__(self, config: RunConfig, tracker: Any, state: RankState) -> None:
+    def __init__(self, config: RunConfig, tracker: TrackerHandle, state: RankState) -> None:
         self.config, self.tracker, self.state = config, tracker, state
         self.rank, self.world_size = state.rank, ray.train.get_context().get_world_size()
         on_cpu = self.config.train.device == "cpu"
         self.device = torch.device("cpu") if on_cpu else ray.train.torch.get_device()
         self.schedule = Schedule(self.config.weights)
         self.sources = {source.name: source for source in self.config.sources}
-        self.start: StartingPoint = ray.get(self.tracker.starting_point.remote())
+        self.start = ray.get(tracker.starting_point.remote())
         self.step = state.step = self.start.step
         self.engine = self._restore()
         self.checkpoints = CheckpointWriter(self.engine, RunFolder.of(self.config))

@@ -29,7 +29,7 @@ from perceiver_dist.display.run_figures import (
     is_worth_drawing,
     learning_curves_figure,
 )
-from perceiver_dist.errors import UserError
+from perceiver_dist.errors import InternalError, UserError
 from perceiver_dist.metrics.metric_totals import Scores
 from perceiver_dist.tracking.background_writer import BackgroundWriter
 from perceiver_dist.tracking.mlflow_run import MlflowRun, new_identity
@@ -166,9 +166,16 @@ class Tracker:
         except STORAGE_ERRORS as error:
             self._status.messages.append(f"{file} could not be written ({reason_of(error)})")
 
-    def starting_point(self) -> StartingPoint | None:
-        """Return what was chosen."""
-        return self._checkpoints.start
+    def starting_point(self) -> StartingPoint:
+        """Return what was chosen.
+
+        Raises:
+            InternalError: Nothing was. Making the datasets, which is before any worker starts, chooses it.
+        """
+        start = self._checkpoints.start
+        if start is None:
+            raise InternalError("a worker started before a starting point was chosen")
+        return start
 
     def rank_saved(
         self, group: int, rank: int, waited_for: bool, progress: TrainingProgress, outcome: StoredFile | str
