@@ -30,11 +30,11 @@ from perceiver_dist.errors import UserError
 from perceiver_dist.metrics.metric_totals import loss_per_sample
 from perceiver_dist.model.precision import autocast
 from perceiver_dist.training.datasets import training_units
-from perceiver_dist.training.driver import resolve, run_training
+from perceiver_dist.training.driver import run_training
+from perceiver_dist.training.prepare import resolve, with_demo_data
 from perceiver_dist.training.tracker.logged_metrics import StepMetrics, from_jsonl
 from perceiver_dist.training.zero.engine import set_learning_rate
 from perceiver_dist.training.zero.learning_rate import learning_rate
-from pipelines.demo.resolve import resolve_demo
 from pipelines.inspection.shard_access import index_shards
 from pipelines.shards.source import SourceConfig
 from pipelines.storage.files import read_text
@@ -141,7 +141,7 @@ def _whole_run(config: RunConfig) -> StepTimes:
 
 def _bare_loop(config: RunConfig) -> StepTimes:
     config = resolve(config)
-    config = replace(config, sources=[resolve_demo(source, config.storage.path) for source in config.sources])
+    config = with_demo_data(config)
     seconds: list[float] = []
     with engine_of_one_rank(config) as engine:
         in_memory = list(_first_steps(config, engine.device))

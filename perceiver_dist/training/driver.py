@@ -3,8 +3,7 @@
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,12 +23,8 @@ from ray.train.v2.api.config import ScalingConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
-from perceiver_dist.checkpoint.run_folder import (
-    ERRORS,
-    RunFolder,
-)
+from perceiver_dist.checkpoint.run_folder import ERRORS
 from perceiver_dist.cluster.ray_cluster import (
-    check_is_kept,
     cpus_of,
     device_type,
     gpus_per_worker,
@@ -38,25 +33,24 @@ from perceiver_dist.cluster.ray_cluster import (
 )
 from perceiver_dist.config.command_line import to_yaml
 from perceiver_dist.config.run_config import RunConfig, WorkerRange
-from perceiver_dist.data.shard_indexing import SourceData, index_sources, list_shards
+from perceiver_dist.data.shard_indexing import SourceData, index_sources
 from perceiver_dist.display.progress import ProgressLine
 from perceiver_dist.errors import UserError
 from perceiver_dist.model.cost import parameter_count
 from perceiver_dist.strict_json import to_json
 from perceiver_dist.tracking.background_writer import BackgroundWriter
-from perceiver_dist.tracking.mlflow_store import RunStatus, absolute_tracking_uri
+from perceiver_dist.tracking.mlflow_store import RunStatus
 from perceiver_dist.training.console import show_result, show_status, show_waiting
 from perceiver_dist.training.datasets import TrainingGivenUpError, make_datasets
-from perceiver_dist.training.fine_tuning import check_fine_tuning
 from perceiver_dist.training.launch import ReleasePlacementGroup, fit_with_restarts
 from perceiver_dist.training.preemption import forward_sigterm
+from perceiver_dist.training.prepare import PreparedRun, prepare
 from perceiver_dist.training.tracker.actor import Tracker
 from perceiver_dist.training.tracker.failures import RankState, cause_of, failure_of
 from perceiver_dist.training.tracker.handle import TrackerHandle
 from perceiver_dist.training.tracker.status import TrainingStatus
 from perceiver_dist.training.worker import WorkerJob, train_worker
-from pipelines.demo.resolve import resolve_demo
-from pipelines.storage.files import absolute_uri, check_writable, write_text
+from pipelines.storage.files import write_text
 
 
 def run_training(
@@ -75,76 +69,37 @@ def run_training(
     Raises:
         UserError: Something the user can mend; nothing is left half-written.
     """
-    config = resolve(config)
-    folder = RunFolder.of(config)
-    check_writable(config.storage.path, "storage.path")
     with ProgressLine(console) as line:
-        line.message(f"run {config.storage.run_name}: preparing data")
-        config = replace(
-            config, sources=[resolve_demo(source, config.storage.path) for source in config.sources]
-        )
-        folder.check_resumable(config)
-        folder.check_initial_checkpoint(config)
-        check_fine_tuning(config)
-        finished = folder.finished_result(config)
-        if finished:
-            waiting = BackgroundWriter(config.tracking.uri or "", folder.outbox).close()
-            show_waiting(waiting, config, console)
-            show_result(finished, config, folder, console)
-            return finished
-        shards = list_shards(config)
-        start_ray(cpus_of(config))
-        wait_for_capacity(config, line.message)
-        data = index_sources(config, shards)
-        write_text(folder.config, to_yaml(config))
-        facts = {"parameters": str(parameter_count(config.model, config.heads))}
-        tracker = _start_tracker(config, folder, facts)
+        run = prepare(config, line.message)
+        if run.finished is not None:
+            return _report_finished(run, run.finished, console)
+        start_ray(cpus_of(run.config))
+        wait_for_capacity(run.config, line.message)
+        data = index_sources(run.config, run.shards)
+        write_text(run.folder.config, to_yaml(run.config))
+        tracker = _start_tracker(run)
         run_id = ray.get(tracker.run_id.remote())
-        line.message(f"starting {_workers(config)} workers: {_describe(config, data)}")
-        outcome = _fit(config, data, tracker, show_status(line, tracker, config.last_step, on_status))
-    status = ray.get(tracker.status.remote())
-    result = _result(config, outcome, status, run_id, folder)
-    waiting = ray.get(tracker.close.remote(_MLFLOW_STATUS[outcome.exit], result))
-    show_waiting(waiting, config, console)
-    if status.user_error:
-        raise UserError(status.user_error)
-    write_text(folder.result, to_json(result, indent=1) + "\n")
-    show_result(result, config, folder, console)
+        line.message(f"starting {_workers(run.config)} workers: {_describe(run.config, data)}")
+        outcome = _fit(run, data, tracker, show_status(line, tracker, run.config.last_step, on_status))
+    return _finish(run, outcome, tracker, run_id, console)
+
+
+def _report_finished(run: PreparedRun, result: dict[str, Any], console: Console) -> dict[str, Any]:
+    """Show a finished run's result, and send MLflow the records that it does not have yet."""
+    waiting = BackgroundWriter(run.config.tracking.uri or "", run.folder.outbox).close()
+    show_waiting(waiting, run.config, console)
+    show_result(result, run.config, run.folder, console)
     return result
 
 
-def resolve(config: RunConfig) -> RunConfig:
-    """Return the configuration with the run's name, the absolute storage path and the tracking URI filled in.
-
-    Args:
-        config: As the user gave it.
-
-    Raises:
-        UserError: Storage is remote and no tracking URI is given, or storage would be deleted after the job.
-    """
-    path = absolute_uri(config.storage.path)
-    check_is_kept(path, "storage.path")
-    if "://" in path and config.tracking.uri is None:
-        raise UserError(
-            f"tracking.uri is null and storage.path is {path}: MLflow's default is a local SQLite file; "
-            "set tracking.uri to a server (http://...) or a local file (sqlite:///...)"
-        )
-    name = config.storage.run_name or datetime.now(UTC).strftime("run-%Y%m%d-%H%M%S")
-    tracking = config.tracking.uri or f"sqlite:///{path}/mlflow.db"
-    return replace(
-        config,
-        storage=replace(config.storage, path=path, run_name=name),
-        tracking=replace(config.tracking, uri=absolute_tracking_uri(tracking)),
-    )
-
-
-def _start_tracker(config: RunConfig, folder: RunFolder, model_facts: dict[str, str]) -> TrackerHandle:
+def _start_tracker(run: PreparedRun) -> TrackerHandle:
     """Start the tracker on the driver's node: it must live as long as the driver, whichever other node is lost."""
+    facts = {"parameters": str(parameter_count(run.config.model, run.config.heads))}
     here = ray.get_runtime_context().get_node_id()
     actor: Any = ray.remote(Tracker)
     tracker: TrackerHandle = actor.options(
         num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False)
-    ).remote(config, folder, model_facts)
+    ).remote(run.config, run.folder, facts)
     return tracker
 
 
@@ -166,14 +121,14 @@ class _Outcome:
 
 
 def _fit(
-    config: RunConfig,
+    run: PreparedRun,
     data: dict[str, SourceData],
     tracker: TrackerHandle,
     watching: AbstractContextManager[None],
 ) -> _Outcome:
     with watching, forward_sigterm(tracker):
         try:
-            fit_with_restarts(partial(_trainer, config, data, tracker))
+            fit_with_restarts(partial(_trainer, run.config, data, tracker))
         except ray.train.TrainingFailedError as error:
             return _Outcome("failed", _reason(error, tracker))
         except (KeyboardInterrupt, SystemExit):
@@ -182,9 +137,8 @@ def _fit(
     status = ray.get(tracker.status.remote())
     if status.save_error:
         return _Outcome("failed", status.save_error)
-    return _Outcome(
-        "completed" if RunFolder.of(config).newest_step() == config.last_step else "preempted", ""
-    )
+    complete = run.folder.newest_step() == run.config.last_step
+    return _Outcome("completed" if complete else "preempted", "")
 
 
 def _reason(error: ray.train.TrainingFailedError, tracker: TrackerHandle) -> str:
@@ -224,10 +178,27 @@ def _trainer(config: RunConfig, data: dict[str, SourceData], tracker: TrackerHan
     )
 
 
-def _result(
-    config: RunConfig, outcome: _Outcome, status: TrainingStatus, run_id: str, folder: RunFolder
+def _finish(
+    run: PreparedRun, outcome: _Outcome, tracker: TrackerHandle, run_id: str, console: Console
 ) -> dict[str, Any]:
-    saved = folder.newest_step()
+    """Close the record, write result.json and show the result.
+
+    Raises:
+        UserError: A rank or a dataset ended with it.
+    """
+    status = ray.get(tracker.status.remote())
+    result = _result(run, outcome, status, run_id)
+    waiting = ray.get(tracker.close.remote(_MLFLOW_STATUS[outcome.exit], result))
+    show_waiting(waiting, run.config, console)
+    if status.user_error:
+        raise UserError(status.user_error)
+    write_text(run.folder.result, to_json(result, indent=1) + "\n")
+    show_result(result, run.config, run.folder, console)
+    return result
+
+
+def _result(run: PreparedRun, outcome: _Outcome, status: TrainingStatus, run_id: str) -> dict[str, Any]:
+    config, saved = run.config, run.folder.newest_step()
     steps = max(status.latest.step, saved)  # a step is logged now and then only
     return {
         "exit": outcome.exit,
@@ -242,7 +213,7 @@ def _result(
         "restarts": status.restarts,
         "quarantined": status.quarantined,
         "mlflow_run_id": run_id,
-        "checkpoint": folder.checkpoint(saved) if saved else None,
+        "checkpoint": run.folder.checkpoint(saved) if saved else None,
     }
 
 

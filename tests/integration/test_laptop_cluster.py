@@ -22,7 +22,7 @@ pytestmark = pytest.mark.runs
 
 LITERAL = ("python", "jobs/train_multimodal.py")
 CHANGES = {
-    "perceiver_dist/training/driver.py": (": preparing data", ": preparing data as uploaded"),
+    "perceiver_dist/training/prepare.py": (": preparing data", ": preparing data as uploaded"),
     "pipelines/units/unit_maker.py": ('f"{sample.shard}/{sample.key}"', 'f"uploaded {sample.key}"'),
 }
 """What a process says that runs the uploaded code and not the installed one: the driver, and a task on another node."""

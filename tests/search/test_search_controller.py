@@ -13,7 +13,7 @@ from perceiver_dist.search.strategy.candidates import Candidates
 from perceiver_dist.search.study.search_config import SearchRunConfig
 from perceiver_dist.search.study.search_record import SearchRecord, Trial, load_record
 from perceiver_dist.search.trial import TrialReport
-from perceiver_dist.training.driver import resolve
+from perceiver_dist.training.prepare import resolve
 from perceiver_dist.training.tracker.logged_metrics import EvaluationMetrics
 
 
