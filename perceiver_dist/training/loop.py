@@ -32,7 +32,7 @@ from perceiver_dist.training.step_statistics import StepStatistics
 from perceiver_dist.training.tracker.failures import RankState
 from perceiver_dist.training.tracker.handle import TrackerHandle
 from perceiver_dist.training.tracker.logged_metrics import StepMetrics
-from perceiver_dist.training.zero.accumulation import accumulation_steps, loss_factor, units_of_rank
+from perceiver_dist.training.zero.accumulation import micro_steps_of_rank
 from perceiver_dist.training.zero.async_save import CheckpointWriter
 from perceiver_dist.training.zero.engine import build_engine, set_learning_rate
 from perceiver_dist.training.zero.learning_rate import learning_rate
@@ -129,31 +129,30 @@ class _Rank:
         train = self.config.train
         source = self.sources[self.schedule.source_at(self.step)]
         step_units = self._units_at(self.step, source.name)
-        units = units_of_rank(
-            self.rank, self.world_size, step_units, self._units_at(self.start.step, source.name).start
-        )
-        factor = loss_factor(train.lanes, self.world_size)
+        first_dealt = self._units_at(self.start.step, source.name).start
         set_learning_rate(self.engine, learning_rate(self.step, train.steps, self.config.optim))
-        losses: list[Tensor] = []
-        for turn in range(accumulation_steps(train.lanes, self.world_size)):
-            if turn < len(units):
-                batch = self.streams[source.name].take(units[turn])
+        losses: dict[int, Tensor] = {}
+        for micro_step in micro_steps_of_rank(self.rank, self.world_size, step_units, first_dealt):
+            # Padding keeps the batch before: what it computes counts for nothing, but every rank has to take part in
+            # ZeRO's collectives as often as the others, or they would wait for it without end.
+            if not micro_step.is_padding:
+                batch = self.streams[source.name].take(micro_step.unit)
                 self.bad_samples.saw(source.name, batch)
             mixed = mix(batch, source, train.seed)
             masked = spectrogram_masks(batch, source, self.config.model.audio, train.seed)
             with autocast(self.device, train.precision):
                 logits = self.engine(mixed.arrays, batch.present, source.name, masked)
             loss = mixed.loss(logits.float(), batch.labels, source.task)
-            weight = factor if turn < len(units) else 0.0
-            self.engine.backward(loss if weight == 1 else loss * weight)
+            self.engine.backward(loss if micro_step.weight == 1 else loss * micro_step.weight)
             self.engine.step()
-            if turn < len(units):
-                losses.append(loss.detach())
-                self.statistics.add(source.name, losses[-1])
-                if self.config.tracking.samples:
-                    self.tracker.saw_samples.remote(self.step, units[turn], batch.keys)
+            if micro_step.is_padding:
+                continue
+            losses[micro_step.unit] = loss.detach()
+            self.statistics.add(source.name, loss.detach())
+            if self.config.tracking.samples:
+                self.tracker.saw_samples.remote(self.step, micro_step.unit, batch.keys)
         self.step += 1
-        self.skipped.look(self.step, source.name, step_units, dict(zip(units, losses, strict=True)))
+        self.skipped.look(self.step, source.name, step_units, losses)
 
     def _units_at(self, step: int, source: str) -> range:
         """Return the numbers of the units that a source gives to its first step at or after `step`."""
