@@ -1,9 +1,16 @@
-"""The error that means "the user can mend this": jobs print it as one line and exit with status 2."""
+"""The two kinds of errors that this project raises on purpose: mistakes of the user, and bugs of its own."""
 
 
 class UserError(Exception):
-    """A mistake in an option, a config file or the data, found by us and described in one line.
+    """A mistake in an option, a config file or the data, which the user can fix.
 
     The message names the thing, what was found, what was expected, and what to do. Both packages raise it or
     a subclass; jobs catch it, print the line without a traceback, and exit with status 2.
+    """
+
+
+class InternalError(RuntimeError):
+    """A bug: code of this project violated the precondition of other code of this project.
+
+    No option and no data of a user can cause it. Jobs do not catch it, so they end with its traceback and status 1.
     """

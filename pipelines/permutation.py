@@ -15,7 +15,7 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from perceiver_dist.errors import UserError
+from perceiver_dist.errors import InternalError
 
 _MASK = (1 << 64) - 1
 _ROUNDS = 6
@@ -72,10 +72,10 @@ class Permutation:
         """Check the size.
 
         Raises:
-            UserError: There is nothing to permute.
+            InternalError: There is nothing to permute.
         """
         if self.size < 1:
-            raise UserError(f"cannot shuffle {self.size} elements: a source needs at least one sample")
+            raise InternalError(f"cannot shuffle {self.size} elements: a source needs at least one sample")
 
     @cached_property
     def _half_bits(self) -> int:

@@ -14,7 +14,7 @@ from perceiver_dist.benchmarks.one_rank import engine_of_one_rank
 from perceiver_dist.benchmarks.result_table import ResultTable
 from perceiver_dist.checkpoint.manifest import StoredFile, TrainingProgress, read_manifest
 from perceiver_dist.checkpoint.retention import CheckpointList
-from perceiver_dist.checkpoint.run_folder import checkpoint_name
+from perceiver_dist.checkpoint.run_folder import RunFolder
 from perceiver_dist.config.run_config import DeepSpeedConfig, RunConfig, TrainConfig
 from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import ImageInput
@@ -22,7 +22,6 @@ from perceiver_dist.model.model_config import ModelConfig
 from perceiver_dist.training.zero.async_save import CheckpointWriter
 from perceiver_dist.training.zero.optimizer import adam_step
 from pipelines.shards.source import SourceConfig
-from pipelines.storage.files import join
 
 CONFIG = RunConfig(
     model=ModelConfig(
@@ -94,8 +93,8 @@ def measure_saves(folder: str, repeats: int, config: RunConfig = CONFIG) -> list
         Every save that counts.
     """
     with engine_of_one_rank(config) as engine:
-        checkpoints = CheckpointList(folder, 2, None, lambda: None, lambda _: None)
-        run = _Run(engine, config, folder, checkpoints)
+        checkpoints = CheckpointList(RunFolder(folder), 2, None, lambda: None, lambda _: None)
+        run = _Run(engine, config, RunFolder(folder), checkpoints)
         saves = [run.save(1 + number, waited=number % 2 == 1) for number in range(2 + 2 * repeats)]
     return saves[2:]
 
@@ -103,7 +102,9 @@ def measure_saves(folder: str, repeats: int, config: RunConfig = CONFIG) -> list
 class _Run:
     """A training of one rank, with a list of checkpoints of its own in place of the tracker's."""
 
-    def __init__(self, engine: Any, config: RunConfig, folder: str, checkpoints: CheckpointList) -> None:
+    def __init__(
+        self, engine: Any, config: RunConfig, folder: RunFolder, checkpoints: CheckpointList
+    ) -> None:
         self._engine = engine
         self._source = config.sources[0]
         self._image = config.model.image or ImageInput()
@@ -128,7 +129,7 @@ class _Run:
         stall += time.perf_counter() - computed
         self._engine.step()
         self._writer.wait()
-        files = read_manifest(join(self._folder, checkpoint_name(step))).files
+        files = read_manifest(self._folder.checkpoint(step)).files
         return MeasuredSave(waited, stall, self._stored_at - began, sum(file.bytes for file in files))
 
     def _tell(self, waited: bool, progress: TrainingProgress, outcome: StoredFile | str) -> None:

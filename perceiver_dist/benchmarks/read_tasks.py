@@ -17,8 +17,7 @@ from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.data.shard_indexing import index_sources, list_shards
 from perceiver_dist.errors import UserError
 from perceiver_dist.training.datasets import training_units
-from perceiver_dist.training.driver import resolve
-from pipelines.demo.resolve import resolve_demo
+from perceiver_dist.training.prepare import resolve, with_demo_data
 from pipelines.shards.source import DataConfig
 from pipelines.units.unit_datasource import unit_dataset
 from pipelines.units.unit_maker import UnitMaker
@@ -108,7 +107,7 @@ def measure_ingest(
         UserError: A shard is missing or damaged, or a sample cannot be decoded.
     """
     config = resolve(config)
-    config = replace(config, sources=[resolve_demo(source, config.storage.path) for source in config.sources])
+    config = with_demo_data(config)
     shards = list_shards(config)
     if set_nodes:
         set_nodes(max(tasks))

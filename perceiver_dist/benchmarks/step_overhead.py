@@ -5,13 +5,11 @@ and nobody to tell; the whole run reads, decodes, checks, logs and records. The 
 left out, and the first ones, in which processes start and buffers fill.
 """
 
-import json
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from io import StringIO
-from pathlib import Path
 from statistics import median
 from typing import Literal
 
@@ -23,6 +21,7 @@ from perceiver_dist.benchmarks import DEFAULT_CONFIG
 from perceiver_dist.benchmarks.one_rank import engine_of_one_rank
 from perceiver_dist.benchmarks.processes import answer, in_a_process
 from perceiver_dist.benchmarks.result_table import ResultTable
+from perceiver_dist.checkpoint.run_folder import RunFolder
 from perceiver_dist.config.command_line import parse_run, run_parser
 from perceiver_dist.config.run_config import RunConfig, StorageConfig
 from perceiver_dist.data.batches import Batch, to_batch
@@ -31,12 +30,14 @@ from perceiver_dist.errors import UserError
 from perceiver_dist.metrics.metric_totals import loss_per_sample
 from perceiver_dist.model.precision import autocast
 from perceiver_dist.training.datasets import training_units
-from perceiver_dist.training.driver import resolve, run_training
+from perceiver_dist.training.driver import run_training
+from perceiver_dist.training.prepare import resolve, with_demo_data
+from perceiver_dist.training.tracker.logged_metrics import StepMetrics, from_jsonl
 from perceiver_dist.training.zero.engine import set_learning_rate
 from perceiver_dist.training.zero.learning_rate import learning_rate
-from pipelines.demo.resolve import resolve_demo
 from pipelines.inspection.shard_access import index_shards
 from pipelines.shards.source import SourceConfig
+from pipelines.storage.files import read_text
 from pipelines.units.schedule import Schedule
 
 _MODULE = "perceiver_dist.benchmarks.step_overhead"
@@ -130,18 +131,17 @@ def measure(task: OverheadTask) -> StepTimes:
 
 def _whole_run(config: RunConfig) -> StepTimes:
     run_training(config, Console(file=StringIO()))
-    lines = (Path(config.storage.path) / "measured" / "metrics.jsonl").read_text().splitlines()
-    windows = [entry for entry in map(json.loads, lines) if "train/step_seconds" in entry]
+    history = from_jsonl(read_text(RunFolder.of(config).metrics) or "")
+    windows = [metrics for metrics in history if isinstance(metrics, StepMetrics)]
     counted = windows[_FIRST_WINDOWS:-1]
     return StepTimes(
-        [window["train/step_seconds"] for window in counted],
-        [window["train/data_wait_fraction"] for window in counted],
+        [window.step_seconds for window in counted], [window.data_wait_fraction for window in counted]
     )
 
 
 def _bare_loop(config: RunConfig) -> StepTimes:
     config = resolve(config)
-    config = replace(config, sources=[resolve_demo(source, config.storage.path) for source in config.sources])
+    config = with_demo_data(config)
     seconds: list[float] = []
     with engine_of_one_rank(config) as engine:
         in_memory = list(_first_steps(config, engine.device))

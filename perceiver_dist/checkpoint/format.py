@@ -11,6 +11,11 @@ A tensor in such a file is one span of a flattened parameter or moment. Its name
 is what begins at element 4,096 of the running mean of `head.weight`. The files together hold every element once. Who
 loads asks for the spans that it needs, whoever wrote them.
 
+Why not the known formats: torch.distributed.checkpoint reshards DTensors, but ZeRO holds its partitions as plain flat
+tensors. DeepSpeed's checkpoints hold the partitions of one stage, and have to be converted to universal checkpoints
+before another stage or world size loads them. Here nothing is converted, nothing is gathered to save, and a model is
+read without DeepSpeed.
+
 Restoring is exact: fp32 values are copied bit for bit, the learning rate and the order of samples follow from the
 number of steps, and nothing in the forward pass is random.
 """

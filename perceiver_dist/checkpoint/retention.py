@@ -18,7 +18,7 @@ from perceiver_dist.checkpoint.manifest import (
     read_manifest,
     write_manifest,
 )
-from perceiver_dist.checkpoint.run_folder import checkpoint_folders, checkpoint_name, is_checkpoint
+from perceiver_dist.checkpoint.run_folder import RunFolder, checkpoint_name
 from perceiver_dist.errors import UserError
 from pipelines.storage.files import STORAGE_ERRORS, delete, join, list_folder, reason_of, rename
 
@@ -45,7 +45,7 @@ class CheckpointList:
     """The checkpoints in a run's folder.
 
     Args:
-        folder: Path or URI of the run's folder.
+        folder: The run's folder.
         keep: Newest checkpoints that are kept.
         start_from: Checkpoint of another run to begin from when there is none in the folder.
         before_manifest: Called before a manifest is written, to save what a run that goes on from it needs.
@@ -57,7 +57,7 @@ class CheckpointList:
 
     def __init__(
         self,
-        folder: str,
+        folder: RunFolder,
         keep: int,
         start_from: str | None,
         before_manifest: Callable[[], None],
@@ -132,19 +132,19 @@ class CheckpointList:
         """Return step and place of the newest checkpoint that is whole, after setting aside those that are not."""
         damaged: dict[int, str] = {}
         step = 0
-        for candidate in checkpoint_folders(self._folder):
-            if not is_checkpoint(self._folder, candidate):
+        for candidate in self._folder.checkpoint_folders():
+            if not self._folder.is_checkpoint(candidate):
                 continue
-            damage = find_damage(self._checkpoint(candidate))
+            damage = find_damage(self._folder.checkpoint(candidate))
             if not damage:
                 step = candidate
                 break
             damaged[candidate] = damage
         instead = f"step {step}" if step else "train.start_from" if self._start_from else "the start"
         for other, damage in damaged.items():
-            rename(join(self._checkpoint(other), MANIFEST), DAMAGED_MANIFEST)
+            rename(join(self._folder.checkpoint(other), MANIFEST), DAMAGED_MANIFEST)
             self._tell(f"checkpoint {checkpoint_name(other)} is damaged ({damage}); going on from {instead}")
-        return step, self._checkpoint(step) if step else None
+        return step, self._folder.checkpoint(step) if step else None
 
     def _place(self, own: str | None) -> tuple[int, str | None]:
         checkpoint = own or self._start_from
@@ -171,7 +171,7 @@ class CheckpointList:
 
     def _write_manifest(self, manifest: Manifest) -> str:
         """Write the manifest if all files are there; return what is wrong."""
-        checkpoint = self._checkpoint(manifest.progress.steps)
+        checkpoint = self._folder.checkpoint(manifest.progress.steps)
         try:
             sizes = list_folder(checkpoint)
             for file in manifest.files:
@@ -192,10 +192,10 @@ class CheckpointList:
         """Keep the newest checkpoints; delete older ones, and what lies between and is none."""
         kept = 0
         try:
-            for step in checkpoint_folders(self._folder):
+            for step in self._folder.checkpoint_folders():
                 if step > self._newest:
                     continue  # being written, or left by an earlier group and written anew when training gets there
-                if is_checkpoint(self._folder, step):
+                if self._folder.is_checkpoint(step):
                     kept += 1
                     if kept <= self._keep:
                         continue
@@ -205,11 +205,8 @@ class CheckpointList:
 
     def _delete(self, step: int) -> None:
         # In this order: what is half deleted is no checkpoint.
-        delete(join(self._checkpoint(step), MANIFEST))
-        delete(self._checkpoint(step))
-
-    def _checkpoint(self, step: int) -> str:
-        return join(self._folder, checkpoint_name(step))
+        delete(join(self._folder.checkpoint(step), MANIFEST))
+        delete(self._folder.checkpoint(step))
 
     def _newest_in_words(self) -> str:
         return f"the newest is step {self._newest}" if self._newest else "there is none yet"

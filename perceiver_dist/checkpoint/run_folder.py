@@ -1,10 +1,23 @@
-"""What lies in a run's folder, and by which name."""
+"""The folder of one run: the names of its files, and what they hold.
+
+config.yaml                 the resolved configuration of the newest start
+metrics.jsonl               one line per logged step and per evaluation
+samples.jsonl               which samples each step learned from, with tracking.samples
+quarantine.jsonl            the samples that could not be used
+errors/                     a traceback for each failed rank
+result.json                 the outcome, once the run has ended
+learning_curves.png, confusion_SOURCE.png
+mlflow_run_id.txt, identity.txt, outbox.sqlite      the run in MLflow, and its records that MLflow does not have yet
+step-00001000/              one checkpoint; `manifest.json` in it is written last
+
+Everything else lives under `storage.path` beside the runs: demo data, shard indexes and MLflow's local database.
+"""
 
 import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +39,178 @@ MLFLOW_RUN_ID = "mlflow_run_id.txt"
 IDENTITY = "identity.txt"
 OUTBOX = "outbox.sqlite"
 ERRORS = "errors"
-"""Folder of the tracebacks of what ended ranks."""
+"""Folder of the tracebacks of failed ranks."""
 _CHECKPOINT = re.compile(r"step-(\d{8})")
 
 
-def run_folder(config: RunConfig) -> str:
-    """Return path or URI of a run's folder.
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run, in which every file is named here and nowhere else.
 
-    Args:
-        config: The run's resolved configuration.
+    Attributes:
+        uri: Path or URI of the folder, which need not exist yet.
     """
-    return join(config.storage.path, config.storage.run_name or "")
+
+    uri: str
+
+    @classmethod
+    def of(cls, config: RunConfig) -> "RunFolder":
+        """Return the folder of a run.
+
+        Args:
+            config: The run's resolved configuration.
+        """
+        return cls(join(config.storage.path, config.storage.run_name or ""))
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint: str) -> "RunFolder":
+        """Return the folder of the run that wrote a checkpoint.
+
+        Args:
+            checkpoint: Path or URI of the checkpoint's folder.
+        """
+        return cls(checkpoint.rpartition("/")[0] or ".")
+
+    def file(self, name: str) -> str:
+        """Return path or URI of a file in the folder.
+
+        Args:
+            name: Its name, such as "learning_curves.png".
+        """
+        return join(self.uri, name)
+
+    @property
+    def config(self) -> str:
+        """Path or URI of config.yaml."""
+        return self.file(CONFIG)
+
+    @property
+    def result(self) -> str:
+        """Path or URI of result.json."""
+        return self.file(RESULT)
+
+    @property
+    def metrics(self) -> str:
+        """Path or URI of metrics.jsonl."""
+        return self.file(METRICS)
+
+    @property
+    def samples(self) -> str:
+        """Path or URI of samples.jsonl."""
+        return self.file(SAMPLES)
+
+    @property
+    def quarantine(self) -> str:
+        """Path or URI of quarantine.jsonl."""
+        return self.file(QUARANTINE)
+
+    @property
+    def mlflow_run_id(self) -> str:
+        """Path or URI of the file with the id of the MLflow run."""
+        return self.file(MLFLOW_RUN_ID)
+
+    @property
+    def identity(self) -> str:
+        """Path or URI of the file with the name under which MLflow finds the run before its id is known."""
+        return self.file(IDENTITY)
+
+    @property
+    def outbox(self) -> Path:
+        """Where records wait for MLflow."""
+        return outbox_file(self.uri)
+
+    def checkpoint(self, steps: int) -> str:
+        """Return path or URI of the checkpoint after a number of steps.
+
+        Args:
+            steps: Steps taken.
+        """
+        return self.file(checkpoint_name(steps))
+
+    def checkpoint_folders(self) -> list[int]:
+        """Return the steps whose checkpoints have a folder, complete or not, the newest first."""
+        found = (steps_of(name) for name in list_folder(self.uri))
+        return sorted((steps for steps in found if steps is not None), reverse=True)
+
+    def is_checkpoint(self, steps: int) -> bool:
+        """Return whether the checkpoint of a step is complete: its manifest, which is written last, is there.
+
+        Args:
+            steps: Steps taken.
+        """
+        return MANIFEST in list_folder(self.checkpoint(steps))
+
+    def newest_step(self) -> int:
+        """Return the step of the newest complete checkpoint, 0 if there is none."""
+        return next((step for step in self.checkpoint_folders() if self.is_checkpoint(step)), 0)
+
+    def read_config(self) -> str | None:
+        """Return the text of config.yaml, None if there is none."""
+        return read_text(self.config)
+
+    def read_mlflow_run_id(self) -> str:
+        """Return the id of the MLflow run, "" if there is none."""
+        return (read_text(self.mlflow_run_id) or "").strip()
+
+    def read_result(self) -> dict[str, Any]:
+        """Return what result.json holds, empty if there is none."""
+        result = json.loads(read_text(self.result) or "{}")
+        return {**result, "metrics": numbers(result["metrics"])} if "metrics" in result else result
+
+    def finished_result(self, config: RunConfig) -> dict[str, Any] | None:
+        """Return what result.json holds if the run is complete and its configuration unchanged; else None.
+
+        Args:
+            config: The resolved configuration of this start.
+        """
+        result = self.read_result()
+        done = result.get("exit") == "completed" and self.newest_step() == config.last_step
+        return result if done and self.read_config() == to_yaml(config) else None
+
+    def check_resumable(self, config: RunConfig) -> None:
+        """Check that a resumed run learns from the samples that an uninterrupted one would learn from.
+
+        Which samples a step learns from is a function of some options; with other values, steps would silently repeat
+        and skip samples. Everything else (steps, workers, ZeRO stage, learning rate, ...) may change between starts.
+
+        Args:
+            config: The resolved configuration of this start; nothing is checked if there is no checkpoint yet.
+
+        Raises:
+            UserError: An option that decides the order of samples has another value than before.
+        """
+        before = self.read_config() if self.newest_step() else None
+        if before is None:
+            return
+        old, new = _order_options(yaml.safe_load(before)), _order_options(asdict(config))
+        for name, value in new.items():
+            if value != old.get(name):
+                raise UserError(
+                    f"{name} is {value}, but run '{config.storage.run_name}' was started with {old.get(name)}; it "
+                    "decides the order of samples: keep it, or start another storage.run_name"
+                )
+
+    def check_initial_checkpoint(self, config: RunConfig) -> None:
+        """Check that the checkpoint of `train.start_from` exists and is before the run's end.
+
+        Args:
+            config: The resolved configuration; nothing is checked if the run has a checkpoint of its own.
+
+        Raises:
+            UserError: It is no checkpoint, its manifest is damaged, or the run would end before it.
+        """
+        start = config.train.start_from
+        if start is None or self.newest_step():
+            return
+        if steps_of(start) is None or MANIFEST not in list_folder(start):
+            raise UserError(
+                f"train.start_from is {start}, which is no checkpoint; name a folder such as runs/NAME/step-00001000"
+            )
+        if read_manifest(start).progress.steps >= config.last_step:
+            raise UserError(
+                f"train.start_from is {start}, which is not before the run's last step {config.last_step}; raise "
+                "train.steps or take an earlier checkpoint"
+            )
 
 
 def checkpoint_name(steps: int) -> str:
@@ -48,20 +222,8 @@ def checkpoint_name(steps: int) -> str:
     return f"step-{steps:08d}"
 
 
-def outbox_file(folder: str) -> Path:
-    """Return where records of a run or search wait for MLflow: in its folder, or for a remote one on this machine.
-
-    Args:
-        folder: Path or URI of the run's or search's folder.
-    """
-    if "://" not in folder:
-        return Path(folder) / OUTBOX
-    name = hashlib.sha256(folder.encode()).hexdigest()[:16]
-    return Path.home() / ".cache" / "perceiver_dist" / f"outbox-{name}.sqlite"
-
-
 def steps_of(checkpoint: str) -> int | None:
-    """Return the steps that the name of a checkpoint's folder tells; None if it is not the name of one.
+    """Return the number of steps in the name of a checkpoint's folder; None for any other name.
 
     Args:
         checkpoint: Path or URI of a folder.
@@ -70,115 +232,17 @@ def steps_of(checkpoint: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def read_result(folder: str) -> dict[str, Any]:
-    """Return what result.json holds, empty if there is none.
+def outbox_file(folder: str) -> Path:
+    """Return where records of a run or search wait for MLflow: in its folder, or for a remote one on this machine.
 
     Args:
-        folder: Path or URI of the run's folder.
+        folder: Path or URI of the run's or search's folder.
     """
-    result = json.loads(read_text(join(folder, RESULT)) or "{}")
-    return {**result, "metrics": numbers(result["metrics"])} if "metrics" in result else result
-
-
-def finished_result(config: RunConfig, folder: str) -> dict[str, Any] | None:
-    """Return what result.json holds, if the run was completed and is started again as it was; else None.
-
-    Args:
-        config: The resolved configuration of this start.
-        folder: Path or URI of the run's folder.
-    """
-    result = read_result(folder)
-    done = result.get("exit") == "completed" and newest_step(folder) == config.last_step
-    return result if done and read_text(join(folder, CONFIG)) == to_yaml(config) else None
-
-
-def run_of(checkpoint: str) -> str:
-    """Return the folder of the run that a checkpoint is of.
-
-    Args:
-        checkpoint: Path or URI of the checkpoint's folder.
-    """
-    return checkpoint.rpartition("/")[0] or "."
-
-
-def checkpoint_folders(folder: str) -> list[int]:
-    """Return the steps whose checkpoints have a folder, whole or not, the newest first.
-
-    Args:
-        folder: Path or URI of the run's folder.
-    """
-    return sorted(
-        (steps for name in list_folder(folder) if (steps := steps_of(name)) is not None),
-        reverse=True,
-    )
-
-
-def is_checkpoint(folder: str, steps: int) -> bool:
-    """Return whether the checkpoint of a step was written to its end.
-
-    Args:
-        folder: Path or URI of the run's folder.
-        steps: Steps taken.
-    """
-    return MANIFEST in list_folder(join(folder, checkpoint_name(steps)))
-
-
-def newest_step(folder: str) -> int:
-    """Return the step of the newest checkpoint, 0 if there is none.
-
-    Args:
-        folder: Path or URI of the run's folder.
-    """
-    return next((step for step in checkpoint_folders(folder) if is_checkpoint(folder, step)), 0)
-
-
-def check_start(config: RunConfig, folder: str) -> None:
-    """Make sure that the checkpoint to begin from is there, and before the run's end.
-
-    Args:
-        config: The resolved configuration.
-        folder: Path or URI of the run's folder.
-
-    Raises:
-        UserError: It is not so, or its manifest is damaged.
-    """
-    start = config.train.start_from
-    if start is None or newest_step(folder):
-        return
-    if steps_of(start) is None or MANIFEST not in list_folder(start):
-        raise UserError(
-            f"train.start_from is {start}, which is no checkpoint; name a folder such as runs/NAME/step-00001000"
-        )
-    if read_manifest(start).progress.steps >= config.last_step:
-        raise UserError(
-            f"train.start_from is {start}, which is not before the run's last step {config.last_step}; raise "
-            "train.steps or take an earlier checkpoint"
-        )
-
-
-def check_continues(config: RunConfig, folder: str) -> None:
-    """Make sure that a run that goes on learns from the samples that it would have learned from.
-
-    Which samples a step learns from is a function of some options; with others, steps would silently repeat and skip
-    samples. Everything else (steps, workers, ZeRO stage, learning rate, ...) may change between two starts.
-
-    Args:
-        config: The resolved configuration of this start.
-        folder: The run's folder; nothing is checked if it holds no checkpoint.
-
-    Raises:
-        UserError: An option that decides the order of samples has another value than before.
-    """
-    before = read_text(join(folder, CONFIG)) if newest_step(folder) else None
-    if before is None:
-        return
-    old, new = _order_options(yaml.safe_load(before)), _order_options(asdict(config))
-    for name, value in new.items():
-        if value != old.get(name):
-            raise UserError(
-                f"{name} is {value}, but run '{config.storage.run_name}' was started with {old.get(name)}; it decides "
-                "the order of samples: keep it, or start another storage.run_name"
-            )
+    if "://" not in folder:
+        return Path(folder) / OUTBOX
+    # SQLite needs a local file. The name follows from the folder, so that the same command finds it again.
+    name = hashlib.sha256(folder.encode()).hexdigest()[:16]
+    return Path.home() / ".cache" / "perceiver_dist" / f"outbox-{name}.sqlite"
 
 
 def _order_options(tree: Mapping[str, Any]) -> dict[str, Any]:

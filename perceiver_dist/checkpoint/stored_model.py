@@ -15,18 +15,11 @@ from torch import Tensor
 
 from perceiver_dist.checkpoint.format import read_weights
 from perceiver_dist.checkpoint.manifest import MANIFEST, find_damage
-from perceiver_dist.checkpoint.run_folder import (
-    CONFIG,
-    MLFLOW_RUN_ID,
-    checkpoint_name,
-    newest_step,
-    run_of,
-    steps_of,
-)
+from perceiver_dist.checkpoint.run_folder import RunFolder, steps_of
 from perceiver_dist.config.command_line import read_run
 from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.errors import UserError
-from pipelines.storage.files import STORAGE_ERRORS, join, list_folder, open_storage, read_text, reason_of
+from pipelines.storage.files import STORAGE_ERRORS, join, list_folder, open_storage, reason_of
 
 WEIGHTS = "weights.safetensors"
 
@@ -53,7 +46,7 @@ class StoredModel:
     @property
     def folder(self) -> str:
         """Path or URI of the folder with config.yaml: a checkpoint's run, or what was exported."""
-        return run_of(self.place) if self.steps else self.place
+        return RunFolder.of_checkpoint(self.place).uri if self.steps else self.place
 
     def weights(self) -> dict[str, Tensor]:
         """Return all weights by name, fp32, on the host, after a look at every byte of a checkpoint.
@@ -88,30 +81,27 @@ def find_model(place: str) -> StoredModel:
     place = place.rstrip("/")
     files = list_folder(place)
     if MANIFEST in files:
-        run = run_of(place)
-        return StoredModel(place, _read_config(run), _mlflow_run_id(run))
+        return _model_at(place, RunFolder.of_checkpoint(place))
+    # An exported folder keeps its configuration and the id of its MLflow run under the same names as a run's folder.
+    folder = RunFolder(place)
     if WEIGHTS in files:
-        return StoredModel(place, _read_config(place), _mlflow_run_id(place))
-    step = newest_step(place)
+        return _model_at(place, folder)
+    step = folder.newest_step()
     if step:
-        return StoredModel(join(place, checkpoint_name(step)), _read_config(place), _mlflow_run_id(place))
+        return _model_at(folder.checkpoint(step), folder)
     raise UserError(
         f"{place}: no trained model there; name a run such as runs/NAME, one of its checkpoints such as "
         f"runs/NAME/step-00001000, or an exported folder with {WEIGHTS}"
     )
 
 
-def _read_config(folder: str) -> RunConfig:
-    """Return what config.yaml in a folder says.
+def _model_at(place: str, folder: RunFolder) -> StoredModel:
+    """Return the model whose configuration is in a folder.
 
     Raises:
-        UserError: It is not there, or is none of this version.
+        UserError: config.yaml is missing, or written by another version.
     """
-    text = read_text(join(folder, CONFIG))
+    text = folder.read_config()
     if text is None:
-        raise UserError(f"{join(folder, CONFIG)}: missing; a model cannot be built without its configuration")
-    return read_run(text)
-
-
-def _mlflow_run_id(folder: str) -> str:
-    return (read_text(join(folder, MLFLOW_RUN_ID)) or "").strip()
+        raise UserError(f"{folder.config}: missing; a model cannot be built without its configuration")
+    return StoredModel(place, read_run(text), folder.read_mlflow_run_id())

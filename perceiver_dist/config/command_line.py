@@ -100,9 +100,9 @@ def parse_run(
     _check_environment(parser, config)
     try:
         parsed = parser.parse_args(arguments)
-        return _build(parser, parsed, config), parsed
     except (ArgumentError, TypeError, ValueError) as error:
         raise UserError(_reason(error, parser, config)) from error
+    return _build(parser, parsed, config), parsed
 
 
 def read_run(text: str) -> RunConfig:
@@ -116,9 +116,10 @@ def read_run(text: str) -> RunConfig:
     """
     parser = run_parser("")
     try:
-        return _build(parser, parser.parse_object(yaml.safe_load(text)), RunConfig)
+        parsed = parser.parse_object(yaml.safe_load(text))
     except (ArgumentError, TypeError, ValueError) as error:
         raise UserError(_reason(error, parser, RunConfig)) from error
+    return _build(parser, parsed, RunConfig)
 
 
 def to_yaml(config: Any) -> str:
@@ -150,7 +151,21 @@ def run_job(main: Callable[[Sequence[str]], int]) -> NoReturn:
 
 
 def _build(parser: ArgumentParser, parsed: Namespace, config: type[Configuration]) -> Configuration:
-    built = parser.instantiate(parsed)
+    """Make the dataclasses of what was parsed; their `__post_init__` checks it.
+
+    Raises:
+        UserError: A value is not allowed.
+        ValueError: A check has a bug.
+    """
+    try:
+        built = parser.instantiate(parsed)
+    except ValueError as error:
+        # jsonargparse raises a ValueError of its own from what a nested dataclass raises. Anything but a UserError
+        # behind it is a bug in our checks: every type has been validated by now.
+        user_error = _user_error_behind(error)
+        if user_error is None:
+            raise
+        raise UserError(str(user_error)) from error
     return config(**{field.name: built[field.name] for field in dataclasses.fields(config)})
 
 
@@ -240,17 +255,25 @@ def _type_name(content: object) -> str:
     return "nothing" if content is None else f"a {type(content).__name__}"
 
 
+def _user_error_behind(error: BaseException) -> UserError | None:
+    """Return the UserError that an error was raised from, however many levels below; None if there is none."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
 def _reason(error: BaseException, parser: ArgumentParser, config: type) -> str:
     """Return why parsing failed as one line: our own message if one is behind the parser's, else from its text.
 
     jsonargparse reports the way to a wrong value in lines `Parser key "..."`, one for each level, followed by what
     is wrong there.
     """
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, UserError):
-            return str(cause)
-        cause = cause.__cause__ or cause.__context__
+    user_error = _user_error_behind(error)
+    if user_error is not None:
+        return str(user_error)
     text = str(error)
     way = list(dict.fromkeys(re.findall(r'(?:Parser key "|Group \')([\w.]+)', text)))
     unknown = re.search(r"(?:unrecognized arguments: -*|accept option '|Option ')([^\s=']+)", text)

@@ -6,6 +6,7 @@ perceiver_dist/model/model_config.py, `sources` and `data` in pipelines/shards/s
 """
 
 from dataclasses import asdict, dataclass, field
+from math import inf
 from typing import Any, Literal
 
 from perceiver_dist.config.credentials import refuse_credentials
@@ -286,7 +287,8 @@ class RunConfig:
 
         Raises:
             UserError: A password or key in an option, no source, two sources with one name, a weight that is not
-                positive, a source with a modality that the model has no input for, or masks without a spectrogram.
+                positive and finite, a source with a modality that the model has no input for, or masks without a
+                spectrogram.
         """
         refuse_credentials(asdict(self))
         if not self.sources:
@@ -298,8 +300,10 @@ class RunConfig:
                     f"sources: the name '{name}' is used {names.count(name)} times; names must differ"
                 )
         for source in self.sources:
-            if not source.weight > 0:
-                raise UserError(f"source '{source.name}': weight is {source.weight}, must be above 0")
+            if not 0 < source.weight < inf:
+                raise UserError(
+                    f"source '{source.name}': weight is {source.weight}, must be above 0 and finite"
+                )
             for modality in source.modalities:
                 if getattr(self.model, modality) is None:
                     raise UserError(

@@ -10,11 +10,12 @@ import torch
 from ray.data import DataIterator
 from torch import Tensor
 
+from perceiver_dist.errors import InternalError
 from pipelines.units.unit_maker import BadSample
 
 
-class UnitOrderError(RuntimeError):
-    """A rank was handed another unit than the plan says: an error of the data path, never of the user."""
+class UnitOrderError(InternalError):
+    """A rank received another unit than the plan says: a bug in the data path, never a mistake of the user."""
 
 
 @dataclass(frozen=True)

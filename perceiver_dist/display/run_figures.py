@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from perceiver_dist.errors import UserError
+from perceiver_dist.errors import InternalError
 
 MAX_DRAWN_CLASSES = 100
 """Up to so many classes a confusion matrix is worth drawing; a picture of a thousand takes gigabytes."""
@@ -37,11 +37,11 @@ def confusion_matrix_figure(counts: np.ndarray[Any, Any], class_names: Sequence[
         path: The PNG to write; its folder exists.
 
     Raises:
-        UserError: `counts` is not square, or has another number of rows than there are names.
+        InternalError: `counts` is not square, or has another number of rows than there are names.
     """
     classes = len(class_names)
     if counts.shape != (classes, classes):
-        raise UserError(
+        raise InternalError(
             f"confusion matrix: counts have shape {counts.shape}, {classes} class names need "
             f"({classes}, {classes}); give one name per class"
         )
@@ -77,11 +77,11 @@ def learning_curves_figure(history: Sequence[Mapping[str, float]], path: Path) -
         path: The PNG to write; its folder exists.
 
     Raises:
-        UserError: No entry of `history` holds a metric.
+        InternalError: No entry of `history` holds a metric.
     """
     curves = _curves(history)
     if not curves:
-        raise UserError(
+        raise InternalError(
             f"learning curves: none of the {len(history)} entries of the history holds a metric; "
             "log at least one step before drawing"
         )

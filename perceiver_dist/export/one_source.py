@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from perceiver_dist.errors import UserError
+from perceiver_dist.errors import InternalError
 from perceiver_dist.inference.trained_model import TrainedModel, probabilities_of
 from perceiver_dist.model.perceiver import Perceiver
 from pipelines.shards.source import SourceConfig
@@ -121,7 +121,7 @@ def check_same(
         The largest difference.
 
     Raises:
-        UserError: It is larger than rounding explains.
+        InternalError: It is larger than rounding explains.
     """
     reference = OneSource(trained.model, source, output)
     differences = []
@@ -132,7 +132,7 @@ def check_same(
         differences.append(np.abs(exported(inputs) - expected).max())
     largest = float(np.max(differences))
     if not largest <= MAX_DIFFERENCE:
-        raise UserError(
+        raise InternalError(
             f"{output} of the exported model differ from the model's by up to {largest:.1e}, more than "
             f"{MAX_DIFFERENCE:.0e}: nothing was written; please report this with the model's config.yaml"
         )

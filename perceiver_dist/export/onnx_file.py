@@ -36,8 +36,9 @@ def export_onnx(model: str, out: str, source: str | None = None, output: Output 
         What was made, in one line.
 
     Raises:
-        UserError: Packages are missing, there is no whole model or no such source, the file would be too large or
-            differ from the model, or something is at the new place already.
+        UserError: Packages are missing, there is no whole model or no such source, the file would be too large, or
+            something is at the new place already.
+        InternalError: The file's results differ from the model's.
     """
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:

@@ -24,8 +24,8 @@ def export_torch(model: str, out: str, source: str | None = None, output: Output
         What was made, in one line.
 
     Raises:
-        UserError: There is no whole model or no such source, the file differs from the model, or something is at the
-            new place already.
+        UserError: There is no whole model or no such source, or something is at the new place already.
+        InternalError: The file's results differ from the model's.
     """
     trained = TrainedModel(find_model(model))
     chosen = trained.source(source)

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from perceiver_dist.checkpoint.manifest import MANIFEST, read_manifest
-from perceiver_dist.checkpoint.run_folder import read_result, run_of
+from perceiver_dist.checkpoint.run_folder import RunFolder
 from perceiver_dist.checkpoint.stored_model import StoredModel
 from perceiver_dist.errors import UserError
 from perceiver_dist.strict_json import numbers, to_json
@@ -54,7 +54,7 @@ def training_facts(stored: StoredModel) -> TrainingFacts | None:
                 f"{join(stored.place, TRAINING)} is not as it was written ({error}); export the model anew"
             ) from error
     progress = read_manifest(stored.place).progress
-    result = read_result(run_of(stored.place))
+    result = RunFolder.of_checkpoint(stored.place).read_result()
     # The last evaluation says nothing of an earlier checkpoint.
     ended_here = result.get("exit") == "completed" and result["steps"] == progress.steps
     return TrainingFacts(progress.steps, progress.samples_seen, result["metrics"] if ended_here else {})

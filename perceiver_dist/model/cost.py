@@ -7,7 +7,7 @@ and residuals are well below 1%.
 from collections.abc import Collection, Mapping
 from typing import Literal
 
-from perceiver_dist.errors import UserError
+from perceiver_dist.errors import InternalError
 from perceiver_dist.modalities import ModalityInput, tokens
 from perceiver_dist.model.attention import CHANNEL_MULTIPLE, attention_path
 from perceiver_dist.model.inputs import encoding_channels, learned_positions, token_channels
@@ -78,7 +78,8 @@ def paper_flops(config: ModelConfig, modalities: Collection[str]) -> int:
         FLOPs.
 
     Raises:
-        UserError: A modality is not configured, or none is.
+        UserError: No modality is configured.
+        InternalError: One of `modalities` is not configured.
     """
     count, channels = sum(_selected_tokens(config, modalities).values()), token_channels(config)
 
@@ -106,7 +107,8 @@ def forward_flops(config: ModelConfig, modalities: Collection[str], device: str 
         FLOPs.
 
     Raises:
-        UserError: A modality is not configured, or none is.
+        UserError: No modality is configured.
+        InternalError: One of `modalities` is not configured.
     """
     counts, channels = _selected_tokens(config, modalities), token_channels(config)
     path = attention_path(config, device)
@@ -162,10 +164,11 @@ def memory_per_rank(
         Bytes under "parameters", "gradients", "optimizer" and "activations".
 
     Raises:
-        UserError: No modality is configured, or zero_stage, world_size or micro_batch is out of range.
+        UserError: No modality is configured.
+        InternalError: zero_stage, world_size or micro_batch is out of range.
     """
     if zero_stage not in (0, 1, 2, 3) or world_size < 1 or micro_batch < 1:
-        raise UserError(
+        raise InternalError(
             f"zero_stage {zero_stage}, world_size {world_size}, micro_batch {micro_batch}: the stage must be "
             "0 to 3, the others at least 1"
         )
@@ -197,7 +200,7 @@ def _selected_tokens(config: ModelConfig, modalities: Collection[str]) -> dict[s
     counts = tokens_per_modality(config)
     unknown = sorted(set(modalities) - set(counts))
     if unknown:
-        raise UserError(
+        raise InternalError(
             f"modalities {unknown} are not configured, the model reads {', '.join(counts) or 'nothing'}"
         )
     return {name: count for name, count in counts.items() if name in modalities}

@@ -18,7 +18,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from perceiver_dist.errors import UserError
+from perceiver_dist.errors import InternalError, UserError
 from perceiver_dist.modalities import (
     MODALITIES,
     AudioInput,
@@ -191,17 +191,17 @@ class Tokenizer(nn.Module):
             The tokens, with LN statistics from sums over the parts: the C channels are never put together.
 
         Raises:
-            UserError: The array's shape or dtype is not the modality's, or learned positions are not given.
+            InternalError: The array's shape or dtype is not the modality's, or learned positions are not given.
         """
         expected_dtype = getattr(torch, self.spec.array_dtype)
         if tuple(array.shape[1:]) != self.spec.array_shape or array.dtype != expected_dtype:
-            raise UserError(
+            raise InternalError(
                 f"{self.name}: array of {array.dtype} and shape (B, *{tuple(array.shape[1:])}), expected "
                 f"{expected_dtype} and (B, *{self.spec.array_shape}): decode to model.{self.name}'s sizes"
             )
         position = learned_position if self.spec.position == "learned" else self.get_buffer("position")
         if position is None:
-            raise UserError(f"{self.name}: positions are learned, give them")
+            raise InternalError(f"{self.name}: positions are learned, give them")
         position = position.to(torch.promote_types(position.dtype, torch.float32))
         content = self._content(array, position.dtype)
         if masked is not None:
@@ -280,12 +280,12 @@ def read_presence(present: Mapping[str, Tensor], names: list[str], batch: int) -
         The presence, or None when nothing is missing: attention then needs no mask.
 
     Raises:
-        UserError: A mask is not bool of shape (B,).
+        InternalError: A mask is not bool of shape (B,).
     """
     masks = {name: present[name] for name in names if name in present}
     for name, mask in masks.items():
         if mask.dtype != torch.bool or mask.shape != (batch,):
-            raise UserError(
+            raise InternalError(
                 f"present[{name!r}] is {mask.dtype} of shape {tuple(mask.shape)}, expected torch.bool of "
                 f"shape ({batch},): one value per sample"
             )

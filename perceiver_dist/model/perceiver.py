@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from perceiver_dist.errors import UserError
+from perceiver_dist.errors import InternalError, UserError
 from perceiver_dist.model.attention import AttendableTokens, CrossAttend, DenseTokens, attention_path
 from perceiver_dist.model.factored import FactoredTokens
 from perceiver_dist.model.inputs import (
@@ -36,8 +36,8 @@ class Perceiver(nn.Module):
         heads: Number of classes of each source, by source name.
 
     Raises:
-        UserError: No modality is configured, there is no head, a head has no classes, or a source's name is
-            not one that torch accepts for a module.
+        UserError: No modality is configured, or a source's name is not one that torch accepts for a module.
+        InternalError: There is no head, or a head has no classes.
     """
 
     def __init__(self, config: ModelConfig, heads: Mapping[str, int]) -> None:
@@ -92,7 +92,7 @@ class Perceiver(nn.Module):
             (B, classes of the source) in the parameters' dtype.
 
         Raises:
-            UserError: The source or a modality is unknown, there is no array, or an array or mask has another
+            InternalError: The source or a modality is unknown, there is no array, or an array or mask has another
                 shape or dtype than configured.
         """
         logits, _ = self.logits_and_latents(arrays, present, source, masked)
@@ -117,7 +117,7 @@ class Perceiver(nn.Module):
             (B, classes of the source), and (B, N, D).
 
         Raises:
-            UserError: As `forward` raises it.
+            InternalError: As `forward` raises it.
         """
         names = self._modalities_of(arrays, source)
         encodings: dict[str, Tensor] = self.encodings()
@@ -181,10 +181,10 @@ class Perceiver(nn.Module):
 
     def _modalities_of(self, arrays: Mapping[str, Tensor], source: str) -> list[str]:
         if source not in self.heads:
-            raise UserError(f"source {source!r} has no head, expected one of: {', '.join(self.heads)}")
+            raise InternalError(f"source {source!r} has no head, expected one of: {', '.join(self.heads)}")
         unknown = [name for name in arrays if name not in self.tokenizers]
         if unknown or not arrays:
-            raise UserError(
+            raise InternalError(
                 f"source {source!r} gives the arrays {list(arrays)}, the model reads "
                 f"{', '.join(self.tokenizers)}: configure model.<modality> for each, and give at least one"
             )
@@ -207,10 +207,10 @@ class Perceiver(nn.Module):
 
 def _check_heads(heads: Mapping[str, int]) -> None:
     if not heads:
-        raise UserError("the model has no head: give at least one source and its number of classes")
+        raise InternalError("the model has no head: give at least one source and its number of classes")
     for source, classes in heads.items():
         if classes < 1:
-            raise UserError(f"source {source!r} has {classes} classes, must be at least 1")
+            raise InternalError(f"source {source!r} has {classes} classes, must be at least 1")
         if not source or "." in source or hasattr(nn.ModuleDict(), source):
             raise UserError(
                 f"source name {source!r} cannot name a module in torch (empty, with a dot, or a method's name): "

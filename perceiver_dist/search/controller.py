@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from perceiver_dist.checkpoint.run_folder import CONFIG, checkpoint_name
+from perceiver_dist.checkpoint.run_folder import RunFolder
 from perceiver_dist.config.command_line import to_yaml
 from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.search.report.search_console import RunningTrial, SearchDisplay
@@ -73,7 +73,7 @@ class SearchController:
         training = self._training_of(trial)
         self._save()
         self._tracking.open_trial(trial, training, self.folder_of(trial))
-        write_text(join(self.folder_of(trial), CONFIG), to_yaml(training))
+        write_text(self.folder_of(trial).config, to_yaml(training))
         self._seen_trial[trial.number] = self._clock()
         self._save()
         return trial
@@ -87,13 +87,13 @@ class SearchController:
             return not any(trial.state == "running" for trial in self.record.trials)
         return self._candidates_are_out
 
-    def folder_of(self, trial: Trial) -> str:
-        """Return path or URI of a trial's folder.
+    def folder_of(self, trial: Trial) -> RunFolder:
+        """Return a trial's folder.
 
         Args:
             trial: The trial.
         """
-        return join(self._folder, folder_name(trial))
+        return RunFolder(join(self._folder, folder_name(trial)))
 
     def reported(self, trial: Trial, report: TrialReport) -> bool:
         """Take note of a report.
@@ -171,7 +171,7 @@ class SearchController:
         trial.step = max([report.step, *report.evaluations])
         trial.samples = trial.step * train.lanes * train.micro_batch
         if report.checkpoint_step:
-            trial.checkpoint = join(self.folder_of(trial), checkpoint_name(report.checkpoint_step))
+            trial.checkpoint = self.folder_of(trial).checkpoint(report.checkpoint_step)
         between = trial.cost.steps // self._config.search.evaluations
         for step, metrics in sorted(report.evaluations.items()):
             if step // between > len(trial.evaluations):
@@ -181,7 +181,7 @@ class SearchController:
                         f"search.metric is {self._config.search.metric}, which no held-out sample defines at step "
                         f"{step}; look at the held-out shards and their labels"
                     )
-                trial.evaluations.append(TrialEvaluation(step // between, step, score, metrics))
+                trial.evaluations.append(TrialEvaluation(step // between, step, score, metrics.flat()))
                 self._tracking.evaluated(trial)
                 self._save()
         return ""

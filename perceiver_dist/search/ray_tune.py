@@ -81,7 +81,7 @@ class _Searcher(_NotPickled, Searcher):
             return Searcher.FINISHED if self._progress.drained else None
         self.trials[trial_id] = trial
         self._live.add(trial_id)
-        return {"name": trial.name, "folder": self._progress.folder_of(trial)}
+        return {"name": trial.name, "folder": self._progress.folder_of(trial).uri}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

@@ -30,8 +30,7 @@ from perceiver_dist.search.study.objective import check_metric
 from perceiver_dist.search.study.search_config import SearchRunConfig
 from perceiver_dist.search.study.search_record import SearchRecord, load_record
 from perceiver_dist.search.trial_resources import keep_data_actors_here, start_ray_for_trials, trials_at_once
-from perceiver_dist.training.driver import resolve
-from pipelines.demo.resolve import resolve_demo
+from perceiver_dist.training.prepare import resolve, with_demo_data
 from pipelines.storage.files import check_writable, copy_file, join, read_text, write_text
 
 BEST = "best.yaml"
@@ -64,7 +63,7 @@ def run_search(config: SearchRunConfig, console: Console, promote: str | None = 
     device = "cuda" if torch.cuda.is_available() and config.train.device != "cpu" else "cpu"
     left = _check_candidates(config, record, device)
     console.print(f"search {config.search.name}: preparing data")
-    config = replace(config, sources=[resolve_demo(source, config.storage.path) for source in config.sources])
+    config = with_demo_data(config)
     shards = list_shards(config)
     if left:
         start_ray_for_trials(config)
@@ -135,7 +134,7 @@ def _resolved(config: SearchRunConfig) -> SearchRunConfig:
             f"storage.run_name is '{config.storage.run_name}'; a search names its runs itself: leave it out, and "
             "set search.name"
         )
-    resolved: Any = resolve(config)
+    resolved = resolve(config)
     storage = replace(resolved.storage, run_name=None)
     return replace(resolved, storage=storage, data=replace(resolved.data, index_path=resolved.index_folder))
 

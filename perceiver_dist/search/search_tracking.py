@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from perceiver_dist.checkpoint.run_folder import MLFLOW_RUN_ID, outbox_file
+from perceiver_dist.checkpoint.run_folder import RunFolder, outbox_file
 from perceiver_dist.config.flatten import flatten, to_nested
 from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.search.study.search_config import SearchRunConfig
@@ -20,7 +20,7 @@ from perceiver_dist.search.study.search_record import SearchRecord, Trial
 from perceiver_dist.tracking.background_writer import BackgroundWriter
 from perceiver_dist.tracking.mlflow_run import MlflowRun, MlflowUnavailableError
 from perceiver_dist.tracking.mlflow_store import RunStatus
-from pipelines.storage.files import join, write_text
+from pipelines.storage.files import write_text
 
 _MAX_WAIT_SECONDS = 600.0
 """How long a search waits for MLflow to open a trial's run; a server is updated or restarted in less."""
@@ -42,7 +42,7 @@ class SearchTracking:
         self._config = config
         self._identity = record.identity
         self._logs: dict[int, MlflowRun] = {}
-        self._folders: dict[int, str] = {}
+        self._folders: dict[int, RunFolder] = {}
         self._writer = BackgroundWriter(config.tracking.uri or "", outbox_file(folder))
         self._parent = MlflowRun(
             self._writer,
@@ -56,13 +56,13 @@ class SearchTracking:
         )
         record.mlflow_run_id = self._parent.run_id
 
-    def open_trial(self, trial: Trial, training: RunConfig, folder: str) -> None:
+    def open_trial(self, trial: Trial, training: RunConfig, folder: RunFolder) -> None:
         """Open the run of a trial, or go on with it, and leave its id where the training looks for it.
 
         Args:
             trial: The trial; its run's id is set.
             training: Its configuration.
-            folder: Path or URI of its folder.
+            folder: Its folder.
 
         Raises:
             MlflowUnavailableError: MLflow was away for too long.
@@ -83,7 +83,7 @@ class SearchTracking:
                 time.sleep(_SECONDS_BETWEEN_TRIES)
         trial.mlflow_run_id = self._logs[trial.number].run_id
         self._logs[trial.number].tags({"state": "running"})
-        write_text(join(folder, MLFLOW_RUN_ID), trial.mlflow_run_id)
+        write_text(folder.mlflow_run_id, trial.mlflow_run_id)
 
     def _new_log(self, trial: Trial, training: RunConfig) -> MlflowRun:
         cost = {f"cost.{name}": f"{value:g}" for name, value in asdict(trial.cost).items()}
@@ -121,7 +121,7 @@ class SearchTracking:
             trial: The trial; it has ended.
         """
         log = self._logs.pop(trial.number)
-        self._writer.take_over(outbox_file(self._folders.pop(trial.number)))
+        self._writer.take_over(self._folders.pop(trial.number).outbox)
         values = {"seconds": trial.seconds, "samples": float(trial.samples), **asdict(trial.cost)}
         log.metrics(trial.step, {f"cost/{name}": float(value) for name, value in values.items()})
         log.tags({"state": trial.state, "reason": trial.reason})

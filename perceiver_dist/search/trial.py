@@ -7,12 +7,12 @@ from typing import Any
 from ray import tune
 from rich.console import Console
 
-from perceiver_dist.checkpoint.run_folder import CONFIG, newest_step
+from perceiver_dist.checkpoint.run_folder import RunFolder
 from perceiver_dist.config.command_line import read_run
 from perceiver_dist.errors import UserError
 from perceiver_dist.training.driver import run_training
+from perceiver_dist.training.tracker.logged_metrics import EvaluationMetrics
 from perceiver_dist.training.tracker.status import TrainingStatus
-from pipelines.storage.files import join, read_text
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class TrialReport:
     Attributes:
         step: Optimizer steps taken.
         loss: Training loss of the newest steps; None if none was taken, as by a trial that was killed after its last.
-        evaluations: Step and metrics of all evaluations that a checkpoint stands behind.
+        evaluations: By step, all evaluations that a checkpoint stands behind.
         checkpoint_step: Step of the newest checkpoint, 0 if there is none.
         exit: How the training ended, "" while it runs: completed or failed.
         reason: Why it failed, one line.
@@ -30,7 +30,7 @@ class TrialReport:
 
     step: int
     loss: float | None = None
-    evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
+    evaluations: dict[int, EvaluationMetrics] = field(default_factory=dict)
     checkpoint_step: int = 0
     exit: str = ""
     reason: str = ""
@@ -45,31 +45,33 @@ def run_trial(parameters: dict[str, Any]) -> None:
     Args:
         parameters: "folder": path or URI of the run's folder, which holds its configuration.
     """
-    folder = parameters["folder"]
+    folder = RunFolder(parameters["folder"])
     newest = TrialReport(step=0)
 
     def on_status(status: TrainingStatus) -> None:
         nonlocal newest
-        saved = newest_step(folder)
-        covered = {step: metrics for step, metrics in status.evaluations.items() if step <= saved}
-        newest = TrialReport(status.step, status.loss if status.step else None, covered, saved)
+        step, saved = status.latest.step, folder.newest_step()
+        covered = {at: metrics for at, metrics in status.evaluations.items() if at <= saved}
+        newest = TrialReport(step, status.latest.loss if step else None, covered, saved)
         tune.report({"report": newest})
 
     try:
-        training = read_run(read_text(join(folder, CONFIG)) or "")
+        training = read_run(folder.read_config() or "")
         result = run_training(training, Console(file=io.StringIO()), on_status)
     except UserError as error:
         tune.report({"report": TrialReport(newest.step, exit="failed", reason=str(error))})
         return
-    last = {result["steps"]: result["metrics"]} if result["exit"] == "completed" else {}
-    evaluations = {**newest.evaluations, **last}
+    evaluations = dict(newest.evaluations)
+    if result["exit"] == "completed":
+        step = result["steps"]
+        evaluations[step] = EvaluationMetrics.from_flat(step, result["metrics"])
     tune.report(
         {
             "report": TrialReport(
                 result["steps"],
                 newest.loss,
                 evaluations,
-                newest_step(folder),
+                folder.newest_step(),
                 result["exit"],
                 result["error"],
             )

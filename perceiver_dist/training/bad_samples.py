@@ -1,15 +1,16 @@
 """Bad samples as a rank meets them: told to the tracker, counted over all ranks, and too many of them end the run."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import ray
 import torch
+from ray import ObjectRef
 from torch import distributed
 
 from perceiver_dist.checkpoint.run_folder import QUARANTINE
 from perceiver_dist.data.batches import Batch
 from perceiver_dist.errors import UserError
+from perceiver_dist.training.tracker.handle import TrackerHandle
 
 ENOUGH = 500
 """Samples of a source that must have been met before their bad fraction says anything."""
@@ -27,12 +28,14 @@ class BadSamples:
         device: Where counts are added up over the ranks.
     """
 
-    def __init__(self, sources: list[str], max_fraction: float, tracker: Any, device: torch.device) -> None:
+    def __init__(
+        self, sources: list[str], max_fraction: float, tracker: TrackerHandle, device: torch.device
+    ) -> None:
         self._counts = {name: [0, 0] for name in sources}
         self._max_fraction = max_fraction
         self._tracker = tracker
         self._device = device
-        self._told: list[Any] = []
+        self._told: list[ObjectRef[None]] = []
 
     def saw(self, source: str, batch: Batch) -> None:
         """Count a batch, and tell the tracker of its bad samples without waiting.

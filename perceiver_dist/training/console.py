@@ -8,18 +8,21 @@ from typing import Any
 import ray
 from rich.console import Console
 
-from perceiver_dist.checkpoint.run_folder import QUARANTINE
+from perceiver_dist.checkpoint.run_folder import RunFolder
 from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.display.progress import ProgressLine, result_table
+from perceiver_dist.training.tracker.handle import TrackerHandle
 from perceiver_dist.training.tracker.status import TrainingStatus
-from pipelines.storage.files import join
 
 _SECONDS_BETWEEN_UPDATES = 0.5
 
 
 @contextmanager
 def show_status(
-    line: ProgressLine, tracker: Any, total_steps: int, on_status: Callable[[TrainingStatus], None] | None
+    line: ProgressLine,
+    tracker: TrackerHandle,
+    total_steps: int,
+    on_status: Callable[[TrainingStatus], None] | None,
 ) -> Iterator[None]:
     """Show the tracker's status on the progress line while `trainer.fit` holds the main thread.
 
@@ -35,7 +38,7 @@ def show_status(
 
     def look() -> None:
         nonlocal restarts, told, workers
-        status: TrainingStatus = ray.get(tracker.status.remote())
+        status = ray.get(tracker.status.remote())
         if status.restarts > restarts:
             restarts = status.restarts
             line.message(_restart_line(status, workers))
@@ -43,9 +46,10 @@ def show_status(
         for message in status.messages[told:]:
             line.message(message)
         told = len(status.messages)
-        if status.step:
+        latest = status.latest
+        if latest.step:
             line.update(
-                status.step, total_steps, status.loss, status.samples_per_second, status.data_wait_fraction
+                latest.step, total_steps, latest.loss, latest.samples_per_second, latest.data_wait_fraction
             )
         if on_status:
             on_status(status)
@@ -90,7 +94,7 @@ def show_waiting(waiting: int, config: RunConfig, console: Console) -> None:
         )
 
 
-def show_result(result: dict[str, Any], config: RunConfig, folder: str, console: Console) -> None:
+def show_result(result: dict[str, Any], config: RunConfig, folder: RunFolder, console: Console) -> None:
     """Print a finished run's table of metrics and where everything is.
 
     Args:
@@ -100,12 +104,12 @@ def show_result(result: dict[str, Any], config: RunConfig, folder: str, console:
         console: Where to print.
     """
     places = {
-        "run": folder,
+        "run": folder.uri,
         "checkpoint": result["checkpoint"] or "none",
         "MLflow run": result["mlflow_run_id"],
     }
     if result["quarantined"]:
-        places["quarantined"] = f"{result['quarantined']} samples, see {join(folder, QUARANTINE)}"
+        places["quarantined"] = f"{result['quarantined']} samples, see {folder.quarantine}"
     if config.tracking.uri and config.tracking.uri.startswith("sqlite"):
         places["UI"] = f"mlflow ui --backend-store-uri {config.tracking.uri}"
     if result["error"]:

@@ -2,16 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import ray
 from ray.data import Dataset
 
-from perceiver_dist.checkpoint.retention import StartingPoint
 from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.data.shard_indexing import SourceData, evaluation_dataset
 from perceiver_dist.errors import UserError
-from perceiver_dist.training.tracker.status import TrainingStatus
+from perceiver_dist.training.tracker.handle import TrackerHandle
 from pipelines.shards.shard_index import SourceIndex
 from pipelines.shards.source import SourceConfig
 from pipelines.units.plan import EvaluationPlan, TrainingPlan
@@ -25,7 +23,7 @@ class TrainingGivenUpError(RuntimeError):
 
 
 def make_datasets(
-    config: RunConfig, data: dict[str, SourceData], tracker: Any
+    config: RunConfig, data: dict[str, SourceData], tracker: TrackerHandle
 ) -> dict[str, Callable[[], Dataset]]:
     """Return a function per dataset that Ray Train calls in its controller at each start of a worker group.
 
@@ -65,12 +63,12 @@ def training_units(config: RunConfig, source: SourceConfig, index: SourceIndex) 
     return UnitMaker(source, config.inputs(source), index, plan, config.data)
 
 
-def _training_dataset(config: RunConfig, maker: UnitMaker, tracker: Any) -> Dataset:
-    status: TrainingStatus = ray.get(tracker.status.remote())
+def _training_dataset(config: RunConfig, maker: UnitMaker, tracker: TrackerHandle) -> Dataset:
+    status = ray.get(tracker.status.remote())
     if status.user_error:
         raise UserError(status.user_error)
     schedule, train, name = Schedule(config.weights), config.train, maker.source.name
-    start: StartingPoint = ray.get(tracker.choose_starting_point.remote())
+    start = ray.get(tracker.choose_starting_point.remote())
     refusal = ray.get(tracker.count_start.remote(name))
     if refusal:
         raise TrainingGivenUpError(refusal)

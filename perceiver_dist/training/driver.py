@@ -3,8 +3,7 @@
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,20 +23,8 @@ from ray.train.v2.api.config import ScalingConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
-from perceiver_dist.checkpoint.run_folder import (
-    CONFIG,
-    ERRORS,
-    RESULT,
-    check_continues,
-    check_start,
-    checkpoint_name,
-    finished_result,
-    newest_step,
-    outbox_file,
-    run_folder,
-)
+from perceiver_dist.checkpoint.run_folder import ERRORS
 from perceiver_dist.cluster.ray_cluster import (
-    check_is_kept,
     cpus_of,
     device_type,
     gpus_per_worker,
@@ -46,24 +33,24 @@ from perceiver_dist.cluster.ray_cluster import (
 )
 from perceiver_dist.config.command_line import to_yaml
 from perceiver_dist.config.run_config import RunConfig, WorkerRange
-from perceiver_dist.data.shard_indexing import SourceData, index_sources, list_shards
+from perceiver_dist.data.shard_indexing import SourceData, index_sources
 from perceiver_dist.display.progress import ProgressLine
 from perceiver_dist.errors import UserError
 from perceiver_dist.model.cost import parameter_count
 from perceiver_dist.strict_json import to_json
 from perceiver_dist.tracking.background_writer import BackgroundWriter
-from perceiver_dist.tracking.mlflow_store import RunStatus, absolute_tracking_uri
+from perceiver_dist.tracking.mlflow_store import RunStatus
 from perceiver_dist.training.console import show_result, show_status, show_waiting
 from perceiver_dist.training.datasets import TrainingGivenUpError, make_datasets
-from perceiver_dist.training.fine_tuning import check_fine_tuning
 from perceiver_dist.training.launch import ReleasePlacementGroup, fit_with_restarts
 from perceiver_dist.training.preemption import forward_sigterm
+from perceiver_dist.training.prepare import PreparedRun, prepare
 from perceiver_dist.training.tracker.actor import Tracker
 from perceiver_dist.training.tracker.failures import RankState, cause_of, failure_of
+from perceiver_dist.training.tracker.handle import TrackerHandle
 from perceiver_dist.training.tracker.status import TrainingStatus
 from perceiver_dist.training.worker import WorkerJob, train_worker
-from pipelines.demo.resolve import resolve_demo
-from pipelines.storage.files import absolute_uri, check_writable, join, write_text
+from pipelines.storage.files import write_text
 
 
 def run_training(
@@ -82,73 +69,38 @@ def run_training(
     Raises:
         UserError: Something the user can mend; nothing is left half-written.
     """
-    config = resolve(config)
-    folder = run_folder(config)
-    check_writable(config.storage.path, "storage.path")
     with ProgressLine(console) as line:
-        line.message(f"run {config.storage.run_name}: preparing data")
-        config = replace(
-            config, sources=[resolve_demo(source, config.storage.path) for source in config.sources]
-        )
-        check_continues(config, folder)
-        check_start(config, folder)
-        check_fine_tuning(config)
-        finished = finished_result(config, folder)
-        if finished:
-            waiting = BackgroundWriter(config.tracking.uri or "", outbox_file(folder)).close()
-            show_waiting(waiting, config, console)
-            show_result(finished, config, folder, console)
-            return finished
-        shards = list_shards(config)
-        start_ray(cpus_of(config))
-        wait_for_capacity(config, line.message)
-        data = index_sources(config, shards)
-        write_text(join(folder, CONFIG), to_yaml(config))
-        facts = {"parameters": str(parameter_count(config.model, config.heads))}
-        tracker: Any = ray.remote(Tracker).options(**_beside_the_driver()).remote(config, folder, facts)
+        run = prepare(config, line.message)
+        if run.finished is not None:
+            return _report_finished(run, run.finished, console)
+        start_ray(cpus_of(run.config))
+        wait_for_capacity(run.config, line.message)
+        data = index_sources(run.config, run.shards)
+        write_text(run.folder.config, to_yaml(run.config))
+        tracker = _start_tracker(run)
         run_id = ray.get(tracker.run_id.remote())
-        line.message(f"starting {_workers(config)} workers: {_describe(config, data)}")
-        outcome = _fit(config, data, tracker, show_status(line, tracker, config.last_step, on_status))
-    status: TrainingStatus = ray.get(tracker.status.remote())
-    result = _result(config, outcome, status, run_id, folder)
-    waiting = ray.get(tracker.close.remote(_MLFLOW_STATUS[outcome.exit], result))
-    show_waiting(waiting, config, console)
-    if status.user_error:
-        raise UserError(status.user_error)
-    write_text(join(folder, RESULT), to_json(result, indent=1) + "\n")
-    show_result(result, config, folder, console)
+        line.message(f"starting {_workers(run.config)} workers: {_describe(run.config, data)}")
+        outcome = _fit(run, data, tracker, show_status(line, tracker, run.config.last_step, on_status))
+    return _finish(run, outcome, tracker, run_id, console)
+
+
+def _report_finished(run: PreparedRun, result: dict[str, Any], console: Console) -> dict[str, Any]:
+    """Show a finished run's result, and send MLflow the records that it does not have yet."""
+    waiting = BackgroundWriter(run.config.tracking.uri or "", run.folder.outbox).close()
+    show_waiting(waiting, run.config, console)
+    show_result(result, run.config, run.folder, console)
     return result
 
 
-def resolve(config: RunConfig) -> RunConfig:
-    """Return the configuration with the run's name, the absolute storage path and the tracking URI filled in.
-
-    Args:
-        config: As the user gave it.
-
-    Raises:
-        UserError: Storage is remote and no tracking URI is given, or storage would be deleted after the job.
-    """
-    path = absolute_uri(config.storage.path)
-    check_is_kept(path, "storage.path")
-    if "://" in path and config.tracking.uri is None:
-        raise UserError(
-            f"tracking.uri is null and storage.path is {path}: MLflow's default is a local SQLite file; "
-            "set tracking.uri to a server (http://...) or a local file (sqlite:///...)"
-        )
-    name = config.storage.run_name or datetime.now(UTC).strftime("run-%Y%m%d-%H%M%S")
-    tracking = config.tracking.uri or f"sqlite:///{path}/mlflow.db"
-    return replace(
-        config,
-        storage=replace(config.storage, path=path, run_name=name),
-        tracking=replace(config.tracking, uri=absolute_tracking_uri(tracking)),
-    )
-
-
-def _beside_the_driver() -> dict[str, Any]:
-    """Options of an actor that must live as long as the driver, whichever other node is lost."""
+def _start_tracker(run: PreparedRun) -> TrackerHandle:
+    """Start the tracker on the driver's node: it must live as long as the driver, whichever other node is lost."""
+    facts = {"parameters": str(parameter_count(run.config.model, run.config.heads))}
     here = ray.get_runtime_context().get_node_id()
-    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
+    actor: Any = ray.remote(Tracker)
+    tracker: TrackerHandle = actor.options(
+        num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False)
+    ).remote(run.config, run.folder, facts)
+    return tracker
 
 
 _SECONDS_BETWEEN_RESIZES = 30.0
@@ -169,26 +121,27 @@ class _Outcome:
 
 
 def _fit(
-    config: RunConfig,
+    run: PreparedRun,
     data: dict[str, SourceData],
-    tracker: Any,
+    tracker: TrackerHandle,
     watching: AbstractContextManager[None],
 ) -> _Outcome:
     with watching, forward_sigterm(tracker):
         try:
-            fit_with_restarts(partial(_trainer, config, data, tracker))
+            fit_with_restarts(partial(_trainer, run.config, data, tracker))
         except ray.train.TrainingFailedError as error:
             return _Outcome("failed", _reason(error, tracker))
         except (KeyboardInterrupt, SystemExit):
             # Ray Train answers Ctrl-C by ending its controller and then the driver, in which a record must be closed.
             return _Outcome("interrupted", "")
-    status: TrainingStatus = ray.get(tracker.status.remote())
+    status = ray.get(tracker.status.remote())
     if status.save_error:
         return _Outcome("failed", status.save_error)
-    return _Outcome("completed" if newest_step(run_folder(config)) == config.last_step else "preempted", "")
+    complete = run.folder.newest_step() == run.config.last_step
+    return _Outcome("completed" if complete else "preempted", "")
 
 
-def _reason(error: ray.train.TrainingFailedError, tracker: Any) -> str:
+def _reason(error: ray.train.TrainingFailedError, tracker: TrackerHandle) -> str:
     """Return why training ended, one line; of an error in Ray Train's controller the traceback is kept as well."""
     cause = cause_of(getattr(error, "controller_failure", error))
     if isinstance(cause, TrainingGivenUpError | UserError | ray.train.TrainingFailedError):
@@ -198,7 +151,7 @@ def _reason(error: ray.train.TrainingFailedError, tracker: Any) -> str:
     return f"{failure.error} ({failure.place}), in Ray Train's controller; see {ERRORS}/controller.txt"
 
 
-def _trainer(config: RunConfig, data: dict[str, SourceData], tracker: Any) -> TorchTrainer:
+def _trainer(config: RunConfig, data: dict[str, SourceData], tracker: TrackerHandle) -> TorchTrainer:
     train = config.train
     gpus = gpus_per_worker(config)
     return TorchTrainer(
@@ -225,11 +178,28 @@ def _trainer(config: RunConfig, data: dict[str, SourceData], tracker: Any) -> To
     )
 
 
-def _result(
-    config: RunConfig, outcome: _Outcome, status: TrainingStatus, run_id: str, folder: str
+def _finish(
+    run: PreparedRun, outcome: _Outcome, tracker: TrackerHandle, run_id: str, console: Console
 ) -> dict[str, Any]:
-    saved = newest_step(folder)
-    steps = max(status.step, saved)  # a step is logged now and then only
+    """Close the record, write result.json and show the result.
+
+    Raises:
+        UserError: A rank or a dataset ended with it.
+    """
+    status = ray.get(tracker.status.remote())
+    result = _result(run, outcome, status, run_id)
+    waiting = ray.get(tracker.close.remote(_MLFLOW_STATUS[outcome.exit], result))
+    show_waiting(waiting, run.config, console)
+    if status.user_error:
+        raise UserError(status.user_error)
+    write_text(run.folder.result, to_json(result, indent=1) + "\n")
+    show_result(result, run.config, run.folder, console)
+    return result
+
+
+def _result(run: PreparedRun, outcome: _Outcome, status: TrainingStatus, run_id: str) -> dict[str, Any]:
+    config, saved = run.config, run.folder.newest_step()
+    steps = max(status.latest.step, saved)  # a step is logged now and then only
     return {
         "exit": outcome.exit,
         "error": outcome.error,
@@ -243,7 +213,7 @@ def _result(
         "restarts": status.restarts,
         "quarantined": status.quarantined,
         "mlflow_run_id": run_id,
-        "checkpoint": join(folder, checkpoint_name(saved)) if saved else None,
+        "checkpoint": run.folder.checkpoint(saved) if saved else None,
     }
 
 

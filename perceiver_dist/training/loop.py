@@ -12,8 +12,7 @@ from torch import Tensor
 
 from perceiver_dist.checkpoint.format import StoredCheckpoint, load_weights
 from perceiver_dist.checkpoint.manifest import StoredFile, TrainingProgress
-from perceiver_dist.checkpoint.retention import StartingPoint
-from perceiver_dist.checkpoint.run_folder import run_folder
+from perceiver_dist.checkpoint.run_folder import RunFolder
 from perceiver_dist.checkpoint.stored_model import find_model
 from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.data.batches import UnitStream
@@ -31,7 +30,9 @@ from perceiver_dist.training.skipped_steps import SkippedSteps
 from perceiver_dist.training.spec_augment import spectrogram_masks
 from perceiver_dist.training.step_statistics import StepStatistics
 from perceiver_dist.training.tracker.failures import RankState
-from perceiver_dist.training.zero.accumulation import accumulation_steps, loss_factor, units_of_rank
+from perceiver_dist.training.tracker.handle import TrackerHandle
+from perceiver_dist.training.tracker.logged_metrics import StepMetrics
+from perceiver_dist.training.zero.accumulation import micro_steps_of_rank
 from perceiver_dist.training.zero.async_save import CheckpointWriter
 from perceiver_dist.training.zero.engine import build_engine, set_learning_rate
 from perceiver_dist.training.zero.learning_rate import learning_rate
@@ -42,7 +43,7 @@ from pipelines.units.schedule import Schedule
 _SECONDS_BETWEEN_LOOKS = 0.1
 
 
-def train_rank(config: RunConfig, tracker: Any, state: RankState) -> None:
+def train_rank(config: RunConfig, tracker: TrackerHandle, state: RankState) -> None:
     """Train as one rank of a group of Ray Train workers, from the checkpoint that the tracker chose to the last step.
 
     Args:
@@ -56,17 +57,17 @@ def train_rank(config: RunConfig, tracker: Any, state: RankState) -> None:
 class _Rank:
     """One rank's engine, data and place in the run."""
 
-    def __init__(self, config: RunConfig, tracker: Any, state: RankState) -> None:
+    def __init__(self, config: RunConfig, tracker: TrackerHandle, state: RankState) -> None:
         self.config, self.tracker, self.state = config, tracker, state
         self.rank, self.world_size = state.rank, ray.train.get_context().get_world_size()
         on_cpu = self.config.train.device == "cpu"
         self.device = torch.device("cpu") if on_cpu else ray.train.torch.get_device()
         self.schedule = Schedule(self.config.weights)
         self.sources = {source.name: source for source in self.config.sources}
-        self.start: StartingPoint = ray.get(self.tracker.starting_point.remote())
+        self.start = ray.get(tracker.starting_point.remote())
         self.step = state.step = self.start.step
         self.engine = self._restore()
-        self.checkpoints = CheckpointWriter(self.engine, run_folder(self.config))
+        self.checkpoints = CheckpointWriter(self.engine, RunFolder.of(self.config))
         self.streams = {
             name: UnitStream(shard, name, self.device, self.config.data.prefetch_units)
             for name in self.sources
@@ -128,31 +129,30 @@ class _Rank:
         train = self.config.train
         source = self.sources[self.schedule.source_at(self.step)]
         step_units = self._units_at(self.step, source.name)
-        units = units_of_rank(
-            self.rank, self.world_size, step_units, self._units_at(self.start.step, source.name).start
-        )
-        factor = loss_factor(train.lanes, self.world_size)
+        first_dealt = self._units_at(self.start.step, source.name).start
         set_learning_rate(self.engine, learning_rate(self.step, train.steps, self.config.optim))
-        losses: list[Tensor] = []
-        for turn in range(accumulation_steps(train.lanes, self.world_size)):
-            if turn < len(units):
-                batch = self.streams[source.name].take(units[turn])
+        losses: dict[int, Tensor] = {}
+        for micro_step in micro_steps_of_rank(self.rank, self.world_size, step_units, first_dealt):
+            # Padding keeps the batch before: what it computes counts for nothing, but every rank has to take part in
+            # ZeRO's collectives as often as the others, or they would wait for it without end.
+            if not micro_step.is_padding:
+                batch = self.streams[source.name].take(micro_step.unit)
                 self.bad_samples.saw(source.name, batch)
             mixed = mix(batch, source, train.seed)
             masked = spectrogram_masks(batch, source, self.config.model.audio, train.seed)
             with autocast(self.device, train.precision):
                 logits = self.engine(mixed.arrays, batch.present, source.name, masked)
             loss = mixed.loss(logits.float(), batch.labels, source.task)
-            weight = factor if turn < len(units) else 0.0
-            self.engine.backward(loss if weight == 1 else loss * weight)
+            self.engine.backward(loss if micro_step.weight == 1 else loss * micro_step.weight)
             self.engine.step()
-            if turn < len(units):
-                losses.append(loss.detach())
-                self.statistics.add(source.name, losses[-1])
-                if self.config.tracking.samples:
-                    self.tracker.saw_samples.remote(self.step, units[turn], batch.keys)
+            if micro_step.is_padding:
+                continue
+            losses[micro_step.unit] = loss.detach()
+            self.statistics.add(source.name, loss.detach())
+            if self.config.tracking.samples:
+                self.tracker.saw_samples.remote(self.step, micro_step.unit, batch.keys)
         self.step += 1
-        self.skipped.look(self.step, source.name, step_units, dict(zip(units, losses, strict=True)))
+        self.skipped.look(self.step, source.name, step_units, losses)
 
     def _units_at(self, step: int, source: str) -> range:
         """Return the numbers of the units that a source gives to its first step at or after `step`."""
@@ -162,20 +162,25 @@ class _Rank:
     def _log(self) -> None:
         train = self.config.train
         waited = sum(stream.seconds_waited for stream in self.streams.values())
-        values = self.statistics.close(waited, self.world_size)
-        values["train/learning_rate"] = learning_rate(self.step - 1, train.steps, self.config.optim)
+        totals = self.statistics.close(waited, self.world_size)
         norm = self.engine.get_global_grad_norm()
-        if norm is not None and math.isfinite(norm):
-            values["train/gradient_norm"] = float(norm)
-        values["train/skipped_steps"] = float(self.skipped.count)
-        units = values.pop("train/units")
-        values["train/samples_per_second"] = units * train.micro_batch / values["train/seconds"]
-        values["train/step_seconds"] = values["train/seconds"] * train.lanes / units
-        values["train/samples_seen"] = float(self.step * train.lanes * train.micro_batch)
-        if self.device.type == "cuda":
-            values["train/gpu_memory_bytes"] = float(torch.cuda.max_memory_allocated(self.device))
+        on_gpu = self.device.type == "cuda"
+        metrics = StepMetrics(
+            step=self.step,
+            losses=totals.losses,
+            loss=totals.loss,
+            seconds=totals.seconds,
+            data_wait_fraction=totals.data_wait_fraction,
+            learning_rate=learning_rate(self.step - 1, train.steps, self.config.optim),
+            gradient_norm=float(norm) if norm is not None and math.isfinite(norm) else None,
+            skipped_steps=float(self.skipped.count),
+            samples_per_second=totals.units * train.micro_batch / totals.seconds,
+            step_seconds=totals.seconds * train.lanes / totals.units,
+            samples_seen=float(self.step * train.lanes * train.micro_batch),
+            gpu_memory_bytes=float(torch.cuda.max_memory_allocated(self.device)) if on_gpu else None,
+        )
         if self.rank == 0:
-            self.tracker.trained.remote(self.step, values)
+            self.tracker.trained.remote(metrics)
         self.bad_samples.check()
 
     def _evaluate(self, all_subsets: bool) -> None:

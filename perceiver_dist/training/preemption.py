@@ -16,7 +16,10 @@ from typing import Any, Literal
 import ray
 import ray.train
 import torch
+from ray import ObjectRef
 from torch import distributed
+
+from perceiver_dist.training.tracker.handle import TrackerHandle
 
 _SECONDS_BETWEEN_QUESTIONS = 0.25
 _SECONDS_BETWEEN_LOOKS = 2.0
@@ -26,7 +29,7 @@ StopRequest = Literal["", "save", "stop"]
 
 
 @contextmanager
-def forward_sigterm(tracker: Any) -> Iterator[None]:
+def forward_sigterm(tracker: TrackerHandle) -> Iterator[None]:
     """Pass SIGTERM on to the run instead of ending this process.
 
     Only a process's main thread is told of signals. In a trial of a search this does nothing; a search that is ended
@@ -56,10 +59,10 @@ class StopSignal:
         tracker: The `Tracker` actor.
     """
 
-    def __init__(self, tracker: Any) -> None:
+    def __init__(self, tracker: TrackerHandle) -> None:
         self.group: Any = distributed.new_group(backend="gloo")
         self._tracker = tracker
-        self._question: Any = None
+        self._question: ObjectRef[bool] | None = None
         self._asked_at = float("-inf")
         self._looked_at = time.monotonic()
         self._stop = False

@@ -11,7 +11,7 @@ from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.data.shard_indexing import list_shards
 from perceiver_dist.errors import UserError
 from perceiver_dist.training.datasets import training_units
-from perceiver_dist.training.driver import resolve
+from perceiver_dist.training.prepare import resolve
 from pipelines.demo.resolve import resolve_demo
 from pipelines.shards.shard_index import SourceIndex, index_shard
 from pipelines.units.unit_maker import Unit

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, distributed
 
 from perceiver_dist.errors import UserError
+from perceiver_dist.training.tracker.handle import TrackerHandle
 
 
 class SkippedSteps:
@@ -25,7 +26,7 @@ class SkippedSteps:
         before: Steps skipped before the engine was built.
     """
 
-    def __init__(self, engine: Any, limit: int, tracker: Any, group: Any, before: int) -> None:
+    def __init__(self, engine: Any, limit: int, tracker: TrackerHandle, group: Any, before: int) -> None:
         self._engine = engine
         self._limit = limit
         self._tracker = tracker

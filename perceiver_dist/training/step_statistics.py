@@ -4,9 +4,29 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, distributed
+
+
+@dataclass(frozen=True)
+class StepTotals:
+    """Losses and times of the steps since the last log, over all ranks.
+
+    Attributes:
+        losses: Mean loss by source, without the sources that had no finite loss.
+        loss: Mean loss over all sources; NaN if none was finite.
+        seconds: Mean over the ranks.
+        data_wait_fraction: Share of the time that ranks waited for data.
+        units: Units learned from.
+    """
+
+    losses: dict[str, float]
+    loss: float
+    seconds: float
+    data_wait_fraction: float
+    units: float
 
 
 class StepStatistics:
@@ -47,7 +67,7 @@ class StepStatistics:
         yield
         self._started += time.perf_counter() - began
 
-    def close(self, waited: float, world_size: int) -> dict[str, float]:
+    def close(self, waited: float, world_size: int) -> StepTotals:
         """Add up over the ranks and begin anew; every rank must call it.
 
         Args:
@@ -55,7 +75,7 @@ class StepStatistics:
             world_size: Number of ranks.
 
         Returns:
-            Values by the name under which they are logged, the same on every rank.
+            The totals, the same on every rank.
         """
         seconds = time.perf_counter() - self._started
         times = torch.tensor(
@@ -67,15 +87,15 @@ class StepStatistics:
         self._sums.zero_()
         self._waited_before = waited
         self._started = time.perf_counter()
-        values = {
-            f"{name}/train_loss": total / finite
-            for name, (total, finite, _) in zip(self._sources, losses, strict=True)
-            if finite
-        }
         all_finite = sum(finite for _, finite, _ in losses)
-        values["train/loss"] = sum(total for total, _, _ in losses) / all_finite if all_finite else math.nan
-        units = sum(count for _, _, count in losses)
-        values["train/seconds"] = all_seconds / world_size
-        values["train/data_wait_fraction"] = all_waited / all_seconds
-        values["train/units"] = units
-        return values
+        return StepTotals(
+            losses={
+                name: total / finite
+                for name, (total, finite, _) in zip(self._sources, losses, strict=True)
+                if finite
+            },
+            loss=sum(total for total, _, _ in losses) / all_finite if all_finite else math.nan,
+            seconds=all_seconds / world_size,
+            data_wait_fraction=all_waited / all_seconds,
+            units=sum(count for _, _, count in losses),
+        )

@@ -1,12 +1,12 @@
 """What Ray Train starts on every worker; light, since the driver and Ray Train's controller import it as well."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import ray.train
 
 from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.training.tracker.failures import RankState, failures_reported
+from perceiver_dist.training.tracker.handle import TrackerHandle
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class WorkerJob:
     """
 
     config: RunConfig
-    tracker: Any
+    tracker: TrackerHandle
 
 
 def train_worker(job: WorkerJob) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from webdataset import TarWriter
 
-from perceiver_dist.errors import UserError
+from perceiver_dist.errors import InternalError
 from pipelines.errors import ShardError
 
 Sample = Mapping[str, bytes | int | str]
@@ -27,11 +27,11 @@ def write_shards(samples: Iterable[Sample], directory: Path, name: str, samples_
         The shards, in order; none if there are no samples.
 
     Raises:
-        UserError: `samples_per_shard` is not positive.
+        InternalError: `samples_per_shard` is not positive.
         ShardError: A sample has no key or one that WebDataset would read differently.
     """
     if samples_per_shard < 1:
-        raise UserError(f"samples_per_shard is {samples_per_shard}, must be at least 1")
+        raise InternalError(f"samples_per_shard is {samples_per_shard}, must be at least 1")
     directory.mkdir(parents=True, exist_ok=True)
     remaining = iter(samples)
     shards: list[Path] = []

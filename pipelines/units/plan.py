@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from perceiver_dist.errors import UserError
+from perceiver_dist.errors import InternalError
 from pipelines.permutation import Permutation, hash64
 
 
@@ -42,12 +42,12 @@ class TrainingPlan:
         """Check the sizes.
 
         Raises:
-            UserError: The source has no samples, or a size is not positive.
+            InternalError: The source has no samples, or a size is not positive.
         """
         if self.samples < 1:
-            raise UserError(f"source '{self.source}': has no samples; check its shards")
+            raise InternalError(f"source '{self.source}': has no samples; check its shards")
         if self.unit_size < 1 or self.chunk_size < 1:
-            raise UserError(
+            raise InternalError(
                 f"source '{self.source}': micro_batch is {self.unit_size} and chunk_size {self.chunk_size}; "
                 "both must be at least 1"
             )

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from math import gcd, inf, lcm
 
-from perceiver_dist.errors import UserError
+from perceiver_dist.errors import InternalError
 
 _RESOLUTION = 1000
 
@@ -22,15 +22,15 @@ class Schedule:
         weights: Relative share of the steps by source name; each positive and finite.
 
     Raises:
-        UserError: There is no source, or a weight is not positive and finite.
+        InternalError: There is no source, or a weight is not positive and finite.
     """
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         if not weights:
-            raise UserError("sources is empty: name at least one source to train on")
+            raise InternalError("sources is empty: name at least one source to train on")
         for name, weight in weights.items():
             if not 0 < weight < inf:
-                raise UserError(f"source '{name}': weight is {weight}, must be a number above 0")
+                raise InternalError(f"source '{name}': weight is {weight}, must be a number above 0")
         self._cycle = _smooth_round_robin(_whole_numbers(weights))
         self._before = {name: [0] for name in weights}
         for chosen in self._cycle:

@@ -11,7 +11,7 @@ import written_checkpoints as written
 from perceiver_dist.checkpoint.format import StoredCheckpoint, rank_file
 from perceiver_dist.checkpoint.manifest import MANIFEST, find_damage
 from perceiver_dist.checkpoint.retention import CheckpointList, StartingPoint
-from perceiver_dist.checkpoint.run_folder import newest_step
+from perceiver_dist.checkpoint.run_folder import RunFolder
 from perceiver_dist.errors import UserError
 
 FILES = (rank_file(0, 2), rank_file(1, 2), MANIFEST)
@@ -24,10 +24,12 @@ class Run:
         self.folder = folder
         self.lines: list[str] = []
         self.saved_before: list[int] = []
-        self.list = CheckpointList(str(folder), keep, start_from, self._before_manifest, self.lines.append)
+        self.list = CheckpointList(
+            RunFolder(str(folder)), keep, start_from, self._before_manifest, self.lines.append
+        )
 
     def _before_manifest(self) -> None:
-        self.saved_before.append(newest_step(str(self.folder)))
+        self.saved_before.append(RunFolder(str(self.folder)).newest_step())
 
     def start(self) -> StartingPoint:
         """Start a group of workers."""
@@ -106,7 +108,7 @@ def test_if_all_are_damaged_the_run_begins_anew(run: Run) -> None:
         flip_a_bit(run.folder / f"step-000000{step}" / FILES[1])
     assert run.start() == StartingPoint(1, 0, None)
     assert [line.rpartition("; ")[2] for line in run.lines] == ["going on from the start"] * 2
-    assert newest_step(str(run.folder)) == 0
+    assert RunFolder(str(run.folder)).newest_step() == 0
 
 
 def test_all_who_ask_are_told_the_same_until_the_workers_have_started(run: Run) -> None:
@@ -121,7 +123,7 @@ def test_all_who_ask_are_told_the_same_until_the_workers_have_started(run: Run) 
 def test_a_damaged_checkpoint_is_replaced_when_training_gets_there(run: Run) -> None:
     truncate(run.folder / "step-00000020" / FILES[0])
     run.start()
-    assert newest_step(str(run.folder)) == 10
+    assert RunFolder(str(run.folder)).newest_step() == 10
     run.save(20, world_size=3)
     assert find_damage(str(run.folder / "step-00000020")) == ""
     assert StoredCheckpoint(str(run.folder / "step-00000020")).progress.world_size == 3
@@ -146,7 +148,7 @@ def test_nothing_is_deleted_before_the_newer_one_is_whole(tmp_path: Path) -> Non
     assert run.names() == ["step-00000020"]
     file = written.write_file(tmp_path, 0, 2, written.cut(written.state(30), 2)[0], 30)
     run.list.rank_saved(1, 0, False, written.progress_of(30), file)
-    assert newest_step(str(tmp_path)) == 20
+    assert RunFolder(str(tmp_path)).newest_step() == 20
 
 
 def test_what_a_rank_that_is_ahead_writes_is_left_alone(run: Run) -> None:
@@ -166,9 +168,9 @@ def test_what_an_earlier_group_says_does_not_count(run: Run) -> None:
     run.list.rank_saved(first, 1, False, written.progress_of(30), files[1])
     run.list.rank_saved(second, 0, False, written.progress_of(30), files[0])
     assert run.list.ending(30) is None
-    assert newest_step(str(run.folder)) == 20
+    assert RunFolder(str(run.folder)).newest_step() == 20
     run.list.rank_saved(second, 1, False, written.progress_of(30), files[1])
-    assert (run.list.ending(30), newest_step(str(run.folder))) == ("", 30)
+    assert (run.list.ending(30), RunFolder(str(run.folder)).newest_step()) == ("", 30)
 
 
 def test_a_checkpoint_that_a_rank_could_not_write_is_none(run: Run) -> None:
@@ -181,7 +183,7 @@ def test_a_checkpoint_that_a_rank_could_not_write_is_none(run: Run) -> None:
     ]
     assert run.names() == ["step-00000010", "step-00000020"]
     run.save(40)
-    assert newest_step(str(run.folder)) == 40
+    assert RunFolder(str(run.folder)).newest_step() == 40
 
 
 def test_ranks_that_wait_are_told_what_went_wrong(tmp_path: Path) -> None:
@@ -201,7 +203,7 @@ def test_a_file_that_is_on_another_nodes_disk_makes_no_checkpoint(run: Run, tmp_
         file = written.write_file(run.folder if rank == 0 else tmp_path / "elsewhere", rank, 2, spans, 30)
         run.list.rank_saved(group, rank, False, written.progress_of(30), file)
     assert f"({FILES[1]} is not where the driver's node looks for it, " in run.lines[0]
-    assert newest_step(str(run.folder)) == 20
+    assert RunFolder(str(run.folder)).newest_step() == 20
 
 
 def test_a_run_begins_from_anothers_checkpoint_until_it_has_its_own(run: Run, tmp_path: Path) -> None:

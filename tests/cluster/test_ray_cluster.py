@@ -16,7 +16,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from perceiver_dist.cluster import ray_cluster
 from perceiver_dist.config.run_config import RunConfig, StorageConfig
 from perceiver_dist.errors import UserError
-from perceiver_dist.training.driver import resolve
+from perceiver_dist.training.prepare import resolve
 
 
 def config_for(workers: int, **train: object) -> RunConfig:

@@ -3,6 +3,7 @@
 import importlib
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from types import ModuleType
 
@@ -10,7 +11,9 @@ import pytest
 
 from perceiver_dist.config.command_line import parse_run, run_job, run_parser, to_yaml
 from perceiver_dist.config.options import option_groups
-from perceiver_dist.config.run_config import RunConfig
+from perceiver_dist.config.run_config import OptimConfig, RunConfig
+from perceiver_dist.modalities import ImageInput
+from pipelines.shards.source import SourceConfig
 
 ROOT = Path(__file__).parents[2]
 JOB = ROOT / "jobs" / "train_multimodal.py"
@@ -285,3 +288,33 @@ def test_ctrl_c_ends_a_job_without_a_traceback() -> None:
     )
     job = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (job.returncode, job.stderr) == (130, "")
+
+
+def test_a_bug_ends_a_job_with_its_traceback_and_status_1() -> None:
+    script = (
+        "from perceiver_dist.config.command_line import run_job\n"
+        "from perceiver_dist.errors import InternalError\n"
+        "def main(arguments):\n"
+        "    raise InternalError('3 rows instead of 4')\n"
+        "run_job(main)\n"
+    )
+    job = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert job.returncode == 1
+    assert job.stderr.startswith("Traceback (most recent call last):")
+    assert job.stderr.endswith("perceiver_dist.errors.InternalError: 3 rows instead of 4\n")
+
+
+@pytest.mark.parametrize("part", [OptimConfig, SourceConfig, ImageInput, RunConfig])
+@pytest.mark.parametrize("bug", [TypeError, ValueError, AttributeError])
+def test_a_bug_in_a_check_of_an_option_is_not_reported_as_a_mistake_of_the_user(
+    part: type, bug: type[Exception], file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parser = run_parser("A job.")
+
+    def check(_: object) -> None:
+        raise bug("raised on purpose")
+
+    monkeypatch.setattr(part, "__post_init__", check)
+    with pytest.raises((TypeError, ValueError, AttributeError)) as caught:
+        parse_run(parser, ["--config", file], [], RunConfig)
+    assert "raised on purpose" in "".join(traceback.format_exception(caught.value))

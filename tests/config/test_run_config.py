@@ -1,5 +1,6 @@
 """The configuration tree: what it refuses, and what follows from it."""
 
+import math
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, replace
 from typing import Any
@@ -98,7 +99,8 @@ def test_data_names_what_must_be_at_least_1(name: str):
     [
         ([], "sources is empty: name at least one source to train on"),
         ([DIGITS, DIGITS], "sources: the name 'digits' is used 2 times; names must differ"),
-        ([replace(DIGITS, weight=0.0)], "source 'digits': weight is 0.0, must be above 0"),
+        ([replace(DIGITS, weight=0.0)], "source 'digits': weight is 0.0, must be above 0 and finite"),
+        ([replace(DIGITS, weight=math.inf)], "source 'digits': weight is inf, must be above 0 and finite"),
         (
             [replace(BIRDS, modalities=["image", "video"])],
             "source 'birds': has modality video, but model.video is null; set model.video.* to its sizes",

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.image import imread
 
 from perceiver_dist.display.run_figures import confusion_matrix_figure, learning_curves_figure
-from perceiver_dist.errors import UserError
+from perceiver_dist.errors import InternalError
 
 
 @pytest.mark.parametrize("classes", [2, 10, 30])
@@ -30,7 +30,7 @@ def test_a_row_is_coloured_by_its_own_share_and_an_empty_row_stays_white(tmp_pat
 
 
 def test_counts_that_do_not_fit_the_names_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"shape \(3, 3\), 2 class names need \(2, 2\)"):
+    with pytest.raises(InternalError, match=r"shape \(3, 3\), 2 class names need \(2, 2\)"):
         confusion_matrix_figure(np.eye(3), ["a", "b"], tmp_path / "matrix.png")
 
 
@@ -51,5 +51,5 @@ def test_sources_logged_at_different_steps_are_drawn_together(tmp_path: Path) ->
 
 
 def test_a_history_without_metrics_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="none of the 1 entries of the history holds a metric"):
+    with pytest.raises(InternalError, match="none of the 1 entries of the history holds a metric"):
         learning_curves_figure([{"step": 1}], tmp_path / "curves.png")

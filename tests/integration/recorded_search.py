@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from perceiver_dist.checkpoint.run_folder import outbox_file
+from perceiver_dist.checkpoint.run_folder import RunFolder
 from perceiver_dist.config.command_line import parse_run, run_parser
 from perceiver_dist.search.search_tracking import SearchTracking
 from perceiver_dist.search.strategy.candidates import Candidates
@@ -32,7 +32,7 @@ def record_search(storage: Path, tracking_uri: str) -> SearchRecord:
     tracking = SearchTracking(config, record, str(storage))
     while (trial := candidates.draw(record)) is not None:
         record.trials.append(trial)
-        tracking.open_trial(trial, candidates.training_of(trial.values), str(storage / trial.name))
+        tracking.open_trial(trial, candidates.training_of(trial.values), RunFolder(str(storage / trial.name)))
         if trial.number == TRIALS - 1:
             trial.state, trial.reason = "failed", "out of memory"
         else:
@@ -46,7 +46,7 @@ def record_search(storage: Path, tracking_uri: str) -> SearchRecord:
 
 def _learn(trial: Trial, config: SearchRunConfig, tracking: SearchTracking, storage: Path) -> None:
     """Log what a trial's own tracker and the search log at its evaluations."""
-    writer = BackgroundWriter(config.tracking.uri or "", outbox_file(f"{storage}/{trial.name}"))
+    writer = BackgroundWriter(config.tracking.uri or "", RunFolder(f"{storage}/{trial.name}").outbox)
     log = MlflowRun(
         writer,
         config.tracking.experiment,

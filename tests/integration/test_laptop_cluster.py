@@ -13,7 +13,7 @@ import small_run
 import small_search
 from laptop_cluster import METRICS, LaptopCluster, changed_copy, laptop_cluster, stop_job, wait_until
 
-from perceiver_dist.checkpoint.run_folder import newest_step
+from perceiver_dist.checkpoint.run_folder import RunFolder
 from perceiver_dist.config.command_line import to_yaml
 from perceiver_dist.search.study.search_config import SearchConfig
 from perceiver_dist.training.tracker.prometheus import GAUGES
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.runs
 
 LITERAL = ("python", "jobs/train_multimodal.py")
 CHANGES = {
-    "perceiver_dist/training/driver.py": (": preparing data", ": preparing data as uploaded"),
+    "perceiver_dist/training/prepare.py": (": preparing data", ": preparing data as uploaded"),
     "pipelines/units/unit_maker.py": ('f"{sample.shard}/{sample.key}"', 'f"uploaded {sample.key}"'),
 }
 """What a process says that runs the uploaded code and not the installed one: the driver, and a task on another node."""
@@ -158,7 +158,7 @@ def test_a_run_whose_node_is_taken_away_ends_with_the_samples_of_an_undisturbed_
 ) -> None:
     assert undisturbed["status"] == 0
     job = site.cluster.submit(*LITERAL, "--storage.run_name", "disturbed")
-    wait_until(lambda: newest_step(str(site.storage / "disturbed")) > 0)
+    wait_until(lambda: RunFolder(str(site.storage / "disturbed")).newest_step() > 0)
     site.cluster.take_a_node_away()
     log, _ = job.communicate()
     assert job.returncode == 0, log
@@ -171,7 +171,7 @@ def test_a_run_whose_node_is_taken_away_ends_with_the_samples_of_an_undisturbed_
 @pytest.mark.long
 def test_a_job_that_is_stopped_saves_and_ends_as_preempted(site: Site) -> None:
     job = site.cluster.submit(*LITERAL, "--storage.run_name", "stopped", "--train.steps", "2000")
-    wait_until(lambda: newest_step(str(site.storage / "stopped")) > 0)
+    wait_until(lambda: RunFolder(str(site.storage / "stopped")).newest_step() > 0)
     assert job.stdout is not None
     name = re.search(r"raysubmit_\w+", "".join(job.stdout.readline() for _ in range(5)))
     assert name
@@ -179,7 +179,7 @@ def test_a_job_that_is_stopped_saves_and_ends_as_preempted(site: Site) -> None:
     job.communicate()
     found = result(site, "stopped")
     assert found["exit"] == "preempted"
-    assert found["steps"] == newest_step(str(site.storage / "stopped"))
+    assert found["steps"] == RunFolder(str(site.storage / "stopped")).newest_step()
 
 
 @pytest.mark.parametrize("missing", ["RAY_AUTH_TOKEN_PATH", "address"])

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from perceiver_dist.checkpoint.format import read_weights
 from perceiver_dist.checkpoint.manifest import find_damage
-from perceiver_dist.checkpoint.run_folder import newest_step
+from perceiver_dist.checkpoint.run_folder import RunFolder
 from perceiver_dist.config.command_line import read_run, to_yaml
 from perceiver_dist.config.run_config import DeepSpeedConfig, OptimConfig, WorkerRange
 from perceiver_dist.errors import UserError
@@ -257,7 +257,7 @@ def test_a_run_told_to_stop_saves_where_it_is_and_goes_on_with_the_same_losses(
         screen, _ = first.communicate()
     result = json.loads((folder / "result.json").read_text())
     assert (first.returncode, result["exit"]) == (143, "preempted")
-    assert newest_step(str(folder)) == result["steps"] < small_run.STEPS
+    assert RunFolder(str(folder)).newest_step() == result["steps"] < small_run.STEPS
     assert f"preempted at step {result['steps']}: --storage.run_name stopped goes on" in screen
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     assert small_run.losses(folder) == small_run.losses(undisturbed)
@@ -316,6 +316,6 @@ def job_command(data: Path, storage: Path, run_name: str) -> list[str]:
 
 def wait_for_checkpoint(folder: Path, run: subprocess.Popen[Any]) -> None:
     """Return as soon as there is a checkpoint."""
-    while newest_step(str(folder)) == 0:
+    while RunFolder(str(folder)).newest_step() == 0:
         assert run.poll() is None, "the run ended before it was killed"
         threading.Event().wait(0.02)

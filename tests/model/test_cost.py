@@ -9,7 +9,7 @@ from reference import HEADS, SMALL, random_arrays, small_configs
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from perceiver_dist.errors import UserError
+from perceiver_dist.errors import InternalError
 from perceiver_dist.modalities import ImageInput, PointCloudInput
 from perceiver_dist.model.cost import (
     forward_flops,
@@ -152,7 +152,7 @@ def test_checkpointing_keeps_one_latent_array_per_layer_and_one_layer():
 
 
 def test_wrong_questions_are_named():
-    with pytest.raises(UserError, match=r"\['audio'\] are not configured.*image"):
+    with pytest.raises(InternalError, match=r"\['audio'\] are not configured.*image"):
         paper_flops(IMAGENET, ["audio"])
-    with pytest.raises(UserError, match="world_size 0"):
+    with pytest.raises(InternalError, match="world_size 0"):
         memory_per_rank(IMAGENET, {"a": 1}, zero_stage=1, world_size=0, micro_batch=1)

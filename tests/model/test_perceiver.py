@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from reference import HEADS, SMALL, random_arrays, random_model, reference, small_configs
 from torch import Tensor
 
-from perceiver_dist.errors import UserError
+from perceiver_dist.errors import InternalError, UserError
 from perceiver_dist.modalities import MODALITIES
 from perceiver_dist.model import factored, separable
 from perceiver_dist.model.model_config import ModelConfig
@@ -269,16 +269,21 @@ def test_initial_weights_have_the_authors_spread():
 def test_wrong_inputs_are_named(
     arrays: dict[str, Tensor], present: dict[str, Tensor], source: str, text: str
 ):
-    with pytest.raises(UserError, match=text):
+    with pytest.raises(InternalError, match=text):
         random_model(ALL)(arrays, present, source)
 
 
 @pytest.mark.parametrize(
-    ("heads", "text"),
-    [({}, "no head"), ({"a": 0}, "0 classes"), ({"a.b": 2}, "'a.b'"), ({"items": 2}, "'items'")],
+    ("heads", "kind", "text"),
+    [
+        ({}, InternalError, "no head"),
+        ({"a": 0}, InternalError, "0 classes"),
+        ({"a.b": 2}, UserError, "'a.b'"),
+        ({"items": 2}, UserError, "'items'"),
+    ],
 )
-def test_wrong_heads_are_named(heads: dict[str, int], text: str):
-    with pytest.raises(UserError, match=text):
+def test_wrong_heads_are_named(heads: dict[str, int], kind: type[Exception], text: str):
+    with pytest.raises(kind, match=text):
         Perceiver(ALL, heads)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perceiver_dist.errors import UserError
+from perceiver_dist.errors import InternalError
 from pipelines.permutation import Permutation, hash64, uniform
 
 VALUES = st.lists(st.integers(-(2**80), 2**80) | st.text(max_size=12), min_size=1, max_size=4).map(tuple)
@@ -93,5 +93,7 @@ def test_uniform_fills_the_unit_interval():
 
 
 def test_there_must_be_something_to_shuffle():
-    with pytest.raises(UserError, match=r"^cannot shuffle 0 elements: a source needs at least one sample$"):
+    with pytest.raises(
+        InternalError, match=r"^cannot shuffle 0 elements: a source needs at least one sample$"
+    ):
         Permutation(0, 1)

@@ -13,7 +13,8 @@ from perceiver_dist.search.strategy.candidates import Candidates
 from perceiver_dist.search.study.search_config import SearchRunConfig
 from perceiver_dist.search.study.search_record import SearchRecord, Trial, load_record
 from perceiver_dist.search.trial import TrialReport
-from perceiver_dist.training.driver import resolve
+from perceiver_dist.training.prepare import resolve
+from perceiver_dist.training.tracker.logged_metrics import EvaluationMetrics
 
 
 def config_in(folder: Path) -> SearchRunConfig:
@@ -39,9 +40,14 @@ def started(folder: Path, record: SearchRecord | None = None) -> SearchControlle
     )
 
 
-def look(score: float) -> dict[str, float]:
-    """The metrics of an evaluation in which both sources have the same score."""
-    return {"squares/accuracy": score, "tones/mean_average_precision": score}
+def looks(*scores: float) -> dict[int, EvaluationMetrics]:
+    """Evaluations after 33, 66, ... steps, at each of which both sources have the same score."""
+    return {
+        33 * number: EvaluationMetrics(
+            33 * number, {"squares": {"accuracy": score}, "tones": {"mean_average_precision": score}}
+        )
+        for number, score in enumerate(scores, 1)
+    }
 
 
 def next_of(search: SearchController) -> Trial:
@@ -53,18 +59,17 @@ def next_of(search: SearchController) -> Trial:
 def test_a_trial_is_complete_when_it_is_trained_and_no_lower_number_is_behind(tmp_path: Path) -> None:
     search = started(tmp_path)
     first, second = next_of(search), next_of(search)
-    looks = {33: look(0.5), 66: look(0.6), 99: look(0.7)}
-    assert not search.reported(second, TrialReport(99, 0.1, looks, 99, "completed"))
+    assert not search.reported(second, TrialReport(99, 0.1, looks(0.5, 0.6, 0.7), 99, "completed"))
     assert second.state == "running"
-    assert not search.reported(first, TrialReport(40, 0.1, {33: look(0.4)}, 33))
+    assert not search.reported(first, TrialReport(40, 0.1, looks(0.4), 33))
     assert (first.state, second.state) == ("running", "completed")
 
 
 def test_a_trial_that_did_better_later_is_stopped_at_the_evaluation_that_decides(tmp_path: Path) -> None:
     search = started(tmp_path)
     first, second = next_of(search), next_of(search)
-    search.reported(second, TrialReport(70, 0.1, {33: look(0.3), 66: look(0.9)}, 66))
-    assert not search.reported(first, TrialReport(40, 0.1, {33: look(0.4)}, 33))
+    search.reported(second, TrialReport(70, 0.1, looks(0.3, 0.9), 66))
+    assert not search.reported(first, TrialReport(40, 0.1, looks(0.4), 33))
     assert (second.state, second.score) == ("stopped", pytest.approx(0.3))
     assert search.reported(second, TrialReport(71, 0.1, {}, 66)), "the trial is told to stop when it reports"
 
@@ -72,9 +77,7 @@ def test_a_trial_that_did_better_later_is_stopped_at_the_evaluation_that_decides
 def test_a_trial_killed_after_its_last_step_is_complete_without_a_loss(tmp_path: Path) -> None:
     search = started(tmp_path)
     trial = next_of(search)
-    search.reported(
-        trial, TrialReport(99, None, {33: look(0.5), 66: look(0.6), 99: look(0.7)}, 99, "completed")
-    )
+    search.reported(trial, TrialReport(99, None, looks(0.5, 0.6, 0.7), 99, "completed"))
     assert (trial.state, trial.score) == ("completed", pytest.approx(0.7))
 
 
@@ -88,7 +91,9 @@ def test_a_loss_that_is_not_finite_fails_the_trial_with_the_step(tmp_path: Path)
 def test_a_score_that_no_sample_defines_fails_the_trial(tmp_path: Path) -> None:
     search = started(tmp_path)
     trial = next_of(search)
-    undefined = {"squares/accuracy": 0.5, "tones/mean_average_precision": float("nan")}
+    undefined = EvaluationMetrics(
+        33, {"squares": {"accuracy": 0.5}, "tones": {"mean_average_precision": float("nan")}}
+    )
     assert search.reported(trial, TrialReport(40, 0.1, {33: undefined}, 33))
     assert trial.state == "failed"
     assert trial.reason.startswith("search.metric is mean, which no held-out sample defines at step 33")

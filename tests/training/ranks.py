@@ -16,7 +16,7 @@ from torch import multiprocessing
 
 from perceiver_dist.checkpoint.format import StoredCheckpoint, load_weights
 from perceiver_dist.checkpoint.manifest import Manifest, TrainingProgress, write_manifest
-from perceiver_dist.checkpoint.run_folder import checkpoint_name
+from perceiver_dist.checkpoint.run_folder import RunFolder, checkpoint_name
 from perceiver_dist.config.run_config import DeepSpeedConfig, RunConfig, TrainConfig
 from perceiver_dist.modalities import AudioInput, ImageInput
 from perceiver_dist.model.model_config import ModelConfig
@@ -109,7 +109,7 @@ def save(engine: Any, folder: Path, steps: int) -> None:
     from perceiver_dist.training.zero.optimizer import adam_step
 
     stored: list[Any] = []
-    writer = CheckpointWriter(engine, str(folder))
+    writer = CheckpointWriter(engine, RunFolder(str(folder)))
     world_size = engine.dp_world_size
     progress = TrainingProgress(steps, 0, world_size, engine.zero_optimization_stage(), adam_step(engine))
     writer.save(progress, lambda _, outcome: stored.append(outcome))

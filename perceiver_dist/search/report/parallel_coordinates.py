@@ -37,7 +37,7 @@ def parallel_coordinates_figure(record: SearchRecord, path: Path) -> None:
         path: The PNG to write; its folder exists.
 
     Raises:
-        UserError: No trial has a score.
+        InternalError: No trial has a score.
     """
     trials = scored_trials(record)
     names = list(trials[0].values)

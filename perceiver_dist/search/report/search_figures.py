@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from perceiver_dist.display.run_figures import write_figure
-from perceiver_dist.errors import UserError
+from perceiver_dist.errors import InternalError
 from perceiver_dist.search.report.formatting import quantity, short_names
 from perceiver_dist.search.report.pareto import CostName, pareto_front
 from perceiver_dist.search.report.point_labels import label_points
@@ -45,7 +45,7 @@ def pareto_figure(record: SearchRecord, cost: CostName, path: Path) -> None:
         path: The PNG to write; its folder exists.
 
     Raises:
-        UserError: No trial has a score.
+        InternalError: No trial has a score.
     """
     trials = scored_trials(record)
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
@@ -74,7 +74,7 @@ def learning_curves_figure(record: SearchRecord, path: Path) -> None:
         path: The PNG to write; its folder exists.
 
     Raises:
-        UserError: No trial has a score.
+        InternalError: No trial has a score.
     """
     trials = scored_trials(record)
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
@@ -117,10 +117,10 @@ def importance_figure(importance: Mapping[str, float], path: Path) -> None:
         path: The PNG to write; its folder exists.
 
     Raises:
-        UserError: `importance` is empty.
+        InternalError: `importance` is empty.
     """
     if not importance:
-        raise UserError("importance: there is no option to draw; four trials with scores are needed")
+        raise InternalError("importance: there is no option to draw; four trials with scores are needed")
     shown = sorted(importance.items(), key=lambda item: item[1])
     names = short_names(importance)
     figure = Figure(figsize=(7.2, 0.9 + 0.38 * len(shown)), layout="constrained")
@@ -142,11 +142,11 @@ def scored_trials(record: SearchRecord) -> list[Trial]:
         record: The search.
 
     Raises:
-        UserError: No trial has a score.
+        InternalError: No trial has a score.
     """
     trials = [trial for trial in record.trials if trial.score is not None]
     if not trials:
-        raise UserError(
+        raise InternalError(
             f"figures of the search: none of the {len(record.trials)} trials has a score; "
             "wait for the first evaluation"
         )

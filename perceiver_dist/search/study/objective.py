@@ -1,9 +1,8 @@
 """The one number that trials are compared by."""
 
-from collections.abc import Mapping
-
 from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.errors import UserError
+from perceiver_dist.training.tracker.logged_metrics import EvaluationMetrics
 
 _METRIC_OF_TASK = {"softmax": "accuracy", "multilabel": "mean_average_precision"}
 
@@ -29,14 +28,15 @@ def check_metric(metric: str, config: RunConfig) -> None:
             )
 
 
-def score_of(metrics: Mapping[str, float], metric: str, config: RunConfig) -> float:
+def score_of(evaluation: EvaluationMetrics, metric: str, config: RunConfig) -> float:
     """Return the score of an evaluation, between 0 and 1, higher is better; NaN where no sample defines it.
 
     Args:
-        metrics: `<source>/<metric>` and its value.
+        evaluation: The evaluation.
         metric: `search.metric`.
         config: The training.
     """
+    metrics = evaluation.flat()
     if metric != "mean":
         return metrics[metric]
     values = [metrics[f"{source.name}/{_METRIC_OF_TASK[source.task]}"] for source in config.sources]

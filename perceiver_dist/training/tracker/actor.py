@@ -9,6 +9,7 @@ either, since it is asked for the status and told of preemption: records go to a
 import json
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from perceiver_dist.checkpoint.manifest import StoredFile, TrainingProgress
@@ -16,13 +17,9 @@ from perceiver_dist.checkpoint.retention import CheckpointList, StartingPoint
 from perceiver_dist.checkpoint.run_folder import (
     CONFIG,
     ERRORS,
-    IDENTITY,
-    METRICS,
-    MLFLOW_RUN_ID,
     QUARANTINE,
     RESULT,
-    SAMPLES,
-    outbox_file,
+    RunFolder,
 )
 from perceiver_dist.config.command_line import to_yaml
 from perceiver_dist.config.flatten import flatten, to_nested
@@ -32,19 +29,25 @@ from perceiver_dist.display.run_figures import (
     is_worth_drawing,
     learning_curves_figure,
 )
-from perceiver_dist.errors import UserError
+from perceiver_dist.errors import InternalError, UserError
 from perceiver_dist.metrics.metric_totals import Scores
-from perceiver_dist.strict_json import numbers, to_json
 from perceiver_dist.tracking.background_writer import BackgroundWriter
 from perceiver_dist.tracking.mlflow_run import MlflowRun, new_identity
 from perceiver_dist.tracking.mlflow_store import RunStatus
 from perceiver_dist.training.tracker.failures import RankFailure, errors_are_told
+from perceiver_dist.training.tracker.logged_metrics import (
+    EvaluationMetrics,
+    LoggedMetrics,
+    StepMetrics,
+    from_jsonl,
+    to_jsonl,
+)
 from perceiver_dist.training.tracker.prometheus import PrometheusMetrics
 from perceiver_dist.training.tracker.quarantine import Quarantine
 from perceiver_dist.training.tracker.restarts import FailureBudget
 from perceiver_dist.training.tracker.status import TrainingStatus
 from perceiver_dist.training.tracker.throughput import ThroughputMeter
-from pipelines.storage.files import STORAGE_ERRORS, copy_file, join, read_text, reason_of, write_text
+from pipelines.storage.files import STORAGE_ERRORS, copy_file, read_text, reason_of, write_text
 from pipelines.units.unit_maker import BadSample
 
 _CURVES = {
@@ -58,21 +61,20 @@ class Tracker:
 
     Args:
         config: The run's resolved configuration; `storage.run_name` and `tracking.uri` are set.
-        folder: Path or URI of the run's folder.
+        folder: The run's folder.
         model_facts: Computed facts of the model (parameters, FLOPs), logged as parameters.
     """
 
-    def __init__(self, config: RunConfig, folder: str, model_facts: Mapping[str, str]) -> None:
+    def __init__(self, config: RunConfig, folder: RunFolder, model_facts: Mapping[str, str]) -> None:
         self._config = config
         self._folder = folder
         self._status = TrainingStatus()
         self._throughput = ThroughputMeter()
         self._prometheus = PrometheusMetrics(config.storage.run_name or "")
-        lines = (read_text(join(folder, METRICS)) or "").splitlines()
-        self._history = [numbers(json.loads(line)) for line in lines]
+        self._history = from_jsonl(read_text(folder.metrics) or "")
         self._status.evaluations = _evaluations(self._history)
-        self._samples = _read_samples(read_text(join(folder, SAMPLES)) or "")
-        self._quarantine = Quarantine(read_text(join(folder, QUARANTINE)))
+        self._samples = _read_samples(read_text(folder.samples) or "")
+        self._quarantine = Quarantine(read_text(folder.quarantine))
         self._status.quarantined = len(self._quarantine)
         self._told_of_quarantine = False
         self._failure_budget = FailureBudget(config.train.max_failures)
@@ -83,10 +85,10 @@ class Tracker:
             self.save,
             self._status.messages.append,
         )
-        run_id = read_text(join(folder, MLFLOW_RUN_ID))
-        identity = read_text(join(folder, IDENTITY)) or new_identity()
-        write_text(join(folder, IDENTITY), identity)
-        self._writer = BackgroundWriter(config.tracking.uri or "", outbox_file(folder))
+        run_id = read_text(folder.mlflow_run_id)
+        identity = read_text(folder.identity) or new_identity()
+        write_text(folder.identity, identity)
+        self._writer = BackgroundWriter(config.tracking.uri or "", folder.outbox)
         self._log = MlflowRun(
             self._writer,
             config.tracking.experiment,
@@ -96,7 +98,7 @@ class Tracker:
             {"sources": ",".join(config.heads), "zero_stage": str(config.deepspeed.zero_stage)},
             identity,
         )
-        write_text(join(folder, MLFLOW_RUN_ID), self._log.run_id)
+        write_text(folder.mlflow_run_id, self._log.run_id)
         self._log.text(CONFIG, to_yaml(config))
 
     def run_id(self) -> str:
@@ -160,13 +162,20 @@ class Tracker:
         file = f"{ERRORS}/{name}.txt"
         self._log.text(file, text)
         try:
-            write_text(join(self._folder, file), text)
+            write_text(self._folder.file(file), text)
         except STORAGE_ERRORS as error:
             self._status.messages.append(f"{file} could not be written ({reason_of(error)})")
 
-    def starting_point(self) -> StartingPoint | None:
-        """Return what was chosen."""
-        return self._checkpoints.start
+    def starting_point(self) -> StartingPoint:
+        """Return what was chosen.
+
+        Raises:
+            InternalError: Nothing was. Making the datasets, which is before any worker starts, chooses it.
+        """
+        start = self._checkpoints.start
+        if start is None:
+            raise InternalError("a worker started before a starting point was chosen")
+        return start
 
     def rank_saved(
         self, group: int, rank: int, waited_for: bool, progress: TrainingProgress, outcome: StoredFile | str
@@ -215,27 +224,23 @@ class Tracker:
         self._status.restarted_after_error = self._status.raised
         self._status.raised = False
         self._throughput = ThroughputMeter()
-        self._history = [entry for entry in self._history if entry["step"] <= step]
+        self._history = [metrics for metrics in self._history if metrics.step <= step]
         self._status.evaluations = _evaluations(self._history)
         self._samples = {number: units for number, units in self._samples.items() if number < step}
 
     @errors_are_told
-    def trained(self, step: int, values: Mapping[str, float]) -> None:
-        """Record the metrics of a logged step.
+    def trained(self, metrics: StepMetrics) -> None:
+        """Record the metrics of the steps since the last log.
 
         Args:
-            step: Optimizer steps taken.
-            values: `train/<metric>` and `<source>/train_loss`.
+            metrics: The metrics, without the quarantined samples, which the tracker counts.
         """
-        self._status.step = step
-        self._status.loss = values["train/loss"]
-        self._status.samples_per_second = values["train/samples_per_second"]
-        self._status.data_wait_fraction = values["train/data_wait_fraction"]
-        values = {**values, "data/quarantined": float(len(self._quarantine))}
-        self._throughput.add(values)
+        metrics = replace(metrics, quarantined=float(len(self._quarantine)))
+        self._status.latest = metrics
+        self._throughput.add(metrics)
         self._status.mean_samples_per_second, self._status.mean_data_wait_fraction = self._throughput.means()
-        self._prometheus.show(step, values)
-        self._record(step, values)
+        self._prometheus.show(metrics)
+        self._record(metrics)
 
     def evaluated(self, step: int, scores: Mapping[str, Scores]) -> None:
         """Record an evaluation and draw its figures.
@@ -244,12 +249,10 @@ class Tracker:
             step: Optimizer steps taken.
             scores: Source name -> scores.
         """
-        values = {
-            f"{name}/{metric}": value for name, of in scores.items() for metric, value in of.metrics.items()
-        }
-        self._status.scores.update(values)
-        self._status.evaluations[step] = values
-        self._record(step, values)
+        metrics = EvaluationMetrics(step, {source: found.metrics for source, found in scores.items()})
+        self._status.scores.update(metrics.flat())
+        self._status.evaluations[step] = metrics
+        self._record(metrics)
         try:
             self._draw(scores)
             self.save()
@@ -325,14 +328,14 @@ class Tracker:
 
     def save(self) -> None:
         """Write the history to the run's folder."""
-        write_text(join(self._folder, METRICS), "".join(to_json(entry) + "\n" for entry in self._history))
+        write_text(self._folder.metrics, to_jsonl(self._history))
         self._save_quarantine()
         if self._samples:
             lines = [
                 json.dumps({"step": step, "units": {str(unit): units[unit] for unit in sorted(units)}}) + "\n"
                 for step, units in sorted(self._samples.items())
             ]
-            write_text(join(self._folder, SAMPLES), "".join(lines))
+            write_text(self._folder.samples, "".join(lines))
 
     def close(self, status: RunStatus, result: Mapping[str, object]) -> int:
         """End the record.
@@ -351,11 +354,11 @@ class Tracker:
 
     def _save_quarantine(self) -> None:
         if len(self._quarantine):
-            write_text(join(self._folder, QUARANTINE), self._quarantine.text())
+            write_text(self._folder.quarantine, self._quarantine.text())
 
-    def _record(self, step: int, values: Mapping[str, float]) -> None:
-        self._history.append({"step": step, **values})
-        self._log.metrics(step, values)
+    def _record(self, metrics: LoggedMetrics) -> None:
+        self._history.append(metrics)
+        self._log.metrics(metrics.step, metrics.flat())
 
     def _draw(self, scores: Mapping[str, Scores]) -> None:
         with tempfile.TemporaryDirectory() as scratch:
@@ -366,21 +369,16 @@ class Tracker:
                     confusion_matrix_figure(counts, source.shown_classes, path)
                     self._keep(path)
             path = Path(scratch) / "learning_curves.png"
-            learning_curves_figure([_drawn(entry) for entry in self._history], path)
+            learning_curves_figure([_drawn(metrics) for metrics in self._history], path)
             self._keep(path)
 
     def _keep(self, path: Path) -> None:
-        copy_file(str(path), join(self._folder, path.name))
+        copy_file(str(path), self._folder.file(path.name))
         self._log.artifact(path)
 
 
-def _evaluations(history: list[dict[str, float]]) -> dict[int, dict[str, float]]:
-    """Return step and metrics of the entries that `Tracker.evaluated` recorded."""
-    return {
-        int(entry["step"]): {name: value for name, value in entry.items() if name != "step"}
-        for entry in history
-        if "train/loss" not in entry
-    }
+def _evaluations(history: list[LoggedMetrics]) -> dict[int, EvaluationMetrics]:
+    return {metrics.step: metrics for metrics in history if isinstance(metrics, EvaluationMetrics)}
 
 
 def _read_samples(text: str) -> dict[int, dict[int, list[str]]]:
@@ -389,6 +387,7 @@ def _read_samples(text: str) -> dict[int, dict[int, list[str]]]:
     return {entry["step"]: {int(unit): keys for unit, keys in entry["units"].items()} for entry in entries}
 
 
-def _drawn(entry: Mapping[str, float]) -> dict[str, float]:
+def _drawn(metrics: LoggedMetrics) -> dict[str, float]:
     """Keep what is worth a panel of the learning curves: counters and single evaluations are not."""
-    return {name: value for name, value in entry.items() if name.rpartition("/")[2] in _CURVES}
+    values = {"step": float(metrics.step), **metrics.flat()}
+    return {name: value for name, value in values.items() if name.rpartition("/")[2] in _CURVES}

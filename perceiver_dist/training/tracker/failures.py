@@ -11,12 +11,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar
+from typing import Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from perceiver_dist.errors import UserError
+from perceiver_dist.training.tracker.remote_method import RemoteMethod
 from pipelines.storage.files import STORAGE_ERRORS
 
 Kind = Literal["code", "environment", "peer"]
@@ -151,8 +152,15 @@ def _kind_of(error: BaseException) -> Kind:
     return "code"
 
 
+class FailureReceiver(Protocol):
+    """Handle of the actor to which ranks report failures."""
+
+    rank_failed: RemoteMethod[[RankFailure], None]
+    stop_for: RemoteMethod[[str], None]
+
+
 @contextmanager
-def failures_reported(tracker: Any, state: RankState) -> Iterator[None]:
+def failures_reported(tracker: FailureReceiver, state: RankState) -> Iterator[None]:
     """Tell the tracker of whatever ends a rank, and raise it again.
 
     Args:

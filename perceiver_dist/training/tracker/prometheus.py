@@ -1,8 +1,8 @@
 """How a run is doing, for Prometheus: Ray exports these from every node's metrics port as ray_perceiver_..."""
 
-from collections.abc import Mapping
-
 from ray.util.metrics import Gauge
+
+from perceiver_dist.training.tracker.logged_metrics import StepMetrics
 
 GAUGES = {
     "train/samples_per_second": (
@@ -47,13 +47,12 @@ class PrometheusMetrics:
         for gauge in self._gauges.values():
             gauge.set_default_tags({"run": run_name})
 
-    def show(self, step: int, values: Mapping[str, float]) -> None:
+    def show(self, metrics: StepMetrics) -> None:
         """Set the gauges that there is a value for.
 
         Args:
-            step: Optimizer steps taken.
-            values: Logged values by name.
+            metrics: Metrics of the newest logged steps.
         """
-        for name, value in {**values, "step": float(step)}.items():
+        for name, value in {**metrics.flat(), "step": float(metrics.step)}.items():
             if name in self._gauges:
                 self._gauges[name].set(value)

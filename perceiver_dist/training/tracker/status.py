@@ -2,21 +2,20 @@
 
 from dataclasses import dataclass, field
 
+from perceiver_dist.training.tracker.logged_metrics import EvaluationMetrics, StepMetrics
+
 
 @dataclass
 class TrainingStatus:
     """What the driver shows of a run.
 
     Attributes:
-        step: Optimizer steps taken; 0 before the first.
-        loss: Mean training loss since the last log, in nats.
-        samples_per_second: Of the last logged steps, over all ranks.
-        data_wait_fraction: Share of their time that ranks waited for data, 0 to 1.
-        mean_samples_per_second: The same since the workers started, without the first logged steps, in which the
-            first units are still being read.
-        mean_data_wait_fraction: The same.
-        scores: `<source>/<metric>` of the newest evaluation of each source.
-        evaluations: Step and metrics of every evaluation of the run, those before a restart among them.
+        latest: Metrics of the newest logged steps; of step 0 while there are none.
+        mean_samples_per_second: Samples per second since the workers started, without the first logged steps, in which
+            the first units are still being read.
+        mean_data_wait_fraction: The data wait fraction of the same steps.
+        scores: `<source>/<metric>` of the newest evaluation of each source, as result.json has them.
+        evaluations: Every evaluation of the run by its step, those before a restart among them.
         messages: Lines for the screen, one after the other: what happened beside the training.
         user_error: One line that the user can mend, after which nothing is retried; "" for none.
         quarantined: Samples that could not be used, each counted once.
@@ -29,14 +28,11 @@ class TrainingStatus:
         world_size: Ranks of the newest group of workers; 0 while none has started.
     """
 
-    step: int = 0
-    loss: float = float("nan")
-    samples_per_second: float = 0.0
-    data_wait_fraction: float = 0.0
+    latest: StepMetrics = field(default_factory=StepMetrics)
     mean_samples_per_second: float = 0.0
     mean_data_wait_fraction: float = 0.0
     scores: dict[str, float] = field(default_factory=dict)
-    evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
+    evaluations: dict[int, EvaluationMetrics] = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
     user_error: str = ""
     quarantined: int = 0

@@ -1,6 +1,6 @@
 """How fast a group of workers trains, and how long it waits for data."""
 
-from collections.abc import Mapping
+from perceiver_dist.training.tracker.logged_metrics import StepMetrics
 
 
 class ThroughputMeter:
@@ -10,17 +10,16 @@ class ThroughputMeter:
         self._first = True
         self._seconds = self._samples = self._waited = 0.0
 
-    def add(self, values: Mapping[str, float]) -> None:
+    def add(self, metrics: StepMetrics) -> None:
         """Take a logged step into account.
 
         Args:
-            values: What was logged of it.
+            metrics: What was logged of it.
         """
         if not self._first:
-            seconds = values["train/seconds"]
-            self._seconds += seconds
-            self._samples += seconds * values["train/samples_per_second"]
-            self._waited += seconds * values["train/data_wait_fraction"]
+            self._seconds += metrics.seconds
+            self._samples += metrics.seconds * metrics.samples_per_second
+            self._waited += metrics.seconds * metrics.data_wait_fraction
         self._first = False
 
     def means(self) -> tuple[float, float]:

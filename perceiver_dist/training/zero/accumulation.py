@@ -1,18 +1,35 @@
 """Gradient accumulation: which rank computes which units of a step, for any number of ranks up to the lanes.
 
 A step has `lanes` units. Ray deals the units of a dataset to the ranks in turn, beginning with the dataset's first, so
-where the ranks do not divide the lanes, some have one unit more in one step and one less in another. ZeRO's backward
-pass is collective, so every rank has to take the same number of accumulation steps, `ceil(lanes / ranks)`: a rank
-without a unit for the last one takes its last unit again, with weight 0.
+where the ranks do not divide the lanes, some have one unit more in one step and one less in another. ZeRO's forward and
+backward passes are collective, so every rank has to take the same number of micro-steps, `ceil(lanes / ranks)`. A rank
+without a unit for the last one computes its last unit again with weight 0: a padding micro-step.
 
-DeepSpeed makes the mean over accumulation steps and ranks of all losses, so a unit counts 1 / (steps * ranks). It has
-to count 1 / lanes. `loss_factor` is the quotient of the two, and 1 where the ranks divide the lanes: then nothing is
-multiplied, and the bits of the loss stay as they are.
+DeepSpeed averages the losses over micro-steps and ranks, so a unit counts 1 / (micro-steps * ranks). It has to count
+1 / lanes. `loss_factor` is the quotient of the two, and 1 where the ranks divide the lanes: then nothing is multiplied,
+and the bits of the loss stay as they are.
 """
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class MicroStep:
+    """One forward and backward pass of a rank within an optimizer step.
+
+    Attributes:
+        unit: Number of the unit.
+        weight: Factor of the unit's loss; 0 for padding.
+        is_padding: Whether the unit is the one before, computed again only to take part in the collectives.
+    """
+
+    unit: int
+    weight: float
+    is_padding: bool
 
 
 def accumulation_steps(lanes: int, ranks: int) -> int:
-    """Return how many backward passes every rank takes in a step.
+    """Return the number of micro-steps that every rank takes in an optimizer step.
 
     Args:
         lanes: Units of a step.
@@ -22,7 +39,7 @@ def accumulation_steps(lanes: int, ranks: int) -> int:
 
 
 def loss_factor(lanes: int, ranks: int) -> float:
-    """Return what a unit's loss is multiplied with, so that a step is the mean over its units.
+    """Return the factor of a unit's loss that makes a step the mean over its units.
 
     Args:
         lanes: Units of a step.
@@ -41,3 +58,19 @@ def units_of_rank(rank: int, ranks: int, step_units: range, first_dealt: int) ->
         first_dealt: Number of the first unit of the dataset, which went to rank 0.
     """
     return [unit for unit in step_units if (unit - first_dealt) % ranks == rank]
+
+
+def micro_steps_of_rank(rank: int, ranks: int, step_units: range, first_dealt: int) -> list[MicroStep]:
+    """Return the micro-steps of a rank in an optimizer step, the same number for every rank.
+
+    Args:
+        rank: The rank.
+        ranks: Number of ranks, at most the number of units.
+        step_units: Numbers of the step's units.
+        first_dealt: Number of the first unit of the dataset, which went to rank 0.
+    """
+    lanes = len(step_units)
+    units = units_of_rank(rank, ranks, step_units, first_dealt)
+    steps = [MicroStep(unit, loss_factor(lanes, ranks), is_padding=False) for unit in units]
+    missing = accumulation_steps(lanes, ranks) - len(units)
+    return steps + [MicroStep(units[-1], 0.0, is_padding=True)] * missing

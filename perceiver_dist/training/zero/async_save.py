@@ -13,7 +13,7 @@ import torch
 
 from perceiver_dist.checkpoint.format import Span, file_header, rank_file, write_rank_file
 from perceiver_dist.checkpoint.manifest import StoredFile, TrainingProgress
-from perceiver_dist.checkpoint.run_folder import checkpoint_name
+from perceiver_dist.checkpoint.run_folder import RunFolder
 from perceiver_dist.training.zero.optimizer import base_optimizer
 from perceiver_dist.training.zero.partitions import TensorPartition, owned_partitions, whole_shapes
 from pipelines.storage.files import STORAGE_ERRORS, join, reason_of
@@ -26,10 +26,10 @@ class CheckpointWriter:
 
     Args:
         engine: The DeepSpeed engine.
-        folder: Path or URI of the run's folder.
+        folder: The run's folder.
     """
 
-    def __init__(self, engine: Any, folder: str) -> None:
+    def __init__(self, engine: Any, folder: RunFolder) -> None:
         self._engine = engine
         self._folder = folder
         partitions = owned_partitions(engine)
@@ -93,7 +93,7 @@ class CheckpointWriter:
     ) -> None:
         copying.result()
         name = rank_file(self._engine.global_rank, self._engine.dp_world_size)
-        uri = join(self._folder, checkpoint_name(progress.steps), name)
+        uri = join(self._folder.checkpoint(progress.steps), name)
         outcome: StoredFile | str
         try:
             outcome = write_rank_file(uri, self._header, self._copy)

@@ -9,6 +9,9 @@ tensor computes the ratio of a piece of one tensor, or of several tensors togeth
 every number of ranks. Here each rank knows the pieces of tensors that it holds. It squares and sums them by tensor,
 one reduction adds the sums of all ranks (two numbers per tensor), and every piece gets its whole tensor's ratio.
 
+Why not a known one: none is exact under ZeRO. DeepSpeed's FusedLamb, like others, computes the norms of what it is
+given, and is not among the optimizers that DeepSpeed's ZeRO supports.
+
 Moments are corrected for their bias, the ratio is not bounded, and biases and norms are scaled like all else, as in
 the algorithm; `optax.lamb` does the same. Squares are summed in fp64, so that ratios are the same however it is cut.
 """

@@ -16,7 +16,7 @@ from disturbed_run import Report
 from faulty_cluster import Fault, FaultyCluster, faulty_cluster
 from rich.console import Console
 
-from perceiver_dist.checkpoint.run_folder import newest_step
+from perceiver_dist.checkpoint.run_folder import RunFolder
 from perceiver_dist.config.run_config import WorkerRange
 
 _MAX_WAIT_SECONDS = 240
@@ -97,7 +97,7 @@ def test_a_run_shrinks_with_its_cluster_and_grows_with_it(
     config = disturbed_run.config_of(data, tmp_path, "elastic", 2, num_workers=WorkerRange(1, 2), **options)
     job = disturbed_run.start(config, cluster)
     folder = disturbed_run.folder_of(config)
-    wait_until(job, lambda: newest_step(str(folder)) >= 50)
+    wait_until(job, lambda: RunFolder(str(folder)).newest_step() >= 50)
     cluster.remove_node(np.random.default_rng(0))
     wait_until(job, lambda: "workers were lost: 1 go on" in disturbed_run.screen_of(config))
     cluster.add_node()
@@ -121,8 +121,8 @@ def test_a_run_saves_when_a_node_is_about_to_go(data: Path, tmp_path: Path, clus
     folder = disturbed_run.folder_of(config)
     wait_until(job, lambda: "step 1/" in disturbed_run.screen_of(config))
     cluster.announce_end_of_a_node(seconds=30)
-    wait_until(job, lambda: newest_step(str(folder)) > 0)
-    saved = newest_step(str(folder))
+    wait_until(job, lambda: RunFolder(str(folder)).newest_step() > 0)
+    saved = RunFolder(str(folder)).newest_step()
     cluster.remove_announced_node()
     cluster.add_node()
     assert job.wait() == 0, disturbed_run.screen_of(config)

@@ -13,7 +13,7 @@ import pytest
 import small_run
 from rich.console import Console
 
-from perceiver_dist.checkpoint.run_folder import newest_step
+from perceiver_dist.checkpoint.run_folder import RunFolder
 from perceiver_dist.config.run_config import TrackingConfig
 from perceiver_dist.training.driver import run_training
 
@@ -63,4 +63,4 @@ def test_a_run_on_a_full_disk_trains_on_and_ends_as_failed(disk: Path) -> None:
     assert sorted(folder.name for folder in disk.glob("run/step-*")) == ["step-00000010", "step-00000020"]
     (disk / "filler").unlink()
     assert train(disk, stop_at=40)[0]["exit"] == "completed"
-    assert newest_step(str(disk / "run")) == 40
+    assert RunFolder(str(disk / "run")).newest_step() == 40

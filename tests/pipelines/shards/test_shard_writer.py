@@ -7,7 +7,7 @@ import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perceiver_dist.errors import UserError
+from perceiver_dist.errors import InternalError
 from pipelines.errors import ShardError
 from pipelines.shards.shard_writer import write_shard, write_shards
 
@@ -73,5 +73,5 @@ def test_a_dot_in_a_keys_directory_is_fine(tmp_path):
 
 
 def test_shards_hold_at_least_one_sample(tmp_path):
-    with pytest.raises(UserError, match="samples_per_shard is 0"):
+    with pytest.raises(InternalError, match="samples_per_shard is 0"):
         write_shards(samples(1), tmp_path, "x", 0)

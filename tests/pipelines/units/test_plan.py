@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import pipelines.permutation
 import pipelines.units.plan
-from perceiver_dist.errors import UserError
+from perceiver_dist.errors import InternalError
 from pipelines.units.plan import EvaluationPlan, TrainingPlan
 
 SIZES = {
@@ -137,7 +137,7 @@ def test_a_late_unit_costs_as_many_hashes_as_the_first(monkeypatch):
     ],
 )
 def test_sizes_must_be_positive(sizes, message):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(InternalError) as caught:
         replace(GOLDEN, **sizes)
     assert str(caught.value) == message
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perceiver_dist.errors import UserError
+from perceiver_dist.errors import InternalError
 from pipelines.units.schedule import Schedule
 
 WHOLE_WEIGHTS = st.dictionaries(st.text(min_size=1, max_size=5), st.integers(1, 60), min_size=1, max_size=5)
@@ -68,10 +68,10 @@ def test_fractions_are_met_exactly(weights, every):
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_weight_must_be_positive_and_finite(weight):
-    with pytest.raises(UserError, match=f"^source 'b': weight is {weight}, must be a number above 0$"):
+    with pytest.raises(InternalError, match=f"^source 'b': weight is {weight}, must be a number above 0$"):
         Schedule({"a": 1.0, "b": weight})
 
 
 def test_there_must_be_a_source():
-    with pytest.raises(UserError, match=r"^sources is empty: name at least one source to train on$"):
+    with pytest.raises(InternalError, match=r"^sources is empty: name at least one source to train on$"):
         Schedule({})

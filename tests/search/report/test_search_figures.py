@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from records import record_of_search
 
-from perceiver_dist.errors import UserError
+from perceiver_dist.errors import InternalError
 from perceiver_dist.search.report.axis_scale import scale_of
 from perceiver_dist.search.report.parallel_coordinates import parallel_coordinates_figure
 from perceiver_dist.search.report.pareto import pareto_front
@@ -103,7 +103,7 @@ def test_each_option_has_a_bar_as_long_as_its_importance(tmp_path: Path) -> None
 @pytest.mark.parametrize("draw", [parallel_coordinates_figure, learning_curves_figure])
 def test_a_search_without_scores_is_refused(draw: object, tmp_path: Path) -> None:
     assert callable(draw)
-    with pytest.raises(UserError, match="none of the 0 trials has a score"):
+    with pytest.raises(InternalError, match="none of the 0 trials has a score"):
         draw(SearchRecord(), tmp_path / "figure.png")
 
 

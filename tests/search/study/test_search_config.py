@@ -13,6 +13,7 @@ from perceiver_dist.search.search_driver import check_same_search
 from perceiver_dist.search.study.objective import check_metric, score_of
 from perceiver_dist.search.study.search_config import SearchConfig, SearchRunConfig
 from perceiver_dist.search.study.space import with_values
+from perceiver_dist.training.tracker.logged_metrics import EvaluationMetrics
 
 LATENTS = {"model.latents": [8, 16]}
 
@@ -89,9 +90,10 @@ def test_a_score_is_one_metric_or_the_mean_of_each_source_s_own() -> None:
         "squares/accuracy": 0.9, "squares/loss": 0.2, "squares/accuracy_image_only": 0.1,
         "tones/mean_average_precision": 0.5, "tones/loss": 0.7,
     }  # fmt: skip
-    assert score_of(metrics, "mean", small_training()) == pytest.approx(0.7)
-    assert score_of(metrics, "squares/accuracy", small_training()) == 0.9
-    assert score_of(metrics, "tones/mean_average_precision", small_training()) == 0.5
+    evaluation = EvaluationMetrics.from_flat(33, metrics)
+    assert score_of(evaluation, "mean", small_training()) == pytest.approx(0.7)
+    assert score_of(evaluation, "squares/accuracy", small_training()) == 0.9
+    assert score_of(evaluation, "tones/mean_average_precision", small_training()) == 0.5
 
 
 @pytest.mark.parametrize(

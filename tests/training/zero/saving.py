@@ -8,6 +8,7 @@ import ranks
 import torch
 
 from perceiver_dist.checkpoint.manifest import TrainingProgress
+from perceiver_dist.checkpoint.run_folder import RunFolder
 
 
 def save_while_stepping(world_size: int, folder: Path, stage: int) -> dict[str, bool]:
@@ -23,7 +24,7 @@ def save_while_stepping(world_size: int, folder: Path, stage: int) -> dict[str, 
     stepping, copied, seen = Event(), Event(), []
     optimizer = base_optimizer(engine)
     optimizer.register_step_pre_hook(lambda *_: stepping.set())
-    writer: Any = CheckpointWriter(engine, str(folder / f"stage{stage}"))
+    writer: Any = CheckpointWriter(engine, RunFolder(str(folder / f"stage{stage}")))
     optimizer.register_step_pre_hook(lambda *_: seen.append(copied.is_set()))
     copy = writer._copy_all
 

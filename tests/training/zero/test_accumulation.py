@@ -1,9 +1,16 @@
 """The sharing of a step's units among any number of ranks."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perceiver_dist.training.zero.accumulation import accumulation_steps, loss_factor, units_of_rank
+from perceiver_dist.training.zero.accumulation import (
+    MicroStep,
+    accumulation_steps,
+    loss_factor,
+    micro_steps_of_rank,
+    units_of_rank,
+)
 
 
 @st.composite
@@ -44,3 +51,21 @@ def test_losses_are_left_alone_where_ranks_divide_lanes(ranks: int, units: int) 
 def test_three_ranks_share_four_lanes() -> None:
     assert [units_of_rank(rank, 3, range(4, 8), 0) for rank in range(3)] == [[6], [4, 7], [5]]
     assert (accumulation_steps(4, 3), loss_factor(4, 3)) == (2, 1.5)
+
+
+@given(sharings())
+def test_ranks_take_the_same_number_of_micro_steps_whose_weights_make_the_mean(
+    sharing: tuple[int, int, int, int],
+) -> None:
+    lanes, ranks, first_dealt, _ = sharing
+    units = range(first_dealt, first_dealt + lanes)
+    steps = [micro_steps_of_rank(rank, ranks, units, first_dealt) for rank in range(ranks)]
+    assert {len(of_rank) for of_rank in steps} == {accumulation_steps(lanes, ranks)}
+    assert all(step.is_padding == (step.weight == 0) for of_rank in steps for step in of_rank)
+    total = sum(step.weight for of_rank in steps for step in of_rank)
+    assert total / (ranks * accumulation_steps(lanes, ranks)) == pytest.approx(1)
+
+
+def test_a_rank_without_a_unit_computes_its_last_one_again_with_weight_0() -> None:
+    assert micro_steps_of_rank(0, 3, range(4, 8), 0) == [MicroStep(6, 1.5, False), MicroStep(6, 0.0, True)]
+    assert micro_steps_of_rank(1, 3, range(4, 8), 0) == [MicroStep(4, 1.5, False), MicroStep(7, 1.5, False)]

@@ -14,7 +14,7 @@ import torch
 
 from perceiver_dist.benchmarks.checkpoint_stall import measure_saves
 from perceiver_dist.checkpoint.format import write_rank_file
-from perceiver_dist.checkpoint.run_folder import newest_step
+from perceiver_dist.checkpoint.run_folder import RunFolder
 from pipelines.storage.files import reason_of
 
 STAGES = (0, 1, 2, 3)
@@ -41,7 +41,7 @@ def test_the_benchmark_saves_by_turns_and_leaves_checkpoints(tmp_path: Path) -> 
         saves = process.apply(measure_saves, (str(tmp_path), 2, ranks.CONFIG))
     assert [save.waited for save in saves] == [False, True, False, True]
     assert {save.bytes for save in saves} == {file.stat().st_size for file in tmp_path.glob("step-*/rank-*")}
-    assert newest_step(str(tmp_path)) == 6
+    assert RunFolder(str(tmp_path)).newest_step() == 6
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 from torch import distributed
 
 from perceiver_dist.config.run_config import DeepSpeedConfig, TrainConfig, WorkerRange
-from perceiver_dist.training.zero.accumulation import accumulation_steps, loss_factor, units_of_rank
+from perceiver_dist.training.zero.accumulation import micro_steps_of_rank
 
 LANES = 4
 STEPS = 8
@@ -24,17 +24,14 @@ def train(world_size: int, _: Path, stage: int, bad: bool) -> list[float]:
     losses = []
     for step in range(STEPS):
         units = range(step * LANES, (step + 1) * LANES)
-        mine = units_of_rank(rank, world_size, units, 0)
         total = torch.zeros(())
-        for turn in range(accumulation_steps(LANES, world_size)):
-            unit = mine[min(turn, len(mine) - 1)]
-            loss = ranks.lane_loss(engine, step, unit % LANES)
-            if bad and unit == BAD_UNIT:
+        for micro_step in micro_steps_of_rank(rank, world_size, units, 0):
+            loss = ranks.lane_loss(engine, step, micro_step.unit % LANES)
+            if bad and micro_step.unit == BAD_UNIT:
                 loss = loss * torch.inf
-            weight = loss_factor(LANES, world_size) if turn < len(mine) else 0.0
-            engine.backward(loss * weight)
+            engine.backward(loss * micro_step.weight)
             engine.step()
-            if turn < len(mine):
+            if not micro_step.is_padding:
                 total += loss.detach() / LANES
         distributed.all_reduce(total)
         losses.append(total.item())

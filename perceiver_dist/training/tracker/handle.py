@@ -1,0 +1,46 @@
+"""The tracker actor as ranks, datasets and the driver hold it."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from perceiver_dist.checkpoint.manifest import StoredFile, TrainingProgress
+from perceiver_dist.checkpoint.retention import StartingPoint
+from perceiver_dist.tracking.mlflow_store import RunStatus
+from perceiver_dist.training.tracker.failures import FailureReceiver
+from perceiver_dist.training.tracker.logged_metrics import StepMetrics
+from perceiver_dist.training.tracker.remote_method import RemoteMethod
+from perceiver_dist.training.tracker.status import TrainingStatus
+from pipelines.units.unit_maker import BadSample
+
+if TYPE_CHECKING:
+    # Imports torch, which Ray Train's controller has no need to load.
+    from perceiver_dist.metrics.metric_totals import Scores
+
+
+class TrackerHandle(FailureReceiver, Protocol):
+    """Handle of the `Tracker` actor (`perceiver_dist/training/tracker/actor.py`), whose methods are described there.
+
+    A test compares the names and types with the actor's.
+    """
+
+    bad_reasons: RemoteMethod[[str, int], list[tuple[str, int]]]
+    choose_starting_point: RemoteMethod[[], StartingPoint]
+    close: RemoteMethod[[RunStatus, Mapping[str, object]], int]
+    count_start: RemoteMethod[[str], str]
+    end_unsaved: RemoteMethod[[str], None]
+    evaluated: "RemoteMethod[[int, Mapping[str, Scores]], None]"
+    is_preempted: RemoteMethod[[], bool]
+    keep_traceback: RemoteMethod[[str, str], None]
+    preempt: RemoteMethod[[], None]
+    quarantined: RemoteMethod[[str, int, list[BadSample]], None]
+    rank_saved: RemoteMethod[[int, int, bool, TrainingProgress, StoredFile | str], None]
+    run_id: RemoteMethod[[], str]
+    save: RemoteMethod[[], None]
+    saved: RemoteMethod[[int], str | None]
+    saw_samples: RemoteMethod[[int, int, list[str]], None]
+    skipped_step: RemoteMethod[[str], None]
+    starting_point: RemoteMethod[[], StartingPoint]
+    status: RemoteMethod[[], TrainingStatus]
+    tell: RemoteMethod[[str], None]
+    trained: RemoteMethod[[StepMetrics], None]
+    workers_started: RemoteMethod[[int, int], None]

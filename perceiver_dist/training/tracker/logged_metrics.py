@@ -1,0 +1,143 @@
+"""Metrics of logged steps and of evaluations, and their flat names in metrics.jsonl, MLflow and Prometheus.
+
+Code passes the two dataclasses on. They become flat names such as `train/loss` only where a record is written, and are
+read back from metrics.jsonl when a run is resumed.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from perceiver_dist.strict_json import numbers, to_json
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """Metrics of the steps since the last log. Counts are floats too, as MLflow keeps them.
+
+    Attributes:
+        step: Optimizer steps taken; 0 before the first.
+        losses: Mean training loss by source, in nats; without the sources that had no finite loss.
+        loss: The same over all sources; NaN if no loss was finite.
+        seconds: Time, mean over the ranks, without evaluations and checkpoints.
+        data_wait_fraction: Share of the time that ranks waited for data, 0 to 1.
+        learning_rate: Learning rate of the last step.
+        gradient_norm: Global L2 norm of the last gradient, before clipping; None if it is not finite.
+        skipped_steps: Steps skipped since the run began, because their gradient was not finite.
+        samples_per_second: Samples learned from, over all ranks.
+        step_seconds: Seconds per optimizer step.
+        samples_seen: Samples learned from since the run began.
+        gpu_memory_bytes: Peak GPU memory of rank 0; None on CPUs.
+        quarantined: Samples that could not be used, each counted once; the tracker counts them.
+    """
+
+    step: int = 0
+    losses: Mapping[str, float] = field(default_factory=dict)
+    loss: float = math.nan
+    seconds: float = 0.0
+    data_wait_fraction: float = 0.0
+    learning_rate: float = 0.0
+    gradient_norm: float | None = None
+    skipped_steps: float = 0.0
+    samples_per_second: float = 0.0
+    step_seconds: float = 0.0
+    samples_seen: float = 0.0
+    gpu_memory_bytes: float | None = None
+    quarantined: float = 0.0
+
+    def flat(self) -> dict[str, float]:
+        """Return the values by flat name, without the step."""
+        values = {name: getattr(self, attribute) for attribute, name in _NAMES.items()}
+        losses = {f"{source}{_SOURCE_LOSS}": loss for source, loss in self.losses.items()}
+        return losses | {name: value for name, value in values.items() if value is not None}
+
+
+_NAMES = {
+    "loss": "train/loss",
+    "seconds": "train/seconds",
+    "data_wait_fraction": "train/data_wait_fraction",
+    "learning_rate": "train/learning_rate",
+    "gradient_norm": "train/gradient_norm",
+    "skipped_steps": "train/skipped_steps",
+    "samples_per_second": "train/samples_per_second",
+    "step_seconds": "train/step_seconds",
+    "samples_seen": "train/samples_seen",
+    "gpu_memory_bytes": "train/gpu_memory_bytes",
+    "quarantined": "data/quarantined",
+}
+"""Attribute of `StepMetrics` -> flat name, in the order of metrics.jsonl."""
+
+_SOURCE_LOSS = "/train_loss"
+
+
+@dataclass(frozen=True)
+class EvaluationMetrics:
+    """Metrics of one evaluation on the held-out samples.
+
+    Attributes:
+        step: Optimizer steps taken.
+        sources: Metric -> value by source, as in `Scores`; NaN where no sample defines the value.
+    """
+
+    step: int
+    sources: Mapping[str, Mapping[str, float]]
+
+    @classmethod
+    def from_flat(cls, step: int, values: Mapping[str, float]) -> "EvaluationMetrics":
+        """Return the metrics that `flat` returned.
+
+        Args:
+            step: Optimizer steps taken.
+            values: `<source>/<metric>` and its value.
+        """
+        sources: dict[str, dict[str, float]] = {}
+        for name, value in values.items():
+            source, _, metric = name.partition("/")
+            sources.setdefault(source, {})[metric] = value
+        return cls(step, sources)
+
+    def flat(self) -> dict[str, float]:
+        """Return the values as `<source>/<metric>`, without the step."""
+        return {
+            f"{source}/{metric}": value
+            for source, metrics in self.sources.items()
+            for metric, value in metrics.items()
+        }
+
+
+LoggedMetrics = StepMetrics | EvaluationMetrics
+
+
+def to_jsonl(history: list[LoggedMetrics]) -> str:
+    """Return the text of metrics.jsonl.
+
+    Args:
+        history: What was logged, in order.
+    """
+    return "".join(to_json({"step": metrics.step, **metrics.flat()}) + "\n" for metrics in history)
+
+
+def from_jsonl(text: str) -> list[LoggedMetrics]:
+    """Return what `to_jsonl` was given.
+
+    Args:
+        text: Content of metrics.jsonl.
+    """
+    return [_from_record(numbers(json.loads(line))) for line in text.splitlines()]
+
+
+def _from_record(record: dict[str, float]) -> LoggedMetrics:
+    step = int(record.pop("step"))
+    # Every logged step has its seconds, and no metric of an evaluation is called so. The loss would not tell them
+    # apart: evaluating a source called "train" gives a train/loss too.
+    if _NAMES["seconds"] not in record:
+        return EvaluationMetrics.from_flat(step, record)
+    losses = {
+        name.removesuffix(_SOURCE_LOSS): value
+        for name, value in record.items()
+        if name.endswith(_SOURCE_LOSS)
+    }
+    values: dict[str, Any] = {attribute: record[name] for attribute, name in _NAMES.items() if name in record}
+    return StepMetrics(step=step, losses=losses, **values)
