@@ -14,8 +14,8 @@ class SourceConfig:
     """One data source: a set of shards with its modalities, one task and a weight.
 
     Attributes:
-        name: Short name of letters, digits and underscores. It names the source's head in the model and
-            its metrics, which are logged as name/metric.
+        name: Short name; letters, digits and underscores. It names the source's head in the model and its metrics,
+            which are logged as name/metric.
         train_shards: Training shards (tar files): path or URI with braces and globs, as in
             "s3://bucket/train-{000000..000099}.tar" or "data/train-*.tar".
         eval_shards: Held-out shards to evaluate on, given like train_shards. Default "": no evaluation of this source.
