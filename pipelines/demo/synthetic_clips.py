@@ -48,7 +48,7 @@ SECONDS = 1.125
 FRAMES_PER_SECOND = 16
 SIDE = 32
 SAMPLE_RATE = 8000
-"""Small clips, so that rendering and training are fast on CPUs. 8 kHz holds the highest tone and its second harmonic."""
+"""Small clips, so that rendering and training are fast on CPUs. 8 kHz holds the highest tone and one overtone."""
 PITCHES = (220.0, 550.0, 1375.0)
 """Hz of low, middle and high. Each is detuned by up to a quarter octave, which leaves 0.8 octaves between them."""
 
