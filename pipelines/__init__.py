@@ -1,1 +1,1 @@
-"""The data: shards are written, indexed, planned, read and decoded here, without knowing the model."""
+"""Data pipeline: write, index, plan, read and decode shards. It knows nothing of the model and needs no torch."""

@@ -1,4 +1,4 @@
-"""How much a single sample may ask for before it is refused."""
+"""Upper bounds on what a single sample may claim, checked before memory is allocated for it."""
 
 from dataclasses import dataclass, fields
 
@@ -7,18 +7,21 @@ from perceiver_dist.errors import UserError
 
 @dataclass(frozen=True)
 class Limits:
-    """What one sample may ask for. A sample beyond a limit is bad: it is left out and recorded, as damaged ones are.
+    """Upper bounds on one sample. A sample that exceeds one is bad: it is not used but quarantined, like a damaged one.
 
-    They guard against files that claim absurd sizes, so the defaults are far above what is usual. They are compared
-    with what index and headers say, before memory is taken.
+    They protect against files that claim absurd sizes, so the defaults are far above anything usual. Sizes are
+    compared with the index and the file's headers, before memory is allocated.
 
     Attributes:
-        field_bytes: Bytes of one field. 512 MiB: a field is held in memory as a whole while it is decoded.
-        image_pixels: Pixels of an image or a frame. 100 million is above the largest cameras and takes 300 MB in RGB.
-        media_seconds: Length of a sound or a clip in seconds; 6 hours, above any film.
-        video_frames: Frames of a clip by its header; 1 million is 6 hours at 46 a second.
-        decode_seconds: Seconds that decoding a sample may take. 30: a window of a usual clip takes tenths of a
-            second, and a decoder that hangs would stop training for ever.
+        field_bytes: Max size of one field in bytes. Default 512 MiB: a field is held in memory as a whole while it is
+            decoded.
+        image_pixels: Max pixels of an image or a video frame. The default, 100 million, is above the largest cameras
+            and takes 300 MB in RGB.
+        media_seconds: Max duration of an audio or video file in seconds. Default 6 hours, longer than any film.
+        video_frames: Max frames of a video according to its header. The default, 1 million, is 6 hours at 46 frames a
+            second.
+        decode_seconds: Max seconds to decode one sample. Default 30: a window of a usual clip takes tenths of a second,
+            and a decoder that hangs would stop the training for good.
     """
 
     field_bytes: int = 512 * 1024**2
@@ -28,7 +31,7 @@ class Limits:
     decode_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        """Check the numbers.
+        """Check the ranges.
 
         Raises:
             UserError: A limit is not above 0.
@@ -36,8 +39,8 @@ class Limits:
         for field in fields(self):
             if getattr(self, field.name) <= 0:
                 raise UserError(
-                    f"data.limits.{field.name} is {getattr(self, field.name)}, must be above 0; raise it, it is an "
-                    "upper bound"
+                    f"data.limits.{field.name} is {getattr(self, field.name)}, must be above 0; it is an upper bound, "
+                    "so raise it"
                 )
 
 

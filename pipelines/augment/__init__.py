@@ -1,1 +1,1 @@
-"""Data augmentation of images and clips, and the random numbers it is drawn from."""
+"""Data augmentation of images and videos, and the random choices of each sample."""

@@ -1,7 +1,7 @@
-"""Samples as training sees them: cropped, mirrored, in other light; the same way for all frames of a clip.
+"""Data augmentation of images and videos: crop, flip, colour jitter, RandAugment; the same for all frames of a video.
 
-Everything is a function of the options, a seed and the picture's size, so a unit is the same bytes each time it is
-made. Pillow does the work, as for everything else that is decoded.
+Every choice is a function of the options, a seed and the picture's size, so a unit has the same bytes each time it is
+made. Pillow does the work, as it does for decoding.
 """
 
 from dataclasses import dataclass
@@ -15,35 +15,42 @@ from perceiver_dist.errors import UserError
 from pipelines.augment.rand_augment import MAX_MAGNITUDE, rand_augment
 
 _ASPECTS = (3 / 4, 4 / 3)
-_TRIES = 10
+"""Width by height of an inception crop, as in Szegedy et al. 2015, "Going deeper with convolutions"."""
+
+_MAX_ATTEMPTS = 10
+"""Crops to draw until one fits into the picture, as in torchvision's RandomResizedCrop; then the centre is taken."""
 
 Box = tuple[float, float, float, float]
-"""Left, top, right and bottom of a part of a picture, in pixels."""
+"""Left, top, right and bottom of a crop, in pixels of the picture."""
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How images and clips are changed in training; evaluation changes nothing.
+    """Data augmentation in training. Evaluation is never augmented.
 
     Attributes:
-        crop: centre: what evaluation sees. inception: a part of random place, area and shape (Szegedy et al. 2015), 3:4
-            to 4:3, stretched to the input's size; the papers' choice.
-        smallest_area: Of an inception crop, as a fraction of the picture; 0.08 is the usual one for photographs. Small
-            pictures, of which every part matters, want 0.5 and more.
-        flip: Whether half of the samples are mirrored left to right; not for letters, digits or road signs.
-        colour: Brightness, contrast and saturation are each multiplied by a number from 1 - colour to 1 + colour; 0 for
-            no change. The paper changes colours of clips and does not say how much.
-        operations: Changes of RandAugment (see pipelines/augment/rand_augment.py) that each picture gets; 4 in the
-            paper on ImageNet, 0 for none.
-        magnitude: Of these changes, 0 to 10; 5 in the paper on ImageNet.
-        mixup: Images of a unit are blended two by two, and so are their labels, in a proportion drawn from the beta
-            distribution with this number twice; 0 for no mixing. Only for sources of images alone.
-        cutmix: Images are given a rectangle of another one, of an area drawn in the same way; 0 for none. With both, a
-            unit is mixed in one of the two ways.
-        masks: SpecAugment (Park et al. 2019): stretches of time, and as many ranges of frequency, of a log-mel
-            spectrogram that are replaced by its mean; 2 and 2 are usual, 0 for none.
-        masked_time: Longest such stretch, as a fraction of the window.
-        masked_bands: Widest such range, as a fraction of the bands.
+        crop: centre: the central crop, as in evaluation (the default). inception: a crop of random position, area and
+            aspect ratio, 3:4 to 4:3, resized to the input's size (Szegedy et al. 2015); the papers' choice.
+        smallest_area: Min area of an inception crop, as a fraction of the picture's. The default, 0.08, is usual for
+            photographs. Small pictures, in which every part matters, need 0.5 or more.
+        flip: Whether half of the samples, drawn at random, are mirrored left to right. Not for letters, digits or road
+            signs; so the default is false.
+        colour: Colour jitter: brightness, contrast and saturation are each multiplied by a random factor from
+            1 - colour to 1 + colour. Default 0: none. The paper jitters the colours of videos and does not say how
+            much.
+        operations: Number of RandAugment operations (see pipelines/augment/rand_augment.py) on each picture. Default 0:
+            none; the paper uses 4 on ImageNet.
+        magnitude: Strength of the RandAugment operations, 0 to 10. Default 5, the paper's on ImageNet.
+        mixup: MixUp (Zhang et al. 2018): each image of a unit and its label are blended with another one, in a
+            proportion drawn from Beta(mixup, mixup). Default 0: none. Only for sources with images alone.
+        cutmix: CutMix (Yun et al. 2019): a rectangle of each image is replaced by that of another one, and the label in
+            proportion to its area, which is drawn from Beta(cutmix, cutmix). Default 0: none. Only for sources with
+            images alone. If mixup is set too, each unit gets one of the two.
+        masks: SpecAugment (Park et al. 2019): number of time masks, and of frequency masks, on each log-mel
+            spectrogram. Masked values become the spectrogram's mean. Default 0: none; 2 of each are usual. The paper
+            uses SpecAugment on AudioSet and does not say how much.
+        masked_time: Max width of a time mask, as a fraction of the window.
+        masked_bands: Max width of a frequency mask, as a fraction of the bands.
     """
 
     crop: Literal["centre", "inception"] = "centre"
@@ -59,7 +66,7 @@ class AugmentConfig:
     masked_bands: float = 0.3
 
     def __post_init__(self) -> None:
-        """Check the numbers.
+        """Check the ranges.
 
         Raises:
             UserError: A number is out of its range.
@@ -70,17 +77,17 @@ class AugmentConfig:
             raise UserError(f"augment.colour is {self.colour}, must be from 0 to below 1")
         if min(self.mixup, self.cutmix) < 0:
             raise UserError(
-                f"augment.mixup {self.mixup} and augment.cutmix {self.cutmix} must not be negative"
+                f"augment.mixup is {self.mixup} and augment.cutmix {self.cutmix}, must not be negative"
             )
         if self.operations < 0 or not 0 <= self.magnitude <= MAX_MAGNITUDE:
             raise UserError(
-                f"augment.operations is {self.operations} and augment.magnitude {self.magnitude}; none or more, of a "
-                f"magnitude from 0 to {MAX_MAGNITUDE}"
+                f"augment.operations is {self.operations} and augment.magnitude {self.magnitude}, must be at least 0 "
+                f"and from 0 to {MAX_MAGNITUDE}"
             )
         if self.masks < 0 or not 0 < self.masked_time <= 1 or not 0 < self.masked_bands <= 1:
             raise UserError(
-                f"augment.masks is {self.masks}, masked_time {self.masked_time}, masked_bands {self.masked_bands}; "
-                "none or more masks, of fractions above 0 and at most 1"
+                f"augment.masks is {self.masks}, masked_time {self.masked_time} and masked_bands {self.masked_bands}, "
+                "must be at least 0, and fractions above 0 and at most 1"
             )
 
 
@@ -89,36 +96,44 @@ NO_AUGMENT = AugmentConfig()
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """How one sample's pictures are cropped and changed.
+    """The augmentation of one sample's pictures: its options with a seed, which decides every random choice.
+
+    The crop and the other changes have a random number generator each, seeded with (seed, 0) and (seed, 1), so neither
+    depends on how many numbers the other draws. Each call starts them anew, so all frames of a video are treated alike.
 
     Attributes:
-        augment: What may be changed.
-        seed: Decides how.
+        augment: Options of the source.
+        seed: Seed of the sample.
     """
 
     augment: AugmentConfig = NO_AUGMENT
     seed: int = 0
 
     @property
-    def smallest_side(self) -> float:
-        """Of what is looked at, as a fraction of the picture's side: for decoders that can decode small."""
-        smallest = sqrt(self.augment.smallest_area * _ASPECTS[0])
-        return smallest if self.augment.crop == "inception" else 1.0
+    def min_crop_side(self) -> float:
+        """Lower bound of a crop's longer side, as a fraction of the picture's shorter side.
 
-    def box(self, width: int, height: int, aspect: float) -> Box:
-        """Return the part of a picture that is looked at.
+        Decoders that can decode at a reduced size, such as JPEG's, use it to find how far they may reduce.
+        """
+        shortest = sqrt(self.augment.smallest_area * _ASPECTS[0])
+        return shortest if self.augment.crop == "inception" else 1.0
+
+    def crop_box(self, width: int, height: int, aspect: float) -> Box:
+        """Return the part of a picture that the model sees.
 
         Args:
-            width: The picture's, in pixels.
-            height: The picture's, in pixels.
-            aspect: Width by height of what the part is resized to; a crop of the centre has it.
+            width: Width of the picture in pixels.
+            height: Height of the picture in pixels.
+            aspect: Width by height of the model's input, to which the crop is resized. The central crop is the largest
+                one of this aspect ratio; an inception crop has its own, and is stretched.
         """
         if self.augment.crop == "inception":
             random = np.random.default_rng([self.seed, 0])
-            for _ in range(_TRIES):
+            for _ in range(_MAX_ATTEMPTS):
                 area = width * height * random.uniform(self.augment.smallest_area, 1)
-                shape = exp(random.uniform(log(_ASPECTS[0]), log(_ASPECTS[1])))
-                wide, high = sqrt(area * shape), sqrt(area / shape)
+                # Uniform in the logarithm: 3:4 and 4:3 are equally likely.
+                ratio = exp(random.uniform(log(_ASPECTS[0]), log(_ASPECTS[1])))
+                wide, high = sqrt(area * ratio), sqrt(area / ratio)
                 if wide <= width and high <= height:
                     left, top = random.uniform(0, width - wide), random.uniform(0, height - high)
                     return left, top, left + wide, top + high
@@ -126,15 +141,16 @@ class ImageTransform:
         left, top = (width - wide) / 2, (height - high) / 2
         return left, top, left + wide, top + high
 
-    def changed(self, picture: Image.Image) -> Image.Image:
-        """Mirror a picture, change its colours, and apply RandAugment, as the seed says.
+    def apply(self, picture: Image.Image) -> Image.Image:
+        """Return a picture mirrored, with colour jitter and with RandAugment, as the options and the seed decide.
 
         Args:
-            picture: Grey or RGB.
+            picture: Grey or RGB; already cropped.
         """
         if not (self.augment.flip or self.augment.colour or self.augment.operations):
             return picture
         random = np.random.default_rng([self.seed, 1])
+        # All four are drawn whatever is switched on, so that one option does not change the choices of another.
         mirrored, *factors = random.uniform(size=4)
         if self.augment.flip and mirrored < 0.5:
             picture = ImageOps.mirror(picture)

@@ -1,8 +1,8 @@
-"""RandAugment (Cubuk et al. 2020, arXiv 1909.13719): a few of fourteen changes of a picture, all of one magnitude.
+"""RandAugment (Cubuk et al. 2020, arXiv 1909.13719): a few of fourteen operations on a picture, of one magnitude.
 
-The changes and their ranges are AutoAugment's (arXiv 1805.09501, table 6), as in that paper: 30 degrees, a shear of
-0.3, enhancement by 0.1 to 1.9, a move by 45 % of the side (150 of 331 pixels), and so on; the magnitude is the fraction
-of the range that is used. What is uncovered becomes grey. Pillow does the work.
+The operations and their ranges are AutoAugment's (arXiv 1805.09501, table 6), as in that paper: rotation by 30 degrees,
+a shear of 0.3, enhancement by 0.1 to 1.9, translation by 45 % of the side (150 of 331 pixels), and so on. The magnitude
+divided by 10 is the fraction of the range that is used. Uncovered pixels become grey. Pillow does the work.
 """
 
 from collections.abc import Callable
@@ -11,30 +11,33 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 MAX_MAGNITUDE = 10
-_GREY = 128
+"""The papers' scale: 10 uses the full range of an operation."""
 
-Change = Callable[[Image.Image, float], Image.Image]
-"""Of a picture, with a strength from -1 to 1; changes without a direction take its absolute value."""
+_GREY = 128
+"""Value of uncovered pixels, the middle of 0 to 255, as in AutoAugment."""
+
+Operation = Callable[[Image.Image, float], Image.Image]
+"""Takes a picture and a strength from -1 to 1. Operations without a direction use its absolute value."""
 
 
 def rand_augment(
     picture: Image.Image, operations: int, magnitude: float, random: np.random.Generator
 ) -> Image.Image:
-    """Apply some of the changes one after another.
+    """Return a picture after randomly drawn operations, applied one after another.
 
     Args:
         picture: Grey or RGB.
-        operations: How many, each drawn from all; one may come twice.
-        magnitude: 0 to 10.
-        random: Decides which, and in which direction.
+        operations: Number of operations, drawn with replacement.
+        magnitude: Strength of the operations, 0 to 10.
+        random: Draws the operations and their directions.
     """
     for _ in range(operations):
-        change = CHANGES[list(CHANGES)[random.integers(len(CHANGES))]]
-        picture = change(picture, random.choice((-1, 1)) * magnitude / MAX_MAGNITUDE)
+        operation = OPERATIONS[list(OPERATIONS)[random.integers(len(OPERATIONS))]]
+        picture = operation(picture, random.choice((-1, 1)) * magnitude / MAX_MAGNITUDE)
     return picture
 
 
-def _moved(picture: Image.Image, matrix: tuple[float, float, float, float, float, float]) -> Image.Image:
+def _affine(picture: Image.Image, matrix: tuple[float, float, float, float, float, float]) -> Image.Image:
     fill = _GREY if picture.mode == "L" else (_GREY,) * 3
     return picture.transform(
         picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=fill
@@ -46,11 +49,11 @@ def _rotated(picture: Image.Image, strength: float) -> Image.Image:
     return picture.rotate(30 * strength, Image.Resampling.BILINEAR, fillcolor=fill)
 
 
-def _enhanced(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> Change:
+def _enhanced(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> Operation:
     return lambda picture, strength: kind(picture).enhance(1 + 0.9 * strength)
 
 
-CHANGES: dict[str, Change] = {
+OPERATIONS: dict[str, Operation] = {
     "identity": lambda picture, _: picture,
     "autocontrast": lambda picture, _: ImageOps.autocontrast(picture),
     "equalize": lambda picture, _: ImageOps.equalize(picture),
@@ -61,12 +64,13 @@ CHANGES: dict[str, Change] = {
     "contrast": _enhanced(ImageEnhance.Contrast),
     "brightness": _enhanced(ImageEnhance.Brightness),
     "sharpness": _enhanced(ImageEnhance.Sharpness),
-    "shear_x": lambda picture, strength: _moved(picture, (1, 0.3 * strength, 0, 0, 1, 0)),
-    "shear_y": lambda picture, strength: _moved(picture, (1, 0, 0, 0.3 * strength, 1, 0)),
-    "translate_x": lambda picture, strength: _moved(
+    "shear_x": lambda picture, strength: _affine(picture, (1, 0.3 * strength, 0, 0, 1, 0)),
+    "shear_y": lambda picture, strength: _affine(picture, (1, 0, 0, 0.3 * strength, 1, 0)),
+    "translate_x": lambda picture, strength: _affine(
         picture, (1, 0, 0.45 * strength * picture.width, 0, 1, 0)
     ),
-    "translate_y": lambda picture, strength: _moved(
+    "translate_y": lambda picture, strength: _affine(
         picture, (1, 0, 0, 0, 1, 0.45 * strength * picture.height)
     ),
 }
+"""By name. The order is part of the random choices: changing it changes what a seed means."""

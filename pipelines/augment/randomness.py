@@ -1,4 +1,4 @@
-"""The randomness in decoding a sample: numbers that are passed in, so that decoders are pure functions."""
+"""Random choices of a sample. Decoders receive them as an argument, which keeps decoders pure functions."""
 
 from dataclasses import dataclass
 
@@ -8,13 +8,13 @@ from pipelines.permutation import hash64
 
 @dataclass(frozen=True)
 class SampleRandomness:
-    """The random choices of one row of a unit.
+    """The random choices of one sample in one row of a unit.
 
     Attributes:
-        window: Where a window in time lies: 0 first, 0.5 centre, 1 last.
-        seed: Of everything that takes more than one random number, such as the points of a surface.
-        augment: Whether points may be changed; not in evaluation.
-        transform: How pictures are cropped and changed.
+        window: Position of the window in time, from 0 (first) to 1 (last); 0.5 is the centre.
+        seed: Seed for whatever needs more than one random number, such as the points on a surface.
+        augment: Whether point clouds are augmented; false in evaluation.
+        transform: Augmentation of pictures.
     """
 
     window: float
@@ -24,10 +24,12 @@ class SampleRandomness:
 
 
 def evaluation_randomness(key: str, window: float = 0.5) -> SampleRandomness:
-    """Return evaluation's fixed choices: a sample is decoded the same way each time, whatever batch it is in.
+    """Return the choices of an evaluation. They depend on the sample and the window, not on its place in a unit.
+
+    So a sample is decoded to the same array for any micro-batch, number of lanes and order of shards.
 
     Args:
         key: The sample's key.
-        window: Where a window in time lies.
+        window: Position of the window in time, from 0 (first) to 1 (last).
     """
     return SampleRandomness(window=window, seed=hash64(key), augment=False)

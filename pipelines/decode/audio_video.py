@@ -184,12 +184,12 @@ def _fit_frame(
     # Phones store sideways video with a rotation in the track header, in multiples of 90 degrees.
     quarter_turns = round(frame.rotation / 90)
     width, height = (frame.height, frame.width) if quarter_turns % 2 else (frame.width, frame.height)
-    left, top, right, bottom = transform.box(width, height, spec.width / spec.height)
+    left, top, right, bottom = transform.crop_box(width, height, spec.width / spec.height)
     scale = max(spec.height / (bottom - top), spec.width / (right - left))
     size = (round(frame.width * scale), round(frame.height * scale))
     small = shrinker.reformat(frame, *size, "rgb24", interpolation="BICUBIC", threads=1)
     upright = Image.fromarray(np.rot90(small.to_ndarray(), k=quarter_turns))
-    box = transform.box(*upright.size, spec.width / spec.height)
+    box = transform.crop_box(*upright.size, spec.width / spec.height)
     return fit_image(upright, spec.height, spec.width, spec.channels, box, transform)
 
 

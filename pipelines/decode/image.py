@@ -44,10 +44,10 @@ def decode_image(
     """
     with _opened(data, limits) as image:
         # Only JPEG supports this: it decodes at 1/2, 1/4 or 1/8 of its size, still at least twice what is needed.
-        side = round(2 * max(spec.height, spec.width) / transform.smallest_side)
+        side = round(2 * max(spec.height, spec.width) / transform.min_crop_side)
         image.draft(None, (side, side))
         upright = ImageOps.exif_transpose(image)
-        box = transform.box(*upright.size, spec.width / spec.height)
+        box = transform.crop_box(*upright.size, spec.width / spec.height)
         return fit_image(upright, spec.height, spec.width, spec.channels, box, transform)
 
 
@@ -127,7 +127,7 @@ def fit_image(
     """
     coloured = _without_alpha(image).convert("L" if channels == 1 else "RGB")
     fitted = _resized(coloured, width, height, box)
-    return np.array(transform.changed(fitted), dtype=np.uint8).reshape(height, width, channels)
+    return np.array(transform.apply(fitted), dtype=np.uint8).reshape(height, width, channels)
 
 
 def _resized(image: Image.Image, width: int, height: int, box: Box) -> Image.Image:

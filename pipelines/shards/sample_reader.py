@@ -1,4 +1,8 @@
-"""Reading samples: byte ranges of shards, located by the index."""
+"""Random access reader of samples: byte ranges of shards, located by the index.
+
+On object storage the number of requests limits the throughput, so samples that are neighbours in a shard share one. The
+plan provides neighbours: it shuffles chunks of `data.chunk_size` consecutive samples, not single samples.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,18 +17,27 @@ from pipelines.storage.files import open_storage
 from pipelines.storage.retry import with_retries
 from pipelines.storage.shard_file import ShardFile
 
-_LARGEST_GAP = 4096
+_MAX_GAP_BYTES = 4096
+"""Unwanted bytes to read between two wanted fields rather than send another request: tar headers and padding (up to
+1.5 KiB), or a small field such as a caption. Transferring them takes far less time than a request does.
+"""
+
+_MAX_OPEN_SHARDS = 128
+"""Per process: far below the usual limit of 1,024 open files."""
+
+_MAX_INDEX_TABLES = 32
+"""Per process, in memory. A row takes some 75 bytes, so 32 shards of 10,000 samples take 24 MB."""
 
 
 @dataclass(frozen=True)
 class RawSample:
-    """One sample as it lies in its shard.
+    """The undecoded fields of one sample.
 
     Attributes:
         shard: Path or URI of the tar file.
         key: The sample's key within the shard.
-        fields: Bytes by field name ("jpg", "cls", ...), of the fields that were asked for.
-        problem: Why the sample cannot be used and was not read; "" if nothing is known against it.
+        fields: Bytes by field name ("jpg", "cls", ...), of the requested fields.
+        problem: Why the sample cannot be used and was not read; "" if no problem is known.
     """
 
     shard: str
@@ -34,28 +47,29 @@ class RawSample:
 
     @property
     def name(self) -> str:
-        """Shard and key, for messages."""
+        """Key and shard, for messages."""
         return f"sample '{self.key}' of shard {self.shard}"
 
 
 def read_samples(
     index: SourceIndex, samples: Sequence[int], wanted: frozenset[str], data: DataConfig = DEFAULT_DATA
 ) -> list[RawSample]:
-    """Read samples, neighbours in a shard with one request.
+    """Read samples. Those that are neighbours in a shard are read with one request.
 
     Args:
         index: The source's index.
-        samples: Sample numbers, in any order.
-        wanted: Names of the fields to read; others are left in the shard.
-        data: How large a field may be, and how long storage is asked.
+        samples: Sample numbers, in any order; a number may appear more than once.
+        wanted: Names of the fields to read. Other fields are never transferred, but for small ones in between.
+        data: The size limit of a field and the deadline of storage requests.
 
     Returns:
         The samples, in the order of `samples`.
 
     Raises:
-        ShardError: A shard is gone, cannot be read, or its size is not the one it was indexed with.
+        ShardError: A shard is missing, cannot be read, or its size has changed since it was indexed.
     """
     read: dict[int, RawSample] = {}
+    # In storage order, so that neighbours are adjacent; a number that appears twice is read once.
     ordered = sorted(set(samples))
     start = 0
     while start < len(ordered):
@@ -102,31 +116,31 @@ def _read_rows(
 
 @dataclass(frozen=True)
 class _Entry:
-    """What the index says of a sample: key, known problem, and (offset, length) of the wanted fields."""
+    """A sample's index row: key, known problem, and (offset, length) of the wanted fields."""
 
     key: str
     problem: str
     spans: dict[str, tuple[int, int]]
 
-    def checked(self, most_bytes: int) -> "_Entry":
-        """Return the entry without anything to read if the sample has a problem or is too large."""
-        too_large = [(field, length) for field, (_, length) in self.spans.items() if length > most_bytes]
+    def checked(self, max_bytes: int) -> "_Entry":
+        """Return the entry; without spans, so that nothing is read, if the sample has a problem or is too large."""
+        too_large = [(field, length) for field, (_, length) in self.spans.items() if length > max_bytes]
         problem = self.problem
         if too_large and not problem:
             field, length = too_large[0]
-            problem = f"field '{field}' has {length} bytes, more than data.limits.field_bytes {most_bytes}"
+            problem = f"field '{field}' has {length} bytes, more than data.limits.field_bytes {max_bytes}"
         return _Entry(self.key, problem, {}) if problem else self
 
 
 def _read_spans(
     shard: ShardSummary, spans: list[tuple[int, int]], storage_seconds: float
 ) -> dict[tuple[int, int], bytes]:
-    """Read (offset, length) spans, those close to each other with one request."""
+    """Read sorted (offset, length) spans; those at most `_MAX_GAP_BYTES` apart share a request."""
     data: dict[tuple[int, int], bytes] = {}
     start = 0
     while start < len(spans):
         stop, end = start + 1, sum(spans[start])
-        while stop < len(spans) and spans[stop][0] - end <= _LARGEST_GAP:
+        while stop < len(spans) and spans[stop][0] - end <= _MAX_GAP_BYTES:
             end = max(end, sum(spans[stop]))
             stop += 1
         base = spans[start][0]
@@ -137,18 +151,18 @@ def _read_spans(
     return data
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=_MAX_OPEN_SHARDS)
 def _open_shard(uri: str, size: int, storage_seconds: float) -> ShardFile:
     return ShardFile(uri, size, storage_seconds)
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=_MAX_INDEX_TABLES)
 def index_table(uri: str, storage_seconds: float) -> pa.Table:
-    """Return the index of a shard: a row per sample with its key, problem, and each field's name, offset and length.
+    """Return a shard's index: a row per sample with its key, problem, and the name, offset and length of each field.
 
     Args:
         uri: Path or URI of the index file.
-        storage_seconds: How long remote storage that fails is asked.
+        storage_seconds: Seconds for which requests to failing remote storage are retried.
 
     Raises:
         ShardError: Storage fails.

@@ -1,13 +1,13 @@
-"""The index of a source: where every field of every sample lies, so that reading is byte ranges.
+"""Index of a source: the byte range of every field of every sample, for random access to tar shards.
 
-One Parquet file per shard, made by reading the shard once from end to end: a row per sample with its key and,
-for each field, name, byte offset and length; the shard's size, modification time and SHA-256 in the file's
-metadata. Fields are grouped by key wherever they stand in the tar, so any order of members will do.
-A shard is indexed once and found again by its URI, size and modification time.
+Each shard has one Parquet file, made by reading the shard once from end to end. It has a row per sample with its key
+and, for each field, name, byte offset and length. Its metadata holds the shard's size, modification time and SHA-256.
+Fields are grouped by key wherever they are in the tar, so members may have any order. A shard is indexed once: the name
+of its index file is a hash of its URI, size and modification time.
 
-Nothing of a shard is ever written to a disk under its own name, so a name such as `../x` can do no harm; but a sample
-with such a name, with a link in place of a file, or with one field twice is not what its maker meant. It is kept in
-the index with the problem, which takes its place in the order of samples, and is refused when it is due.
+Nothing is ever extracted to disk, so a member named `../x` is harmless. But a sample with such a key, with a link in
+place of a file, or with a field twice is not what its author meant. It stays in the index with its problem, so that it
+keeps its sample number and the order of all others, and is rejected as a bad sample when it is read.
 """
 
 import hashlib
@@ -31,24 +31,32 @@ from pipelines.storage.retry import with_retries
 from pipelines.storage.shard_file import ShardFile
 
 _FORMAT = 2
-"""Raised when the index files change, so that old ones are not found."""
+"""Version of the index files, part of their names. Increase it when they change, so that old ones are not found."""
 
 _METADATA_KEY = b"shard"
+
 _END_OF_ARCHIVE = 2 * tarfile.BLOCKSIZE
+"""A tar ends with two blocks of zeros."""
+
 _READ_BYTES = 1 << 22
-_ROWS_AT_ONCE = 1 << 16
+"""4 MiB: each read is a request to storage, so few and large ones, in little memory."""
+
+_SUMMARIES_PER_PIECE = 1 << 16
+"""Summaries held as Python objects at the same time; some 45 MB."""
+
 _COMPRESSION = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
+"""Compression formats by the first two bytes of their files."""
 
 
 @dataclass(frozen=True)
 class ShardSummary:
-    """What is known of one shard without opening its index.
+    """Facts about one shard as a whole.
 
     Attributes:
         uri: Path or URI of the tar file.
         index: Path or URI of its index file.
         bytes: Size of the tar file.
-        modified: Modification time in nanoseconds since 1970, 0 where the storage has none.
+        modified: Modification time in nanoseconds since 1970; 0 if storage has none.
         sha256: Hex digest of the tar file.
         samples: Number of samples.
     """
@@ -74,20 +82,20 @@ _SUMMARY = pa.schema(
 
 
 class SourceIndex:
-    """All shards of a source in order, with samples numbered through.
+    """All shards of a source, with their samples numbered consecutively across shards.
 
-    Kept as an Arrow table, since the processes of a node then share one copy: a million shards as Python objects
-    would take most of a gigabyte in each.
+    Summaries are kept in an Arrow table, which the processes of a node share through Ray's object store. A million
+    shards as Python objects would take most of a gigabyte in each process.
 
     Args:
-        shards: Summaries in the order in which samples are numbered.
+        shards: Summaries in the order in which their samples are numbered.
     """
 
     def __init__(self, shards: Iterable[ShardSummary]) -> None:
         remaining = iter(shards)
         pieces = [pa.Table.from_pylist([], _SUMMARY)]
-        while some := [asdict(shard) for shard in islice(remaining, _ROWS_AT_ONCE)]:
-            pieces.append(pa.Table.from_pylist(some, _SUMMARY))
+        while rows := [asdict(shard) for shard in islice(remaining, _SUMMARIES_PER_PIECE)]:
+            pieces.append(pa.Table.from_pylist(rows, _SUMMARY))
         table = pa.concat_tables(pieces).combine_chunks()
         self.shards = ShardSummaries(table)
         self._starts = np.concatenate([[0], np.cumsum(table["samples"].to_numpy())])
@@ -108,10 +116,10 @@ class SourceIndex:
 
 
 class ShardSummaries:
-    """The rows of a table of summaries, each made when it is asked for.
+    """Sequence view of a table of summaries. Each summary is created on access.
 
     Args:
-        table: Columns as the fields of `ShardSummary`.
+        table: One column per field of `ShardSummary`.
     """
 
     def __init__(self, table: pa.Table) -> None:
@@ -122,11 +130,11 @@ class ShardSummaries:
         return int(self._table.num_rows)
 
     def __iter__(self) -> Iterator[ShardSummary]:
-        """Yield all in order."""
+        """Yield all summaries in order."""
         return (self[number] for number in range(len(self)))
 
     def __getitem__(self, number: int) -> ShardSummary:
-        """Return one.
+        """Return the summary of one shard.
 
         Args:
             number: Number of the shard, from 0.
@@ -137,15 +145,15 @@ class ShardSummaries:
 def find_index(
     uri: str, index_directory: str, storage_seconds: float = DEFAULT_DATA.storage_seconds
 ) -> tuple[ShardSummary, bool]:
-    """Look a shard up in the index folder, without reading the shard.
+    """Look up a shard in the index folder, without reading the shard.
 
     Args:
         uri: Path or URI of a tar file.
-        index_directory: Path or URI of the folder that index files are kept in.
-        storage_seconds: How long remote storage that fails is asked.
+        index_directory: Path or URI of the folder of index files.
+        storage_seconds: Seconds for which requests to failing remote storage are retried.
 
     Returns:
-        The shard's summary and True if it is indexed; else what is known of it (no digest, 0 samples) and False.
+        The shard's summary and True if it is indexed. Otherwise a summary without digest and with 0 samples, and False.
 
     Raises:
         ShardError: The shard is missing, or its storage or the index folder's fails.
@@ -173,34 +181,37 @@ def _read_summary(index_uri: str) -> bytes | None:
 def index_shard(
     uri: str, index_directory: str, storage_seconds: float = DEFAULT_DATA.storage_seconds
 ) -> ShardSummary:
-    """Index one shard, or find the index made before.
+    """Index one shard unless it is already indexed.
 
     Args:
         uri: Path or URI of an uncompressed tar file.
-        index_directory: Path or URI of the folder that index files are kept in; made if missing.
-        storage_seconds: How long remote storage that fails is asked.
+        index_directory: Path or URI of the folder of index files; created if missing.
+        storage_seconds: Seconds for which requests to failing remote storage are retried.
 
     Returns:
         The shard's summary.
 
     Raises:
-        ShardError: The shard is missing, empty, compressed, truncated, damaged or holds no sample, or its storage or
+        ShardError: The shard is missing, empty, compressed, truncated, damaged or holds no samples, or its storage or
             the index folder's fails.
     """
     known, indexed = find_index(uri, index_directory, storage_seconds)
     if indexed:
         return known
-    hashed = _HashedStream(ShardFile(uri, known.bytes, storage_seconds), known.bytes)
-    rows = _group_by_key(uri, _members(uri, known.bytes, hashed))
-    summary = replace(known, sha256=hashed.hexdigest(), samples=len(rows))
+    stream = _HashingStream(ShardFile(uri, known.bytes, storage_seconds), known.bytes)
+    rows = _group_by_key(uri, _members(uri, known.bytes, stream))
+    summary = replace(known, sha256=stream.hexdigest(), samples=len(rows))
     with_retries(
         lambda: _write_index(summary, rows), f"index {summary.index}", summary.index, storage_seconds
     )
     return summary
 
 
-class _HashedStream:
-    """A shard read from end to end: keeps the digest, the first bytes, and where the last byte that is not 0 ended."""
+class _HashingStream:
+    """Sequential reader of a shard that computes its digest and keeps its first bytes and the end of its content.
+
+    The content ends after the last byte that is not zero; what follows is the end mark and padding of the tar.
+    """
 
     def __init__(self, shard: ShardFile, size: int) -> None:
         self._shard = shard
@@ -225,12 +236,13 @@ class _HashedStream:
         return self._digest.hexdigest()
 
 
-def _members(uri: str, size: int, stream: _HashedStream) -> Iterator[tarfile.TarInfo]:
-    """Yield all of a tar but its folders, then read on to the end so that the digest is of the whole shard.
+def _members(uri: str, size: int, stream: _HashingStream) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of a tar except folders, then read to its end, so that the digest covers the whole shard.
 
     Raises:
-        ShardError: The file is empty, compressed, truncated, damaged or no tar.
+        ShardError: The file is empty, compressed, truncated, damaged or not a tar.
     """
+    # Names that are not UTF-8 are escaped, not replaced, so that different names stay different keys.
     options = {"bufsize": _READ_BYTES, "encoding": "utf-8", "errors": "backslashreplace"}
     try:
         with tarfile.open(fileobj=stream, mode="r|", **options) as archive:  # type: ignore[call-overload]
@@ -257,7 +269,7 @@ def _members(uri: str, size: int, stream: _HashedStream) -> Iterator[tarfile.Tar
             "write it again or leave it out"
         )
     if stream.content_end > end:
-        # tarfile stops without a word at a damaged header, and at the end of the first of two joined tars.
+        # tarfile silently stops at a damaged header, and at the end of the first of two concatenated tars.
         raise ShardError(
             f"shard {uri}: cannot be read beyond byte {end} of {size}: a damaged header, or two tars joined; "
             "write it again or leave it out"
@@ -266,24 +278,24 @@ def _members(uri: str, size: int, stream: _HashedStream) -> Iterator[tarfile.Tar
 
 @dataclass
 class _Row:
-    """A sample as it is found: field -> (offset, length), and the first thing that is wrong with it."""
+    """A sample while its fields are collected: field -> (offset, length), and the first problem found."""
 
     fields: dict[str, tuple[int, int]] = field(default_factory=dict)
     problem: str = ""
 
 
 def _group_by_key(uri: str, members: Iterator[tarfile.TarInfo]) -> dict[str, _Row]:
-    """Group members into samples by key, by the WebDataset naming convention.
+    """Group members into samples by the WebDataset convention: KEY.FIELD, where the key ends at the name's first dot.
 
     Raises:
-        ShardError: There is no sample.
+        ShardError: The shard holds no samples.
     """
     samples: dict[str, _Row] = {}
     for member in members:
         folder, slash, name = member.name.rpartition("/")
         stem, dot, extension = name.partition(".")
         if not (stem and dot and extension):
-            continue
+            continue  # Not KEY.FIELD, such as README or .DS_Store: not part of any sample.
         key, name = folder + slash + stem, extension.lower()
         row = samples.setdefault(key, _Row())
         row.problem = row.problem or _problem(key, name, member, row)
@@ -318,7 +330,8 @@ def _write_index(summary: ShardSummary, rows: dict[str, _Row]) -> None:
     metadata: dict[Any, Any] = {_METADATA_KEY: json.dumps(asdict(summary))}
     table = pa.table(columns).replace_schema_metadata(metadata)
     filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-    # The name is this process's own: two sources may have the same shard indexed at the same time.
+    # Written atomically under a unique temporary name: two tasks may index the same shard at the same time, when two
+    # sources or two runs share it. Either result is the same.
     partial = f"{path}.{uuid4().hex}.partial"
     pq.write_table(table, partial, filesystem=filesystem)
     filesystem.move(partial, path)

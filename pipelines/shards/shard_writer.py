@@ -1,4 +1,4 @@
-"""Writing shards: WebDataset tar files whose bytes depend on nothing but the samples."""
+"""Writer of WebDataset tar shards. It is deterministic: the bytes depend on the samples alone."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -11,24 +11,24 @@ from perceiver_dist.errors import UserError
 from pipelines.errors import ShardError
 
 Sample = Mapping[str, bytes | int | str]
-"""One sample: its key under `__key__`, and its fields by file extension; `cls` is an integer label."""
+"""One sample: its key as `__key__`, and its fields by file extension; `cls` is an integer label."""
 
 
 def write_shards(samples: Iterable[Sample], directory: Path, name: str, samples_per_shard: int) -> list[Path]:
-    """Write samples to `<directory>/<name>-000000.tar` and on, in the order given.
+    """Write samples to `<directory>/<name>-000000.tar`, `-000001.tar` and so on, in the given order.
 
     Args:
         samples: The samples.
-        directory: Where the shards go; made if it is not there.
-        name: What the shards' names begin with.
-        samples_per_shard: Samples in every shard but the last.
+        directory: Folder of the shards; created if missing.
+        name: Prefix of the shards' file names.
+        samples_per_shard: Samples in every shard but the last, which may have fewer.
 
     Returns:
-        The shards, in order; none if there are no samples.
+        Paths of the shards, in order; none if there are no samples.
 
     Raises:
         UserError: `samples_per_shard` is not positive.
-        ShardError: A sample has no key or one that WebDataset would read differently.
+        ShardError: A sample has no key, or one that WebDataset would split differently.
     """
     if samples_per_shard < 1:
         raise UserError(f"samples_per_shard is {samples_per_shard}, must be at least 1")
@@ -42,17 +42,18 @@ def write_shards(samples: Iterable[Sample], directory: Path, name: str, samples_
 
 
 def write_shard(samples: Iterable[Sample], path: Path) -> None:
-    """Write one shard: beside its place first, and moved there when complete.
+    """Write one shard atomically.
 
     Args:
         samples: The samples.
-        path: Where the shard goes; what is there is replaced.
+        path: Path of the shard; an existing file is replaced.
 
     Raises:
-        ShardError: A sample has no key or one that WebDataset would read differently.
+        ShardError: A sample has no key, or one that WebDataset would split differently.
     """
     partial = path.with_name(path.name + ".partial")
     try:
+        # No user, no time: the same samples give the same bytes on every machine.
         with partial.open("wb") as file, TarWriter(file, user="", group="", mode=0o644, mtime=0) as tar:
             for number, sample in enumerate(samples):
                 _check_key(sample, number, path)
@@ -63,10 +64,10 @@ def write_shard(samples: Iterable[Sample], path: Path) -> None:
 
 
 def _check_key(sample: Sample, number: int, path: Path) -> None:
-    # WebDataset takes what follows the first dot of a member's name for the field.
+    # In WebDataset the key ends at the first dot of the file name and the field follows it.
     key = sample.get("__key__")
     if not isinstance(key, str) or not key or "." in key.rpartition("/")[2]:
         raise ShardError(
             f"shard {path.name}: sample {number} has the key {key!r}, "
-            "expected under __key__ a text that is not empty and has no dot"
+            "expected as __key__ a non-empty string without a dot after its last slash"
         )

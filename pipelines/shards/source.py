@@ -1,4 +1,4 @@
-"""A source: a set of shards with its modalities, one task, and a weight."""
+"""Configuration of data sources and of how they are read. The docstrings are also the help texts of the options."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,25 +11,27 @@ from pipelines.limits import DEFAULT_LIMITS, Limits
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """One source of samples.
+    """One data source: a set of shards with its modalities, one task and a weight.
 
     Attributes:
-        name: Short name; metrics are logged as name/metric, and the head of the task is called by it.
-        train_shards: Tar shards to learn from: path or URI with braces and globs, as in
+        name: Short name of letters, digits and underscores. It names the source's head in the model and
+            its metrics, which are logged as name/metric.
+        train_shards: Training shards (tar files): path or URI with braces and globs, as in
             "s3://bucket/train-{000000..000099}.tar" or "data/train-*.tar".
-        eval_shards: Held-out shards; empty for none.
-        modalities: What the model sees of a sample: image, audio, video, points. Audio is the sample's sound file or,
-            where it has none, the sound track of its video. Any of them may be missing from any sample.
-        num_classes: Number of classes; labels are 0 .. num_classes - 1.
-        task: softmax: exactly one class per sample. multilabel: any number of classes per sample.
-        label: Field that holds the label: "cls" (a number as text), or "json.KEY" for an entry of the json field.
-            For multilabel a list of numbers (json) or numbers separated by commas (text).
-        weight: Share of the optimizer steps, relative to the other sources' weights.
-        class_names: Names of the classes for figures and tables; empty to show numbers.
-        modality_dropout: In training, the probability with which a sample is shown without a modality, so that the
-            model does not lean on it alone: {video: 0.3} is the paper's on AudioSet. A sample that would be left with
-            nothing is shown whole. Evaluation leaves nothing out.
-        augment: How images and clips are changed in training.
+        eval_shards: Held-out shards to evaluate on, given like train_shards. Default "": no evaluation of this source.
+        modalities: Modalities that the model sees: image, audio, video, points. Audio is read from the sample's audio
+            file or, if it has none, from the audio track of its video. Any sample may lack any of them.
+        num_classes: Number of classes. Labels are 0 to num_classes - 1.
+        task: softmax: exactly one class per sample (the default). multilabel: any number of classes per sample.
+        label: Field that holds the label. Default "cls", WebDataset's name for a number as text. "json.KEY" is an entry
+            of the json field. For multilabel: a list of numbers (json), or numbers separated by commas (text).
+        weight: Share of the optimizer steps, relative to the weights of the other sources. With equal weights, as by
+            default (1.0), all sources get the same share, whatever their sizes.
+        class_names: Names of the classes in figures and tables, in the order of the labels. Default: the numbers.
+        modality_dropout: Probability, by modality, that training drops the modality from a sample, so that the model
+            does not rely on it alone. {video: 0.3} is the paper's setting for AudioSet. A sample that would have no
+            modality left keeps all. Evaluation drops none.
+        augment: Data augmentation in training. Default: none.
     """
 
     name: str
@@ -45,12 +47,13 @@ class SourceConfig:
     augment: AugmentConfig = NO_AUGMENT
 
     def __post_init__(self) -> None:
-        """Check what can be checked without data.
+        """Check what can be checked without reading data.
 
         Raises:
-            UserError: A modality is unknown or named twice, the name is not a plain word, the number of classes is
-                below 2 or differs from the number of names, a modality that is dropped is not the source's, what is
-                not images alone is to be mixed, or the label field is neither cls-like nor json.KEY.
+            UserError: The name is not an identifier, a modality is unknown or named twice, the number of classes is
+                below 2 or differs from the number of class names, modality dropout names a modality that the source
+                does not have, MixUp or CutMix is set for a source that has more than images, or the label is json
+                without a key.
         """
         where = f"source '{self.name}'"
         if not self.name.isidentifier():
@@ -87,30 +90,30 @@ class SourceConfig:
 
     @property
     def shown_classes(self) -> list[str]:
-        """Names of the classes, numbers where there are none."""
+        """Names of the classes for display; their numbers if they have no names."""
         return self.class_names or [str(number) for number in range(self.num_classes)]
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """How samples are read.
+    """How samples are read, shuffled and prefetched.
 
     Attributes:
-        chunk_size: Consecutive samples read together. More means fewer requests and a coarser shuffle;
-            4 halves the requests of remote storage twice and is far below any micro-batch's diversity.
-        units_per_task: Units that one Ray Data task makes. A task costs about 0.5 ms to plan and must be
-            short beside the run; 16 keeps both.
-        tasks: Read tasks at a time per source, each on one CPU. At least 1 CPU per source must be free of
-            trainers, or nothing is ever read.
-        prefetch_units: Units each rank holds ready; enough to ride out one slow sample.
-        max_bad_fraction: Largest fraction, 0 to 1, of the samples met so far of a source that may be bad: missing or
-            wrong labels, damaged media. Each costs itself only, but more than 1 in 100 means that something is
-            wrong with the data as a whole. Looked at once 500 samples were met.
-        storage_seconds: Seconds for which remote storage that fails or stalls is asked again before the run ends. 300
-            outlasts the usual disturbance of an object store. A request without an answer is given up after a
-            fifth of it.
-        limits: What one sample may ask for before it counts as bad.
-        index_path: Folder or URI in which shard indexes are kept; None: "index" under storage.path.
+        chunk_size: Consecutive samples that are shuffled and read together. More means fewer storage requests and a
+            coarser shuffle. The default, 4, needs a quarter of the requests of 1 and is small beside a micro-batch.
+        units_per_task: Max units (micro-batches) that one Ray Data read task makes. Default 16: enough to hide the cost
+            of a task, about 0.5 ms to schedule, and few enough to keep tasks short.
+        tasks: Max read tasks that run at the same time per source, each on one CPU. Increase it if ranks wait for data.
+            At least one CPU per source must be left by the workers, or nothing is ever read; so the default is 1.
+        prefetch_units: Units (micro-batches) that each rank prefetches. Default 4, enough to hide one slow sample.
+        max_bad_fraction: Max fraction, 0 to 1, of a source's samples that may be bad: missing or wrong labels, damaged
+            media. If more are bad, the run stops. Default 0.01: single bad samples are skipped, but more than 1 in 100
+            mean that something is wrong with the data as a whole. Checked from 500 samples on.
+        storage_seconds: Seconds for which requests to remote storage are retried while it fails or stalls, before the
+            run ends. The default, 300, outlasts usual disturbances of an object store. A request without a response is
+            abandoned after a fifth of it.
+        limits: Upper bounds on one sample. A sample that exceeds one is bad.
+        index_path: Folder (path or URI) of the shard indexes. Default null: "index" under storage.path.
     """
 
     chunk_size: int = 4
@@ -123,10 +126,10 @@ class DataConfig:
     index_path: str | None = None
 
     def __post_init__(self) -> None:
-        """Check the numbers.
+        """Check the ranges.
 
         Raises:
-            UserError: A number is too small, or the fraction is not one.
+            UserError: A number is too small, or the fraction is outside 0 to 1.
         """
         for name in ("chunk_size", "units_per_task", "tasks", "prefetch_units"):
             if getattr(self, name) < 1:

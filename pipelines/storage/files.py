@@ -1,4 +1,8 @@
-"""Opening files by path or URI: local folders, S3 and GCS through pyarrow, everything else through fsspec."""
+"""Files by path or URI: local disk, S3, GCS and HDFS through pyarrow, everything else through fsspec.
+
+Small files are written atomically: to `NAME.partial` first, then renamed, so that a reader sees the old file or the new
+one, never half of one. On object stores, which have no rename, pyarrow copies and deletes.
+"""
 
 import fnmatch
 import os
@@ -15,15 +19,16 @@ from perceiver_dist.errors import UserError
 from pipelines.errors import ShardError
 
 STORAGE_ERRORS = (OSError, pa.ArrowException)
-"""What a storage raises that refuses or does not answer."""
+"""What pyarrow and fsspec raise if storage rejects a request or does not answer."""
+
 _ARROW_SCHEMES = {"file", "s3", "gs", "gcs", "hdfs"}
 
 
 def absolute_uri(path: str) -> str:
-    """Return `path` unchanged if it is a URI, else as an absolute local path.
+    """Return an absolute local path for a path; return a URI unchanged.
 
     Args:
-        path: A local path or a URI.
+        path: Path or URI.
     """
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))
 
@@ -46,7 +51,7 @@ def open_storage(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def is_local(uri: str) -> bool:
-    """Return whether a path or URI is of a file on this machine.
+    """Return whether a path or URI names a file of this machine's file system.
 
     Args:
         uri: Path or URI.
@@ -55,7 +60,7 @@ def is_local(uri: str) -> bool:
 
 
 def open_file(uri: str) -> pa.NativeFile:
-    """Open a file for reading at any place.
+    """Open a file for random access reads.
 
     Args:
         uri: Path or URI.
@@ -70,18 +75,18 @@ def open_file(uri: str) -> pa.NativeFile:
     filesystem, path = open_storage(uri)
     if not isinstance(filesystem, fs.PyFileSystem):
         return filesystem.open_input_file(path)
-    # Not through pyarrow: it takes every failure to look a file up for its absence.
+    # Not through pyarrow's PyFileSystem: it reports every failed look-up as a missing file.
     try:
         return pa.PythonFile(filesystem.handler.fs.open(path, mode="rb"), mode="r")
     except FileNotFoundError as error:
-        cause = _cause_of_absence(error)
-        if cause is None:
+        failure = _hidden_failure(error)
+        if failure is None:
             raise
-        raise cause from error
+        raise failure from error
 
 
 def file_info(uri: str) -> fs.FileInfo:
-    """Return type, size and modification time of what there is under a path or URI.
+    """Return type, size and modification time of a file or folder; type `NotFound` if there is none.
 
     Args:
         uri: Path or URI.
@@ -95,17 +100,20 @@ def file_info(uri: str) -> fs.FileInfo:
     try:
         found = filesystem.handler.fs.info(path)
     except FileNotFoundError as error:
-        cause = _cause_of_absence(error)
-        if cause is None:
+        failure = _hidden_failure(error)
+        if failure is None:
             return fs.FileInfo(path)
-        raise cause from error
+        raise failure from error
     if found["type"] != "file":
         return fs.FileInfo(path, fs.FileType.Directory)
     return fs.FileInfo(path, fs.FileType.File, size=found["size"], mtime=found.get("mtime"))
 
 
-def _cause_of_absence(error: FileNotFoundError) -> Exception | None:
-    """Return what a web server answered that fails: fsspec says of it that there is no such file. None if so it is."""
+def _hidden_failure(error: FileNotFoundError) -> Exception | None:
+    """Return the failure behind a FileNotFoundError of fsspec; None if the file is really missing.
+
+    fsspec's HTTP file system raises FileNotFoundError for any failed look-up, such as status 503 or a timeout.
+    """
     cause = error.__cause__
     if isinstance(cause, FileNotFoundError) or getattr(cause, "status", None) in (404, 410):
         return None
@@ -117,13 +125,13 @@ def join(base: str, *parts: str) -> str:
 
     Args:
         base: Path or URI of a folder.
-        *parts: Names below it.
+        *parts: Names of folders and files below it.
     """
     return "/".join([base.rstrip("/"), *parts])
 
 
 def folder_of(path: str) -> str:
-    """Return the folder of a file.
+    """Return the absolute path or URI of a file's folder.
 
     Args:
         path: Path or URI of the file.
@@ -132,17 +140,19 @@ def folder_of(path: str) -> str:
 
 
 def expand_shards(pattern: str, source: str) -> list[str]:
-    """Return the shards a pattern names, sorted within each glob, without opening them.
+    """Return the shards that a pattern names, without opening them.
+
+    The order decides the sample numbers, so it is deterministic: as the braces list them, sorted within each glob.
 
     Args:
-        pattern: Paths or URIs with braces ("train-{000000..000099}.tar") and globs in the file name ("*.tar").
-        source: Name of the source, for the error.
+        pattern: Path or URI with braces ("train-{000000..000099}.tar") and globs in the file name ("*.tar").
+        source: Name of the source, for errors.
 
     Returns:
-        Absolute paths or URIs, in the order written; a shard named twice appears twice.
+        Absolute paths or URIs. A shard named twice appears twice.
 
     Raises:
-        ShardError: Braces are not closed, a glob matches nothing, or its folder does not exist.
+        ShardError: A brace is not closed, or a glob matches nothing.
     """
     shards: list[str] = []
     for path in _expand_braces(pattern, source):
@@ -170,27 +180,27 @@ def _expand_braces(pattern: str, source: str) -> list[str]:
 
 
 def write_text(uri: str, content: str) -> None:
-    """Write a small file as a whole: beside first, then renamed.
+    """Write a small text file atomically, as UTF-8.
 
     Args:
-        uri: Path or URI; its folder is made if missing.
-        content: What the file holds afterwards, as UTF-8.
+        uri: Path or URI; a missing folder is created.
+        content: Content of the file.
 
     Raises:
-        OSError: The storage refuses.
+        OSError: Storage fails.
     """
     write_bytes(uri, content.encode())
 
 
 def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
-    """Write a file as a whole: beside first, then renamed.
+    """Write a file atomically.
 
     Args:
-        uri: Path or URI; its folder is made if missing.
-        data: What the file holds afterwards.
+        uri: Path or URI; a missing folder is created.
+        data: Content of the file.
 
     Raises:
-        OSError: The storage refuses.
+        OSError: Storage fails.
     """
     filesystem, path = open_storage(uri)
     filesystem.create_dir(path.rpartition("/")[0], recursive=True)
@@ -213,25 +223,27 @@ def read_text(uri: str) -> str | None:
 
 
 def copy_file(local: str, uri: str) -> None:
-    """Copy a local file to a path or URI, as a whole: beside first, then renamed.
+    """Copy a local file to a path or URI atomically. The file is held in memory as a whole.
 
     Args:
         local: Path of the file.
-        uri: Path or URI of the copy.
+        uri: Path or URI of the copy; a missing folder is created.
     """
     with open(local, "rb") as source:
         write_bytes(uri, source.read())
 
 
 def write_chunks(uri: str, chunks: Iterable[bytes | memoryview]) -> None:
-    """Write a large file piece by piece; when it returns, the file is on the disk, or in the store.
+    """Write a large file in chunks. When it returns, the file is durable: on the disk or in the object store.
+
+    The write is not atomic. Callers that need that mark completion themselves, as a checkpoint's manifest does.
 
     Args:
-        uri: Path or URI; its folder is made if missing.
-        chunks: What the file holds afterwards. None of them is copied.
+        uri: Path or URI; a missing folder is created.
+        chunks: Content of the file. The chunks are not copied.
 
     Raises:
-        OSError: The storage refuses, as a disk that is full does; nothing is left of the file then.
+        OSError: Storage fails, for example because the disk is full. The partial file is deleted.
     """
     filesystem, path = open_storage(uri)
     filesystem.create_dir(path.rpartition("/")[0], recursive=True)
@@ -240,7 +252,7 @@ def write_chunks(uri: str, chunks: Iterable[bytes | memoryview]) -> None:
             for chunk in chunks:
                 stream.write(chunk)
         if isinstance(filesystem, fs.LocalFileSystem):
-            # Some file systems say only now that they have no room.
+            # Until fsync the data may be in the page cache only, and network file systems report a full disk only now.
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
     except BaseException:
@@ -249,10 +261,10 @@ def write_chunks(uri: str, chunks: Iterable[bytes | memoryview]) -> None:
 
 
 def list_folder(uri: str) -> dict[str, int | None]:
-    """Return what lies in a folder by name: the size of a file in bytes, None for a folder.
+    """Return the entries of a folder by name: a file's size in bytes, None for a folder.
 
     Args:
-        uri: Path or URI; nothing lies in a folder that is not there.
+        uri: Path or URI. A missing folder has no entries.
     """
     filesystem, path = open_storage(uri)
     entries = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
@@ -260,13 +272,13 @@ def list_folder(uri: str) -> dict[str, int | None]:
 
 
 def delete(uri: str) -> None:
-    """Delete a file, or a folder with all that is in it, if it is there.
+    """Delete a file, or a folder with its content. A missing one is no error.
 
     Args:
         uri: Path or URI.
 
     Raises:
-        OSError: The storage refuses.
+        OSError: Storage fails.
     """
     filesystem, path = open_storage(uri)
     kind = filesystem.get_file_info(path).type
@@ -277,38 +289,38 @@ def delete(uri: str) -> None:
 
 
 def rename(uri: str, name: str) -> None:
-    """Give a file another name in the same folder.
+    """Rename a file within its folder.
 
     Args:
         uri: Path or URI of the file.
-        name: Its new name.
+        name: The new name.
 
     Raises:
-        OSError: The storage refuses.
+        OSError: Storage fails.
     """
     filesystem, path = open_storage(uri)
     filesystem.move(path, join(path.rpartition("/")[0], name))
 
 
 def reason_of(error: Exception) -> str:
-    """Say in a few words what a storage complains about.
+    """Return the reason of a storage error in a few words: the meaning of its errno, else its first line.
 
     Args:
-        error: What it raised.
+        error: The error that storage raised.
     """
     number = getattr(error, "errno", None)
     return os.strerror(number) if number else (str(error) or type(error).__name__).splitlines()[0]
 
 
 def check_writable(folder: str, option: str) -> None:
-    """Make sure that a folder exists and files can be written into it.
+    """Check that files can be written to a folder, by writing one. A missing folder is created.
 
     Args:
         folder: Path or URI.
-        option: Name of the option it came from, for the error.
+        option: Name of the option that holds the folder, for the error.
 
     Raises:
-        UserError: It cannot be made or written.
+        UserError: The folder cannot be created or written.
     """
     probe = join(folder, f".writable-{os.getpid()}")
     try:

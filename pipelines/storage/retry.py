@@ -1,4 +1,4 @@
-"""Asking storage again when it fails or stalls, until a deadline."""
+"""Retries of storage requests that fail or stall, with exponential backoff and a deadline."""
 
 import re
 import time
@@ -12,89 +12,97 @@ from aiohttp import ClientError
 from pipelines.errors import ShardError
 from pipelines.storage.files import is_local
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
-_TRIES = 5
-"""A request that stalls is given up after this part of the deadline, so that there is time to ask again."""
+_FIRST_PAUSE = 0.1
+"""Seconds: an isolated failure costs no noticeable time."""
 
-_FAILURES = (OSError, ClientError)
-_REFUSED = re.compile(
+_MAX_PAUSE = 10.0
+"""Seconds: pauses double up to here, so that a run resumes at most this long after storage has recovered."""
+
+_STALLS_WITHIN_DEADLINE = 5
+"""A request without a response is abandoned after this fraction of the deadline, which leaves time for retries."""
+
+_FAILURES = (OSError, ClientError)  # pyarrow raises OSError, fsspec's HTTP file system aiohttp's ClientError.
+
+_PERMANENT = re.compile(
     r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH|NO_SUCH_BUCKET|HTTP status 4(?!08|29)"
 )
+"""Permanent failures in the texts of pyarrow's S3 and GCS errors, which have no error code to look at."""
 
 
-def with_retries(ask: Callable[[], Answer], what: str, uri: str, deadline: float) -> Answer:
-    """Ask storage, and ask again after a growing pause if it fails or does not answer.
+def with_retries(request: Callable[[], Result], what: str, uri: str, deadline: float) -> Result:
+    """Send a storage request; retry with growing pauses while it fails or stalls.
 
-    Local files are asked for once: what a disk refuses it refuses again.
+    Requests for local files are not retried: a disk error does not go away.
 
     Args:
-        ask: Returns the answer; may run in another thread, and go on there after it was given up.
-        what: What is asked for, for the error: "shard s3://...".
-        uri: Where it lies.
+        request: Returns the result. For remote storage it runs in another thread, where an abandoned request may
+            continue beside its retry.
+        what: What is requested, for errors, for example "shard s3://...".
+        uri: Path or URI of the file.
         deadline: Seconds after which to give up.
 
     Returns:
-        The answer.
+        The result.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ShardError: Storage refuses, or gave no answer in time.
+        ShardError: Storage rejects the request, or still fails at the deadline.
     """
     until = time.monotonic() + deadline
     pause = _FIRST_PAUSE
     while True:
         try:
-            return ask() if is_local(uri) else _answer_within(ask, deadline / _TRIES)
+            return request() if is_local(uri) else _result_within(request, deadline / _STALLS_WITHIN_DEADLINE)
         except FileNotFoundError:
             raise
         except _FAILURES as error:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            if is_local(uri) or _is_refusal(error):
+            if is_local(uri) or _is_permanent(error):
                 raise ShardError(
-                    f"{what}: storage refuses ({reason}); check it and the rights to it"
+                    f"{what}: storage rejected the request ({reason}); check the address and the access rights"
                 ) from error
             if time.monotonic() + pause >= until:
                 raise ShardError(
-                    f"{what}: storage has failed for {deadline:g} s ({reason}); check it and start the same run again, "
+                    f"{what}: storage has failed for {deadline:g} s ({reason}); check the storage and restart the run, "
                     "or raise data.storage_seconds"
                 ) from error
         time.sleep(pause)
-        pause = min(2 * pause, _LONGEST_PAUSE)
+        pause = min(2 * pause, _MAX_PAUSE)
 
 
-def _is_refusal(error: Exception) -> bool:
-    """Whether asking again would change nothing: the request is not allowed or wrong."""
+def _is_permanent(error: Exception) -> bool:
+    """Return whether a retry is pointless: the request is wrong or not allowed."""
     if isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError):
         return True
-    status = getattr(error, "status", None)  # aiohttp's
+    status = getattr(error, "status", None)  # of aiohttp's ClientResponseError
     if isinstance(status, int):
-        return 400 <= status < 500 and status not in (408, 429)
-    return _REFUSED.search(str(error)) is not None
+        return 400 <= status < 500 and status not in (408, 429)  # but for a timeout and too many requests
+    return _PERMANENT.search(str(error)) is not None
 
 
-def _answer_within(ask: Callable[[], Answer], seconds: float) -> Answer:
-    """Ask in a thread that nobody has to wait for, not even the end of the process.
+def _result_within(request: Callable[[], Result], seconds: float) -> Result:
+    """Run a request in a daemon thread, so that a request that never returns does not block the process's exit.
 
     Raises:
-        TimeoutError: There is no answer yet.
+        TimeoutError: There is no result in time.
     """
-    answer: Future[Answer] = Future()
+    result: Future[Result] = Future()
 
     def run() -> None:
         try:
-            answer.set_result(ask())
+            result.set_result(request())
         except (*_FAILURES, ShardError) as error:
-            answer.set_exception(error)
+            result.set_exception(error)
         except BaseException as error:
-            answer.set_exception(error)
-            raise
+            result.set_exception(error)
+            raise  # Unexpected: the thread shows its traceback too, in case the caller no longer waits.
 
     Thread(target=run, daemon=True).start()
     try:
-        return answer.result(seconds)
+        return result.result(seconds)
     except TimeoutError as error:
-        if answer.done():
-            raise
-        raise TimeoutError(f"no answer within {seconds:g} s") from error
+        if result.done():
+            raise  # The request's own: storage timed out.
+        raise TimeoutError(f"no response within {seconds:g} s") from error

@@ -1,4 +1,4 @@
-"""A shard open for reading, whatever its storage does."""
+"""Random access reads from one shard, with retries."""
 
 import pyarrow as pa
 
@@ -8,12 +8,12 @@ from pipelines.storage.retry import with_retries
 
 
 class ShardFile:
-    """A shard to read from, opened again whenever storage fails.
+    """A shard open for reading. It is opened lazily, and reopened after a storage failure.
 
     Args:
         uri: Path or URI of the tar file.
-        size: Bytes that it has if it has not changed.
-        storage_seconds: How long storage that fails is asked.
+        size: Size in bytes that the shard was indexed with.
+        storage_seconds: Seconds for which requests to failing remote storage are retried.
     """
 
     def __init__(self, uri: str, size: int, storage_seconds: float) -> None:
@@ -23,30 +23,34 @@ class ShardFile:
         self._file: pa.NativeFile | None = None
 
     def read_at(self, length: int, offset: int) -> bytes:
-        """Return bytes of the shard.
+        """Return a range of bytes.
 
         Args:
-            length: How many.
-            offset: Where they begin.
+            length: Number of bytes.
+            offset: Position of the first byte.
 
         Raises:
-            ShardError: The shard is gone, cannot be read, or has another size.
+            ShardError: The shard is missing, cannot be read, or its size has changed.
         """
         try:
             return with_retries(
-                lambda: self._ask(length, offset), f"shard {self._uri}", self._uri, self._storage_seconds
+                lambda: self._read_once(length, offset),
+                f"shard {self._uri}",
+                self._uri,
+                self._storage_seconds,
             )
         except FileNotFoundError as error:
             raise ShardError(
-                f"shard {self._uri}: is gone since it was indexed; put it back or start a new run"
+                f"shard {self._uri}: is missing but was there when it was indexed; restore it or start a new run"
             ) from error
 
-    def _ask(self, length: int, offset: int) -> bytes:
-        # Forgotten until it has answered, so that another attempt opens a file of its own.
+    def _read_once(self, length: int, offset: int) -> bytes:
+        # The handle is kept only while reads succeed. After a failure or a stall, the retry opens its own: the stalled
+        # request may still be using the old one in its thread.
         file, self._file = self._file or self._open(), None
         content = bytes(file.read_at(length, offset))
         if len(content) != length:
-            raise OSError(f"{len(content)} of {length} bytes came from byte {offset} on")
+            raise OSError(f"read {len(content)} of {length} bytes at byte {offset}")
         self._file = file
         return content
 

@@ -1,1 +1,1 @@
-"""Units: which samples make up each one, in which order sources take turns, and their Ray Dataset."""
+"""Units (micro-batches): their plan, the schedule of sources, and an ordered Ray Dataset of them."""

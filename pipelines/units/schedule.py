@@ -1,9 +1,18 @@
-"""Which source an optimizer step learns from: a fixed cycle in which each source's share is its weight.
+"""Schedule of sources over optimizer steps: a fixed cycle in which each source's share is its weight.
 
-Weights are brought to whole numbers (to one part in `_RESOLUTION`), and one cycle of that many steps is laid out
-by smooth weighted round-robin (the scheme of nginx): every step each source gains its weight, the richest is
-chosen and pays the total. The cycle is the same on every rank and needs no seed; how often a source was chosen
-before step s is one division and one look-up, so resuming at any step costs the same.
+Drawing a source at random at each step would meet the weights on average only, and counting a source's earlier steps
+would mean drawing them all again. Here weights become whole numbers w (to one part in `_RESOLUTION`), and one cycle of
+W = sum(w) steps is computed once, by the smooth weighted round-robin of nginx (ngx_http_upstream_round_robin.c): at
+each step every source gains w credits, and the source with the most credits is chosen and pays W.
+
+In a cycle each source is chosen exactly w times, evenly spread. Proof of the count: credits sum to 0 after every step.
+Before the chosen source pays, credits sum to W and it has the most, a positive number. So no credit ever falls to -W or
+below. After W steps a source has W * w - W * (times chosen) credits, a multiple of W above -W, so at least 0. Their sum
+is 0, so each of them is 0: the source was chosen w times.
+
+The cycle is the same on every rank and needs no seed. The number of a source's steps before step s is one division and
+one look-up (`steps_before`), so resuming costs the same at any step. Its product with the lanes is the number of the
+first unit of step s: see `pipelines/units/plan.py`.
 """
 
 from collections.abc import Mapping
@@ -13,13 +22,14 @@ from math import gcd, inf, lcm
 from perceiver_dist.errors import UserError
 
 _RESOLUTION = 1000
+"""Shares are met to about 0.1 %, in cycles of at most about 1,000 steps, of which a run takes several."""
 
 
 class Schedule:
-    """The deterministic order in which sources take optimizer steps.
+    """The deterministic assignment of optimizer steps to sources.
 
     Args:
-        weights: Relative share of the steps by source name; each positive and finite.
+        weights: Relative share of the steps, by source name; positive and finite.
 
     Raises:
         UserError: There is no source, or a weight is not positive and finite.
@@ -38,19 +48,19 @@ class Schedule:
                 counts.append(counts[-1] + (name == chosen))
 
     def source_at(self, step: int) -> str:
-        """Return the name of the source that optimizer step `step` (from 0) learns from.
+        """Return the name of the source that an optimizer step trains on.
 
         Args:
-            step: Optimizer step, from 0.
+            step: Number of the optimizer step, from 0.
         """
         return self._cycle[step % len(self._cycle)]
 
     def steps_before(self, source: str, step: int) -> int:
-        """Return how many of the steps 0 .. step-1 learn from `source`.
+        """Return how many of the first `step` optimizer steps train on a source.
 
         Args:
             source: Name of the source.
-            step: Number of steps counted.
+            step: Number of optimizer steps to count.
         """
         cycles, rest = divmod(step, len(self._cycle))
         counts = self._before[source]
@@ -58,17 +68,21 @@ class Schedule:
 
 
 def _whole_numbers(weights: Mapping[str, float]) -> dict[str, int]:
+    """Return whole numbers in proportion to the weights, at least 1 each, so that no source is starved.
+
+    Fractions with small denominators, such as 0.7 and 0.3, are met exactly; others are rounded to `_RESOLUTION`.
+    """
     total = sum(weights.values())
     shares = {
         name: max(Fraction(1, _RESOLUTION), Fraction(weight / total).limit_denominator(_RESOLUTION))
         for name, weight in weights.items()
     }
     common = lcm(*(share.denominator for share in shares.values()))
-    if common > _RESOLUTION:
+    if common > _RESOLUTION:  # An exact cycle would be too long.
         numbers = {name: max(1, round(share * _RESOLUTION)) for name, share in shares.items()}
     else:
         numbers = {name: int(share * common) for name, share in shares.items()}
-    divisor = gcd(*numbers.values())
+    divisor = gcd(*numbers.values())  # The shortest cycle with these shares.
     return {name: number // divisor for name, number in numbers.items()}
 
 
@@ -79,7 +93,7 @@ def _smooth_round_robin(numbers: Mapping[str, int]) -> list[str]:
     for _ in range(total):
         for name, number in numbers.items():
             credit[name] += number
-        chosen = max(credit, key=lambda name: credit[name])
+        chosen = max(credit, key=lambda name: credit[name])  # On a tie, the source that is configured first.
         credit[chosen] -= total
         cycle.append(chosen)
     return cycle

@@ -1,9 +1,23 @@
-"""Units as a Ray Dataset: ordered, one unit per block, made anew from any unit number.
+"""Ordered Ray Dataset of units: one unit per block, from any unit number on, dealt to the ranks in turn.
 
-Why it is built so. `streaming_split(equal=True)` deals whole blocks to the ranks in turn as long as all blocks
-have the same number of rows. With one row (one unit) per block, blocks kept apart (`target_max_block_size=1`)
-and in order (`preserve_order`), unit u therefore goes to rank u mod world. This is how Ray behaves rather than
-what it promises, so every unit carries its number and the training loop checks it.
+Read tasks run in parallel on any node and may finish in any order, but each rank must get the units that are its share
+of the plan. Four settings ensure that:
+
+- one row per block: a unit is a block of exactly one row (`unit_block`);
+- `target_max_block_size = 1` (byte): Ray never merges blocks;
+- `preserve_order`: Ray passes blocks on in the order of the read tasks, and does not prefer local ones. Ray Train
+  replaces a dataset's execution options, so `perceiver_dist/training/driver.py` sets it, too;
+- `streaming_split(ranks, equal=True)`, called by Ray Train: each block goes to the rank with the fewest rows so far, on
+  a tie to the first. As all blocks have one row, that deals them in turn.
+
+So unit u goes to rank (u - first) mod ranks, where `first` is the first unit of the dataset. In training that is the
+first unit of the step to start from, a multiple of the lanes (`pipelines/units/plan.py`). If the number of units is not
+a multiple of the ranks, an equal split drops the rest at the end; callers add spare units to be dropped.
+
+This is how Ray 2.60 behaves (ray/data/_internal/execution/operators/output_splitter.py), not what it promises. So every
+unit carries its number, and the run stops if a rank gets another unit than
+`perceiver_dist.training.zero.accumulation.units_of_rank` says (`perceiver_dist.data.batches.UnitStream.take`).
+`tests/pipelines/units/test_unit_datasource.py` checks the order with the installed Ray.
 """
 
 from collections.abc import Iterator
@@ -23,13 +37,13 @@ from pipelines.units.unit_maker import Unit, UnitMaker
 
 
 class UnitDatasource(Datasource):
-    """Units `first` .. `stop` - 1 of a source, several to a read task.
+    """Ray Datasource of the units `first` to `stop` - 1 of one source.
 
     Args:
-        maker: Reference to the `UnitMaker`, so that tasks share one copy per node.
+        maker: Reference to the `UnitMaker`, so that the tasks of a node share one copy.
         first: Number of the first unit.
-        stop: One past the last unit's number.
-        units_per_task: Units that one task makes, in order.
+        stop: Number after that of the last unit.
+        units_per_task: Max units per read task.
     """
 
     def __init__(self, maker: "ray.ObjectRef[UnitMaker]", first: int, stop: int, units_per_task: int) -> None:
@@ -45,16 +59,16 @@ class UnitDatasource(Datasource):
         return len(self._ranges)
 
     def estimate_inmemory_data_size(self) -> int | None:
-        """Return None: unknown to Ray, which needs it only to choose a number of blocks that is given here."""
+        """Return None (unknown): Ray uses the size only to choose the number of read tasks, which is given here."""
         return None
 
     def get_read_tasks(self, parallelism: int, *args: Any, **kwargs: Any) -> list[ReadTask]:  # noqa: ARG002
-        """Return one read task per range of units.
+        """Return the read tasks, in the order of their units.
 
         Args:
-            parallelism: Ray's wish, not followed.
-            args: What else Ray passes, not used.
-            kwargs: What else Ray passes, not used.
+            parallelism: Number of tasks that Ray suggests; ignored.
+            args: Other arguments of Ray's interface; ignored.
+            kwargs: Other arguments of Ray's interface; ignored.
         """
         return [
             ReadTask(
@@ -67,11 +81,13 @@ class UnitDatasource(Datasource):
 
 def _make_blocks(maker: "ray.ObjectRef[UnitMaker]", numbers: range) -> Iterator[pa.Table]:
     unit_maker = _fetch(maker)
+    # A generator: each unit leaves the task as soon as it is made, so ranks need not wait for the whole task.
     with sandboxed_on_retry(unit_maker.decode) as safe:
         for number in numbers:
             yield unit_block(replace(unit_maker, decode=safe).make(number))
 
 
+# A worker process runs tasks of several sources and datasets. Cached, the maker is unpickled once, not for every task.
 @lru_cache(maxsize=8)
 def _fetch(maker: "ray.ObjectRef[UnitMaker]") -> UnitMaker:
     return ray.get(maker)
@@ -81,8 +97,9 @@ def unit_block(unit: Unit) -> pa.Table:
     """Return a unit as a block of exactly one row: every array gets a leading axis of length 1.
 
     Args:
-        unit: As `UnitMaker.make` returns it.
+        unit: The arrays of a unit, as `UnitMaker.make` returns them.
     """
+    # Strings become Arrow lists: Ray's tensor type is for numbers, and `quarantined` differs in length between units.
     texts = {"keys": pa.list_(pa.string()), "quarantined": pa.list_(pa.list_(pa.string()))}
     block = BlockAccessor.batch_to_arrow_block(
         {name: array[np.newaxis] for name, array in unit.items() if name not in texts}
@@ -93,16 +110,18 @@ def unit_block(unit: Unit) -> pa.Table:
 
 
 def unit_dataset(maker: UnitMaker, first: int, stop: int, data: DataConfig) -> Dataset:
-    """Return units `first` .. `stop` - 1 as a lazy Dataset of one-row blocks.
+    """Return the units `first` to `stop` - 1 as a lazy, ordered Dataset of one-row blocks.
+
+    Sets options of this process's `DataContext`, which the dataset copies.
 
     Args:
-        maker: What makes the units.
+        maker: Makes the units.
         first: Number of the first unit.
-        stop: One past the last unit's number; above `first`.
-        data: How many units a task makes, and how many tasks run at a time.
+        stop: Number after that of the last unit; above `first`.
+        data: Number of units per task, and of tasks at a time.
 
     Returns:
-        The dataset, to be handed to Ray Train.
+        The dataset, for Ray Train or for `streaming_split`.
     """
     context = DataContext.get_current()
     context.target_max_block_size = 1

@@ -1,21 +1,22 @@
-"""Making a unit: read its samples, decode them to fixed shapes, stack them.
+"""Maker of units: reads the samples of a unit, decodes them to fixed shapes and stacks them.
 
-A unit is a mapping of arrays, all but `unit` and `quarantined` with the batch as first axis (B samples, the same for
-every unit of a source):
+A unit (one micro-batch of one source) is a mapping of arrays. All but `unit` and `quarantined` have the batch as first
+axis: B rows, the same number in every unit of a source, one sample per row.
 
-    unit                int64 (1,)                the unit's number
+    unit                int64 (1,)                number of the unit
     keys                str (B,)                  shard and key of each sample; "" where padded
-    valid               bool (B,)                 False where an evaluation unit is padded or a sample of it is bad
+    valid               bool (B,)                 False where an evaluation unit is padded or its sample is bad
     label               int64 (B,) for softmax, uint8 (B, classes) for multilabel
     <modality>          integers, fp32 for points (B, *array_shape), zeros where missing
-    <modality>_present  bool (B,)
-    quarantined         str (bad, 3)              shard, key and reason of each sample that could not be used
+    <modality>_present  bool (B,)                 False where the sample lacks the modality or it was dropped
+    quarantined         str (bad, 3)              shard, key and reason of each bad sample
 
-A bad sample costs itself only. In training its row takes everything from the next good row of the same unit, the
-first row being the one after the last; in evaluation, where no sample may count twice, its row is not valid.
+A bad sample affects its own row only. In training the row becomes a copy of the next good row of the same unit (the
+first row follows the last). In evaluation, where no sample may count twice, the row is not valid.
 
-A unit is a pure function of its arguments: where a random choice is made (the window in time, the points of a
-surface, a crop, a modality that is dropped) it is computed from the seed, the source, the unit and the row.
+A unit is a pure function of its number and of the fields of its `UnitMaker`. Random choices (the window in time, points
+on a surface, crops, dropped modalities) are hashes of seed, source, unit and row. So a read task that Ray retries, a
+resumed run and `--replay` get the same bytes.
 """
 
 from collections import Counter
@@ -38,17 +39,19 @@ from pipelines.shards.source import DEFAULT_DATA, DataConfig, SourceConfig
 from pipelines.units.plan import EvaluationPlan, TrainingPlan
 
 Unit = dict[str, np.ndarray]
+"""The arrays of a unit by name, as described at the top of this file."""
 
-_LONGEST_REASON = 240
+_MAX_REASON_LENGTH = 240
+"""Characters. Decoders may quote a damaged file at length; two lines of a wide terminal are enough to identify it."""
 
 
 class BadSample(NamedTuple):
-    """A sample that could not be used.
+    """A sample that could not be used: one record of the quarantine.
 
     Attributes:
-        shard: Path or URI of its tar file.
-        key: Its key within the shard.
-        reason: One line.
+        shard: Path or URI of the tar file.
+        key: The sample's key within the shard.
+        reason: Why it could not be used, in one line.
     """
 
     shard: str
@@ -57,27 +60,27 @@ class BadSample(NamedTuple):
 
     @classmethod
     def of(cls, sample: RawSample, error: SampleError) -> Self:
-        """Return the record of a sample and of what was found against it.
+        """Return the record of a sample and the error that made it bad.
 
         Args:
             sample: The sample.
-            error: What was found.
+            error: The error that decoding it raised.
         """
         return cls(sample.shard, sample.key, _one_line(str(error)))
 
 
 @dataclass(frozen=True)
 class UnitMaker:
-    """Everything that turns a unit's number into its arrays.
+    """Function from a unit's number to its arrays, with everything it needs. Pickled to the read tasks.
 
     Attributes:
-        source: The source's configuration.
-        inputs: What each of the source's modalities is decoded to.
-        index: Where the samples lie.
-        plan: Which samples are in which unit.
-        data: What one sample may ask for, and how long storage is asked.
-        decode: What turns a sample's bytes into arrays.
-        labelled: Whether samples must have a label; without, `label` is zeros.
+        source: Configuration of the source.
+        inputs: Shape and type that each modality of the source is decoded to.
+        index: Byte ranges of the samples.
+        plan: Sample numbers of each unit.
+        data: Limits on one sample, and the deadline of storage requests.
+        decode: Decodes the bytes of a sample to arrays.
+        labelled: Whether labels are read. If not, samples need none and `label` is zeros.
     """
 
     source: SourceConfig
@@ -89,17 +92,17 @@ class UnitMaker:
     labelled: bool = True
 
     def make(self, number: int) -> Unit:
-        """Read and decode one unit.
+        """Read, decode and stack the samples of one unit.
 
         Args:
-            number: The unit's number.
+            number: Number of the unit, from 0.
 
         Returns:
-            The unit's arrays, as described at the top of this file.
+            The arrays of the unit, as described at the top of this file.
 
         Raises:
-            SampleError: Not one sample of a training unit can be used.
-            ShardError: A shard is gone, has changed, or cannot be read.
+            SampleError: All samples of a training unit are bad.
+            ShardError: A shard is missing, has changed, or cannot be read.
         """
         raw = read_samples(self.index, self.plan.unit(number), self._wanted_fields(), self.data)
         unit = _empty_unit(number, self.plan.unit_size, self.source, self.inputs)
@@ -117,7 +120,7 @@ class UnitMaker:
         return unit
 
     def _fill_row(self, unit: Unit, row: int, sample: RawSample) -> None:
-        """Write a sample into a row, or raise and leave the row as it is.
+        """Write a sample to a row. If it fails, the row is left unchanged: all checks come before the first write.
 
         Raises:
             SampleError: The sample cannot be used.
@@ -129,6 +132,7 @@ class UnitMaker:
         shown = self._shown_inputs(int(unit["unit"][0]), row)
         arrays = self.decode(sample, shown, randomness, self.data.limits)
         if not arrays and len(shown) < len(self.inputs):
+            # Modality dropout left nothing of this sample: it keeps all its modalities.
             arrays = self.decode(sample, self.inputs, randomness, self.data.limits)
         for modality, array in arrays.items():
             expected = unit[modality][row]
@@ -145,8 +149,14 @@ class UnitMaker:
         unit["valid"][row] = True
 
     def _replace_rows(self, unit: Unit, bad: Mapping[int, BadSample]) -> None:
+        """Copy to each bad row the next good one. A unit without a good row stops the run.
+
+        Raises:
+            SampleError: All rows are bad.
+        """
         size = self.plan.unit_size
         if len(bad) == size:
+            # Likely one mistake for the whole source, such as a wrong label field: report the most common reason.
             [(reason, count)] = Counter(sample.reason for sample in bad.values()).most_common(1)
             first = next(sample for sample in bad.values() if sample.reason == reason)
             raise SampleError(
@@ -160,12 +170,13 @@ class UnitMaker:
                     array[row] = array[good]
 
     def _wanted_fields(self) -> frozenset[str]:
+        """Return the names of the fields to read; for audio also the videos, whose audio track may be needed."""
         modalities = {*self.inputs, *({"video"} if "audio" in self.inputs else set())}
         label = {self.source.label.partition(".")[0]} if self.labelled else set()
         return frozenset({*label, *(field for field, of in FIELD_MODALITY.items() if of in modalities)})
 
     def _shown_inputs(self, unit: int, row: int) -> Mapping[str, ModalityInput]:
-        """Return the modalities that are not dropped."""
+        """Return the inputs that modality dropout leaves of a row; all of them in evaluation."""
         if isinstance(self.plan, EvaluationPlan):
             return self.inputs
         dropout, place = self.source.modality_dropout, (self.source.name, "dropout", unit, row)
@@ -204,9 +215,9 @@ def _empty_unit(number: int, size: int, source: SourceConfig, inputs: Mapping[st
 
 
 def _one_line(reason: str) -> str:
-    """Make a reason fit for a line of a log, whatever a damaged file made a decoder say."""
+    """Return a reason as one short, printable line; decoders may quote the bytes of a damaged file."""
     words = " ".join(reason.split())
     printable = "".join(letter if letter.isprintable() else "?" for letter in words)
-    return (
-        printable if len(printable) <= _LONGEST_REASON else printable[: _LONGEST_REASON - 3].rstrip() + "..."
-    )
+    if len(printable) <= _MAX_REASON_LENGTH:
+        return printable
+    return printable[: _MAX_REASON_LENGTH - 3].rstrip() + "..."

@@ -1,4 +1,4 @@
-"""Damaged files on the real way of a sample: into a shard, through index and reader, decoded in child processes."""
+"""Fuzzing campaign: damaged files take the real path of a sample, from shard to index, reader and sandboxed decoder."""
 
 import resource
 from collections import defaultdict
@@ -9,18 +9,18 @@ from pathlib import Path
 from damage import DAMAGES, damaged_file
 from valid_files import valid_files
 
-from perceiver_dist.modalities import AudioInput, ImageInput, PointCloudInput, VideoInput
+from perceiver_dist.modalities import AudioInput, ImageInput, ModalityInput, PointCloudInput, VideoInput
 from pipelines.decode import FIELD_MODALITY
 from pipelines.decode.sandbox import sandboxed
 from pipelines.errors import ShardError
 from pipelines.limits import Limits
 from pipelines.shards.shard_index import SourceIndex, index_shard
-from pipelines.shards.shard_writer import write_shards
+from pipelines.shards.shard_writer import Sample, write_shards
 from pipelines.shards.source import DataConfig, SourceConfig
 from pipelines.units.plan import EvaluationPlan
 from pipelines.units.unit_maker import Unit, UnitMaker
 
-INPUTS = {
+INPUTS: dict[str, ModalityInput] = {
     "image": ImageInput(height=16, width=16),
     "audio": AudioInput(sample_rate=8000, samples=800, segment=100),
     "video": VideoInput(frames=4, frames_per_second=16.0, height=16, width=16),
@@ -31,31 +31,32 @@ UNIT_SIZE = 50
 
 @dataclass
 class Tally:
-    """What became of the files of one kind and damage.
+    """Outcomes of the files of one kind and damage.
 
     Attributes:
-        decoded: To the right shapes.
-        quarantined: With a reason; those whose decoder died among them.
-        sandboxed: Ended or overran the process that decoded them.
-        refused: Shards that the index refused.
+        decoded: Decoded to the right shapes.
+        quarantined: Quarantined with a reason, including those whose decoder died.
+        crashed: Crashed the decoder or exceeded its time limit, in the sandbox.
+        rejected: Shards that could not be indexed.
     """
 
     decoded: int = 0
     quarantined: int = 0
-    sandboxed: int = 0
-    refused: int = 0
+    crashed: int = 0
+    rejected: int = 0
 
     @property
     def files(self) -> int:
-        return self.decoded + self.quarantined + self.refused
+        """Number of files."""
+        return self.decoded + self.quarantined + self.rejected
 
 
 Report = dict[tuple[str, str], Tally]
 
 
 def write_damaged(folder: Path, kinds: Iterable[str], each: int) -> list[str]:
-    """Write shards of damaged files, `each` of every kind and damage; their keys say which they are."""
-    samples = [
+    """Write shards of damaged files, `each` per kind and damage, with keys KIND/DAMAGE/NUMBER."""
+    samples: list[Sample] = [
         {
             "__key__": f"{kind}/{damage}/{number}",
             kind: damaged_file(valid_files()[kind], kind, damage, number),
@@ -69,7 +70,7 @@ def write_damaged(folder: Path, kinds: Iterable[str], each: int) -> list[str]:
 
 
 def maker_of(shards: list[str], label: str = "cls") -> UnitMaker:
-    """What makes evaluation units of shards, with all modalities."""
+    """Return a maker of evaluation units of these shards, with all modalities."""
     folder = Path(shards[0]).parent / "index"
     index = SourceIndex([index_shard(shard, str(folder)) for shard in shards])
     return UnitMaker(
@@ -77,19 +78,20 @@ def maker_of(shards: list[str], label: str = "cls") -> UnitMaker:
         inputs=INPUTS,
         index=index,
         plan=EvaluationPlan(index.samples, UNIT_SIZE, lanes=1),
+        # Far above what a valid file of this size takes, so that a busy machine does not count as a hang.
         data=DataConfig(limits=Limits(decode_seconds=20)),
     )
 
 
 def units_of(maker: UnitMaker) -> Iterator[Unit]:
-    """Make all units, each sample decoded in a process of its own."""
+    """Make all units, with each sample decoded in its own process."""
     with sandboxed(maker.decode) as decode:
         for number in range(maker.plan.units):
             yield replace(maker, decode=decode).make(number)
 
 
 def outcomes(units: Iterable[Unit]) -> dict[str, str]:
-    """Key -> why the sample was quarantined, "" if it was decoded and all that it has is there."""
+    """Return, by key, the reason for which a sample was quarantined; "" if it was decoded completely."""
     found: dict[str, str] = {}
     for unit in units:
         reasons = {key: reason for _, key, reason in unit["quarantined"]}
@@ -103,12 +105,13 @@ def outcomes(units: Iterable[Unit]) -> dict[str, str]:
     return found
 
 
-def died(reason: str) -> bool:
+def decoder_died(reason: str) -> bool:
+    """Return whether a reason is a crash of the decoder, or its time limit."""
     return reason.startswith(("the decoder ended with", "decoding took more than"))
 
 
 def damage_samples(folder: Path, each: int) -> Report:
-    """Damage media, labels and arrays, and look at what becomes of each file."""
+    """Damage media, labels and arrays, and count their outcomes."""
     media = [kind for kind in valid_files() if kind != "json"]
     found = outcomes(units_of(maker_of(write_damaged(folder / "media", media, each))))
     found |= outcomes(units_of(maker_of(write_damaged(folder / "labels", ["json"], each), "json.label")))
@@ -117,12 +120,12 @@ def damage_samples(folder: Path, each: int) -> Report:
         tally = report[tuple(key.split("/")[:2])]
         tally.decoded += not reason
         tally.quarantined += bool(reason)
-        tally.sandboxed += died(reason)
+        tally.crashed += decoder_died(reason)
     return dict(report)
 
 
 def damage_shards(folder: Path, each: int) -> Report:
-    """Damage whole shards: refused when they are indexed, or every sample in them is decoded or quarantined."""
+    """Damage whole shards: each is rejected by the index, or all of its samples are decoded or quarantined."""
     whole = shard_of_all(folder)
     report: Report = {}
     for damage in DAMAGES:
@@ -133,18 +136,18 @@ def damage_shards(folder: Path, each: int) -> Report:
             try:
                 maker = maker_of([str(path)])
             except ShardError:
-                tally.refused += 1
+                tally.rejected += 1
                 continue
             reasons = outcomes_of_shard(maker)
             tally.decoded += not any(reasons)
             tally.quarantined += any(reasons)
-            tally.sandboxed += any(map(died, reasons))
+            tally.crashed += any(map(decoder_died, reasons))
     return report
 
 
 def shard_of_all(folder: Path) -> bytes:
-    """A valid shard with one sample of every kind."""
-    samples = [
+    """Return a valid shard with one sample of every kind."""
+    samples: list[Sample] = [
         {"__key__": f"{number:02d}", kind: content, "cls": 1}
         for number, (kind, content) in enumerate(valid_files().items())
     ]
@@ -153,8 +156,8 @@ def shard_of_all(folder: Path) -> bytes:
 
 
 def outcomes_of_shard(maker: UnitMaker) -> list[str]:
-    """Why each sample was quarantined, "" for those that were decoded; every sample of the index is among them."""
-    reasons = []
+    """Return, for every sample of the index, the reason for which it was quarantined; "" if it was decoded."""
+    reasons: list[str] = []
     for unit in units_of(maker):
         named = [reason for *_, reason in unit["quarantined"]]
         reasons += named + [""] * int(unit["valid"].sum())
@@ -164,10 +167,10 @@ def outcomes_of_shard(maker: UnitMaker) -> list[str]:
 
 
 def table(report: Report) -> str:
-    """The report as lines to print."""
-    heads = ("kind", "damage", "files", "decoded", "quarantined", "of them contained", "refused by the index")
+    """Return the report as a table to print."""
+    heads = ("kind", "damage", "files", "decoded", "quarantined", "decoder crashed", "rejected by the index")
     rows = [
-        (*name, tally.files, tally.decoded, tally.quarantined, tally.sandboxed, tally.refused)
+        (*name, tally.files, tally.decoded, tally.quarantined, tally.crashed, tally.rejected)
         for name, tally in sorted(report.items())
     ]
     sums = [sum(row[column] for row in rows) for column in range(2, len(heads))]
@@ -178,6 +181,6 @@ def table(report: Report) -> str:
     )
 
 
-def most_memory() -> int:
-    """Bytes that the largest of the processes held which have ended so far."""
+def peak_memory() -> int:
+    """Return the peak memory, in bytes, of the largest child process that has ended."""
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024

@@ -1,4 +1,4 @@
-"""Ways in which files are damaged: each a function of the content, what it is, and a random state."""
+"""Kinds of damage to files: each a function of the content, its format and a random number generator."""
 
 import random
 import re
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from valid_files import valid_files
 
-ABSURD = [b"\xff" * 8, b"\x7f" + b"\xff" * 7, bytes(8), b"\x80" + bytes(7), b"\xff\xff\xff\x7f" * 2]
+EXTREME_VALUES = [b"\xff" * 8, b"\x7f" + b"\xff" * 7, bytes(8), b"\x80" + bytes(7), b"\xff\xff\xff\x7f" * 2]
 SIZES = {
     "jpg": rb"\xff[\xc0\xc4\xda\xdb]",
     "png": rb"IHDR|IDAT",
@@ -24,53 +24,60 @@ SIZES = {
     "json": rb"\d+",
     "tar": rb"ustar",
 }
-"""Where sizes, rates, counts and lengths stand: right after these marks."""
+"""Patterns by format that precede sizes, rates, counts and lengths."""
 
 Damage = Callable[[bytes, str, random.Random], bytes]
 
 
-def bits_flipped(data: bytes, kind: str, chance: random.Random) -> bytes:  # noqa: ARG001 # all have the same arguments
+def bits_flipped(data: bytes, kind: str, generator: random.Random) -> bytes:  # noqa: ARG001 # one signature for all
+    """Flip 1 to 32 random bits."""
     damaged = bytearray(data)
-    for _ in range(chance.randint(1, 32)):
-        damaged[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+    for _ in range(generator.randint(1, 32)):
+        damaged[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
     return bytes(damaged)
 
 
-def header_bits_flipped(data: bytes, kind: str, chance: random.Random) -> bytes:
-    return bits_flipped(data[:128], kind, chance) + data[128:]
+def header_bits_flipped(data: bytes, kind: str, generator: random.Random) -> bytes:
+    """Flip bits of the first 128 bytes."""
+    return bits_flipped(data[:128], kind, generator) + data[128:]
 
 
-def cut(data: bytes, kind: str, chance: random.Random) -> bytes:  # noqa: ARG001
-    return data[: chance.randrange(1, len(data))]
+def cut(data: bytes, kind: str, generator: random.Random) -> bytes:  # noqa: ARG001
+    """Truncate the file."""
+    return data[: generator.randrange(1, len(data))]
 
 
-def block_overwritten(data: bytes, kind: str, chance: random.Random) -> bytes:  # noqa: ARG001
-    start = chance.randrange(len(data))
-    length = chance.randint(1, max(1, len(data) // 4))
-    return (data[:start] + chance.randbytes(length) + data[start + length :])[: len(data)]
+def block_overwritten(data: bytes, kind: str, generator: random.Random) -> bytes:  # noqa: ARG001
+    """Overwrite up to a quarter of the file with random bytes."""
+    start = generator.randrange(len(data))
+    length = generator.randint(1, max(1, len(data) // 4))
+    return (data[:start] + generator.randbytes(length) + data[start + length :])[: len(data)]
 
 
-def header_swapped(data: bytes, kind: str, chance: random.Random) -> bytes:
-    other = chance.choice([content for name, content in valid_files().items() if name != kind])
-    length = chance.choice((4, 8, 16, 32, 64, 200))
+def header_swapped(data: bytes, kind: str, generator: random.Random) -> bytes:
+    """Replace the beginning by that of a file of another format."""
+    other = generator.choice([content for name, content in valid_files().items() if name != kind])
+    length = generator.choice((4, 8, 16, 32, 64, 200))
     return other[:length] + data[length:]
 
 
-def absurd_sizes(data: bytes, kind: str, chance: random.Random) -> bytes:
+def absurd_sizes(data: bytes, kind: str, generator: random.Random) -> bytes:
+    """Overwrite bytes behind the marks of sizes with extreme values."""
     damaged = bytearray(data)
     marks = [match.end() for match in re.finditer(SIZES[kind], data, re.DOTALL)]
-    for _ in range(chance.randint(1, 3)):
-        width = chance.choice((1, 2, 4, 8))
-        start = min(chance.choice(marks or [0]) + chance.randrange(40), max(0, len(data) - width))
-        damaged[start : start + width] = chance.choice(ABSURD)[:width]
-    if kind == "png":  # Or else its checksum would give the damage away.
+    for _ in range(generator.randint(1, 3)):
+        width = generator.choice((1, 2, 4, 8))
+        start = min(generator.choice(marks or [0]) + generator.randrange(40), max(0, len(data) - width))
+        damaged[start : start + width] = generator.choice(EXTREME_VALUES)[:width]
+    if kind == "png":  # Correct the checksum, or the decoder would stop at it and never see the damage.
         damaged[29:33] = zlib.crc32(damaged[12:29]).to_bytes(4, "big")
     return bytes(damaged)
 
 
-def emptied(data: bytes, kind: str, chance: random.Random) -> bytes:  # noqa: ARG001
-    kept = chance.choice((0, 1, 16, len(data) // 2))
-    return data[:kept] + bytes(chance.choice((0, len(data) - kept)))
+def emptied(data: bytes, kind: str, generator: random.Random) -> bytes:  # noqa: ARG001
+    """Keep the beginning only, and drop the rest or replace it by zeros."""
+    kept = generator.choice((0, 1, 16, len(data) // 2))
+    return data[:kept] + bytes(generator.choice((0, len(data) - kept)))
 
 
 DAMAGES: dict[str, Damage] = {
@@ -88,5 +95,5 @@ DAMAGES: dict[str, Damage] = {
 
 
 def damaged_file(data: bytes, kind: str, damage: str, number: int) -> bytes:
-    """The file of this number, the same in every run."""
+    """Return the damaged file of this number, the same in every run."""
     return DAMAGES[damage](data, kind, random.Random(f"{kind} {damage} {number}"))  # noqa: S311 # repeatable

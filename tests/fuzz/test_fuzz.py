@@ -1,4 +1,4 @@
-"""Damaged files of every kind: each is decoded to the right shape or quarantined with a reason, and nothing hangs."""
+"""Fuzzing: every damaged file is decoded to the right shape or quarantined with a reason, and nothing hangs."""
 
 import sys
 from pathlib import Path
@@ -8,8 +8,8 @@ from campaign import (
     damage_samples,
     damage_shards,
     maker_of,
-    most_memory,
     outcomes,
+    peak_memory,
     table,
     units_of,
     write_damaged,
@@ -20,10 +20,11 @@ from valid_files import valid_files
 from pipelines.units.unit_datasource import unit_dataset
 
 MAX_BYTES = 1500 * 2**20
+"""Max peak memory of a child process; allocating what a damaged header claims would exceed it."""
 
 
 @pytest.mark.parametrize("kind", [kind for kind in valid_files() if kind != "json"])
-def test_the_files_are_valid_before_they_are_damaged(
+def test_files_are_valid_before_they_are_damaged(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("campaign.damaged_file", lambda data, *_: data)
@@ -34,20 +35,20 @@ def test_some_damaged_files_are_accounted_for(tmp_path: Path) -> None:
     report = damage_samples(tmp_path, each=2) | damage_shards(tmp_path, each=2)
     assert {tally.files for tally in report.values()} == {2}
     assert len(report) == (len(valid_files()) + 1) * len(DAMAGES)
-    assert most_memory() < MAX_BYTES
+    assert peak_memory() < MAX_BYTES
 
 
 @pytest.mark.fuzz
 def test_thousands_of_damaged_files_are_accounted_for(tmp_path: Path) -> None:
     report = damage_samples(tmp_path, each=60) | damage_shards(tmp_path, each=20)
-    sys.stdout.write(f"\n{table(report)}\nmost memory of a process: {most_memory() / 2**20:.0f} MiB\n")
+    sys.stdout.write(f"\n{table(report)}\npeak memory of a process: {peak_memory() / 2**20:.0f} MiB\n")
     assert sum(tally.files for tally in report.values()) == (60 * len(valid_files()) + 20) * len(DAMAGES)
-    assert most_memory() < MAX_BYTES
+    assert peak_memory() < MAX_BYTES
 
 
 @pytest.mark.fuzz
 @pytest.mark.usefixtures("ray_cluster")
-def test_damaged_files_in_a_ray_dataset_have_the_same_fate(tmp_path: Path) -> None:
+def test_damaged_files_have_the_same_outcome_in_a_ray_dataset(tmp_path: Path) -> None:
     maker = maker_of(write_damaged(tmp_path, [kind for kind in valid_files() if kind != "json"], each=40))
     rows = unit_dataset(maker, 0, maker.plan.units, maker.data).iter_rows()
     assert outcomes(rows) == outcomes(units_of(maker))

@@ -1,4 +1,4 @@
-"""A small valid file of every kind that a sample can hold."""
+"""A small valid file of every format that a sample can contain."""
 
 import json
 import struct
@@ -7,6 +7,7 @@ from functools import cache
 from io import BytesIO
 
 import av
+import av.container
 import numpy as np
 from PIL import Image
 
@@ -16,6 +17,7 @@ RATE = 8000
 
 
 def picture(form: str) -> bytes:
+    """Return a picture in a format of Pillow."""
     target = BytesIO()
     rows, columns = np.indices((40, 56))
     pixels = np.stack([rows * 6, columns * 4, (rows * columns) % 256], axis=2).astype(np.uint8)
@@ -23,8 +25,10 @@ def picture(form: str) -> bytes:
     return target.getvalue()
 
 
-def add_tone(container, codec: str, rate: int, seconds: float):
-    """Packets of a tone in a new stream."""
+def add_tone(
+    container: av.container.OutputContainer, codec: str, rate: int, seconds: float
+) -> list[av.Packet]:
+    """Add an audio stream and return the packets of a tone for it."""
     stream = container.add_stream(codec, rate=rate, layout="mono")
     wave = (9000 * np.sin(np.arange(int(seconds * rate)) / 5)).astype(np.int16)
     frame = av.AudioFrame.from_ndarray(wave[None], format="s16", layout="mono")
@@ -34,6 +38,7 @@ def add_tone(container, codec: str, rate: int, seconds: float):
 
 
 def sound(extension: str, codec: str) -> bytes:
+    """Return an audio file of a tone."""
     target = BytesIO()
     with av.open(target, "w", format=extension) as container:
         container.mux(add_tone(container, codec, RATE, seconds=2))
@@ -41,7 +46,7 @@ def sound(extension: str, codec: str) -> bytes:
 
 
 def webm() -> bytes:
-    """A grey clip in VP8, with a tone in Opus."""
+    """Return a grey video in VP8, with a tone in Opus."""
     target = BytesIO()
     with av.open(target, "w", format="webm") as container:
         pictures = container.add_stream("libvpx", rate=16)
@@ -59,13 +64,14 @@ def webm() -> bytes:
 
 
 def cloud() -> bytes:
+    """Return an npy file of 100 points."""
     target = BytesIO()
     np.save(target, np.arange(300.0).reshape(100, 3))
     return target.getvalue()
 
 
 def mesh(kind: str) -> bytes:
-    """A strip of triangles; the PLY file is a binary one."""
+    """Return a mesh of a strip of triangles; the PLY file is binary."""
     corners = [(float(n // 2), float(n % 2), float(n % 3)) for n in range(12)]
     faces = [(n, n + 1, n + 2) for n in range(10)]
     if kind == "obj":
@@ -84,7 +90,7 @@ def mesh(kind: str) -> bytes:
 
 @cache
 def valid_files() -> dict[str, bytes]:
-    """Field name -> a file of about 0.1 to 20 KB."""
+    """Return a file of about 0.1 to 20 KB by field name."""
     return {
         "jpg": picture("JPEG"),
         "png": picture("PNG"),

@@ -1,4 +1,4 @@
-"""Small shards of real media, with samples that can be used and one of each fault."""
+"""Small shards of real media, with good samples and one bad sample per kind of fault."""
 
 import wave
 from functools import cache
@@ -16,7 +16,7 @@ Fields = dict[str, bytes]
 
 
 def picture(width: int = 12, height: int = 8, form: str = "PNG") -> bytes:
-    """A gradient."""
+    """Return a picture of a gradient."""
     target = BytesIO()
     Image.linear_gradient("L").resize((width, height)).save(target, form)
     return target.getvalue()
@@ -24,7 +24,7 @@ def picture(width: int = 12, height: int = 8, form: str = "PNG") -> bytes:
 
 @cache
 def sound(seconds: float = 3.0) -> bytes:
-    """A tone at 8 kHz."""
+    """Return a WAV file of a tone, sampled at 8 kHz."""
     target = BytesIO()
     with wave.open(target, "wb") as file:
         file.setparams((1, 2, 8000, 0, "NONE", ""))
@@ -34,7 +34,7 @@ def sound(seconds: float = 3.0) -> bytes:
 
 @cache
 def clip() -> bytes:
-    """A clip of the demo data: 32 x 32 pixels, 1.125 s, with sound."""
+    """Return a video of the demo data: 32 x 32 pixels, 1.125 s, with an audio track."""
     return render_clip(0, np.random.default_rng(0))
 
 
@@ -46,7 +46,7 @@ GOOD: list[Fields] = [
 ]
 FAULTS: list[tuple[Fields, str]] = [
     ({"png": picture()[:60], "cls": b"0"}, "image cannot be decoded: "),
-    # Only its last fifth is missing, which an evaluation of a model does not look at.
+    # Only the last fifth is missing, which the centred window of an evaluation does not read.
     ({"wav": sound(10.0)[:130_000], "cls": b"0"}, "audio track 0 is truncated or damaged at byte "),
     ({"png": picture(), "cls": b"3"}, "label 3 is out of range 0 .. 2; "),
     ({"png": picture(), "cls": b"cat"}, "label field 'cls' holds 'cat', expected whole numbers"),

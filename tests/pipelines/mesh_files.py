@@ -1,4 +1,4 @@
-"""Meshes written as OFF, OBJ and PLY files, plainly."""
+"""Writers of small meshes and point clouds as OFF, OBJ, PLY and npy files."""
 
 import struct
 from io import BytesIO
@@ -12,13 +12,13 @@ SQUARE: tuple[Points, Faces] = ([(0, 0, 0), (1, 0, 0), (1, 1, 0), (0, 1, 0)], [[
 
 
 def off(vertices: Points, faces: Faces, header: str = "OFF\n") -> bytes:
-    """An OFF file; ModelNet40 has some with the header "OFF" and no line end."""
+    """Return an OFF file. ModelNet40 has files whose header is "OFF" without a line break."""
     lines = [f"{header}{len(vertices)} {len(faces)} 0", *(" ".join(map(repr, vertex)) for vertex in vertices)]
     return "\n".join([*lines, *(" ".join(map(str, [len(face), *face])) for face in faces), ""]).encode()
 
 
 def obj(vertices: Points, faces: Faces) -> bytes:
-    """An OBJ file with texture and normal numbers, every second face counting back from the last vertex."""
+    """Return an OBJ file with texture and normal numbers. Every second face counts back from the last vertex."""
     lines = ["# a comment", "o thing", "vn 0 0 1", *(f"v {x!r} {y!r} {z!r}" for x, y, z in vertices)]
     for number, face in enumerate(faces):
         corners = [corner - len(vertices) if number % 2 else corner + 1 for corner in face]
@@ -27,7 +27,7 @@ def obj(vertices: Points, faces: Faces) -> bytes:
 
 
 def ply(vertices: Points, faces: Faces | None, form: str = "ascii", extra: bool = False) -> bytes:
-    """A PLY file of doubles; `extra` puts other elements and properties before, between and after what is read."""
+    """Return a PLY file of doubles; `extra` adds elements and properties around those that are read."""
     lines = ["ply", f"format {form} 1.0", "comment made for a test"]
     if extra:
         lines += ["element camera 1", "property list uchar float view", f"element vertex {len(vertices)}"]
@@ -38,7 +38,7 @@ def ply(vertices: Points, faces: Faces | None, form: str = "ascii", extra: bool 
         lines += [f"element face {len(faces)}", *["property short flag"] * extra]
         lines += ["property list uchar int vertex_indices", *["property float weight"] * extra]
     header = "\n".join([*lines, "end_header", ""]).encode()
-    rows = [("Bfff", [3, 1.5, 2.5, 3.5])] if extra else []
+    rows: list[tuple[str, list[float]]] = [("Bfff", [3, 1.5, 2.5, 3.5])] if extra else []
     rows += [("Bddd", [9, z, y, x]) if extra else ("ddd", [x, y, z]) for x, y, z in vertices]
     for face in faces or []:
         row = [7, len(face), *face, 0.5] if extra else [len(face), *face]
@@ -50,7 +50,7 @@ def ply(vertices: Points, faces: Faces | None, form: str = "ascii", extra: bool 
 
 
 def npy(points: object, dtype: str = "<f4", order: str = "C") -> bytes:
-    """An npy file."""
+    """Return an npy file."""
     target = BytesIO()
     np.save(target, np.array(points, dtype=dtype, order=order), allow_pickle=True)
     return target.getvalue()

@@ -1,4 +1,4 @@
-"""Tar shards for tests, written by the standard library, and their index read back."""
+"""Writers of tar shards with the standard library, and readers of their indexes."""
 
 import tarfile
 from io import BytesIO
@@ -12,7 +12,7 @@ Members = list[tuple[str, bytes]]
 
 
 def tar_bytes(members: Members, archive_format: int = tarfile.GNU_FORMAT) -> bytes:
-    """A tar of these members, in this order."""
+    """Return a tar of these members, in this order."""
     target = BytesIO()
     with tarfile.open(fileobj=target, mode="w", format=archive_format) as archive:
         for name, content in members:
@@ -35,7 +35,7 @@ def index_of(*shards: str) -> SourceIndex:
 
 
 def indexed_samples(summary: ShardSummary) -> dict[str, dict[str, bytes]]:
-    """What an index says of a local shard: key -> field -> the bytes at the offset and length it gives."""
+    """Return the samples of a local shard as its index locates them: key -> field -> bytes."""
     data = Path(summary.uri).read_bytes()
     return {
         row["key"]: {

@@ -291,7 +291,7 @@ def test_a_shard_removed_during_lint_is_named(tmp_path: Path) -> None:
         if line.startswith("1 of 1 shards indexed"):
             Path(shard).unlink()
 
-    with pytest.raises(ShardError, match=f"shard {shard}: is gone since it was indexed"):
+    with pytest.raises(ShardError, match=f"shard {shard}: is missing but was there when it was indexed"):
         lint([shard], str(tmp_path / "index"), RULES, remove, remove)
 
 

@@ -1,4 +1,4 @@
-"""Reading samples: the bytes that tarfile reads, in the order asked for, with few requests."""
+"""Sample reader: the bytes that tarfile reads, in the requested order, with few requests."""
 
 import os
 import tarfile
@@ -12,13 +12,14 @@ from tar_files import index_of, write_tar
 import pipelines.shards.sample_reader
 from pipelines.errors import ShardError
 from pipelines.shards.sample_reader import RawSample, read_samples
+from pipelines.storage.shard_file import ShardFile
 
 FIELDS = frozenset({"jpg", "cls"})
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory) -> list[str]:
-    """Three shards of 4 samples with content of many sizes, one of them without cls; txt is never asked for."""
+def shards(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Write three shards of 4 samples with fields of many sizes; the third sample of each has no cls."""
     folder = tmp_path_factory.mktemp("shards")
     members = [
         [
@@ -33,6 +34,7 @@ def shards(tmp_path_factory) -> list[str]:
 
 
 def read_by_tarfile(shards: list[str], number: int) -> RawSample:
+    """Read a sample with the standard library, as the reference."""
     shard, row = divmod(number, 4)
     with tarfile.open(shards[shard]) as archive:
         fields = {
@@ -44,21 +46,21 @@ def read_by_tarfile(shards: list[str], number: int) -> RawSample:
 
 
 @given(numbers=st.lists(st.integers(0, 11), max_size=20))
-def test_samples_are_those_of_tarfile_in_any_order(shards, numbers):
+def test_samples_are_those_of_tarfile_in_any_order(shards: list[str], numbers: list[int]) -> None:
     read = read_samples(index_of(*shards), numbers, FIELDS)
     assert read == [read_by_tarfile(shards, number) for number in numbers]
 
 
-def test_fields_that_are_not_asked_for_stay_in_the_shard(shards):
+def test_only_requested_fields_are_returned(shards: list[str]) -> None:
     (sample,) = read_samples(index_of(*shards), [5], frozenset({"txt"}))
     assert list(sample.fields) == ["txt"]
     assert sample.name == f"sample 's1/1' of shard {shards[1]}"
 
 
-class CountedFile:
-    """A shard's file that keeps the ranges read from it."""
+class RecordingFile:
+    """A shard that records the (length, offset) of every read."""
 
-    def __init__(self, file, ranges: list[tuple[int, int]]) -> None:
+    def __init__(self, file: ShardFile, ranges: list[tuple[int, int]]) -> None:
         self._file, self._ranges = file, ranges
 
     def read_at(self, length: int, offset: int) -> bytes:
@@ -66,11 +68,23 @@ class CountedFile:
         return self._file.read_at(length, offset)
 
 
+@pytest.fixture
+def ranges(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Record the (length, offset) of every read from a shard."""
+    opened, ranges = pipelines.shards.sample_reader._open_shard, list[tuple[int, int]]()
+    monkeypatch.setattr(
+        pipelines.shards.sample_reader, "_open_shard", lambda *shard: RecordingFile(opened(*shard), ranges)
+    )
+    return ranges
+
+
 @pytest.mark.parametrize(
     ("numbers", "requests"),
     [([3, 4, 5, 6], 1), ([6, 3, 5, 4, 3], 1), ([0, 2], 2), ([7, 8], 2), ([0], 1), ([], 0)],
 )
-def test_neighbours_are_read_with_one_request(tmp_path, monkeypatch, numbers, requests):
+def test_neighbours_are_read_with_one_request(
+    tmp_path: Path, ranges: list[tuple[int, int]], numbers: list[int], requests: int
+) -> None:
     shards = [
         write_tar(
             tmp_path / f"{shard}.tar",
@@ -78,20 +92,12 @@ def test_neighbours_are_read_with_one_request(tmp_path, monkeypatch, numbers, re
         )
         for shard in range(2)
     ]
-    opened, ranges = pipelines.shards.sample_reader._open_shard, []
-    monkeypatch.setattr(
-        pipelines.shards.sample_reader, "_open_shard", lambda *shard: CountedFile(opened(*shard), ranges)
-    )
     read_samples(index_of(*shards), numbers, FIELDS)
     assert len(ranges) == requests
 
 
-def test_large_fields_between_are_not_read(tmp_path, monkeypatch):
+def test_large_unwanted_fields_in_between_are_not_read(tmp_path: Path, ranges: list[tuple[int, int]]) -> None:
     shard = write_tar(tmp_path / "x.tar", [("a.cls", b"1"), ("a.mp4", b"0" * 10**6), ("b.cls", b"2")])
-    opened, ranges = pipelines.shards.sample_reader._open_shard, []
-    monkeypatch.setattr(
-        pipelines.shards.sample_reader, "_open_shard", lambda *shard: CountedFile(opened(*shard), ranges)
-    )
     assert [sample.fields for sample in read_samples(index_of(shard), [0, 1], FIELDS)] == [
         {"cls": b"1"},
         {"cls": b"2"},
@@ -99,18 +105,18 @@ def test_large_fields_between_are_not_read(tmp_path, monkeypatch):
     assert sum(length for length, _ in ranges) == 2
 
 
-def test_a_shard_that_is_gone(tmp_path):
+def test_missing_shard_is_an_error(tmp_path: Path) -> None:
     shard = write_tar(tmp_path / "x.tar", [("a.cls", b"1")])
     index = index_of(shard)
     Path(shard).unlink()
     with pytest.raises(ShardError) as caught:
         read_samples(index, [0], FIELDS)
     assert str(caught.value) == (
-        f"shard {shard}: is gone since it was indexed; put it back or start a new run"
+        f"shard {shard}: is missing but was there when it was indexed; restore it or start a new run"
     )
 
 
-def test_a_shard_of_another_size(tmp_path):
+def test_shard_of_another_size_is_an_error(tmp_path: Path) -> None:
     shard = write_tar(tmp_path / "x.tar", [("a.cls", b"1")])
     index = index_of(shard)
     with Path(shard).open("ab") as file:
@@ -123,12 +129,12 @@ def test_a_shard_of_another_size(tmp_path):
     )
 
 
-def test_a_shard_that_shrinks_while_it_is_read(tmp_path):
+def test_shard_that_is_truncated_while_it_is_read_is_an_error(tmp_path: Path) -> None:
     shard = write_tar(tmp_path / "x.tar", [("a.cls", b"1"), ("b.cls", b"2")])
     index = index_of(shard)
     read_samples(index, [0], FIELDS)
     os.truncate(shard, 600)
     with pytest.raises(
-        ShardError, match=r"x.tar: storage refuses \(0 of 1 bytes came from byte 1536 on\); check it"
+        ShardError, match=r"x.tar: storage rejected the request \(read 0 of 1 bytes at byte 1536\); check"
     ):
         read_samples(index, [1], FIELDS)

@@ -1,4 +1,4 @@
-"""The index: every field of every sample of any tar, or an error of one line, and never a silently shorter index."""
+"""Shard index: every field of every sample of any tar, or an error of one line; never a silently shorter index."""
 
 import bz2
 import gzip
@@ -17,22 +17,24 @@ from hypothesis import strategies as st
 from tar_files import index_of, indexed_samples, tar_bytes, write_tar
 
 from pipelines.errors import ShardError
-from pipelines.shards.shard_index import find_index, index_shard
+from pipelines.shards.shard_index import ShardSummary, find_index, index_shard
 
 THREE = [(f"{key}.{field}", f"{key} {field}".encode() * 200) for key in "abc" for field in ("jpg", "cls")]
 COMPLETE = {key: {field: dict(THREE)[f"{key}.{field}"] for field in ("jpg", "cls")} for key in "abc"}
 
 
-def index_beside(shard: str | Path):
+def index_beside(shard: str | Path) -> ShardSummary:
+    """Index a shard into the folder "index" beside it."""
     return index_shard(str(shard), str(Path(shard).parent / "index"))
 
 
-def problems(summary) -> dict[str, str]:
+def problems(summary: ShardSummary) -> dict[str, str]:
+    """Return the problem of each key in an index, "" for none."""
     return {row["key"]: row["problem"] for row in pq.read_table(summary.index).to_pylist()}
 
 
 def error_of(shard: str | Path) -> str:
-    """The message that indexing ends with; the index folder must be left empty."""
+    """Return the message of the error that indexing raises; it must leave no index file."""
     with pytest.raises(ShardError) as caught:
         index_beside(shard)
     assert list((Path(shard).parent / "index").glob("*")) == []
@@ -40,13 +42,14 @@ def error_of(shard: str | Path) -> str:
 
 
 def samples_or_error(shard: str | Path) -> dict[str, dict[str, bytes]] | ShardError:
+    """Return the samples that the index finds, or the error that indexing raises."""
     try:
         return indexed_samples(index_beside(shard))
     except ShardError as error:
         return error
 
 
-def test_shards_of_webdatasets_own_writer(tmp_path):
+def test_shards_of_webdatasets_writer_are_indexed(tmp_path: Path) -> None:
     pattern = str(tmp_path / "train-%06d.tar")
     with webdataset.ShardWriter(pattern, maxcount=4, verbose=0) as writer:
         for number in range(10):
@@ -61,7 +64,7 @@ def test_shards_of_webdatasets_own_writer(tmp_path):
     }
 
 
-def test_the_layout_of_img2dataset(tmp_path):
+def test_shards_with_the_layout_of_img2dataset_are_indexed(tmp_path: Path) -> None:
     keys = [f"{number:09d}" for number in range(3)]
     members = [
         (f"{key}.{field}", f"{key}{field}".encode()) for key in keys for field in ("jpg", "json", "txt")
@@ -73,13 +76,15 @@ def test_the_layout_of_img2dataset(tmp_path):
 
 
 @given(order=st.permutations(THREE))
-def test_members_stand_in_any_order(tmp_path_factory, order):
+def test_members_may_have_any_order(
+    tmp_path_factory: pytest.TempPathFactory, order: list[tuple[str, bytes]]
+) -> None:
     summary = index_beside(write_tar(tmp_path_factory.mktemp("shards") / "x.tar", order))
     assert summary.samples == 3
     assert indexed_samples(summary) == COMPLETE
 
 
-def test_keys_and_fields_of_unusual_names(tmp_path):
+def test_unusual_names_are_split_into_key_and_field(tmp_path: Path) -> None:
     members = [
         ("./cats/a.JPEG", b"1"),
         ("v1.2/a.jpeg", b"2"),
@@ -97,7 +102,7 @@ def test_keys_and_fields_of_unusual_names(tmp_path):
 
 
 @pytest.mark.parametrize("archive_format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_long_names_and_names_of_other_alphabets(tmp_path, archive_format):
+def test_long_and_non_ascii_names_are_kept(tmp_path: Path, archive_format: int) -> None:
     long, foreign = "folder/" * 30 + "k" * 120, "喵/über"
     members = [(f"{long}.jpg", b"long"), (f"{foreign}.jpg", b"foreign"), ("c.jpg", b"short")]
     summary = index_beside(write_tar(tmp_path / "x.tar", members, archive_format))
@@ -108,13 +113,13 @@ def test_long_names_and_names_of_other_alphabets(tmp_path, archive_format):
     }
 
 
-def test_names_that_are_not_utf8_are_kept_apart(tmp_path):
+def test_names_that_are_not_utf8_stay_distinct(tmp_path: Path) -> None:
     names = [b"caf\xe9.cls".decode(errors="surrogateescape"), b"caf\xe8.cls".decode(errors="surrogateescape")]
     summary = index_beside(write_tar(tmp_path / "x.tar", [(name, b"1") for name in names]))
     assert list(indexed_samples(summary)) == ["caf\\xe9", "caf\\xe8"]
 
 
-def test_a_folder_is_no_sample_and_a_link_is_a_bad_one(tmp_path):
+def test_folder_is_no_sample_and_link_is_a_bad_sample(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.cls").write_text("1")
     os.symlink("a.cls", tmp_path / "in" / "b.cls")
@@ -125,7 +130,7 @@ def test_a_folder_is_no_sample_and_a_link_is_a_bad_one(tmp_path):
 
 
 def special(kind: bytes) -> bytes:
-    """A tar with a plain sample and one whose only file is of another kind."""
+    """Return a tar with a good sample and one whose only member is of a special kind."""
     target = BytesIO()
     with tarfile.open(fileobj=target, mode="w") as archive:
         for name, of in (("a.cls", tarfile.REGTYPE), ("b.cls", kind)):
@@ -135,7 +140,7 @@ def special(kind: bytes) -> bytes:
     return target.getvalue()
 
 
-TRAPS = [
+BAD_SAMPLES = [
     (special(tarfile.LNKTYPE), "its field 'cls' is a link, expected a file"),
     (special(tarfile.CHRTYPE), "its field 'cls' is a device or a sparse file, expected a plain file"),
     (special(tarfile.FIFOTYPE), "its field 'cls' is a device or a sparse file, expected a plain file"),
@@ -146,14 +151,14 @@ TRAPS = [
 ]
 
 
-@pytest.mark.parametrize(("content", "problem"), TRAPS)
-def test_a_sample_that_is_not_what_it_seems_is_kept_with_its_problem(tmp_path, content, problem):
+@pytest.mark.parametrize(("content", "problem"), BAD_SAMPLES)
+def test_bad_sample_is_indexed_with_its_problem(tmp_path: Path, content: bytes, problem: str) -> None:
     (tmp_path / "x.tar").write_bytes(content)
     assert problems(index_beside(tmp_path / "x.tar")) == {"a": "", "b": problem}
 
 
 @pytest.mark.parametrize("name", ["../b.cls", "/etc/b.cls", "x/../../b.cls"])
-def test_a_key_that_leads_elsewhere_is_kept_with_its_problem(tmp_path, name):
+def test_key_that_leaves_its_folder_is_indexed_with_its_problem(tmp_path: Path, name: str) -> None:
     shard = write_tar(tmp_path / "x.tar", [("a.cls", b"1"), (name, b"2")])
     found = problems(index_beside(shard))
     assert found == {
@@ -162,17 +167,16 @@ def test_a_key_that_leads_elsewhere_is_kept_with_its_problem(tmp_path, name):
     }
 
 
-def test_size_and_digest_are_those_of_the_file(tmp_path):
+def test_size_and_digest_are_those_of_the_file(tmp_path: Path) -> None:
     shard = tmp_path / "x.tar"
-    shard.write_bytes(
-        tar_bytes(THREE) + bytes(3 << 20)
-    )  # Zeros after the end mark, more than are read at once.
+    # More zeros after the end mark than one read of 4 MiB returns: the digest must cover what tarfile does not read.
+    shard.write_bytes(tar_bytes(THREE) + bytes(9 << 20))
     summary = index_beside(shard)
     assert summary.bytes == shard.stat().st_size
     assert summary.sha256 == hashlib.sha256(shard.read_bytes()).hexdigest()
 
 
-def test_an_indexed_shard_is_not_read_again(tmp_path):
+def test_indexed_shard_is_not_read_again(tmp_path: Path) -> None:
     shard = Path(write_tar(tmp_path / "x.tar", THREE))
     summary = index_beside(shard)
     times = shard.stat()
@@ -182,7 +186,7 @@ def test_an_indexed_shard_is_not_read_again(tmp_path):
     assert find_index(str(shard), str(tmp_path / "index")) == (summary, True)
 
 
-def test_a_changed_shard_is_indexed_anew(tmp_path):
+def test_changed_shard_is_indexed_again(tmp_path: Path) -> None:
     shard = Path(write_tar(tmp_path / "x.tar", THREE))
     before = index_beside(shard)
     write_tar(shard, [(f"new-{name}", content) for name, content in THREE])
@@ -192,7 +196,7 @@ def test_a_changed_shard_is_indexed_anew(tmp_path):
     assert list(indexed_samples(index_beside(shard))) == ["new-a", "new-b", "new-c"]
 
 
-def test_one_shard_indexed_by_many_at_once(tmp_path):
+def test_shard_can_be_indexed_concurrently(tmp_path: Path) -> None:
     shard = write_tar(tmp_path / "x.tar", [(f"{number}.cls", b"1") for number in range(500)])
     with ThreadPoolExecutor(8) as pool:
         summaries = set(pool.map(index_beside, [shard] * 32))
@@ -201,7 +205,9 @@ def test_one_shard_indexed_by_many_at_once(tmp_path):
 
 
 @given(data=st.data())
-def test_a_shard_cut_anywhere_is_an_error_or_complete(tmp_path_factory, data):
+def test_shard_truncated_anywhere_is_an_error_or_complete(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     whole = tar_bytes(THREE)
     shard = tmp_path_factory.mktemp("shards") / "x.tar"
     shard.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1), label="cut")])
@@ -210,7 +216,7 @@ def test_a_shard_cut_anywhere_is_an_error_or_complete(tmp_path_factory, data):
 
 
 @pytest.mark.parametrize("block", range(24))
-def test_a_shard_cut_between_any_two_blocks_is_an_error_or_complete(tmp_path, block):
+def test_shard_truncated_between_blocks_is_an_error_or_complete(tmp_path: Path, block: int) -> None:
     shard = tmp_path / "x.tar"
     shard.write_bytes(tar_bytes(THREE)[: 512 * block])
     end = 512 * len(THREE) * 3  # Each member is a header and two blocks of content.
@@ -221,7 +227,9 @@ def test_a_shard_cut_between_any_two_blocks_is_an_error_or_complete(tmp_path, bl
 
 
 @given(member=st.integers(1, 5), byte=st.integers(0, 511), value=st.integers(0, 255))
-def test_a_damaged_header_never_shortens_the_index(tmp_path_factory, member, byte, value):
+def test_damaged_header_never_shortens_the_index(
+    tmp_path_factory: pytest.TempPathFactory, member: int, byte: int, value: int
+) -> None:
     damaged = bytearray(tar_bytes(THREE))
     damaged[member * 3 * 512 + byte] = value
     shard = tmp_path_factory.mktemp("shards") / "x.tar"
@@ -230,7 +238,7 @@ def test_a_damaged_header_never_shortens_the_index(tmp_path_factory, member, byt
     assert found == COMPLETE or isinstance(found, ShardError)
 
 
-def test_joined_tars_are_an_error(tmp_path):
+def test_concatenated_tars_are_an_error(tmp_path: Path) -> None:
     shard = tmp_path / "x.tar"
     shard.write_bytes(tar_bytes(THREE) + tar_bytes([("d.cls", b"1")]))
     assert error_of(shard) == (
@@ -239,7 +247,7 @@ def test_joined_tars_are_an_error(tmp_path):
     )
 
 
-def test_a_missing_shard(tmp_path):
+def test_missing_shard_is_an_error(tmp_path: Path) -> None:
     shard = tmp_path / "x.tar"
     assert error_of(shard) == f"shard {shard}: no such file; check the source's shards"
 
@@ -272,7 +280,7 @@ def test_a_missing_shard(tmp_path):
         ),
     ],
 )
-def test_a_bad_shard_is_an_error_of_one_line(tmp_path, content, problem):
+def test_bad_shard_is_an_error_of_one_line(tmp_path: Path, content: bytes, problem: str) -> None:
     shard = tmp_path / "x.tar"
     shard.write_bytes(content)
     assert error_of(shard) == f"shard {shard}: {problem}"

@@ -1,4 +1,6 @@
-"""What a source and the reading of it may be set to, and the one line that says so."""
+"""Options of a source and of reading it: their defaults, their ranges and the errors that name them."""
+
+from typing import Any
 
 import pytest
 
@@ -6,17 +8,23 @@ from perceiver_dist.errors import UserError
 from pipelines.shards.source import DataConfig, SourceConfig
 
 
-def source(**changes) -> SourceConfig:
-    fields = {"name": "speech", "train_shards": "x.tar", "modalities": ["audio"], "num_classes": 3}
+def source(**changes: Any) -> SourceConfig:
+    """Return a valid source with changes."""
+    fields: dict[str, Any] = {
+        "name": "speech",
+        "train_shards": "x.tar",
+        "modalities": ["audio"],
+        "num_classes": 3,
+    }
     return SourceConfig(**{**fields, **changes})
 
 
-def test_a_source_needs_a_name_shards_modalities_and_classes():
+def test_source_needs_a_name_shards_modalities_and_classes_only() -> None:
     assert (source().task, source().label, source().weight) == ("softmax", "cls", 1.0)
 
 
 @pytest.mark.parametrize("label", ["cls", "txt", "json.label", "json.a.b"])
-def test_labels_are_a_field_or_an_entry_of_json(label):
+def test_label_is_a_field_or_an_entry_of_json(label: str) -> None:
     assert source(label=label).label == label
 
 
@@ -45,13 +53,14 @@ def test_labels_are_a_field_or_an_entry_of_json(label):
         ({"label": "json."}, "source 'speech': label is 'json.'; name the entry, as in json.label"),
     ],
 )
-def test_a_mistake_in_a_source_is_named(changes, message):
+def test_mistake_in_a_source_is_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
         source(**changes)
     assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("name", ["chunk_size", "units_per_task", "tasks", "prefetch_units"])
-def test_numbers_of_reading_are_positive(name):
+def test_number_below_one_is_rejected(name: str) -> None:
+    options: dict[str, Any] = {name: 0}
     with pytest.raises(UserError, match=rf"^data\.{name} is 0, must be at least 1$"):
-        DataConfig(**{name: 0})
+        DataConfig(**options)

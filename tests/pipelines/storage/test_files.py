@@ -1,6 +1,7 @@
-"""Files by path or URI: shards named by patterns, whole writes, and the same reading from memory and over HTTP."""
+"""Files by path or URI: shard patterns, atomic writes, and the same reads from memory and over HTTP."""
 
 import re
+from collections.abc import Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -35,13 +36,13 @@ SHARD = tar_bytes([(f"{key}.cls", key.encode() * 3000) for key in "abc"])
 
 @pytest.fixture
 def memory() -> str:
-    """A folder in memory that is empty."""
+    """Return the URI of an empty folder in memory."""
     fsspec.filesystem("memory").store.clear()
     return "memory://bucket"
 
 
 class RangeServer(BaseHTTPRequestHandler):
-    """Serves SHARD under any path, whole or in ranges, as object stores do."""
+    """Web server that serves SHARD under any path, whole or in ranges, as object stores do."""
 
     def do_HEAD(self) -> None:
         self.send_response(200)
@@ -60,11 +61,12 @@ class RangeServer(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:
-        """Keep quiet."""
+        """Log nothing."""
 
 
 @pytest.fixture
-def web():
+def web() -> Iterator[str]:
+    """Start the server and return its address."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), RangeServer)
     Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -73,27 +75,30 @@ def web():
 
 
 def read_back(uri: str, index: str) -> list[bytes]:
+    """Index a shard and read its samples 2 and 0."""
     shards = SourceIndex([index_shard(uri, index)])
     return [sample.fields["cls"] for sample in read_samples(shards, [2, 0], frozenset({"cls"}))]
 
 
-def test_shards_are_read_over_http(web, tmp_path):
+def test_shards_are_read_over_http(web: str, tmp_path: Path) -> None:
     assert read_back(f"{web}/train-000000.tar", str(tmp_path)) == [b"c" * 3000, b"a" * 3000]
 
 
-def test_shards_and_indexes_are_kept_in_memory(memory, tmp_path):
+def test_shards_and_indexes_can_be_in_memory(memory: str, tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(SHARD)
     copy_file(str(tmp_path / "x.tar"), f"{memory}/data/train-0.tar")
     (uri,) = expand_shards(f"{memory}/data/*.tar", "speech")
     assert read_back(uri, f"{memory}/index") == [b"c" * 3000, b"a" * 3000]
 
 
-def test_a_file_uri_is_a_local_path(tmp_path):
+def test_file_uri_is_a_local_path(tmp_path: Path) -> None:
     write_text((tmp_path / "new" / "a.txt").as_uri(), "é")
     assert read_text(str(tmp_path / "new" / "a.txt")) == "é"
 
 
-def test_paths_become_absolute_and_uris_stay(monkeypatch, tmp_path):
+def test_paths_become_absolute_and_uris_stay_unchanged(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/there")
     assert absolute_uri("data/x.tar") == f"{tmp_path}/data/x.tar"
@@ -102,11 +107,11 @@ def test_paths_become_absolute_and_uris_stay(monkeypatch, tmp_path):
     assert open_storage("data/x.tar")[1] == f"{tmp_path}/data/x.tar"
 
 
-def test_parts_are_joined_with_one_slash():
+def test_parts_are_joined_with_one_slash() -> None:
     assert join("s3://bucket/data/", "index", "a") == "s3://bucket/data/index/a"
 
 
-def test_braces_and_globs_name_shards_in_order(tmp_path):
+def test_braces_and_globs_expand_in_a_fixed_order(tmp_path: Path) -> None:
     for name in ("b-2.tar", "b-1.tar", "b-1.txt", "a-7.tar"):
         (tmp_path / name).touch()
     expand = partial(expand_shards, source="speech")
@@ -120,7 +125,7 @@ def test_braces_and_globs_name_shards_in_order(tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["", "missing/"])
-def test_a_glob_that_matches_nothing(tmp_path, folder):
+def test_glob_without_match_is_an_error(tmp_path: Path, folder: str) -> None:
     with pytest.raises(ShardError) as caught:
         expand_shards(f"{tmp_path}/{folder}*.tar", "speech")
     assert str(caught.value) == (
@@ -128,13 +133,13 @@ def test_a_glob_that_matches_nothing(tmp_path, folder):
     )
 
 
-def test_braces_that_are_not_closed():
+def test_unclosed_brace_is_an_error() -> None:
     with pytest.raises(ShardError) as caught:
         expand_shards("train-{0..3.tar", "speech")
     assert str(caught.value) == "source 'speech': shards is 'train-{0..3.tar'; close every brace it opens"
 
 
-def test_a_text_is_replaced_as_a_whole(tmp_path):
+def test_text_is_replaced_and_no_temporary_file_is_left(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     write_text(str(path), "a longer text")
     write_text(str(path), "short")
@@ -142,17 +147,17 @@ def test_a_text_is_replaced_as_a_whole(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_text_that_is_not_there(tmp_path):
+def test_missing_text_is_none(tmp_path: Path) -> None:
     assert read_text(str(tmp_path / "nothing")) is None
     assert read_text(str(tmp_path)) is None
 
 
-def test_a_writable_folder_is_made_and_left_empty(tmp_path):
+def test_check_of_a_writable_folder_creates_it_and_leaves_it_empty(tmp_path: Path) -> None:
     check_writable(str(tmp_path / "runs" / "a"), "storage.path")
     assert list((tmp_path / "runs" / "a").iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_written(tmp_path):
+def test_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError) as caught:
         check_writable(f"{tmp_path}/file", "storage.path")
@@ -163,7 +168,9 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 
 @pytest.mark.parametrize("store", ["local", "memory"])
-def test_files_are_written_in_chunks_listed_renamed_and_deleted(tmp_path, memory, store):
+def test_files_are_written_in_chunks_listed_renamed_and_deleted(
+    tmp_path: Path, memory: str, store: str
+) -> None:
     folder = f"{tmp_path}/a" if store == "local" else f"{memory}/a"
     assert list_folder(folder) == {}
     write_chunks(join(folder, "b", "c"), [b"one", memoryview(b"two")])
@@ -177,12 +184,12 @@ def test_files_are_written_in_chunks_listed_renamed_and_deleted(tmp_path, memory
     assert list_folder(folder) == {}
 
 
-def test_a_file_that_is_not_written_to_its_end_is_removed(tmp_path):
-    def chunks():
+def test_partially_written_file_is_deleted(tmp_path: Path) -> None:
+    def chunks() -> Iterator[bytes]:
         yield b"one"
-        raise OSError(28, "in words of the store")
+        raise OSError(28, "in the words of the store")
 
-    with pytest.raises(OSError) as caught:  # noqa: PT011 - the reason is looked at below
+    with pytest.raises(OSError) as caught:  # noqa: PT011 # the reason is checked below
         write_chunks(str(tmp_path / "a"), chunks())
     assert reason_of(caught.value) == "No space left on device"
     assert reason_of(TimeoutError()) == "TimeoutError"
@@ -190,7 +197,7 @@ def test_a_file_that_is_not_written_to_its_end_is_removed(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_copy_is_there_whole_or_not_at_all(tmp_path):
+def test_copy_is_complete_or_missing(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"content")
     copy_file(str(tmp_path / "a"), str(tmp_path / "new" / "b"))
     assert [path.read_bytes() for path in (tmp_path / "new").iterdir()] == [b"content"]

@@ -1,9 +1,10 @@
-"""Storage that fails or stalls: a real web server that misbehaves, and an S3 server that is not there at first."""
+"""Retries of storage requests, against a real web server that fails, stalls or breaks off."""
 
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Event, Thread
 
 import pytest
@@ -16,24 +17,27 @@ from pipelines.shards.source import DataConfig
 
 SHARD = tar_bytes([(f"{key}.cls", key.encode() * 3000) for key in "abc"])
 
-Misbehave = Callable[["Shaky", int], bool]
+Misbehave = Callable[["UnreliableServer", int], bool]
+"""Takes a request and its number among those of its kind; returns whether it has dealt with the request."""
+
+Serve = Callable[[Misbehave], str]
 
 
-class Shaky(BaseHTTPRequestHandler):
-    """Serves SHARD, whole or in ranges, unless `misbehave` has answered the nth request of a kind."""
+class UnreliableServer(BaseHTTPRequestHandler):
+    """Web server that serves SHARD, whole or in ranges, unless `misbehave` deals with the request."""
 
     misbehave: Misbehave
     seen: Counter[str]
 
     def do_HEAD(self) -> None:
-        self._answer(b"")
+        self._respond(b"")
 
     def do_GET(self) -> None:
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         first, last = (int(wanted[1]), int(wanted[2])) if wanted else (0, len(SHARD) - 1)
-        self._answer(SHARD[first : last + 1], first if wanted else None)
+        self._respond(SHARD[first : last + 1], first if wanted else None)
 
-    def _answer(self, content: bytes, first: int | None = None) -> None:
+    def _respond(self, content: bytes, first: int | None = None) -> None:
         type(self).seen[self.command] += 1
         if type(self).misbehave(self, self.seen[self.command]):
             return
@@ -46,16 +50,18 @@ class Shaky(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:
-        """Keep quiet."""
+        """Log nothing."""
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[[Misbehave], str]]:
-    """Start a server that misbehaves so, and return the address of its shard."""
-    servers = []
+def serve() -> Iterator[Serve]:
+    """Return a function that starts a server and returns the address of its shard."""
+    servers: list[ThreadingHTTPServer] = []
 
     def start(misbehave: Misbehave) -> str:
-        handler = type("Handler", (Shaky,), {"misbehave": staticmethod(misbehave), "seen": Counter()})
+        handler = type(
+            "Handler", (UnreliableServer,), {"misbehave": staticmethod(misbehave), "seen": Counter()}
+        )
         server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         servers.append(server)
         Thread(target=server.serve_forever, daemon=True).start()
@@ -68,9 +74,9 @@ def serve() -> Iterator[Callable[[Misbehave], str]]:
 
 
 def failing(status: int, first: int) -> Misbehave:
-    """Answer the first requests of each kind with this status."""
+    """Respond to the first requests of each kind with this status."""
 
-    def misbehave(request: Shaky, number: int) -> bool:
+    def misbehave(request: UnreliableServer, number: int) -> bool:
         if number <= first:
             request.send_error(status)
         return number <= first
@@ -79,9 +85,9 @@ def failing(status: int, first: int) -> Misbehave:
 
 
 def stalling(until: Event, first: int) -> Misbehave:
-    """Leave the first requests that ask for bytes without an answer."""
+    """Leave the first GET requests without a response."""
 
-    def misbehave(request: Shaky, number: int) -> bool:
+    def misbehave(request: UnreliableServer, number: int) -> bool:
         stalls = request.command == "GET" and number <= first
         if stalls:
             until.wait()
@@ -91,9 +97,9 @@ def stalling(until: Event, first: int) -> Misbehave:
 
 
 def breaking(first: int) -> Misbehave:
-    """Break off in the middle of the first answers that hold bytes."""
+    """Close the connection in the middle of the first responses to GET requests."""
 
-    def misbehave(request: Shaky, number: int) -> bool:
+    def misbehave(request: UnreliableServer, number: int) -> bool:
         if breaks := request.command == "GET" and number <= first:
             request.send_response(206)
             request.send_header("Content-Length", str(len(SHARD)))
@@ -104,18 +110,19 @@ def breaking(first: int) -> Misbehave:
     return misbehave
 
 
-def read(uri: str, index_folder, seconds: float) -> list[bytes]:
+def read(uri: str, index_folder: Path, seconds: float) -> list[bytes]:
+    """Index a shard and read its samples 2 and 0, with this deadline of storage requests."""
     index = SourceIndex([index_shard(uri, str(index_folder), seconds)])
     samples = read_samples(index, [2, 0], frozenset({"cls"}), DataConfig(storage_seconds=seconds))
     return [sample.fields["cls"] for sample in samples]
 
 
 @pytest.mark.parametrize("misbehave", [failing(503, 3), failing(429, 2), breaking(2)])
-def test_storage_that_fails_at_first_is_asked_again(serve, tmp_path, misbehave):
+def test_failed_requests_are_retried(serve: Serve, tmp_path: Path, misbehave: Misbehave) -> None:
     assert read(serve(misbehave), tmp_path, seconds=60) == [b"c" * 3000, b"a" * 3000]
 
 
-def test_a_request_without_an_answer_is_given_up_and_asked_again(serve, tmp_path):
+def test_stalled_requests_are_abandoned_and_retried(serve: Serve, tmp_path: Path) -> None:
     over = Event()
     try:
         assert read(serve(stalling(over, 2)), tmp_path, seconds=10) == [b"c" * 3000, b"a" * 3000]
@@ -123,12 +130,12 @@ def test_a_request_without_an_answer_is_given_up_and_asked_again(serve, tmp_path
         over.set()
 
 
-def test_storage_that_fails_for_ever_is_one_line_after_the_deadline(serve, tmp_path):
+def test_failure_beyond_the_deadline_is_an_error_of_one_line(serve: Serve, tmp_path: Path) -> None:
     uri = serve(failing(503, 10**6))
     with pytest.raises(ShardError) as caught:
         read(uri, tmp_path, seconds=1)
     assert re.fullmatch(
-        rf"shard {uri}: storage has failed for 1 s \(503, .*\); check it and start the same run again, "
+        rf"shard {uri}: storage has failed for 1 s \(503, .*\); check the storage and restart the run, "
         r"or raise data\.storage_seconds",
         str(caught.value),
     )
@@ -136,12 +143,14 @@ def test_storage_that_fails_for_ever_is_one_line_after_the_deadline(serve, tmp_p
 
 @pytest.mark.parametrize(
     ("status", "message"),
-    [(404, "no such file; check the source's shards"), (403, "storage refuses (403, ")],
+    [(404, "no such file; check the source's shards"), (403, "storage rejected the request (403, ")],
 )
-def test_what_is_gone_or_forbidden_is_not_asked_for_again(serve, tmp_path, status, message):
-    requests = []
+def test_missing_or_forbidden_file_is_not_retried(
+    serve: Serve, tmp_path: Path, status: int, message: str
+) -> None:
+    requests: list[int] = []
 
-    def misbehave(request: Shaky, number: int) -> bool:
+    def misbehave(request: UnreliableServer, number: int) -> bool:
         requests.append(number)
         request.send_error(status)
         return True
@@ -150,10 +159,10 @@ def test_what_is_gone_or_forbidden_is_not_asked_for_again(serve, tmp_path, statu
     with pytest.raises(ShardError) as caught:
         read(uri, tmp_path, seconds=60)
     assert str(caught.value).startswith(f"shard {uri}: {message}")
-    assert len(requests) <= 3  # To look it up, HEAD and then GET.
+    assert len(requests) <= 3  # The look-up sends HEAD, then GET.
 
 
-def test_a_shard_that_has_changed_is_not_asked_for_again(serve, tmp_path):
+def test_changed_shard_is_not_retried(serve: Serve, tmp_path: Path) -> None:
     uri = serve(failing(503, 0))
     index = SourceIndex([index_shard(uri, str(tmp_path))])
     wrong = SourceIndex([type(index.shards[0])(**{**vars(index.shards[0]), "bytes": 7})])
@@ -161,8 +170,8 @@ def test_a_shard_that_has_changed_is_not_asked_for_again(serve, tmp_path):
         read_samples(wrong, [0], frozenset({"cls"}), DataConfig(storage_seconds=60))
 
 
-def test_a_broken_disk_is_one_line_at_once(tmp_path):
+def test_local_failure_is_one_line_without_retry(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(SHARD)
     (tmp_path / "file").touch()
-    with pytest.raises(ShardError, match=r"^index .*: storage refuses \(.*Not a directory"):
+    with pytest.raises(ShardError, match=r"^index .*: storage rejected the request \(.*Not a directory"):
         index_shard(str(tmp_path / "x.tar"), str(tmp_path / "file" / "index"))

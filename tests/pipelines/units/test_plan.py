@@ -1,7 +1,8 @@
-"""Which samples are in which unit: all of them once an epoch, whatever the sizes, and the same at any world size."""
+"""Plan: every sample once per epoch, for any sizes, and the same global batches at any world size."""
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -22,18 +23,23 @@ GOLDEN = TrainingPlan("speech", samples=10, unit_size=4, chunk_size=3, seed=0)
 LANES = 4
 
 
-def line(plan: TrainingPlan, start: int, stop: int) -> list[int]:
+def sequence(plan: TrainingPlan, start: int, stop: int) -> list[int]:
+    """Return a part of the endless sequence of epochs."""
     return [plan.sample_at(position) for position in range(start, stop)]
 
 
 @given(**SIZES, epoch=st.integers(0, 10**6))
-def test_every_epoch_holds_every_sample_once(samples, unit_size, chunk_size, seed, epoch):
+def test_every_epoch_contains_every_sample_once(
+    samples: int, unit_size: int, chunk_size: int, seed: int, epoch: int
+) -> None:
     plan = TrainingPlan("speech", samples, unit_size, chunk_size, seed)
-    assert sorted(line(plan, epoch * samples, (epoch + 1) * samples)) == list(range(samples))
+    assert sorted(sequence(plan, epoch * samples, (epoch + 1) * samples)) == list(range(samples))
 
 
 @given(**SIZES)
-def test_units_cut_the_line_of_epochs_without_loss(samples, unit_size, chunk_size, seed):
+def test_units_cut_the_sequence_without_loss(
+    samples: int, unit_size: int, chunk_size: int, seed: int
+) -> None:
     plan = TrainingPlan("speech", samples, unit_size, chunk_size, seed)
     units = [plan.unit(number) for number in range(samples)]
     assert {len(unit) for unit in units} == {unit_size}
@@ -42,33 +48,37 @@ def test_units_cut_the_line_of_epochs_without_loss(samples, unit_size, chunk_siz
 
 
 @given(**SIZES, number=st.integers(0, 10**6))
-def test_a_unit_is_its_part_of_the_line_shuffled(samples, unit_size, chunk_size, seed, number):
+def test_unit_is_its_part_of_the_sequence_shuffled(
+    samples: int, unit_size: int, chunk_size: int, seed: int, number: int
+) -> None:
     plan = TrainingPlan("speech", samples, unit_size, chunk_size, seed)
-    assert sorted(plan.unit(number)) == sorted(line(plan, number * unit_size, (number + 1) * unit_size))
+    assert sorted(plan.unit(number)) == sorted(sequence(plan, number * unit_size, (number + 1) * unit_size))
 
 
 @given(numbers=st.permutations(range(12)))
-def test_a_unit_does_not_depend_on_units_made_before(numbers):
+def test_unit_does_not_depend_on_units_computed_before(numbers: list[int]) -> None:
     in_order = {number: replace(GOLDEN).unit(number) for number in range(12)}
     assert {number: GOLDEN.unit(number) for number in numbers} == in_order
 
 
 @given(**SIZES)
-def test_chunks_stay_together_on_the_line(samples, unit_size, chunk_size, seed):
+def test_chunks_stay_together_in_the_sequence(
+    samples: int, unit_size: int, chunk_size: int, seed: int
+) -> None:
     plan = TrainingPlan("speech", samples, unit_size, chunk_size, seed)
-    order = line(plan, 0, samples)
+    order = sequence(plan, 0, samples)
     for start in range(0, samples, chunk_size):
         place = order.index(start)
         chunk = range(start, min(start + chunk_size, samples))
         assert order[place : place + len(chunk)] == list(chunk)
 
 
-def test_golden_line_and_units():
-    assert line(GOLDEN, 0, 20) == [3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 6, 7, 8, 0, 1, 2, 9, 3, 4, 5]
+def test_golden_sequence_and_units() -> None:
+    assert sequence(GOLDEN, 0, 20) == [3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 6, 7, 8, 0, 1, 2, 9, 3, 4, 5]
     assert [GOLDEN.unit(number) for number in range(6)] == [
         [3, 4, 5, 6],
         [8, 0, 7, 9],
-        [6, 7, 2, 1],  # The first epoch's last two samples, the second epoch's first two.
+        [6, 7, 2, 1],  # The last two samples of the first epoch, the first two of the second.
         [2, 8, 0, 1],
         [3, 4, 5, 9],
         [9, 8, 6, 7],
@@ -76,7 +86,7 @@ def test_golden_line_and_units():
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_golden_global_batches_at_any_world_size(world_size):
+def test_golden_global_batches_at_any_world_size(world_size: int) -> None:
     plan = TrainingPlan("speech", samples=37, unit_size=2, chunk_size=4, seed=0)
     batches = [
         sorted(
@@ -95,24 +105,24 @@ def test_golden_global_batches_at_any_world_size(world_size):
 
 
 @pytest.mark.parametrize("change", [{"source": "music"}, {"seed": 1}])
-def test_other_sources_and_seeds_are_shuffled_otherwise(change):
+def test_other_sources_and_seeds_are_shuffled_differently(change: dict[str, Any]) -> None:
     plan = TrainingPlan("speech", samples=1000, unit_size=8, chunk_size=4, seed=0)
     other = replace(plan, **change)
-    same = sum(a == b for a, b in zip(line(plan, 0, 1000), line(other, 0, 1000), strict=True))
+    same = sum(a == b for a, b in zip(sequence(plan, 0, 1000), sequence(other, 0, 1000), strict=True))
     assert same < 30
 
 
-def test_a_late_unit_costs_as_many_hashes_as_the_first(monkeypatch):
-    calls = []
+def test_late_unit_costs_as_many_hashes_as_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int | str, ...]] = []
 
-    def counting_hash(*values):
+    def counting_hash(*values: int | str) -> int:
         calls.append(values)
         return original(*values)
 
     original = pipelines.permutation.hash64
     monkeypatch.setattr(pipelines.permutation, "hash64", counting_hash)
     monkeypatch.setattr(pipelines.units.plan, "hash64", counting_hash)
-    # 4**8 chunks fill the Feistel network's range, so that there is no cycle to walk and the count is exact.
+    # 4**8 chunks fill the range of the Feistel network, so there is no cycle walking and the count is exact.
     plan = TrainingPlan("counted", samples=4 * 4**8, unit_size=64, chunk_size=4, seed=0)
     costs = []
     for number in (0, 10**9):
@@ -136,14 +146,16 @@ def test_a_late_unit_costs_as_many_hashes_as_the_first(monkeypatch):
         ),
     ],
 )
-def test_sizes_must_be_positive(sizes, message):
+def test_size_below_one_is_rejected(sizes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
         replace(GOLDEN, **sizes)
     assert str(caught.value) == message
 
 
 @given(samples=st.integers(1, 200), unit_size=st.integers(1, 20), lanes=st.integers(1, 8))
-def test_evaluation_sees_every_sample_once_in_whole_steps(samples, unit_size, lanes):
+def test_evaluation_contains_every_sample_once_in_a_multiple_of_the_lanes(
+    samples: int, unit_size: int, lanes: int
+) -> None:
     plan = EvaluationPlan(samples, unit_size, lanes)
     assert plan.units % lanes == 0
     assert plan.units < -(-samples // unit_size) + lanes
@@ -152,7 +164,7 @@ def test_evaluation_sees_every_sample_once_in_whole_steps(samples, unit_size, la
     assert max(len(unit) for unit in units) <= unit_size
 
 
-def test_views_follow_each_other_with_the_same_samples() -> None:
+def test_views_are_consecutive_units_with_the_same_samples() -> None:
     plan = EvaluationPlan(samples=5, unit_size=2, lanes=1, views=3)
     assert plan.units == 9
     assert [plan.unit(number) for number in range(9)] == [[0, 1]] * 3 + [[2, 3]] * 3 + [[4]] * 3

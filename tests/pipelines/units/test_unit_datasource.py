@@ -1,4 +1,4 @@
-"""Units as a Ray Dataset, on a real Ray: one row a block, in order, and dealt to the ranks in turn."""
+"""Ray Dataset of units, on a real Ray: one row per block, in order, dealt to the ranks in turn."""
 
 import sys
 import time
@@ -6,11 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
-from ray import cloudpickle
+from ray import ObjectRef, cloudpickle
+from ray.data import DataIterator
 from ray.exceptions import RayTaskError
 from tar_files import index_of, write_tar
 
@@ -27,11 +29,11 @@ SAMPLES, UNIT_SIZE, LANES = 37, 2, 4
 DATA = DataConfig(units_per_task=5, tasks=2, chunk_size=4)
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this module.
 
 
 class UnevenMaker(UnitMaker):
-    """Makes units that take up to 20 ms longer, each another time, as decoding does."""
+    """A maker that takes up to 20 ms longer, differently for each unit, so that tasks finish out of order."""
 
     def make(self, number: int) -> Unit:
         time.sleep(0.02 * uniform("delay", number))
@@ -40,6 +42,7 @@ class UnevenMaker(UnitMaker):
 
 @pytest.fixture
 def maker(tmp_path: Path) -> UnevenMaker:
+    """Return a maker of units whose labels are their sample numbers."""
     members = [(f"{number}.cls", str(number).encode()) for number in range(SAMPLES)]
     return UnevenMaker(
         source=SourceConfig("speech", "x.tar", ["image"], num_classes=SAMPLES),
@@ -49,13 +52,13 @@ def maker(tmp_path: Path) -> UnevenMaker:
     )
 
 
-def take(shard, due: range) -> list[list[int]]:
-    """The labels of the units due, taken as the training loop takes them: another order is an error."""
+def take(shard: DataIterator, due: range) -> list[list[int]]:
+    """Take units as the training loop does, where another order is an error, and return their labels."""
     stream = UnitStream(shard, "speech", torch.device("cpu"), prefetch=2)
     return [stream.take(number).labels.tolist() for number in due]
 
 
-def test_each_unit_is_a_block_of_one_row_in_order(maker):
+def test_each_unit_is_a_block_of_one_row_in_order(maker: UnevenMaker) -> None:
     dataset = unit_dataset(maker, 0, 12, DATA)
     blocks = list(dataset.iter_internal_ref_bundles())
     assert [bundle.num_rows() for bundle in blocks] == [1] * 12
@@ -64,7 +67,7 @@ def test_each_unit_is_a_block_of_one_row_in_order(maker):
     assert [row["label"].tolist() for row in rows] == [maker.plan.unit(number) for number in range(12)]
 
 
-def test_a_block_keeps_every_array_of_the_unit(maker):
+def test_block_keeps_every_array_of_the_unit(maker: UnevenMaker) -> None:
     unit = maker.make(3)
     columns = unit_dataset(maker, 3, 4, DATA).take_batch(1, batch_format="numpy")
     assert columns.keys() == unit.keys()
@@ -72,8 +75,8 @@ def test_a_block_keeps_every_array_of_the_unit(maker):
         assert np.array_equal(np.array(columns[name][0]).reshape(array.shape), array), name
 
 
-def test_arrays_reach_a_rank_as_views_of_the_object_store(maker):
-    """Written once by the task that decodes them, and copied once more when they become tensors."""
+def test_arrays_reach_a_rank_as_views_of_the_object_store(maker: UnevenMaker) -> None:
+    """No copy is made between the read task that decodes them and the tensors of the rank."""
     [shard] = unit_dataset(maker, 0, 4, DATA).streaming_split(1, equal=True)
     for row in shard.iter_batches(batch_size=1, batch_format="numpy"):
         for name in ("image", "label"):
@@ -82,7 +85,7 @@ def test_arrays_reach_a_rank_as_views_of_the_object_store(maker):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_unit_u_goes_to_rank_u_modulo_world_size(maker, world_size):
+def test_unit_u_goes_to_rank_u_modulo_world_size(maker: UnevenMaker, world_size: int) -> None:
     first, stop = 2 * LANES, 8 * LANES
     shards = unit_dataset(maker, first, stop, DATA).streaming_split(world_size, equal=True)
     due = [range(first + rank, stop, world_size) for rank in range(world_size)]
@@ -93,7 +96,8 @@ def test_unit_u_goes_to_rank_u_modulo_world_size(maker, world_size):
     assert sorted(chain(*turns[:LANES])) == [7, 8, 9, 10, 11, 32, 33, 34]  # Step 2 of the golden plan.
 
 
-def test_ranks_that_do_not_divide_the_units_are_dealt_to_in_turn_and_spare_units_are_dropped(maker):
+def test_units_are_dealt_in_turn_to_ranks_that_do_not_divide_them(maker: UnevenMaker) -> None:
+    """Spare units at the end, of which an equal split drops some, keep the others complete."""
     first, stop, ranks = 2 * LANES, 7 * LANES, 3
     shards = unit_dataset(maker, first, stop + ranks - 1, DATA).streaming_split(ranks, equal=True)
     due = [range(first + rank, stop, ranks) for rank in range(ranks)]
@@ -102,13 +106,13 @@ def test_ranks_that_do_not_divide_the_units_are_dealt_to_in_turn_and_spare_units
     assert taken == [[maker.plan.unit(number) for number in numbers] for numbers in due]
 
 
-def test_a_resumed_dataset_begins_at_its_first_unit(maker):
+def test_resumed_dataset_continues_with_its_first_unit(maker: UnevenMaker) -> None:
     whole = [row["label"].tolist() for row in unit_dataset(maker, 0, 12, DATA).iter_rows()]
     resumed = [row["label"].tolist() for row in unit_dataset(maker, 7, 12, DATA).iter_rows()]
     assert resumed == whole[7:]
 
 
-def test_a_bad_sample_costs_itself_only(maker):
+def test_bad_sample_affects_its_own_row_only(maker: UnevenMaker) -> None:
     few = replace(maker, source=replace(maker.source, num_classes=SAMPLES - 1))
     rows = unit_dataset(few, 0, SAMPLES, DATA).take_all()
     found = [sample[1:] for row in rows for sample in map(list, row["quarantined"])]
@@ -119,7 +123,7 @@ def test_a_bad_sample_costs_itself_only(maker):
     assert labels == [[min(unit)] * 2 if 36 in unit else unit for unit in planned]
 
 
-def test_a_unit_without_a_good_sample_ends_the_dataset_with_its_own_line(maker):
+def test_unit_without_a_good_sample_is_an_error_that_names_it(maker: UnevenMaker) -> None:
     few = replace(maker, source=replace(maker.source, label="json.label"))
     with pytest.raises(RayTaskError) as caught:
         unit_dataset(few, 0, SAMPLES, DATA).materialize()
@@ -131,13 +135,14 @@ def test_a_unit_without_a_good_sample_ends_the_dataset_with_its_own_line(maker):
     )
 
 
-def test_tasks_share_out_the_units():
-    source = UnitDatasource(None, first=3, stop=16, units_per_task=5)
+def test_units_are_distributed_over_tasks() -> None:
+    reference = cast("ObjectRef[UnitMaker]", None)  # Not used before a task runs.
+    source = UnitDatasource(reference, first=3, stop=16, units_per_task=5)
     assert source.tasks == 3
     assert [task.metadata.num_rows for task in source.get_read_tasks(parallelism=100)] == [5, 5, 3]
 
 
-def test_a_unit_becomes_one_row(maker):
+def test_unit_becomes_one_row(maker: UnevenMaker) -> None:
     block = unit_block(maker.make(0))
     assert block.num_rows == 1
     assert set(block.column_names) == set(maker.make(0))

@@ -1,4 +1,4 @@
-"""Units: arrays of fixed shape from samples that may lack anything, and the same bytes each time they are made."""
+"""Unit maker: arrays of fixed shape from samples that may lack anything, with the same bytes every time."""
 
 import json
 import re
@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,25 +17,27 @@ from mesh_files import SQUARE, npy, off
 from PIL import Image
 from tar_files import index_of, write_tar
 
-from perceiver_dist.modalities import AudioInput, ImageInput, PointCloudInput, VideoInput
+from perceiver_dist.modalities import AudioInput, ImageInput, ModalityInput, PointCloudInput, VideoInput
 from pipelines.demo.synthetic_clips import render_clip
 from pipelines.errors import SampleError
 from pipelines.shards.source import SourceConfig
 from pipelines.units.plan import EvaluationPlan, TrainingPlan
 from pipelines.units.unit_maker import Unit, UnitMaker
 
-INPUTS = {
+INPUTS: dict[str, ModalityInput] = {
     "image": ImageInput(height=4, width=6, channels=1),
     "audio": AudioInput(sample_rate=8000, samples=800, segment=100),
     "video": VideoInput(frames=4, frames_per_second=16.0, height=8, width=8),
     "points": PointCloudInput(points=32),
 }
-LENGTH = 3000  # Samples of a sound; value i stands at place i, so that a window shows where it was cut.
+LENGTH = 3000
+"""Values of the test sound, in which value i is at position i, so that a window shows where it was cut."""
 
 Fields = dict[str, bytes]
 
 
 def picture(shade: int) -> bytes:
+    """Return a PNG of one shade, of the size that the inputs expect."""
     target = BytesIO()
     Image.new("L", (6, 4), shade).save(target, "PNG")
     return target.getvalue()
@@ -42,6 +45,7 @@ def picture(shade: int) -> bytes:
 
 @cache
 def rising_sound(length: int = LENGTH) -> bytes:
+    """Return a WAV file whose values are their positions."""
     target = BytesIO()
     with wave.open(target, "wb") as file:
         file.setparams((1, 2, 8000, 0, "NONE", ""))
@@ -51,11 +55,18 @@ def rising_sound(length: int = LENGTH) -> bytes:
 
 @cache
 def clip() -> bytes:
+    """Return a video with an audio track."""
     return render_clip(0, np.random.default_rng(0))
 
 
-def maker(folder: Path, samples: list[Fields], modalities: str, plan=None, **settings) -> UnitMaker:
-    """A maker of units of these samples, by default of one evaluation unit that holds them all."""
+def maker(
+    folder: Path,
+    samples: list[Fields],
+    modalities: str,
+    plan: TrainingPlan | EvaluationPlan | None = None,
+    **settings: Any,
+) -> UnitMaker:
+    """Return a maker of units of these samples; by default, of one evaluation unit with all of them."""
     members = [
         (f"{number}.{field}", content)
         for number, fields in enumerate(samples)
@@ -70,8 +81,8 @@ def maker(folder: Path, samples: list[Fields], modalities: str, plan=None, **set
     )
 
 
-def error_of(folder: Path, sample: Fields, **settings) -> str:
-    """Why this sample is quarantined."""
+def error_of(folder: Path, sample: Fields, **settings: Any) -> str:
+    """Return the reason for which a sample is quarantined."""
     unit = maker(folder, [{"png": picture(1), **sample}], "image", **settings).make(0)
     [(shard, key, reason)] = unit["quarantined"].tolist()
     assert (shard, key) == (f"{folder}/x.tar", "0")
@@ -79,18 +90,21 @@ def error_of(folder: Path, sample: Fields, **settings) -> str:
 
 
 def training_plan(samples: int, unit_size: int) -> TrainingPlan:
+    """Return a plan of the source that `maker` makes."""
     return TrainingPlan("clips", samples, unit_size, chunk_size=2, seed=0)
 
 
-def labels_of(folder: Path, field: str, content: str, **settings) -> list:
+def labels_of(folder: Path, field: str, content: str, **settings: Any) -> int | list[int]:
+    """Return the label of a sample with this field."""
     return maker(folder, [{field: content.encode()}], "image", **settings).make(0)["label"][0].tolist()
 
 
 def same(first: Unit, second: Unit) -> bool:
+    """Return whether two units have the same arrays."""
     return list(first) == list(second) and all(np.array_equal(first[name], second[name]) for name in first)
 
 
-def test_shapes_and_dtypes_of_a_unit(tmp_path):
+def test_shapes_and_dtypes_of_a_unit(tmp_path: Path) -> None:
     sample = {"png": picture(9), "wav": rising_sound(), "mp4": clip(), "off": off(*SQUARE), "cls": b"2"}
     unit = maker(tmp_path, [sample] * 2, "image audio video points").make(0)
     assert {name: (str(array.dtype), array.shape) for name, array in unit.items()} == {
@@ -113,7 +127,7 @@ def test_shapes_and_dtypes_of_a_unit(tmp_path):
     assert unit["label"].tolist() == [2, 2]
 
 
-def test_what_a_sample_lacks_is_zeros_and_not_present(tmp_path):
+def test_missing_modality_is_zeros_and_not_present(tmp_path: Path) -> None:
     samples = [{"png": picture(9), "cls": b"0"}, {"wav": rising_sound(), "cls": b"1"}, {"cls": b"2"}]
     unit = maker(tmp_path, samples, "image audio").make(0)
     assert unit["image_present"].tolist() == [True, False, False]
@@ -123,7 +137,7 @@ def test_what_a_sample_lacks_is_zeros_and_not_present(tmp_path):
     assert unit["valid"].all()
 
 
-def test_sound_is_the_clips_own_where_there_is_no_sound_file(tmp_path):
+def test_audio_is_the_videos_track_if_there_is_no_audio_file(tmp_path: Path) -> None:
     samples = [{"mp4": clip(), "cls": b"0"}, {"mp4": clip(), "wav": rising_sound(), "cls": b"0"}]
     unit = maker(tmp_path, samples, "audio video").make(0)
     assert unit["audio_present"].tolist() == [True, True]
@@ -132,14 +146,14 @@ def test_sound_is_the_clips_own_where_there_is_no_sound_file(tmp_path):
     assert np.array_equal(unit["video"][0], unit["video"][1])
 
 
-def test_sound_of_a_clip_whose_pictures_are_not_asked_for(tmp_path):
+def test_audio_track_is_read_from_a_video_whose_frames_are_not_wanted(tmp_path: Path) -> None:
     unit = maker(tmp_path, [{"mp4": clip(), "cls": b"0"}], "audio").make(0)
     assert "video" not in unit
     assert unit["audio_present"].tolist() == [True]
     assert unit["audio"].any()
 
 
-def test_evaluation_units_are_padded(tmp_path):
+def test_evaluation_units_are_padded(tmp_path: Path) -> None:
     samples = [{"png": picture(9), "cls": b"1"} for _ in range(3)]
     units = [
         maker(tmp_path, samples, "image", EvaluationPlan(3, 2, lanes=3)).make(number) for number in range(3)
@@ -151,7 +165,7 @@ def test_evaluation_units_are_padded(tmp_path):
     assert not units[2]["image_present"].any()
 
 
-def test_a_unit_is_the_same_bytes_each_time(tmp_path):
+def test_unit_has_the_same_bytes_every_time(tmp_path: Path) -> None:
     samples = [{"wav": rising_sound(), "cls": b"1"} for _ in range(5)]
     plan = TrainingPlan("clips", 5, unit_size=4, chunk_size=2, seed=0)
     first = maker(tmp_path, samples, "audio", plan)
@@ -160,7 +174,7 @@ def test_a_unit_is_the_same_bytes_each_time(tmp_path):
     assert all(same(again.make(number), units[number]) for number in (2, 0, 1))
 
 
-def test_training_windows_vary_and_lie_inside_the_sound(tmp_path):
+def test_training_windows_vary_and_lie_inside_the_sound(tmp_path: Path) -> None:
     plan = TrainingPlan("clips", 1, unit_size=8, chunk_size=1, seed=0)
     training = maker(tmp_path, [{"wav": rising_sound(), "cls": b"1"}], "audio", plan)
     starts = [int(sound[0]) for number in range(4) for sound in training.make(number)["audio"]]
@@ -169,7 +183,7 @@ def test_training_windows_vary_and_lie_inside_the_sound(tmp_path):
     assert 0.8 * (LENGTH - 800) < max(starts) <= LENGTH - 800
 
 
-def test_windows_depend_on_the_seed(tmp_path):
+def test_windows_depend_on_the_seed(tmp_path: Path) -> None:
     units = []
     for seed in (0, 1):
         plan = TrainingPlan("clips", 1, unit_size=1, chunk_size=1, seed=seed)
@@ -177,7 +191,7 @@ def test_windows_depend_on_the_seed(tmp_path):
     assert not same(*units)
 
 
-def test_points_are_drawn_anew_in_each_row_and_the_same_each_time(tmp_path):
+def test_points_differ_between_rows_and_are_the_same_every_time(tmp_path: Path) -> None:
     plan = TrainingPlan("clips", 1, unit_size=2, chunk_size=1, seed=0)
     training = maker(tmp_path, [{"off": off(*SQUARE), "cls": b"1"}], "points", plan)
     units = [training.make(number) for number in range(2)]
@@ -185,7 +199,7 @@ def test_points_are_drawn_anew_in_each_row_and_the_same_each_time(tmp_path):
     assert all(same(training.make(number), unit) for number, unit in enumerate(units))
 
 
-def test_points_of_a_held_out_sample_are_always_the_same_and_not_augmented(tmp_path):
+def test_points_of_a_held_out_sample_are_fixed_and_not_augmented(tmp_path: Path) -> None:
     cloud = np.random.default_rng(0).normal(size=(32, 3))
     samples = [{"npy": npy(cloud, "<f8"), "cls": b"1"}, {"off": off(*SQUARE), "cls": b"1"}]
     unit = maker(tmp_path, samples, "points").make(0)
@@ -196,12 +210,12 @@ def test_points_of_a_held_out_sample_are_always_the_same_and_not_augmented(tmp_p
     assert [each["points"][0].tobytes() for each in alone] == [each.tobytes() for each in unit["points"]]
 
 
-def test_of_two_fields_of_points_the_last_is_decoded_as_what_it_is(tmp_path):
+def test_last_of_two_fields_of_one_modality_is_decoded(tmp_path: Path) -> None:
     samples = [{"npy": b"damaged", "off": off(*SQUARE), "cls": b"1"}]
     assert maker(tmp_path, samples, "points").make(0)["points_present"].tolist() == [True]
 
 
-def test_evaluation_windows_are_centred(tmp_path):
+def test_evaluation_windows_are_centred(tmp_path: Path) -> None:
     unit = maker(tmp_path, [{"wav": rising_sound(), "cls": b"1"}], "audio").make(0)
     assert unit["audio"][0].tolist() == list(range((LENGTH - 800) // 2, (LENGTH + 800) // 2))
 
@@ -216,7 +230,7 @@ def test_evaluation_windows_are_centred(tmp_path):
         ("txt", "TXT", "0", 0),
     ],
 )
-def test_one_label(tmp_path, label, field, content, value):
+def test_label_of_a_softmax_source(tmp_path: Path, label: str, field: str, content: str, value: int) -> None:
     assert labels_of(tmp_path, field, content, label=label) == value
 
 
@@ -231,12 +245,12 @@ def test_one_label(tmp_path, label, field, content, value):
         ("json.tags", '{"tags": 2}', [0, 0, 1]),
     ],
 )
-def test_any_number_of_labels(tmp_path, label, content, classes):
+def test_labels_of_a_multilabel_source(tmp_path: Path, label: str, content: str, classes: list[int]) -> None:
     field = label.partition(".")[0]
     assert labels_of(tmp_path, field, content, label=label, task="multilabel") == classes
 
 
-def test_labels_of_a_multilabel_unit_are_bytes(tmp_path):
+def test_labels_of_a_multilabel_unit_are_bytes(tmp_path: Path) -> None:
     unit = maker(tmp_path, [{"cls": b"0"}] * 2, "image", task="multilabel").make(0)
     assert (unit["label"].dtype, unit["label"].shape) == (np.uint8, (2, 3))
 
@@ -263,7 +277,9 @@ def test_labels_of_a_multilabel_unit_are_bytes(tmp_path):
         ({"cls": b""}, {}, "has 0 labels [], a softmax source needs exactly one"),
     ],
 )
-def test_a_bad_label_is_named_with_its_sample(tmp_path, fields, settings, message):
+def test_bad_label_is_quarantined_with_its_reason(
+    tmp_path: Path, fields: Fields, settings: dict[str, Any], message: str
+) -> None:
     assert error_of(tmp_path, fields, **settings) == message
 
 
@@ -280,17 +296,19 @@ def test_a_bad_label_is_named_with_its_sample(tmp_path, fields, settings, messag
         "1",
     ],
 )
-def test_a_json_entry_that_is_no_whole_number(tmp_path, content):
+def test_json_entry_that_is_no_whole_number_is_quarantined(tmp_path: Path, content: str) -> None:
     message = error_of(tmp_path, {"json": content.encode()}, label="json.label")
     assert message == f"label field 'json.label' holds {content!r}, expected whole numbers"
 
 
-def test_a_picture_that_cannot_be_decoded_is_named(tmp_path):
+def test_picture_that_cannot_be_decoded_is_quarantined(tmp_path: Path) -> None:
     assert error_of(tmp_path, {"png": b"", "cls": b"1"}) == "image is empty (0 bytes)"
 
 
 @given(bad=st.sets(st.integers(0, 7), max_size=7), number=st.integers(0, 9))
-def test_the_row_of_a_bad_sample_takes_everything_of_the_next_good_one(tmp_path_factory, bad, number):
+def test_row_of_a_bad_sample_is_a_copy_of_the_next_good_row(
+    tmp_path_factory: pytest.TempPathFactory, bad: set[int], number: int
+) -> None:
     samples = [{"png": picture(shade), "wav": rising_sound(), "cls": b"1"} for shade in range(8)]
     damaged = [{**sample, "png": b"?"} if key in bad else sample for key, sample in enumerate(samples)]
     plan = training_plan(8, unit_size=8)
@@ -304,7 +322,7 @@ def test_the_row_of_a_bad_sample_takes_everything_of_the_next_good_one(tmp_path_
     assert [key for _, key, _ in unit["quarantined"]] == [str(n) for n in order if n in bad]
 
 
-def test_a_bad_sample_of_an_evaluation_is_not_real_and_leaves_nothing_behind(tmp_path):
+def test_bad_evaluation_sample_is_not_valid_and_leaves_its_row_empty(tmp_path: Path) -> None:
     good = {"png": picture(9), "cls": b"1"}
     unit = maker(tmp_path, [good, {"png": b"?", "cls": b"1"}, good], "image").make(0)
     assert unit["valid"].tolist() == unit["image_present"].tolist() == [True, False, True]
@@ -313,7 +331,7 @@ def test_a_bad_sample_of_an_evaluation_is_not_real_and_leaves_nothing_behind(tmp
     assert [key for _, key, _ in unit["quarantined"]] == ["1"]
 
 
-def test_a_training_unit_without_a_good_sample_names_the_commonest_reason(tmp_path):
+def test_training_unit_without_a_good_sample_names_the_most_common_reason(tmp_path: Path) -> None:
     samples = [{"png": b"", "cls": b"1"}, {"cls": b"7"}, {"cls": b"7"}]
     with pytest.raises(SampleError) as caught:
         maker(tmp_path, samples, "image", training_plan(3, unit_size=3)).make(0)
@@ -325,30 +343,30 @@ def test_a_training_unit_without_a_good_sample_names_the_commonest_reason(tmp_pa
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((5, 6, 1), np.uint8), np.zeros((4, 6, 1), np.float32)])
-def test_an_array_of_another_shape_or_type_is_a_bad_sample(tmp_path, wrong):
+def test_array_of_another_shape_or_type_is_a_bad_sample(tmp_path: Path, wrong: np.ndarray) -> None:
     made = maker(tmp_path, [{"png": picture(9), "cls": b"1"}], "image")
     [(_, _, reason)] = replace(made, decode=lambda *_: {"image": wrong}).make(0)["quarantined"]
     assert reason == f"image was decoded to {wrong.dtype} {wrong.shape}, expected uint8 (4, 6, 1)"
 
 
-def test_a_reason_is_one_short_printable_line(tmp_path):
+def test_reason_is_one_short_printable_line(tmp_path: Path) -> None:
     reason = error_of(tmp_path, {"cls": b"9" * 4000})
     assert len(reason) <= 240
     assert error_of(tmp_path, {"cls": b"1\x1b[0m"}).isprintable()
 
 
-def test_a_dropped_modality_is_missing_and_nobody_is_left_with_nothing(tmp_path):
+def test_modality_dropout_never_leaves_a_sample_empty(tmp_path: Path) -> None:
     samples = [{"png": picture(9), "wav": rising_sound(), "cls": b"1"}] * 3 + [
         {"wav": rising_sound(), "cls": b"1"}
     ]
     plan = training_plan(4, unit_size=4)
-    settings = {"modality_dropout": {"image": 0.5, "audio": 0.9}, "plan": plan}
-    make = maker(tmp_path, samples, "image audio", **settings).make
+    dropout = {"image": 0.5, "audio": 0.9}
+    make = maker(tmp_path, samples, "image audio", plan, modality_dropout=dropout).make
     units = [make(number) for number in range(100)]
     image = np.concatenate([unit["image_present"] for unit in units])
     audio = np.concatenate([unit["audio_present"] for unit in units])
     assert (image | audio).all()
-    # Of the 300 samples that have both: both go with 0.45, and then both stay; one in four has no image.
+    # Three in four samples have both. With probability 0.5 * 0.9 both would be dropped, and then both are kept.
     assert image.mean() == pytest.approx(0.75 * (0.5 + 0.45), abs=0.05)
     assert audio.mean() == pytest.approx(0.75 * (0.1 + 0.45) + 0.25, abs=0.05)
     for unit in units:
@@ -357,13 +375,13 @@ def test_a_dropped_modality_is_missing_and_nobody_is_left_with_nothing(tmp_path)
     assert same(make(7), units[7])
 
 
-def test_evaluation_drops_nothing(tmp_path):
+def test_evaluation_drops_no_modality(tmp_path: Path) -> None:
     samples = [{"png": picture(9), "wav": rising_sound(), "cls": b"1"}] * 8
     unit = maker(tmp_path, samples, "image audio", modality_dropout={"image": 0.99}).make(0)
     assert unit["image_present"].all()
 
 
-def test_what_needs_no_label_is_read_without_one(tmp_path):
+def test_unlabelled_maker_reads_no_labels(tmp_path: Path) -> None:
     make = maker(tmp_path, [{"png": picture(9)}, {"png": picture(9), "cls": b"999"}], "image")
     assert not make.make(0)["valid"].any()
     unit = replace(make, labelled=False).make(0)
@@ -372,7 +390,7 @@ def test_what_needs_no_label_is_read_without_one(tmp_path):
     assert not unit["label"].any()
 
 
-def test_views_of_an_evaluation_are_windows_in_time(tmp_path):
+def test_views_of_an_evaluation_are_windows_in_time(tmp_path: Path) -> None:
     plan = EvaluationPlan(samples=1, unit_size=1, lanes=1, views=3)
     make = maker(tmp_path, [{"wav": rising_sound(), "cls": b"1"}], "audio", plan).make
     first, centre, last = (int(make(number)["audio"][0, 0]) for number in range(3))
