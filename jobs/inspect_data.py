@@ -1,8 +1,9 @@
-"""Look at shards before a training: `python jobs/inspect_data.py lint|info|preview --shards PATTERN ...`."""
+"""Inspect shards before training: `python jobs/inspect_data.py lint|info|preview --shards PATTERN ...`."""
 
 import json as json_format
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Literal
 
 from jsonargparse import ArgumentParser
@@ -23,19 +24,18 @@ def lint(
     out: str | None = None,
     storage_path: str = "runs",
 ) -> int:
-    """Read every sample, and list those that cannot be used.
+    """Check every sample, and list the bad ones.
 
     Args:
         shards: Shards as in a source's train_shards: braces, globs, demo:NAME/PATTERN.
         label: Field of the label: cls, or json.KEY.
         num_classes: Number of classes; without it labels may be any number from 0.
-        task: softmax for exactly one class per sample, multilabel for any number.
-        out: File to write a line of JSON to for each bad sample, as in a run's quarantine.jsonl.
-        storage_path: Folder of the runs, in which indexes are kept and demo data is rendered; on a cluster one that
-            all nodes can reach.
+        task: softmax (exactly one class per sample) or multilabel (any number).
+        out: File for the bad samples, one line of JSON each, as in quarantine.jsonl of a run.
+        storage_path: Folder of the runs, for indexes and rendered demo data; on a cluster, all nodes must reach it.
 
     Returns:
-        Exit status: 0 if every sample can be used, else 1.
+        Exit status: 0 if every sample is good, else 1.
     """
     from perceiver_dist.cluster.ray_cluster import start_ray
     from perceiver_dist.display.progress import LiveDisplay
@@ -52,7 +52,7 @@ def lint(
     found = find_shards(shards, storage_path)
     start_ray(cpus=1)
     with LiveDisplay(Console(stderr=True, highlight=False)) as view:
-        report = lint_shards(found, index_folder(storage_path), rules, view.show_line)
+        report = lint_shards(found, index_folder(storage_path), rules, view.show_line, view.message)
     for line in lint_lines(report):
         Console().print(line, soft_wrap=True)
     if out:
@@ -69,24 +69,27 @@ def info(
     task: Task = "softmax",
     samples: int = 1000,
     labels: int = 100_000,
+    classes: str | None = None,
     json: bool = False,
     storage_path: str = "runs",
 ) -> int:
-    """Count samples, fields, modalities and labels, and look at sizes and lengths.
+    """Count samples, fields, modalities and labels, and summarize sizes and lengths.
 
     Args:
         shards: Shards as in a source's train_shards: braces, globs, demo:NAME/PATTERN.
         label: Field of the label: cls, or json.KEY.
-        num_classes: Number of classes; with it those that have no sample are counted too.
-        task: softmax for exactly one class per sample, multilabel for any number.
-        samples: Samples whose headers are read, drawn at random.
-        labels: Samples whose labels are read, drawn at random; all if there are not more.
-        json: Print JSON in place of tables.
-        storage_path: Folder of the runs, in which indexes are kept and demo data is rendered.
+        num_classes: Number of classes, to count those without a sample too; by default the number of class names.
+        task: softmax (exactly one class per sample) or multilabel (any number).
+        samples: Max samples whose headers are read, drawn at random.
+        labels: Max samples whose labels are read, drawn at random.
+        classes: JSON file with the class names; by default classes.json beside the shards, as prepare_data.py writes.
+        json: Print JSON instead of tables, with all classes.
+        storage_path: Folder of the runs, for indexes and rendered demo data.
 
     Returns:
         Exit status: 0.
     """
+    from perceiver_dist.inspection.class_names import find_class_names
     from perceiver_dist.inspection.inspection_tables import summary_tables
     from pipelines.inspection.sample_check import LabelRules
     from pipelines.inspection.shard_access import find_shards, index_folder, index_shards
@@ -94,12 +97,16 @@ def info(
 
     rules = LabelRules(label, task, num_classes)
     _require_positive(samples=samples, labels=labels)
-    index = index_shards(find_shards(shards, storage_path), index_folder(storage_path))
-    summary = summarise(index, rules, most_labels=labels, most_headers=samples)
+    found = find_shards(shards, storage_path)
+    names = find_class_names(classes, found, label, num_classes)
+    rules = replace(rules, num_classes=num_classes or len(names.names) or None)
+    index = index_shards(found, index_folder(storage_path))
+    summary = summarise(index, rules, max_labels=labels, max_headers=samples)
+    _print_remark(names.remark)
     if json:
-        print(json_format.dumps(asdict(summary), indent=2))
+        print(json_format.dumps({**asdict(summary), "class_names": names.names}, indent=2))
     else:
-        Console(highlight=False).print(summary_tables(summary))
+        Console(highlight=False).print(summary_tables(summary, names.names))
     return 0
 
 
@@ -114,26 +121,24 @@ def preview(
     seed: int = 0,
     storage_path: str = "runs",
 ) -> int:
-    """Write a page with random samples: pictures, sounds, frames and points as they are decoded.
+    """Write an HTML page with random samples: images, audio, frames and points as they are decoded.
 
     Args:
         shards: Shards as in a source's train_shards: braces, globs, demo:NAME/PATTERN.
-        out: The page to write, which holds everything in itself.
+        out: The page to write, which needs no other file.
         label: Field of the label: cls, or json.KEY.
-        num_classes: Number of classes; by default as many as there are names.
-        task: softmax for exactly one class per sample, multilabel for any number.
-        classes: JSON file with the names of the classes, as jobs/prepare_data.py writes it beside shards.
-        count: Samples to show.
-        seed: Another seed draws other samples.
-        storage_path: Folder of the runs, in which indexes are kept and demo data is rendered.
+        num_classes: Number of classes; by default the number of class names.
+        task: softmax (exactly one class per sample) or multilabel (any number).
+        classes: JSON file with the class names; by default classes.json beside the shards, as prepare_data.py writes.
+        count: Number of samples to show.
+        seed: Seed of the draw.
+        storage_path: Folder of the runs, for indexes and rendered demo data.
 
     Returns:
         Exit status: 0.
-
-    Raises:
-        UserError: There are not as many names as classes.
     """
-    from perceiver_dist.inspection.preview_cards import draw_cards, read_class_names
+    from perceiver_dist.inspection.class_names import find_class_names
+    from perceiver_dist.inspection.preview_cards import draw_cards
     from perceiver_dist.inspection.preview_page import preview_page
     from pipelines.inspection.sample_check import LabelRules
     from pipelines.inspection.shard_access import find_shards, index_folder, index_shards
@@ -141,22 +146,29 @@ def preview(
 
     _require_positive(count=count)
     check_writable(folder_of(out), "--out")
-    names = read_class_names(classes) if classes else []
-    if names and num_classes not in (None, len(names)):
-        raise UserError(f"--num_classes is {num_classes}, but {classes} names {len(names)}; leave it out")
-    rules = LabelRules(label, task, num_classes or len(names) or None)
-    index = index_shards(find_shards(shards, storage_path), index_folder(storage_path))
-    cards = draw_cards(index, rules, names, count, seed)
+    rules = LabelRules(label, task, num_classes)
+    found = find_shards(shards, storage_path)
+    names = find_class_names(classes, found, label, num_classes)
+    rules = replace(rules, num_classes=num_classes or len(names.names) or None)
+    index = index_shards(found, index_folder(storage_path))
+    cards = draw_cards(index, rules, names.names, count, seed)
+    _print_remark(names.remark)
     write_text(out, preview_page(shards, index, cards, seed))
     print(f"{len(cards):,} samples: {out}")
     return 0
+
+
+def _print_remark(remark: str) -> None:
+    # On standard error, so that JSON on standard output stays valid.
+    if remark:
+        print(remark, file=sys.stderr)
 
 
 def _require_positive(**counts: int) -> None:
     """Check numbers of samples.
 
     Raises:
-        UserError: One of them is below 1.
+        UserError: A number is below 1.
     """
     for name, count in counts.items():
         if count < 1:
@@ -167,21 +179,21 @@ INSPECTIONS: dict[str, Callable[..., int]] = {"lint": lint, "info": info, "previ
 
 
 def build_parser() -> ArgumentParser:
-    """Return the job's parser: one subcommand for each function above."""
-    return subcommand_parser("Look at shards before a training.", "look", INSPECTIONS)
+    """Return the parser of the job: a subcommand per function above."""
+    return subcommand_parser("Inspect shards before training.", "look", INSPECTIONS)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Look, and show what is found.
+    """Inspect shards, and print the result.
 
     Args:
-        arguments: The command line without the program's name.
+        arguments: The command line without the program name.
 
     Returns:
-        Exit status: 1 if `lint` found something bad, else 0.
+        Exit status: 1 if `lint` found a bad shard or sample, else 0.
 
     Raises:
-        UserError: An option is not as it must be, or a shard cannot be read.
+        UserError: An option is invalid, or a shard cannot be read.
     """
     parsed = parse_arguments(build_parser(), arguments)
     return INSPECTIONS[parsed.look](**parsed[parsed.look].as_dict())

@@ -1,7 +1,7 @@
-"""Turn known data into shards: `python jobs/prepare_data.py manifest|folder|audioset|modelnet|mnist|fashion_mnist ...`.
+"""Convert data sets to shards: `python jobs/prepare_data.py manifest|folder|audioset|modelnet|mnist|fashion_mnist ...`.
 
-Shards are written by Ray, on a cluster if RAY_ADDRESS names one. A conversion that was stopped goes on when the same
-command is given again.
+Ray writes the shards, on a cluster if RAY_ADDRESS is set. To resume a conversion that was stopped, run the same command
+again.
 """
 
 import sys
@@ -39,37 +39,61 @@ CONVERTERS: dict[str, Callable[..., Conversion]] = {
 
 
 def build_parser() -> ArgumentParser:
-    """Return the job's parser: one subcommand for each converter, its options taken from the function."""
-    return subcommand_parser("Turn known data into shards.", "kind", CONVERTERS)
+    """Return the parser of the job: a subcommand per converter, with the options of its function."""
+    return subcommand_parser("Convert data sets to shards.", "kind", CONVERTERS)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Convert, then print the source as it is to stand in a run's config file.
+    """Convert a data set, and print the source as YAML for the configuration of a run.
+
+    Everything else is printed to standard error, so that the YAML can be redirected to a file.
 
     Args:
-        arguments: The command line without the program's name.
+        arguments: The command line without the program name.
 
     Returns:
         Exit status: 0.
 
     Raises:
-        UserError: An option or the data is not as it must be.
+        UserError: An option or the data is invalid.
     """
     parsed = parse_arguments(build_parser(), arguments)
     conversion = CONVERTERS[parsed.kind](**parsed[parsed.kind].as_dict())
     for remark in conversion.remarks:
         print(remark, file=sys.stderr)
     start_ray(1)
-    # Beside the source, which may be sent to a file.
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+    console = Console(stderr=True, highlight=False)
+    with Progress(console=console, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("shards", total=None)
-        write_conversion(conversion, lambda done, of: progress.update(task, completed=done, total=of))
+
+        def show_progress(done: int, total: int) -> None:
+            # The first call has the number of shards that existed before this command.
+            if progress.tasks[task].total is None:
+                console.print(counts_line(conversion, existing=done), markup=False, soft_wrap=True)
+            progress.update(task, completed=done, total=total)
+
+        write_conversion(conversion, show_progress)
     print(source_block(conversion.source), end="")
     return 0
 
 
+def counts_line(conversion: Conversion, existing: int) -> str:
+    """Return one line with the numbers of samples, classes and shards of a conversion.
+
+    Args:
+        conversion: The conversion.
+        existing: Number of shards that existed already.
+    """
+    train, held_out = (conversion.count_samples(split) for split in ("train", "eval"))
+    shards = len(conversion.parts)
+    return (
+        f"{train:,} training and {held_out:,} held-out samples, {conversion.source.num_classes:,} classes, "
+        f"{shards:,} {'shard' if shards == 1 else 'shards'}, of which {existing:,} existed already"
+    )
+
+
 def source_block(source: SourceConfig) -> str:
-    """Return a source as the YAML that goes into a config file, without what is as it is by default.
+    """Return a source as YAML for a configuration, without the options that have their default.
 
     Args:
         source: The source.

@@ -1,6 +1,6 @@
-"""Reports on shards as tables for a terminal or a file."""
+"""Tables for a terminal or a file, of lint reports and summaries of shards."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.console import Group, RenderableType
 from rich.filesize import decimal
@@ -11,23 +11,23 @@ from pipelines.inspection.lint import LintReport, group_by_reason
 from pipelines.inspection.summary import LabelCounts, Spread, Summary
 
 _EXAMPLES = 3
-"""Samples shown of each reason."""
+"""Max samples shown per reason; all of them are in the file that --out names."""
 _GROUPS = 20
-"""Reasons shown."""
+"""Max reasons shown, so that they fit on a screen or two."""
 _CLASSES = 20
-"""Classes shown at most: half of them the most, half the least frequent ones."""
+"""Max classes shown, to fit on a screen: half of them the most frequent, half the least frequent."""
 _BAR = 30
-"""Characters of the longest bar."""
+"""Characters of the longest bar: leaves room for the other columns in a terminal of 80."""
 
 
 def lint_lines(report: LintReport) -> Iterable[Text]:
-    """Write a report on every sample as lines: how many, and the first samples of each reason.
+    """Format a lint report as lines: the count and the first samples of each reason, then the totals.
 
     Args:
         report: The report.
 
     Yields:
-        Lines, too long ones among them.
+        Lines, which may be longer than the terminal is wide.
     """
     groups = group_by_reason(report.bad)
     for group in groups[:_GROUPS]:
@@ -45,16 +45,23 @@ def lint_lines(report: LintReport) -> Iterable[Text]:
         yield Text(f"{what}: {count:,}, of which {count - bad:,} are good and {bad:,} bad")
 
 
-def summary_tables(summary: Summary) -> Group:
-    """Lay out what is in some shards.
+def summary_tables(summary: Summary, class_names: Sequence[str] = ()) -> Group:
+    """Format a summary of shards.
 
     Args:
-        summary: The counts.
+        summary: The summary.
+        class_names: Names of the classes; empty if unknown.
 
     Returns:
-        Something for `rich.console.Console.print`.
+        A renderable for `rich.console.Console.print`.
     """
-    parts: list[RenderableType] = [_totals(summary), Text(), _presence(summary), Text(), *_labels(summary)]
+    parts: list[RenderableType] = [
+        _totals(summary),
+        Text(),
+        _presence(summary),
+        Text(),
+        *_labels(summary, class_names),
+    ]
     if summary.measures:
         parts += [Text(), _measures(summary)]
     return Group(*parts)
@@ -68,9 +75,9 @@ def _totals(summary: Summary) -> Table:
     table.add_row("samples", f"{summary.samples:,}")
     each = round(summary.bytes / summary.samples)
     table.add_row("size", f"{decimal(summary.bytes)}, {decimal(each)} per sample")
-    table.add_row("keys that stand twice", f"{summary.duplicated_keys:,}")
+    table.add_row("duplicate keys", f"{summary.duplicated_keys:,}")
     for name, count in (
-        ("samples refused", summary.refused),
+        ("samples rejected", summary.refused),
         ("samples without media", summary.without_media),
     ):
         if count:
@@ -87,46 +94,47 @@ def _presence(summary: Summary) -> Table:
     return table
 
 
-def _labels(summary: Summary) -> Iterable[RenderableType]:
+def _labels(summary: Summary, class_names: Sequence[str]) -> Iterable[RenderableType]:
     labels = summary.labels
-    whole = "all" if labels.samples == summary.samples else f"{labels.samples:,} of the"
-    about = f"labels of {whole} {summary.samples:,} samples: {len(labels.classes):,} classes"
+    share = "all" if labels.samples == summary.samples else f"{labels.samples:,} of the"
+    line = f"labels of {share} {summary.samples:,} samples: {len(labels.classes):,} classes"
     if labels.unreadable:
-        about += f", {labels.unreadable:,} labels are missing or wrong"
+        line += f", {labels.unreadable:,} labels are missing or invalid"
     if labels.without_class:
-        about += f", {labels.without_class:,} samples have no class"
-    yield Text(about)
+        line += f", {labels.without_class:,} samples have no class"
+    yield Text(line)
     if labels.classes:
-        yield _histogram(labels)
+        yield _histogram(labels, class_names)
 
 
-def _histogram(labels: LabelCounts) -> Table:
+def _histogram(labels: LabelCounts, class_names: Sequence[str]) -> Table:
     table = _table("class", "samples", "share")
     table.add_column("")
     classes = list(labels.classes.items())
-    most = max(labels.classes.values()) or 1
+    largest = max(labels.classes.values()) or 1
     if len(classes) > _CLASSES:
         by_frequency = sorted(classes, key=lambda of: (-of[1], of[0]))
         rows = [by_frequency[: _CLASSES // 2], by_frequency[-_CLASSES // 2 :]]
     else:
         rows = [classes]
-    for part, shown in enumerate(rows):
-        if part:
-            table.add_row("...")
+    for half, shown in enumerate(rows):
+        if half:
+            table.add_row(f"... {len(classes) - _CLASSES:,} more (all: --json)")
         for label, count in shown:
+            name = f"{label} {class_names[label]}" if label < len(class_names) else str(label)
             table.add_row(
-                str(label), f"{count:,}", f"{count / labels.samples:.1%}", "█" * round(_BAR * count / most)
+                Text(name), f"{count:,}", f"{count / labels.samples:.1%}", "█" * round(_BAR * count / largest)
             )
     return table
 
 
 def _measures(summary: Summary) -> Table:
-    table = _table(f"headers of {summary.headers:,} samples", "samples", "least", "median", "most")
+    table = _table(f"headers of {summary.headers:,} samples", "samples", "min", "median", "max")
     for modality, spreads in summary.measures.items():
         for name, spread in spreads.items():
             table.add_row(f"{modality} {name}", f"{spread.samples:,}", *_values(spread))
     if summary.unreadable:
-        table.add_row("cannot be read", f"{summary.unreadable:,}")
+        table.add_row("unreadable", f"{summary.unreadable:,}")
     return table
 
 

@@ -1,12 +1,10 @@
-"""Random samples of some shards, each decoded in a process of its own, as cards of a page."""
+"""Random samples of shards as cards of a preview page, each decoded in its own child process."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import MODALITIES
 from pipelines.augment.randomness import evaluation_randomness
 from pipelines.decode import FIELD_MODALITY
@@ -20,7 +18,6 @@ from pipelines.inspection.shard_access import draw_samples
 from pipelines.limits import DEFAULT_LIMITS
 from pipelines.shards.sample_reader import RawSample, read_samples
 from pipelines.shards.shard_index import SourceIndex
-from pipelines.storage.files import STORAGE_ERRORS, read_text, reason_of
 from pipelines.units.unit_maker import BadSample
 
 
@@ -30,9 +27,9 @@ class Medium:
 
     Attributes:
         field: Name of its field.
-        arrays: What is to be seen and heard, by modality; empty if it cannot be used.
-        measures: What its header says.
-        problem: Why it cannot be used; "" if it can.
+        arrays: The decoded arrays by modality; empty if the medium is bad.
+        measures: Values from its header.
+        problem: Why it is bad; "" if it is good.
     """
 
     field: str
@@ -48,9 +45,9 @@ class Card:
     Attributes:
         shard: Path or URI of its tar file.
         key: Its key.
-        classes: Names of its classes, or their numbers.
+        classes: Its class names, or class numbers if no names are known.
         media: Its media.
-        problems: What is wrong with the sample itself or its label.
+        problems: Problems of the sample itself or of its label.
     """
 
     shard: str
@@ -63,20 +60,20 @@ class Card:
 def draw_cards(
     index: SourceIndex, rules: LabelRules, class_names: Sequence[str], count: int, seed: int
 ) -> list[Card]:
-    """Draw samples, and decode them for a person.
+    """Draw samples, and decode them for display.
 
     Args:
         index: The shards' index.
-        rules: What a label has to be.
-        class_names: Names of the classes; empty for numbers.
-        count: How many; all if there are not more.
-        seed: Another seed draws others.
+        rules: Requirements of a label.
+        class_names: Names of the classes; empty to show numbers.
+        count: Number of samples; all if there are fewer.
+        seed: Seed of the draw.
 
     Returns:
-        The cards, in the order in which they were drawn.
+        The cards, in the order drawn.
 
     Raises:
-        ShardError: A shard is gone, has changed, or cannot be read.
+        ShardError: A shard was removed or changed, or cannot be read.
     """
     cards = []
     with sandboxed(preview_medium) as view:
@@ -89,7 +86,7 @@ def draw_cards(
 def _card(sample: RawSample, rules: LabelRules, class_names: Sequence[str], view: Decode) -> Card:
     if sample.problem:
         return Card(sample.shard, sample.key, [], [], [sample.problem])
-    # Of two fields of one modality the last is taken, as in training.
+    # Of two fields of one modality, the last one is used, as in training.
     fields = {FIELD_MODALITY[field]: field for field in sample.fields if field in FIELD_MODALITY}
     media = [_medium(sample, fields[modality], view) for modality in MODALITIES if modality in fields]
     problems = [] if media else ["has no image, audio, video or points field"]
@@ -111,33 +108,3 @@ def _medium(sample: RawSample, field: str, view: Decode) -> Medium:
     return Medium(
         field, arrays, {name: float(array) for name, array in seen.items() if name not in MODALITIES}
     )
-
-
-def read_class_names(place: str) -> list[str]:
-    """Read the names of the classes, as the converters write them.
-
-    Args:
-        place: Path or URI of a JSON file with a list of texts.
-
-    Raises:
-        UserError: There is no such file, or it holds something else.
-    """
-    try:
-        text = read_text(place)
-    except STORAGE_ERRORS as error:
-        raise UserError(f"--classes is '{place}', which cannot be read ({reason_of(error)})") from error
-    if text is None:
-        raise UserError(
-            f"--classes is '{place}': no such file; jobs/prepare_data.py writes classes.json beside shards"
-        )
-    try:
-        names = json.loads(text)
-    except ValueError as error:
-        raise UserError(
-            f"--classes is '{place}', which is not JSON ({error}); expected a list of names"
-        ) from error
-    if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
-        raise UserError(
-            f"--classes is '{place}', which holds {text[:40]!r}; expected a list of two names or more"
-        )
-    return names

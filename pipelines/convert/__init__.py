@@ -1,7 +1,8 @@
-"""Known data to shards: tables of files, trees of folders, AudioSet, ModelNet, the MNIST family.
+"""Converters from known data sets to shards: tables of files, folder trees, AudioSet, ModelNet, the MNIST family.
 
-Every converter finds what there is and decides, by a seed, which sample goes into which shard: shards are alike.
-`write_conversion` then writes train-NNNNNN.tar, eval-NNNNNN.tar and classes.json (the names of the labels 0, 1, ...).
+A converter lists the samples and assigns each to a shard, in an order given by the seed, so every shard is a random
+subset. `write_conversion` then writes train-NNNNNN.tar, eval-NNNNNN.tar and classes.json, the names of the labels
+0, 1, ...
 """
 
 from pipelines.convert.audioset import convert_audioset

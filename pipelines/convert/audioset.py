@@ -1,4 +1,4 @@
-"""AudioSet: its lists of segments, its list of classes, and a folder with the clips that could be had."""
+"""AudioSet converter: published segment lists, published class list, and a folder of downloaded clips."""
 
 import csv
 from pathlib import Path
@@ -14,34 +14,34 @@ def convert_audioset(
     classes: Path,
     train: Path,
     out: str,
-    eval: Path | None = None,  # noqa: A002  # what the other converters call it
+    eval: Path | None = None,  # noqa: A002  # the option is named after the split, as in the output
     samples_per_shard: int = 500,
     seed: int = 0,
 ) -> Conversion:
-    """Convert clips of AudioSet, each with all its labels.
+    """Convert AudioSet clips, each with all its labels.
 
     Args:
-        clips: Folder with the clips, sound or video, at any depth. A file is called by the id of the video, alone or
+        clips: Folder with the clips, audio or video, at any depth. A file is named by the id of the video, alone or
             followed by an underscore and the start in seconds or milliseconds: `ID.mp4`, `ID_30.flac`,
-            `ID_30.000.mp4`, `ID_30000.wav`, or by start and end, `ID_30_40.mp4`.
-        classes: class_labels_indices.csv as published: index, mid, display_name.
+            `ID_30.000.mp4`, `ID_30000.wav`, or by start and end: `ID_30_40.mp4`.
+        classes: class_labels_indices.csv as published, with the columns index, mid, display_name.
         train: balanced_train_segments.csv or unbalanced_train_segments.csv as published.
-        out: Path or URI of the folder to write to; its name becomes the source's.
+        out: Path or URI of the folder to write to; its last part becomes the name of the source.
         eval: eval_segments.csv as published; null for no held-out samples.
-        samples_per_shard: Samples in every shard but the last of a split.
-        seed: Decides the order of the samples.
+        samples_per_shard: Samples per shard; the last shard of a split may have fewer.
+        seed: Seed of the order of the samples.
 
     Returns:
-        The conversion, multilabel, with the published names and numbers of the classes. Clips of the lists that are not
-        in the folder are left out and counted in a remark: many videos do not exist any more.
+        The conversion, multilabel, with the published class names and numbers. Clips that are listed but not in the
+            folder are skipped and counted in a remark: many videos no longer exist.
 
     Raises:
-        UserError: A file is missing or not as published, or none of the clips is there.
+        UserError: A file is missing or not as published, or no training clip is found.
     """
     if not clips.is_dir():
         raise UserError(f"folder {clips}: no such folder")
     names = {row[1]: row[2] for row in _rows(classes) if row[0] != "index"}
-    there = {
+    found_files = {
         path.stem: path
         for path in sorted(clips.rglob("*"))
         if field_of(path) in FIELD_MODALITY and not path.name.startswith(".")
@@ -55,12 +55,12 @@ def convert_audioset(
         found = [
             ListedSample((path,), _labels(row, names, table), split)
             for row in rows
-            if (path := _clip(row, there)) is not None
+            if (path := _find_clip(row, found_files)) is not None
         ]
         samples += found
         if len(found) < len(rows):
             remarks.append(
-                f"{table}: {len(rows) - len(found)} of {len(rows)} clips are not in {clips}; left out"
+                f"{table}: {len(rows) - len(found)} of {len(rows)} clips are not in {clips}; skipped"
             )
     check_samples(samples, f"folder {clips}")
     return convert_listed(
@@ -69,10 +69,10 @@ def convert_audioset(
 
 
 def _rows(table: Path) -> list[list[str]]:
-    """Return a list's lines of at least three entries.
+    """Return the rows of a published list.
 
     Raises:
-        UserError: The file is missing, or a line has fewer.
+        UserError: The file is missing, or a row has fewer than three entries.
     """
     if not table.is_file():
         raise UserError(f"table {table}: no such file")
@@ -89,10 +89,10 @@ def _rows(table: Path) -> list[list[str]]:
 
 
 def _labels(row: list[str], names: dict[str, str], table: Path) -> tuple[str, ...]:
-    """Return the names of a segment's classes.
+    """Return the class names of a segment.
 
     Raises:
-        UserError: One is not among the classes.
+        UserError: A label is not in the class list.
     """
     labels = row[3].split(",")
     for label in labels:
@@ -103,16 +103,16 @@ def _labels(row: list[str], names: dict[str, str], table: Path) -> tuple[str, ..
     return tuple(names[label] for label in labels)
 
 
-def _clip(row: list[str], there: dict[str, Path]) -> Path | None:
-    """Return a segment's file, if it is there."""
+def _find_clip(row: list[str], found_files: dict[str, Path]) -> Path | None:
+    """Return the file of a segment, or None if it is missing. Downloaders name clips in different ways."""
     start, end = (float(value) for value in row[1:3])
     spellings = [
-        f"_{form(start)}{more}"
+        f"_{form(start)}{suffix}"
         for form in (_whole, _decimals, _milliseconds)
-        for more in ("", f"_{form(end)}")
+        for suffix in ("", f"_{form(end)}")
     ]
     stems = [row[0], *(row[0] + spelling for spelling in spellings)]
-    return next((there[stem] for stem in stems if stem in there), None)
+    return next((found_files[stem] for stem in stems if stem in found_files), None)
 
 
 def _whole(seconds: float) -> str:

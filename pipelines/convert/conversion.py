@@ -1,7 +1,7 @@
-"""A conversion: which sample goes into which shard, decided before anything is written.
+"""Plan of a conversion: which sample goes into which shard, decided before anything is written.
 
-It is a pure function of the options and of what was found, so every shard can be written by another process, and a
-conversion that was stopped goes on with the shards that are missing.
+The plan is a pure function of the options and of the files found. So every shard can be written by another process,
+and a conversion that was stopped resumes with the missing shards.
 """
 
 import hashlib
@@ -21,19 +21,22 @@ Listed = TypeVar("Listed")
 
 
 class Item(Protocol):
-    """A sample that is not read yet; its `repr` says which it is."""
+    """A sample that is not read yet. Its `repr` identifies it and is part of a conversion's fingerprint."""
 
     def sample(self) -> Sample:
-        """Read it."""
+        """Read the sample."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One shard to be.
+    """One planned shard.
+
+    Its name, its fields and those of every `Item` are part of a conversion's fingerprint: renaming one would keep
+    conversions that were begun before from resuming.
 
     Attributes:
         name: File name, such as train-000003.tar.
-        items: Its samples, in order.
+        items: The samples, in order.
     """
 
     name: str
@@ -42,13 +45,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Conversion:
-    """Everything that is to be written.
+    """Everything to write.
 
     Attributes:
-        source: The source as a run's configuration names it.
-        out: Path or URI of the folder that the shards go to.
+        source: The source, as in the configuration of a run.
+        out: Path or URI of the output folder.
         parts: The shards.
-        remarks: What the person who asked for it has to know, such as files that were not found; one line each.
+        remarks: What the user has to know, such as files that were not found; one line each.
     """
 
     source: SourceConfig
@@ -58,11 +61,19 @@ class Conversion:
 
     @property
     def fingerprint(self) -> str:
-        """What tells this conversion from one of other samples, or in another order."""
+        """SHA-256 that differs for other samples, another order or other shards."""
         digest = hashlib.sha256()
         for part in self.parts:
             digest.update(repr(part).encode())
         return digest.hexdigest()
+
+    def count_samples(self, split: str) -> int:
+        """Return the number of samples of a split.
+
+        Args:
+            split: train or eval.
+        """
+        return sum(len(part.items) for part in self.parts if part.name.startswith(f"{split}-"))
 
 
 def plan_conversion(
@@ -77,13 +88,13 @@ def plan_conversion(
     """Divide samples into shards.
 
     Args:
-        splits: The samples in their order by "train" and "eval"; of the latter there may be none.
-        out: Path or URI of the folder that the shards go to; its name becomes the source's.
-        modalities: What samples have.
-        classes: Names of the classes.
-        samples_per_shard: Samples in every shard but the last of a split.
+        splits: The samples in order, by "train" and "eval"; "eval" may be empty.
+        out: Path or URI of the output folder; its last part becomes the name of the source.
+        modalities: Modalities of the samples.
+        classes: Class names, in the order of their numbers.
+        samples_per_shard: Samples per shard; the last shard of a split may have fewer.
         task: softmax or multilabel.
-        remarks: For the person who asked for it.
+        remarks: Lines for the user.
 
     Raises:
         UserError: `samples_per_shard` is not positive.
@@ -100,6 +111,7 @@ def plan_conversion(
         ]
         for split, items in splits.items()
     }
+    # The name of a source is an identifier: other characters, and a leading digit, get an underscore.
     source = SourceConfig(
         name=re.sub(r"\W|^(?=\d)", "_", out.rstrip("/").rpartition("/")[2]),
         train_shards=_pattern(out, parts.get("train", [])),
@@ -113,7 +125,7 @@ def plan_conversion(
 
 
 def shuffled(items: Sequence[Listed], seed: int) -> list[Listed]:
-    """Return samples in an order that the seed decides, so that shards are alike.
+    """Return samples in an order given by the seed, so that every shard is a random subset.
 
     Args:
         items: The samples.
@@ -123,7 +135,7 @@ def shuffled(items: Sequence[Listed], seed: int) -> list[Listed]:
 
 
 def _pattern(out: str, parts: Sequence[Part]) -> str:
-    """Name several shards by one pattern: data/train-{000000..000012}.tar."""
+    """Return one pattern for all shards: data/train-{000000..000012}.tar."""
     if len(parts) < 2:
         return "".join(join(out, part.name) for part in parts)
     (split, _, first), last = parts[0].name[:-4].rpartition("-"), parts[-1].name[:-4].rpartition("-")[2]

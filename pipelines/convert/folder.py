@@ -1,4 +1,4 @@
-"""Trees of folders whose names are labels: ImageNet, Kinetics, UCF-101, Speech Commands and the like, and ModelNet."""
+"""Converters of folder trees named by class: ImageNet, Kinetics, UCF-101, Speech Commands and ModelNet, for example."""
 
 from pathlib import Path
 
@@ -18,26 +18,26 @@ def convert_folder(
     samples_per_shard: int = 1000,
     seed: int = 0,
 ) -> Conversion:
-    """Convert a tree of folders that are named by class: SPLIT/CLASS/**/FILE or CLASS/**/FILE.
+    """Convert a tree of folders named by class: SPLIT/CLASS/**/FILE or CLASS/**/FILE.
 
     Args:
-        tree: Its folders are either splits (train, eval, validation, val, test), each with a folder for every class, or
-            the classes. Files of unknown kinds are passed over, as is what has a name that begins with a dot or, of
-            folders, an underscore.
-        out: Path or URI of the folder to write to; its name becomes the source's.
-        eval_fraction: Where the folders are classes, the fraction of every class's files that is held out, drawn by the
-            seed; 0 for none. Not used where they are splits, or with a list.
-        eval_list: A text file whose lines name what is held out, relative to the tree, as testing_list.txt of Speech
-            Commands and testlist01.txt of UCF-101 do; what follows a space is passed over.
-        samples_per_shard: Samples in every shard but the last of a split.
-        seed: Decides the order of the samples, and what is held out.
+        tree: Folder whose subfolders are either splits (train, eval, validation, val, test), each with a folder per
+            class, or the classes. Skipped are files of unknown types, files whose name begins with a dot, and
+            subfolders whose name begins with a dot or an underscore.
+        out: Path or URI of the folder to write to; its last part becomes the name of the source.
+        eval_fraction: Fraction of every class's files that is held out, drawn by the seed; 0 for none. Only for trees
+            of classes, and without `eval_list`.
+        eval_list: Text file whose lines name the held-out files, relative to the tree, such as testing_list.txt of
+            Speech Commands and testlist01.txt of UCF-101; text after a space is ignored. Only for trees of classes.
+        samples_per_shard: Samples per shard; the last shard of a split may have fewer.
+        seed: Seed of the order of the samples, and of what is held out.
 
     Returns:
-        The conversion. Class names are the folders' in alphabetical order, or by number if all of them are numbers.
+        The conversion. Class names are the folder names, in alphabetical order or, if all are numbers, numerical order.
 
     Raises:
-        UserError: There is no such folder, it has no files of a known kind, or only one class, the fraction is none, or
-            the list names what is not there.
+        UserError: The folder is missing, has no files of a known type or only one class, the fraction is out of range,
+            or the list names a missing file.
     """
     if not tree.is_dir():
         raise UserError(f"folder {tree}: no such folder")
@@ -53,7 +53,7 @@ def convert_folder(
         ]
     else:
         by_class = {folder.name: _media(folder) for folder in folders}
-        held_out = _listed(eval_list, tree) if eval_list else _drawn(by_class, eval_fraction, seed)
+        held_out = _listed(eval_list, tree) if eval_list else _draw_held_out(by_class, eval_fraction, seed)
         samples = [
             ListedSample((path,), (name,), "eval" if path in held_out else "train")
             for name, paths in by_class.items()
@@ -67,29 +67,29 @@ def convert_modelnet(tree: Path, out: str, samples_per_shard: int = 500, seed: i
     """Convert the meshes of ModelNet10 or ModelNet40, as they are.
 
     Args:
-        tree: The unpacked data set: the folder with CLASS/train/*.off and CLASS/test/*.off.
-        out: Path or URI of the folder to write to; its name becomes the source's.
-        samples_per_shard: Samples in every shard but the last of a split.
-        seed: Decides the order of the samples.
+        tree: The unpacked data set: a folder with CLASS/train/*.off and CLASS/test/*.off.
+        out: Path or URI of the folder to write to; its last part becomes the name of the source.
+        samples_per_shard: Samples per shard; the last shard of a split may have fewer.
+        seed: Seed of the order of the samples.
 
     Returns:
-        The conversion. Class names are the folders' in alphabetical order.
+        The conversion. Class names are the folder names in alphabetical order.
 
     Raises:
-        UserError: There is no such folder, it has no such files, or only one class.
+        UserError: No such files are found, or only one class.
     """
     samples = [
         ListedSample((path,), (path.parts[-3],), split)
         for folder, split in (("train", "train"), ("test", "eval"))
         for path in sorted(tree.glob(f"*/{folder}/*.off"))
-        if not path.name.startswith(".")  # left in the archive by the system that packed it
+        if not path.name.startswith(".")  # the published archive contains .DS_Store and the like
     ]
     check_samples(samples, f"folder {tree}: CLASS/train/*.off and CLASS/test/*.off")
     return convert_listed(samples, out, samples_per_shard, seed)
 
 
 def _media(folder: Path) -> list[Path]:
-    """All files below a folder that can be decoded, in alphabetical order."""
+    """Return all decodable files below a folder, in alphabetical order."""
     return [
         path
         for path in sorted(folder.rglob("*"))
@@ -97,8 +97,8 @@ def _media(folder: Path) -> list[Path]:
     ]
 
 
-def _drawn(by_class: dict[str, list[Path]], fraction: float, seed: int) -> set[Path]:
-    """A fraction of every class's files."""
+def _draw_held_out(by_class: dict[str, list[Path]], fraction: float, seed: int) -> set[Path]:
+    """Return a random fraction of the files of every class."""
     random = np.random.default_rng(seed)
     return {
         paths[index]
@@ -108,10 +108,10 @@ def _drawn(by_class: dict[str, list[Path]], fraction: float, seed: int) -> set[P
 
 
 def _listed(eval_list: Path, tree: Path) -> set[Path]:
-    """Return the files that a list names.
+    """Return the files named in a list.
 
     Raises:
-        UserError: The list is missing, or names a file that is not there.
+        UserError: The list, or a file named in it, is missing.
     """
     if not eval_list.is_file():
         raise UserError(f"--eval_list {eval_list}: no such file")

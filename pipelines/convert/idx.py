@@ -1,4 +1,4 @@
-"""The idx files of MNIST and Fashion-MNIST."""
+"""Converters of the idx files of MNIST and Fashion-MNIST."""
 
 import gzip
 import struct
@@ -29,17 +29,17 @@ FASHION_CLASSES = [
 ]
 
 IDX_BYTES = 8
-"""The type code of unsigned bytes, the only one that the MNIST family uses."""
+"""Type code of unsigned bytes in an idx header, the only one that the MNIST family uses."""
 
 
 @dataclass(frozen=True)
 class IdxItem:
-    """One picture of an idx file, written as a grey PNG.
+    """One image of an idx file, written as a grayscale PNG.
 
     Attributes:
-        images: Absolute path of the file with the pictures.
+        images: Absolute path of the file with the images.
         split: train or t10k.
-        index: Which picture.
+        index: Index of the image in the file.
         label: Number of its class.
     """
 
@@ -49,9 +49,9 @@ class IdxItem:
     label: int
 
     def sample(self) -> Sample:
-        """Cut the picture out of the file, which is kept for the next one."""
+        """Read the image. Its file stays cached for the next one."""
         png = BytesIO()
-        Image.fromarray(_cached(self.images)[self.index]).save(png, "PNG", optimize=True)
+        Image.fromarray(_read_idx_cached(self.images)[self.index]).save(png, "PNG", optimize=True)
         return {"__key__": f"{self.split}_{self.index:05d}", "png": png.getvalue(), "cls": self.label}
 
 
@@ -63,18 +63,18 @@ def convert_fashion_mnist(
     samples_per_shard: int = 5000,
     seed: int = 0,
 ) -> Conversion:
-    """Convert Fashion-MNIST to grey PNG images.
+    """Convert Fashion-MNIST to grayscale PNG images.
 
     Args:
-        idx: Directory with the four files as published, train-images-idx3-ubyte and so on, packed (.gz) or not.
-        out: Path or URI of the folder to write to; its name becomes the source's.
-        train_per_class: How many images of each class to take from the training split; None for all.
-        eval_per_class: How many images of each class to take from the test split; None for all.
-        samples_per_shard: Samples in every shard but the last of a split.
-        seed: Decides which images are taken, and their order.
+        idx: Folder with the four files as published, train-images-idx3-ubyte and so on, compressed (.gz) or not.
+        out: Path or URI of the folder to write to; its last part becomes the name of the source.
+        train_per_class: Images per class to take from the training split; None for all.
+        eval_per_class: Images per class to take from the test split; None for all.
+        samples_per_shard: Samples per shard; the last shard of a split may have fewer.
+        seed: Seed of the choice of images and of their order.
 
     Raises:
-        UserError: A file is missing or no idx file of bytes, or a class has fewer images than asked for.
+        UserError: A file is missing or not an idx file of bytes, or a class has fewer images than requested.
     """
     return _convert(idx, out, FASHION_CLASSES, train_per_class, eval_per_class, samples_per_shard, seed)
 
@@ -87,18 +87,18 @@ def convert_mnist(
     samples_per_shard: int = 5000,
     seed: int = 0,
 ) -> Conversion:
-    """Convert MNIST, or what has its files and ten classes, to grey PNG images.
+    """Convert MNIST, or another data set with the same files and ten classes, to grayscale PNG images.
 
     Args:
-        idx: Directory with the four files as published, train-images-idx3-ubyte and so on, packed (.gz) or not.
-        out: Path or URI of the folder to write to; its name becomes the source's.
-        train_per_class: How many images of each class to take from the training split; None for all.
-        eval_per_class: How many images of each class to take from the test split; None for all.
-        samples_per_shard: Samples in every shard but the last of a split.
-        seed: Decides which images are taken, and their order.
+        idx: Folder with the four files as published, train-images-idx3-ubyte and so on, compressed (.gz) or not.
+        out: Path or URI of the folder to write to; its last part becomes the name of the source.
+        train_per_class: Images per class to take from the training split; None for all.
+        eval_per_class: Images per class to take from the test split; None for all.
+        samples_per_shard: Samples per shard; the last shard of a split may have fewer.
+        seed: Seed of the choice of images and of their order.
 
     Raises:
-        UserError: A file is missing or no idx file of bytes, or a class has fewer images than asked for.
+        UserError: A file is missing or not an idx file of bytes, or a class has fewer images than requested.
     """
     return _convert(idx, out, DIGITS, train_per_class, eval_per_class, samples_per_shard, seed)
 
@@ -120,32 +120,35 @@ def _convert(
 
 
 def _items(idx: Path, split: str, per_class: int | None, classes: int, seed: int) -> list[IdxItem]:
-    """Return the pictures of a split in their order.
+    """Return the images of a split in shuffled order.
 
     Raises:
-        UserError: A file is missing or not as it must be, or has fewer pictures than asked for.
+        UserError: A file is missing or invalid, or a class has fewer images than requested.
     """
     file = idx / f"{split}-images-idx3-ubyte"
     images, labels = read_idx(file), read_idx(idx / f"{split}-labels-idx1-ubyte")
     if len(images) != len(labels) or labels.max(initial=0) >= classes:
         raise UserError(
-            f"{file}: has {len(images)} images, and {len(labels)} labels up to {labels.max(initial=0)} are beside it; "
-            f"expected as many, of {classes} classes"
+            f"{file}: has {len(images)} images, but the label file beside it has {len(labels)} labels, the largest "
+            f"{labels.max(initial=0)}; expected one label per image, below {classes}"
         )
     order = np.random.default_rng(seed).permutation(len(labels))
     if per_class is not None:
         fewest = int(np.bincount(labels).min())
         if not 0 < per_class <= fewest:
             raise UserError(
-                f"{per_class} images per class asked for, {split} has between 1 and {fewest} to give"
+                f"{per_class} images per class requested, must be from 1 to {fewest}, the number that {split} has of "
+                "its rarest class"
             )
+        # The first ones of each class in shuffled order, whose order is kept.
         firsts = [np.flatnonzero(labels[order] == label)[:per_class] for label in np.unique(labels)]
         order = order[np.sort(np.concatenate(firsts))]
     return [IdxItem(str(file.absolute()), split, int(index), int(labels[index])) for index in order]
 
 
+# Two files: the training and the test images. A task reads one, from the same file for a whole shard.
 @lru_cache(maxsize=2)
-def _cached(file: str) -> np.ndarray:
+def _read_idx_cached(file: str) -> np.ndarray:
     return read_idx(Path(file))
 
 
@@ -153,13 +156,13 @@ def read_idx(path: Path) -> np.ndarray:
     """Read an idx file, the format of the MNIST family.
 
     Args:
-        path: The file; if it is not there, the same name with .gz is read.
+        path: The file; if it is missing, the same name with .gz is read.
 
     Returns:
-        uint8, in the shape that the file states.
+        uint8, of the shape stated in the header.
 
     Raises:
-        UserError: There is neither file, or it does not hold bytes in the shape that it states.
+        UserError: Both files are missing, or the content is not an array of bytes of the stated shape.
     """
     packed = path.with_name(path.name + ".gz")
     if not path.is_file() and not packed.is_file():
@@ -170,7 +173,9 @@ def read_idx(path: Path) -> np.ndarray:
         shape = struct.unpack_from(f">{axes}I", data, 4)
         values = np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape)
     except (OSError, EOFError, struct.error, ValueError) as error:
-        raise UserError(f"{path}: is no idx file, or is truncated: {error}") from error
+        raise UserError(f"{path}: is not an idx file, or is truncated: {error}") from error
     if zeros != 0 or kind != IDX_BYTES:
-        raise UserError(f"{path}: is no idx file of bytes: begins with {data[:4].hex()}, expected 000008..")
+        raise UserError(
+            f"{path}: is not an idx file of bytes: begins with {data[:4].hex()}, expected 000008.."
+        )
     return values

@@ -1,4 +1,4 @@
-"""Files with labels and a split: checked, shuffled, and divided into shards."""
+"""Conversion of listed files with labels and splits: check, shuffle, and divide into shards."""
 
 import re
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from pipelines.decode.container import audio_track, opened
 from pipelines.shards.shard_writer import Sample
 
 SPLITS = {"train": "train", "eval": "eval", "validation": "eval", "val": "eval", "test": "eval"}
-"""What a split may be called, and whether its shards are for training or evaluation."""
+"""Accepted names of a split, and whether its shards are for training or evaluation."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class ListedSample:
     """A sample to convert.
 
     Attributes:
-        paths: Its files, of different modalities.
-        labels: Names of its classes; exactly one for softmax.
+        paths: Its files, each of another modality.
+        labels: Its class names; exactly one for softmax.
         split: train or eval.
     """
 
@@ -32,12 +32,12 @@ class ListedSample:
 
 @dataclass(frozen=True)
 class FileItem:
-    """A sample of files, to be read when its shard is written.
+    """A sample of files that are read when its shard is written.
 
     Attributes:
         key: Its key.
         paths: Absolute paths of its files.
-        label: What its field cls holds: a number, or several with commas.
+        label: Content of its field cls: one number, or several separated by commas.
     """
 
     key: str
@@ -56,7 +56,7 @@ class FileItem:
                 fields[field_of(path)] = path.read_bytes()
             except OSError as error:
                 raise UserError(
-                    f"{path}: cannot be read ({error.strerror}); the same command goes on when it can"
+                    f"{path}: cannot be read ({error.strerror}); fix it and run the same command again to resume"
                 ) from error
         return fields
 
@@ -70,19 +70,19 @@ def convert_listed(
     task: str = "softmax",
     remarks: tuple[str, ...] = (),
 ) -> Conversion:
-    """Plan the shards of files, in an order that the seed decides.
+    """Plan the shards of listed files, in an order given by the seed.
 
     Args:
-        samples: What to write; of one split there may be none.
-        out: Path or URI of the folder to write to; its name becomes the source's.
-        samples_per_shard: Samples in every shard but the last of a split.
-        seed: Decides the order of the samples.
-        classes: Names of all classes; None for the labels in alphabetical order, or by number if all are numbers.
+        samples: The samples; one of the splits may be empty.
+        out: Path or URI of the folder to write to; its last part becomes the name of the source.
+        samples_per_shard: Samples per shard; the last shard of a split may have fewer.
+        seed: Seed of the order of the samples.
+        classes: All class names; None for the labels in alphabetical order, or numerical order if all are numbers.
         task: softmax or multilabel.
-        remarks: For the person who asked for it.
+        remarks: Lines for the user.
 
     Returns:
-        The conversion. Audio is among its modalities if the first clip has a sound track.
+        The conversion. Its modalities include audio if the first video has an audio track.
     """
     if classes is None:
         labels = {label for sample in samples for label in sample.labels}
@@ -100,14 +100,14 @@ def convert_listed(
 
 
 def check_samples(samples: Sequence[ListedSample], where: str) -> None:
-    """Check that something can be learned from the samples.
+    """Check that a classifier can be trained on the samples.
 
     Args:
-        samples: What was found.
-        where: What was searched, for the message.
+        samples: The samples found.
+        where: What was searched, for the error.
 
     Raises:
-        UserError: None is for training, or all have one label.
+        UserError: No sample is for training, or all have the same label.
     """
     if not any(sample.split == "train" for sample in samples):
         raise UserError(f"{where}: lists {len(samples)} samples, none of them for training")
@@ -116,7 +116,8 @@ def check_samples(samples: Sequence[ListedSample], where: str) -> None:
 
 
 def _item(index: int, sample: ListedSample, numbers: dict[str, str]) -> FileItem:
-    # The name is kept for whoever traces a sample; the index makes the key unique, and it fits a tar header.
+    # The file name makes a sample traceable, the index makes the key unique. 60 characters of it leave room in the
+    # 100 bytes that a tar header has for a name.
     name = re.sub(r"[^A-Za-z0-9_-]+", "_", sample.paths[0].stem)[:60]
     return FileItem(
         key=f"{index:08d}-{name}",
@@ -126,7 +127,7 @@ def _item(index: int, sample: ListedSample, numbers: dict[str, str]) -> FileItem
 
 
 def _modalities(samples: Sequence[ListedSample]) -> list[str]:
-    """Modalities of the files, with audio where the first clip has a sound track."""
+    """Return the modalities of the files, including audio if the first video has an audio track."""
     modalities = {FIELD_MODALITY[field_of(path)] for sample in samples for path in sample.paths}
     clip = next(
         (path for sample in samples for path in sample.paths if FIELD_MODALITY[field_of(path)] == "video"),

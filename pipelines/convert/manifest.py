@@ -1,4 +1,4 @@
-"""A table, CSV or Parquet, that lists files with their labels."""
+"""Converter of a table, CSV or Parquet, that lists files with their labels."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from csv import DictReader
@@ -28,39 +28,42 @@ def convert_manifest(
     samples_per_shard: int = 1000,
     seed: int = 0,
 ) -> Conversion:
-    """Convert the files that a table lists.
+    """Convert the files listed in a table.
 
     Args:
-        table: A CSV file in UTF-8 whose first line names its columns, or a Parquet file; a sample in each row.
-        out: Path or URI of the folder to write to; its name becomes the source's.
-        root: Folder that the paths are relative to; None for the table's own.
-        path_columns: Columns with a file of the sample. Of several, some may be empty in a row.
+        table: CSV file in UTF-8 whose first line has the column names, or Parquet file; one sample per row.
+        out: Path or URI of the folder to write to; its last part becomes the name of the source.
+        root: Folder that the paths are relative to; None for the folder of the table.
+        path_columns: Columns with the files of a sample. With several columns, some may be empty in a row.
         label_column: Column with the label, any text.
-        label_separator: What stands between the labels of a sample that has several; the source is multilabel then. In
-            Parquet a list of labels may stand there instead.
-        split_column: Column that says train, or one of eval, validation, val, test. Without it all is for training.
-        eval_splits: What that column says of held-out samples, where it says something else, such as the number of a
-            fold; everything else is for training then.
-        samples_per_shard: Samples in every shard but the last of a split.
-        seed: Decides the order of the samples.
+        label_separator: Separator of the labels of a sample; makes the source multilabel. In Parquet, lists of labels
+            do the same.
+        split_column: Column with the split: train, or one of eval, validation, val, test. Without such a column, all
+            samples are for training.
+        eval_splits: Values of that column that mean held-out, such as the number of a fold; all other values then mean
+            training.
+        samples_per_shard: Samples per shard; the last shard of a split may have fewer.
+        seed: Seed of the order of the samples.
 
     Returns:
-        The conversion. Class names are the labels in alphabetical order, or by number if all of them are numbers.
+        The conversion. Class names are the labels in alphabetical order, or in numerical order if all are numbers.
 
     Raises:
-        UserError: The table is missing, lacks a column, is empty, or names a split, a kind of file or a file that
-            cannot be used; the message names the row.
+        UserError: The table is missing, lacks a column or is empty, or a row names an unknown split, an unknown file
+            type or a missing file; the message names the row.
     """
     if not table.is_file():
         raise UserError(f"table {table}: no such file")
     parquet = table.suffix.lower() in _PARQUET
     samples: list[ListedSample] = []
-    several = label_separator is not None
+    multilabel = label_separator is not None
+    has_split = True
     for where, row in _parquet_rows(table) if parquet else _csv_rows(table):
         if not samples:
+            has_split = split_column in row
             _check_columns(row, [*path_columns, label_column], split_column if eval_splits else None, table)
         labels = row[label_column]
-        several = several or isinstance(labels, list)
+        multilabel = multilabel or isinstance(labels, list)
         samples.append(
             ListedSample(
                 _paths(row, path_columns, root or table.parent, where),
@@ -69,7 +72,13 @@ def convert_manifest(
             )
         )
     check_samples(samples, f"table {table}")
-    return convert_listed(samples, out, samples_per_shard, seed, task="multilabel" if several else "softmax")
+    remarks = () if has_split else (_no_split_remark(table, split_column, len(samples)),)
+    task = "multilabel" if multilabel else "softmax"
+    return convert_listed(samples, out, samples_per_shard, seed, task=task, remarks=remarks)
+
+
+def _no_split_remark(table: Path, column: str, samples: int) -> str:
+    return f"table {table}: no column '{column}': all {samples:,} samples for training, none held out"
 
 
 def _csv_rows(table: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -83,7 +92,7 @@ def _parquet_rows(table: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
         file = pq.ParquetFile(table)
     except pa.ArrowException as error:
-        raise UserError(f"table {table}: is no Parquet file ({str(error).splitlines()[0]})") from error
+        raise UserError(f"table {table}: is not a Parquet file ({str(error).splitlines()[0]})") from error
     number = 0
     for batch in file.iter_batches():
         for row in batch.to_pylist():
@@ -92,24 +101,24 @@ def _parquet_rows(table: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _check_columns(row: Mapping[str, Any], needed: Sequence[str], split: str | None, table: Path) -> None:
-    """Make sure that the table has the columns that were asked for.
+    """Check that the table has the needed columns.
 
     Raises:
-        UserError: One is missing.
+        UserError: A column is missing.
     """
     for column in [*needed, *([split] if split else [])]:
         if column not in row:
             raise UserError(
-                f"table {table}: has no column '{column}', only {', '.join(map(str, row)) or 'none'}; name the columns "
-                "with --path_columns, --label_column and --split_column"
+                f"table {table}: has no column '{column}', only {', '.join(map(str, row)) or 'none'}; set the column "
+                "names with --path_columns, --label_column and --split_column"
             )
 
 
 def _paths(row: Mapping[str, Any], columns: Sequence[str], root: Path, where: str) -> tuple[Path, ...]:
-    """Return a row's files.
+    """Return the files of a row.
 
     Raises:
-        UserError: There is none, or one that cannot be used.
+        UserError: No file is given, a file is missing or of an unknown type, or two have one modality.
     """
     names = [row[column] for column in columns if row[column]]
     if not names:
@@ -118,22 +127,24 @@ def _paths(row: Mapping[str, Any], columns: Sequence[str], root: Path, where: st
     for path in paths:
         if field_of(path) not in FIELD_MODALITY:
             raise UserError(
-                f"{where}: {path.name} is no medium known here; known are {', '.join(FIELD_MODALITY)}"
+                f"{where}: {path.name} has an unknown file type; known are {', '.join(FIELD_MODALITY)}"
             )
         if not path.is_file():
-            raise UserError(f"{where}: {path}: no such file; --root says what paths are relative to")
+            raise UserError(
+                f"{where}: {path}: no such file; paths are relative to --root, or else to the table"
+            )
     if len({FIELD_MODALITY[field_of(path)] for path in paths}) < len(paths):
         raise UserError(
-            f"{where}: {' and '.join(map(str, names))} are of one modality; a sample has one file of each"
+            f"{where}: {' and '.join(map(str, names))} have the same modality; a sample has one file per modality"
         )
     return paths
 
 
 def _labels(value: Any, separator: str | None, where: str) -> tuple[str, ...]:
-    """Return a row's labels.
+    """Return the labels of a row, without duplicates.
 
     Raises:
-        UserError: There is none.
+        UserError: A softmax label is empty.
     """
     if isinstance(value, list):
         values = value
@@ -147,15 +158,15 @@ def _labels(value: Any, separator: str | None, where: str) -> tuple[str, ...]:
 
 
 def _split(value: Any, eval_splits: Sequence[str] | None, where: str) -> str:
-    """Return whether a row is for training or evaluation.
+    """Return the split of a row: train or eval.
 
     Raises:
-        UserError: It says neither.
+        UserError: The value is not the name of a split.
     """
     if eval_splits is not None:
         return "eval" if str(value) in eval_splits else "train"
     if value not in SPLITS:
         raise UserError(
-            f"{where}: split is {value!r}, must be one of {', '.join(SPLITS)}; --eval_splits takes others"
+            f"{where}: split is {value!r}, must be one of {', '.join(SPLITS)}; for other values set --eval_splits"
         )
     return SPLITS[value]

@@ -1,4 +1,4 @@
-"""From the bytes of one field to an array of fixed shape: images, sounds, clips with their sound track, points."""
+"""Decoders from the bytes of one field to an array of fixed shape: image, audio, video, point cloud."""
 
 from pathlib import Path
 
@@ -14,13 +14,13 @@ FIELD_MODALITY: dict[str, str] = {
     **dict.fromkeys(("mp4", "webm", "mkv", "avi", "mov"), "video"),
     **dict.fromkeys(("off", "ply", "obj", "npy"), "points"),
 }
-"""Modality of a sample's field, by the field's name, which is the file extension inside the shard."""
+"""Modality by field name. A field name is the file extension inside the shard."""
 
 
 def field_of(path: Path) -> str:
-    """Return what a file's field is called in a sample: its extension.
+    """Return the field name of a file in a sample: its extension, in lower case and without the dot.
 
     Args:
-        path: The file; it need not be there.
+        path: The file, which need not exist.
     """
     return path.suffix.removeprefix(".").lower()

@@ -1,13 +1,13 @@
-"""Sounds and video clips: a window in time to arrays of fixed shape, through PyAV (FFmpeg).
+"""Audio and video decoding with PyAV (FFmpeg): a window in time to arrays of fixed shape.
 
-A clip's frames and its sound are cut from one window, and what ties them together is the timestamps alone:
+The frames and the audio of a video are cut from one window. Only the timestamps keep them in sync:
 
-1. The window starts at a time chosen among those at which it still lies inside the track.
-2. Frames: seek to a keyframe before that time, decode forward, and take for each instant start + i / rate the
-   frame shown then, the last one whose timestamp is not later.
-3. Sound: seek a little earlier, since codecs need some packets to settle, and lay the resampled sound at
-   (timestamp - start) * rate. An encoder's priming and a track that starts late carry timestamps that say so;
-   counting samples from the file's beginning would shift the sound by them.
+1. The window starts at a time chosen so that the window lies inside the track.
+2. Frames: seek to a keyframe before that time and decode forward. For each instant start + i / rate, take the frame
+   shown at that instant: the last one whose timestamp is not later.
+3. Audio: seek a little earlier, because codecs need some packets before their output is correct, and place the
+   resampled audio at (timestamp - start) * rate. Encoder priming and a track that starts late have timestamps that
+   account for them. Counting samples from the beginning of the file would shift the audio by those amounts.
 """
 
 from collections.abc import Iterator
@@ -39,40 +39,41 @@ from pipelines.errors import SampleError
 from pipelines.limits import DEFAULT_LIMITS, Limits
 
 TIMESTAMP_SLACK = 0.001
-"""Seconds by which a frame may be stamped late and still count as shown: Matroska rounds to milliseconds."""
+"""Seconds by which a frame's timestamp may be late and the frame still counts as shown: Matroska rounds to ms."""
 
 SETTLING_TIME = 0.2
-"""Seconds of sound decoded before the window: Opus asks for 0.08, AAC and MP3 for two packets."""
+"""Seconds of audio decoded before the window and dropped: Opus needs 0.08 s, AAC and MP3 need two packets."""
 
 GAP = 0.02
-"""Seconds by which a timestamp must differ from the count of samples to be believed: less is rounding."""
+"""Seconds by which a timestamp must differ from the sample count before audio is moved. Smaller differences are
+rounding, such as Matroska's to milliseconds."""
 
 
 def decode_audio(
     data: bytes, spec: AudioInput, position: float, limits: Limits = DEFAULT_LIMITS
 ) -> np.ndarray:
-    """Decode a window of a sound to mono at the asked rate.
+    """Decode a window of an audio file to mono at the requested rate.
 
     Args:
         data: A whole FLAC, WAV, MP3 or OGG (Vorbis, Opus) file.
-        spec: Rate and length of the window.
-        position: Where the window lies among its possible starts: 0 first, 0.5 centre, 1 last.
-        limits: How long it may be.
+        spec: Sample rate and length of the window.
+        position: Position of the window among its possible starts: 0 first, 0.5 center, 1 last.
+        limits: Bounds on what the file may claim.
 
     Returns:
-        int16 (samples,), padded with silence where the sound is shorter.
+        int16 (samples,), padded with silence at the end if the audio is shorter.
 
     Raises:
-        SampleError: The bytes are empty, truncated, of another format, hold no sound, or claim more than the limits.
+        SampleError: The bytes are empty, truncated, of another format, without audio, or claim more than the limits.
     """
     with opened(data, "audio", limits) as container:
         track = audio_track(container, limits)
         if track is None:
-            raise SampleError("audio has no sound track")
+            raise SampleError("audio has no audio track")
         start = window_start(container, track, spec.samples / spec.sample_rate, position)
         sound = _read_sound(container, track, start, spec)
     if sound is None:
-        raise SampleError("audio has no sound that can be decoded")
+        raise SampleError("audio has no samples that can be decoded")
     return sound
 
 
@@ -84,29 +85,29 @@ def decode_video(
     limits: Limits = DEFAULT_LIMITS,
     transform: ImageTransform = NO_TRANSFORM,
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Decode a window of a clip: its frames, its sound, or both from the same instant on.
+    """Decode a window of a video: frames, audio, or both, starting at the same instant.
 
     Args:
         data: A whole MP4, MOV, WebM, MKV or AVI file.
-        video: What frames to take; None for none.
-        audio: What sound to take; None for none.
-        position: Where the longer of the two windows lies among its possible starts: 0 first, 0.5 centre, 1 last.
-        limits: How long and how large it may be.
-        transform: Which part of the frames is taken, and what is changed; the same for all.
+        video: Frames to decode; None for none.
+        audio: Audio to decode; None for none.
+        position: Position of the longer of the two windows among its possible starts: 0 first, 0.5 center, 1 last.
+        limits: Bounds on what the file may claim.
+        transform: Crop and augmentation, the same for all frames.
 
     Returns:
-        Frames, uint8 (frames, height, width, channels), or None if not asked for; a clip shorter than the window
-        repeats its last frame. Sound, int16 (samples,), or None if not asked for or if the clip has no sound
-        track; silence where the track has none.
+        Frames, uint8 (frames, height, width, channels), or None if not requested; a video shorter than the window
+        repeats its last frame. Audio, int16 (samples,), or None if not requested or if it has no audio track;
+        silence where the track has no audio.
 
     Raises:
-        SampleError: The bytes are empty, truncated, of another format, have no frames though asked for, or claim
-            more than the limits.
+        SampleError: The bytes are empty, truncated, of another format, without the requested frames, or claim more
+            than the limits.
     """
     with opened(data, "video", limits) as container:
         pictures = video_track(container, limits) if video else None
         if video and pictures is None:
-            raise SampleError("video has no picture track")
+            raise SampleError("video has no video track")
         sounds = audio_track(container, limits) if audio else None
         clock = pictures or sounds
         if clock is None:
@@ -153,10 +154,10 @@ def _read_frames(
 def _frames_from(
     container: InputContainer, track: VideoStream, start: float
 ) -> Iterator[tuple[float, VideoFrame]]:
-    """Yield times and frames in order, the first at or before `start` where there is such a one.
+    """Yield times and frames in order, starting with one at or before `start` if there is one.
 
-    Containers look keyframes up by decoding time, which is earlier than the time of showing: the keyframe found
-    may be shown only after `start`. Then look further back.
+    Containers look up keyframes by decoding time, which is earlier than presentation time: the keyframe found may be
+    shown only after `start`. In that case, seek further back.
     """
     step_back = 0.0
     while True:
@@ -166,6 +167,7 @@ def _frames_from(
         at_beginning = start - step_back <= beginning(container)
         if at_beginning or (first and first[0] <= start + TIMESTAMP_SLACK):
             break
+        # Doubling needs few seeks. Half a second exceeds the usual reordering delay, a few frames.
         step_back = 2 * step_back + 0.5
     if first:
         yield first
@@ -175,10 +177,11 @@ def _frames_from(
 def _fit_frame(
     frame: VideoFrame, spec: VideoInput, shrinker: VideoReformatter, transform: ImageTransform
 ) -> np.ndarray:
-    """Turn a frame upright and fit it as images are: uint8 (height, width, channels).
+    """Turn a frame upright and fit it as an image is fitted: uint8 (height, width, channels).
 
-    FFmpeg shrinks it first, which is several times cheaper in its own colours than in RGB.
+    FFmpeg scales it down first, which is several times cheaper in the frame's own pixel format than in RGB.
     """
+    # Phones store sideways video with a rotation in the track header, in multiples of 90 degrees.
     quarter_turns = round(frame.rotation / 90)
     width, height = (frame.height, frame.width) if quarter_turns % 2 else (frame.width, frame.height)
     left, top, right, bottom = transform.crop_box(width, height, spec.width / spec.height)
@@ -193,7 +196,7 @@ def _fit_frame(
 def _read_sound(
     container: InputContainer, track: AudioStream, start: float, spec: AudioInput
 ) -> np.ndarray | None:
-    """Decode the sound from `start` on: int16 (samples,), zeros where there is none; None if there is none at all."""
+    """Decode the audio from `start` on: int16 (samples,), zeros where there is none; None if the track has none."""
     sound = np.zeros(spec.samples, dtype=np.int16)
     cursor: int | None = None
     for time, piece in _resampled(decoded_from(container, track, start - SETTLING_TIME), spec.sample_rate):
@@ -202,6 +205,7 @@ def _read_sound(
             cursor = stamped
         first, last = max(cursor, 0), min(cursor + len(piece), spec.samples)
         if first < last:
+            # A piece may begin before the window, or after a gap.
             sound[first:last] = piece[first - cursor : last - cursor]
         cursor += len(piece)
         if cursor >= spec.samples:
@@ -214,10 +218,10 @@ def _read_sound(
 def _resampled(
     frames: Iterator[tuple[float, AudioFrame | VideoFrame]], rate: int
 ) -> Iterator[tuple[float, np.ndarray]]:
-    """Convert frames to 16-bit mono at `rate`: yields the time of the first sample, and int16 (samples,)."""
+    """Convert frames to 16-bit mono at `rate`; yield the time of the first sample, and int16 (samples,)."""
     resampler = av.AudioResampler(format="s16", layout="mono", rate=rate)
     sounds = (frame for _, frame in frames if isinstance(frame, AudioFrame))
-    for sound in chain(sounds, [None]):  # None: hand out what the resampler still holds.
+    for sound in chain(sounds, [None]):  # None flushes the samples that the resampler still holds.
         for piece in resampler.resample(sound):
             if piece is not None and piece.time is not None:
                 yield piece.time, piece.to_ndarray()[0]

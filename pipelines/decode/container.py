@@ -1,7 +1,7 @@
-"""Media files held in memory: opening them, choosing tracks, and reading one track from a point in time on.
+"""Media files in memory (PyAV): open them, choose a track, and decode it from a point in time.
 
-Only the demuxers that FIELD_MODALITY needs are allowed, so that bytes cannot pose as a playlist that opens other
-files. FFmpeg decodes in one thread: a decoding task has one core. Times are seconds on the file's own clock,
+Only the demuxers that FIELD_MODALITY needs are allowed, so bytes cannot pose as a playlist that opens other files.
+FFmpeg decodes in one thread, because a decoding task has one core. Times are in seconds on the file's own clock,
 which need not begin at 0.
 """
 
@@ -27,30 +27,31 @@ AnyTrack = TypeVar("AnyTrack", VideoStream, AudioStream)
 DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flac,wav,mp3,ogg"
 
 MISSING = 0.25
-"""Seconds that may be missing at a track's end: headers round, and encoders state their padding or do not."""
-
+"""Seconds that may be missing at the end of a track: headers round, and not all encoders include their padding in the
+stated duration."""
 
 LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000
-"""Samples a second of any sound in use; a rate of 1 would be blown up by resampling."""
+"""Range of sample rates in use, in Hz, up to those of studio equipment. Resampling audio that claims a rate of 1 Hz
+would multiply its size by the target rate."""
 
 MAX_CHANNELS = 64
-"""Channels of any sound in use."""
+"""Max channels; a channel layout of FFmpeg is a mask of 64 bits."""
 
 MAX_SAMPLES = 1 << 20
-"""Samples of one frame of sound; a codec's frames have some thousands, FLAC's at most 65,535."""
+"""Max samples of one audio frame. Codecs have a few thousand, and FLAC at most 65,535; 16 times that is still small."""
 
 
 @contextmanager
 def opened(data: bytes, kind: str, limits: Limits = DEFAULT_LIMITS) -> Iterator[InputContainer]:
-    """Open a media file; whatever FFmpeg says against it, now or while it is read, becomes a SampleError.
+    """Open a media file; every FFmpeg error, now or while the file is read, becomes a SampleError.
 
     Args:
         data: The whole file.
-        kind: What to call it in the error: audio or video.
-        limits: What FFmpeg is told not to go beyond, while it looks for tracks as well.
+        kind: Name of it in the error: audio or video.
+        limits: Bounds that FFmpeg enforces, also while it looks for tracks.
 
     Yields:
-        The container, closed at the end.
+        The container, which is closed at the end.
 
     Raises:
         SampleError: There are no bytes, or FFmpeg cannot read them.
@@ -61,33 +62,33 @@ def opened(data: bytes, kind: str, limits: Limits = DEFAULT_LIMITS) -> Iterator[
     try:
         with av.open(BytesIO(data), mode="r", metadata_errors="replace", options=options) as container:
             yield container
-    except (av.error.FFmpegError, ValueError) as error:  # ValueError: the sound's layout changes midway.
+    except (av.error.FFmpegError, ValueError) as error:  # ValueError: the channel layout changes midway.
         reason = getattr(error, "strerror", None) or str(error)
         raise SampleError(f"{kind} cannot be decoded: {' '.join(reason.split())}") from error
 
 
 def video_track(container: InputContainer, limits: Limits = DEFAULT_LIMITS) -> VideoStream | None:
-    """The track with pictures, or None.
+    """Return the video track, or None if there is none.
 
     Args:
         container: The file.
-        limits: How long and how large it may be.
+        limits: Bounds on its duration and size.
 
     Raises:
-        SampleError: There is one, of a codec that FFmpeg does not know or beyond the limits.
+        SampleError: Its codec is unknown to FFmpeg, or it exceeds the limits.
     """
     return _best_track(container, "video", VideoStream, limits)
 
 
 def audio_track(container: InputContainer, limits: Limits = DEFAULT_LIMITS) -> AudioStream | None:
-    """The track with sound, or None.
+    """Return the audio track, or None if there is none.
 
     Args:
         container: The file.
-        limits: How long it may be.
+        limits: Bounds on its duration.
 
     Raises:
-        SampleError: There is one, of a codec that FFmpeg does not know, beyond the limits, or of an absurd rate.
+        SampleError: Its codec is unknown to FFmpeg, it exceeds the limits, or its sample rate is implausible.
     """
     return _best_track(container, "audio", AudioStream, limits)
 
@@ -104,7 +105,7 @@ def _best_track(
 
 
 def _prepare_decoder(track: Track, limits: Limits) -> None:
-    # PyAV leaves the context None, against its type, where this build of FFmpeg lacks the codec.
+    # PyAV leaves the context None, contrary to its type annotation, if this build of FFmpeg lacks the codec.
     if getattr(track, "codec_context", None) is None:
         raise SampleError(f"{track.type} track {track.index} is of a codec that cannot be decoded here")
     track.codec_context.thread_count = 1
@@ -112,15 +113,15 @@ def _prepare_decoder(track: Track, limits: Limits) -> None:
 
 
 def _decoder_options(limits: Limits) -> dict[str, str]:
-    # FFmpeg compares them before it takes memory for a frame, whose size may be another than the header's.
+    # FFmpeg checks these before it allocates a frame, whose size may differ from the one in the header.
     return {"max_pixels": str(limits.image_pixels), "max_samples": str(MAX_SAMPLES)}
 
 
 def _check_claims(container: InputContainer, track: Track, limits: Limits) -> None:
-    """Compare what the headers say with what is sensible.
+    """Compare what the headers claim with the limits.
 
     Raises:
-        SampleError: It is more than the limits, or no sound can be so.
+        SampleError: They claim more than the limits, or an implausible sample rate or number of channels.
     """
     seconds = max(_stated_seconds(track), (container.duration or 0) / av.time_base)
     if seconds > limits.media_seconds:
@@ -155,23 +156,23 @@ def _stated_seconds(track: Track) -> float:
 
 
 def window_start(container: InputContainer, track: Track, window: float, position: float) -> float:
-    """Where a window begins that is to lie inside a track.
+    """Return the start of a window that lies inside a track.
 
     Args:
         container: The file.
         track: The track.
-        window: Length of the window in seconds.
-        position: 0 for the first possible start, 0.5 for the one in the middle, 1 for the last.
+        window: Length of the window, in seconds.
+        position: 0 for the first possible start, 0.5 for the middle one, 1 for the last.
 
     Returns:
-        Seconds; the track's beginning where it is shorter than the window.
+        Seconds; the beginning of the track if it is shorter than the window.
     """
     first, end = extent(container, track)
     return first + position * max(0.0, end - first - window)
 
 
 def extent(container: InputContainer, track: Track) -> tuple[float, float]:
-    """Return first and last instant of a track: as track or container state, or else found by reading it.
+    """Return the first and last instant of a track, as stated by track or container, or else found by reading it.
 
     Args:
         container: The file.
@@ -184,7 +185,7 @@ def extent(container: InputContainer, track: Track) -> tuple[float, float]:
         return first, stated
     if container.duration:
         return first, container.duration / av.time_base
-    # Recorders that write as they go, browsers among them, state no duration.
+    # Recorders that stream their output, such as MediaRecorder in browsers, state no duration.
     ends = [
         packet.pts + (packet.duration or 0) for packet in container.demux(track) if packet.pts is not None
     ]
@@ -192,25 +193,25 @@ def extent(container: InputContainer, track: Track) -> tuple[float, float]:
 
 
 def _stated_end(track: Track) -> float | None:
-    """Last instant as the file states it for this very track."""
+    """Return the last instant that the file states for this track, or None if it states none."""
     if track.duration and track.time_base:
         return float(((track.start_time or 0) + track.duration) * track.time_base)
     tag = re.fullmatch(
         r"(\d+):(\d+):(\d+\.?\d*)", track.metadata.get("DURATION", "")
-    )  # Matroska has no other.
+    )  # Matroska states a track's duration only in this tag.
     return None if tag is None else int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
 
 
 def require_reached(track: Track, wanted: float, reached: float) -> None:
-    """Tell a track that is shorter than the window from one that was cut off.
+    """Raise if a track was cut off; one that is only shorter than the window is fine.
 
     Args:
         track: The track, read to its end.
-        wanted: Time up to which it was wanted.
-        reached: Time at which it ended.
+        wanted: End of the window.
+        reached: Time at which decoding ended.
 
     Raises:
-        SampleError: By its own header the track lasts longer.
+        SampleError: The header states a longer track.
     """
     stated = _stated_end(track)
     if stated is not None and min(wanted, stated) > reached + MISSING:
@@ -221,7 +222,7 @@ def require_reached(track: Track, wanted: float, reached: float) -> None:
 
 
 def beginning(container: InputContainer) -> float:
-    """Time of the container's first instant.
+    """Return the time at which the container begins.
 
     Args:
         container: The file.
@@ -235,15 +236,15 @@ def decoded_from(
     """Seek to a keyframe at or before a time, by the container's index, and decode one track from there.
 
     Args:
-        container: The file; it may stand anywhere.
+        container: The file, at any read position.
         track: The track to decode.
-        time: Where to seek to; before the beginning means the beginning.
+        time: Time to seek to; one before the beginning means the beginning.
 
     Yields:
-        The time and the frame, for every frame that has a time, to the end of the track.
+        The time and the frame, for every frame that has a timestamp, up to the end of the track.
 
     Raises:
-        SampleError: A packet is cut off.
+        SampleError: A packet is truncated or damaged.
     """
     container.seek(max(int(time * av.time_base), container.start_time or 0))
     for packet in container.demux(track):

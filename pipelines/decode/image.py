@@ -1,4 +1,4 @@
-"""Still images: JPEG, PNG and WebP to small uint8 arrays, through Pillow."""
+"""Image decoding with Pillow: JPEG, PNG and WebP to uint8 arrays of fixed shape."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,38 +12,38 @@ from pipelines.augment.image_transform import NO_TRANSFORM, Box, ImageTransform
 from pipelines.errors import SampleError
 from pipelines.limits import DEFAULT_LIMITS, Limits
 
-# Pillow prints a warning of large images; `Limits.image_pixels` takes the place of its own check.
+# Pillow warns about large images on standard error. `Limits.image_pixels` takes the place of its check.
 Image.MAX_IMAGE_PIXELS = None
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 _ON_THEIR_SIDE = (5, 6, 7, 8)
-"""Values of the EXIF orientation with which width and height change places."""
+"""Values of the EXIF orientation tag that swap width and height."""
 SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
 def decode_image(
     data: bytes, spec: ImageInput, limits: Limits = DEFAULT_LIMITS, transform: ImageTransform = NO_TRANSFORM
 ) -> np.ndarray:
-    """Decode one image, turn it upright, and fit it to the size and channels asked for.
+    """Decode one image, apply its EXIF orientation, and fit it to the requested size and channels.
 
-    A part of the image is resized, antialiased, to the asked size: by default the largest one in its centre that has
-    the size's shape. Transparency is laid over white.
+    A part of the image is resized to the requested size with antialiasing: by default the largest centered part with
+    the aspect ratio of that size. Transparent images are composited over white.
 
     Args:
         data: A whole JPEG, PNG or WebP file.
         spec: Size and channels of the result.
-        limits: How many pixels it may have.
-        transform: Which part is taken, and what is changed.
+        limits: Bounds on its number of pixels.
+        transform: Crop and augmentation.
 
     Returns:
         uint8 (height, width, channels).
 
     Raises:
-        SampleError: The bytes are empty, truncated, not of these formats, or have more pixels by their
-            header than the limit.
+        SampleError: The bytes are empty, truncated or not of these formats, or the header claims more pixels than the
+            limit.
     """
     with _opened(data, limits) as image:
-        # JPEG alone heeds this: it decodes at 1/2, 1/4 or 1/8 of its size, still twice what is needed.
+        # Only JPEG supports this: it decodes at 1/2, 1/4 or 1/8 of its size, still at least twice what is needed.
         side = round(2 * max(spec.height, spec.width) / transform.min_crop_side)
         image.draft(None, (side, side))
         upright = ImageOps.exif_transpose(image)
@@ -52,14 +52,14 @@ def decode_image(
 
 
 def image_size(data: bytes, limits: Limits = DEFAULT_LIMITS) -> tuple[int, int]:
-    """Return width and height of an image as its header states them, turned upright.
+    """Return the width and height that an image's header states, after its EXIF orientation is applied.
 
     Args:
         data: A whole JPEG, PNG or WebP file.
-        limits: How many pixels it may have.
+        limits: Bounds on its number of pixels.
 
     Raises:
-        SampleError: As in `decode_image`, as far as the header tells.
+        SampleError: As in `decode_image`, as far as the header shows.
     """
     with _opened(data, limits) as image:
         width, height = image.size
@@ -69,10 +69,10 @@ def image_size(data: bytes, limits: Limits = DEFAULT_LIMITS) -> tuple[int, int]:
 
 @contextmanager
 def _opened(data: bytes, limits: Limits) -> Iterator[Image.Image]:
-    """Open an image; whatever Pillow says against it, now or while it is read, becomes a SampleError.
+    """Open an image; every Pillow error, now or while the image is read, becomes a SampleError.
 
     Raises:
-        SampleError: The bytes cannot be read, or state more pixels than the limit.
+        SampleError: The bytes cannot be decoded, or the header claims more pixels than the limit.
     """
     if not data:
         raise SampleError("image is empty (0 bytes)")
@@ -85,9 +85,8 @@ def _opened(data: bytes, limits: Limits) -> Iterator[Image.Image]:
         raise SampleError("image is neither JPEG, PNG nor WebP, or its header is damaged") from error
     except SampleError:
         raise
-    except (
-        Exception
-    ) as error:  # Parsers of damaged files raise nearly anything, struct.error and SyntaxError too.
+    except Exception as error:
+        # Pillow's parsers raise nearly anything on damaged files, struct.error and SyntaxError included.
         reason = " ".join(str(error).split()) or type(error).__name__
         raise SampleError(f"image cannot be decoded: {reason}") from error
 
@@ -101,7 +100,10 @@ def _check_size(width: int, height: int, limits: Limits) -> None:
 
 
 def _webp_canvas(data: bytes) -> tuple[int, int]:
-    """Width and height of a WebP file with an extended header, else 0: Pillow takes their memory on opening it."""
+    """Return width and height of a WebP file with an extended header, else 0, 0.
+
+    They have to be known before Pillow opens the file, because it allocates the canvas on opening.
+    """
     if data[:4] != b"RIFF" or data[8:16] != b"WEBPVP8X" or len(data) < 30:
         return 0, 0
     return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
@@ -110,15 +112,15 @@ def _webp_canvas(data: bytes) -> tuple[int, int]:
 def fit_image(
     image: Image.Image, height: int, width: int, channels: int, box: Box, transform: ImageTransform
 ) -> np.ndarray:
-    """Convert an image to grey or RGB, and resize a part of it to height x width.
+    """Convert an image to grayscale or RGB, and resize a part of it to height x width.
 
     Args:
         image: An image of any Pillow mode.
         height: Rows of the result.
         width: Columns of the result.
-        channels: 1 for grey, 3 for RGB.
-        box: The part.
-        transform: What is changed.
+        channels: 1 for grayscale, 3 for RGB.
+        box: The part to take: left, top, right, bottom.
+        transform: Augmentation of the resized image.
 
     Returns:
         uint8 (height, width, channels).
@@ -129,7 +131,7 @@ def fit_image(
 
 
 def _resized(image: Image.Image, width: int, height: int, box: Box) -> Image.Image:
-    """Resize a part of an image; one of whole pixels that has the size already is cut out, which gives the same."""
+    """Resize a part of an image. A part that has the size already is cropped, which gives the same pixels faster."""
     left, top, right, bottom = (int(edge) for edge in box)
     if (left, top, right, bottom) == tuple(box) and (right - left, bottom - top) == (width, height):
         return image.crop((left, top, right, bottom))
@@ -137,9 +139,9 @@ def _resized(image: Image.Image, width: int, height: int, box: Box) -> Image.Ima
 
 
 def _without_alpha(image: Image.Image) -> Image.Image:
-    """Bring the modes that Pillow would convert wrongly to one it converts well: 16 bits and transparency."""
+    """Convert the modes that Pillow would convert wrongly: 16 bits per pixel, and transparency."""
     if image.mode in SIXTEEN_BIT_MODES:
-        # Pillow clips 16-bit values to 255; the high byte is the 8-bit picture.
+        # Pillow's own conversion clips 16-bit values at 255. The high byte is the image in 8 bits.
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")

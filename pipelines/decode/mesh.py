@@ -1,8 +1,12 @@
-"""Triangle meshes, and how OFF and OBJ files become one; PLY is in ply.py.
+"""Triangle meshes, and parsers of OFF and OBJ files; PLY is in `pipelines/decode/ply.py`.
 
-What a header claims is compared with the size of the file before memory is taken for it, so a file takes no more than
-some times its own size. Faces with more than three corners are cut into a fan of triangles from their first corner,
+A header's claims are compared with the size of the file before memory is allocated, so memory stays within a small
+multiple of the file size. Faces with more than three corners are split into a triangle fan from their first corner,
 which is exact for convex faces.
+
+trimesh reads the same formats and gave the same vertices and faces. These parsers are small, check sizes before they
+allocate, and report a damaged file in one line. Of a mesh of 20,000 triangles, trimesh took two to three times as
+long for OFF and text PLY, and half as long for OBJ and binary PLY.
 """
 
 import re
@@ -16,19 +20,20 @@ import numpy as np
 from pipelines.errors import SampleError
 
 LARGEST_COORDINATE = 1e30
-"""Absolute value up to which areas stay finite, and coordinates fit fp32."""
+"""Max absolute coordinate: areas stay finite in fp64, and coordinates fit fp32, whose max is 3.4e38."""
 
 _OFF_HEADER = re.compile(rb"\s*(?:ST)?C?N?OFF\s*(\d{1,12})[ \t]+(\d{1,12})(?:[ \t]+-?\d{1,12})?[ \t]*\n")
-"""The counts may follow OFF at once, without a space, as in many files of ModelNet40."""
+"""The counts may follow OFF without whitespace, as in many files of ModelNet40. 12 digits are more than any file has
+vertices, and bound what a damaged header can claim."""
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """A mesh whose indices are in range and whose coordinates are finite.
+    """A triangle mesh, with indices in range and finite coordinates.
 
     Attributes:
         vertices: float64 (vertices, 3).
-        triangles: int64 (triangles, 3), the vertices of each.
+        triangles: int64 (triangles, 3), the vertex indices of each.
     """
 
     vertices: np.ndarray
@@ -36,22 +41,22 @@ class Mesh:
 
 
 def checked_coordinates(points: np.ndarray, what: str) -> np.ndarray:
-    """Return points as float64, having looked at them.
+    """Return points as float64, after checking every coordinate.
 
     Args:
         points: Numbers (points, 3).
-        what: What has them, for the error.
+        what: Name of the format, for the error.
 
     Returns:
         float64 (points, 3).
 
     Raises:
-        SampleError: A coordinate is not finite or too large to compute with.
+        SampleError: A coordinate is not finite, or larger than `LARGEST_COORDINATE`.
     """
     coordinates = points.astype(np.float64)
-    usable = np.abs(coordinates) <= LARGEST_COORDINATE  # NaN is not
-    if not usable.all():
-        value, row = coordinates[~usable][0], np.flatnonzero(~usable.all(axis=1))[0]
+    valid = np.abs(coordinates) <= LARGEST_COORDINATE  # False for NaN.
+    if not valid.all():
+        value, row = coordinates[~valid][0], np.flatnonzero(~valid.all(axis=1))[0]
         raise SampleError(
             f"{what}: point {row} has the coordinate {value:g}, expected numbers up to {LARGEST_COORDINATE:g}"
         )
@@ -59,19 +64,19 @@ def checked_coordinates(points: np.ndarray, what: str) -> np.ndarray:
 
 
 def build_mesh(vertices: np.ndarray, sizes: np.ndarray, corners: np.ndarray, what: str) -> Mesh:
-    """Put a mesh together from faces of any number of corners.
+    """Build a mesh from faces with any number of corners.
 
     Args:
         vertices: Numbers (vertices, 3).
-        sizes: Corners of each face, whole numbers (faces,).
-        corners: Vertices of the faces' corners, one face after another, numbers (sum of sizes,).
-        what: What it is read from, for errors.
+        sizes: Number of corners of each face, integers (faces,).
+        corners: Vertex indices of the corners, one face after another, numbers (sum of sizes,).
+        what: Name of the format, for errors.
 
     Returns:
-        The mesh. Faces of fewer than three corners, which are edges and points, have no triangles.
+        The mesh. Faces with fewer than three corners, which are edges and points, give no triangles.
 
     Raises:
-        SampleError: A coordinate cannot be used, a corner is not one of the vertices, or there is no triangle.
+        SampleError: A coordinate is invalid, a corner is not the index of a vertex, or there is no triangle.
     """
     in_range = (corners >= 0) & (corners < len(vertices)) & (corners == np.floor(corners))
     if not in_range.all():
@@ -80,6 +85,7 @@ def build_mesh(vertices: np.ndarray, sizes: np.ndarray, corners: np.ndarray, wha
             f"{len(vertices) - 1}"
         )
     vertex = corners.astype(np.int64)
+    # A fan of a face with n corners has n - 2 triangles: (0, 1, 2), (0, 2, 3), ...
     parts = np.maximum(sizes - 2, 0)
     first = np.repeat(np.cumsum(sizes) - sizes, parts)
     second = first + 1 + np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)
@@ -90,7 +96,7 @@ def build_mesh(vertices: np.ndarray, sizes: np.ndarray, corners: np.ndarray, wha
 
 
 def read_off(data: bytes) -> Mesh:
-    """Read an OFF file, in text; colours, normals and texture coordinates are left out.
+    """Read a text OFF file. Colors, normals and texture coordinates are ignored.
 
     Args:
         data: The file.
@@ -99,7 +105,7 @@ def read_off(data: bytes) -> Mesh:
         The mesh.
 
     Raises:
-        SampleError: It is no OFF file, truncated, has no faces, or holds numbers that cannot be used.
+        SampleError: It is not an OFF file, is truncated, has no faces, or holds invalid numbers.
     """
     text = re.sub(rb"#[^\n]*", b"", unix_lines(data))
     header = _OFF_HEADER.match(text)
@@ -123,9 +129,10 @@ def read_obj(data: bytes) -> Mesh:
         The mesh.
 
     Raises:
-        SampleError: It has no faces, or holds numbers that cannot be used.
+        SampleError: It has no faces, or holds invalid numbers.
     """
     coordinates, sizes, corners = array("d"), array("q"), array("d")
+    # A backslash continues a line.
     for number, line in enumerate(BytesIO(unix_lines(data).replace(b"\\\n", b" ")), start=1):
         kind, *values = line.partition(b"#")[0].split() or [b""]
         try:
@@ -133,7 +140,8 @@ def read_obj(data: bytes) -> Mesh:
                 x, y, z = map(float, values[:3])
                 coordinates.extend((x, y, z))
             elif kind == b"f":
-                # A corner is vertex/texture/normal. It counts from 1, or back from the last vertex so far.
+                # A corner is vertex/texture/normal. Indices start at 1; negative ones count back from the last
+                # vertex so far. 0 becomes -1, which `build_mesh` rejects.
                 face = [int(value.partition(b"/")[0]) for value in values]
                 seen = len(coordinates) // 3
                 corners.extend(
@@ -149,7 +157,7 @@ def read_obj(data: bytes) -> Mesh:
 
 
 def unix_lines(data: bytes) -> bytes:
-    """Return a text with its lines ended as on Unix.
+    """Return a text with Unix line endings.
 
     Args:
         data: The text.
@@ -158,15 +166,15 @@ def unix_lines(data: bytes) -> bytes:
 
 
 def filled_lines(text: bytes, count: int, what: str) -> list[bytes]:
-    """Return the first lines of a text that are not blank.
+    """Return the first lines of a text, blank lines skipped.
 
     Args:
         text: The text.
-        count: Number of lines wanted.
-        what: What it is, for the error.
+        count: Number of lines to return.
+        what: Name of the format, for the error.
 
     Raises:
-        SampleError: There are fewer.
+        SampleError: There are fewer lines.
     """
     lines = [line for line in text.split(b"\n") if line.strip()]
     if len(lines) < count:
@@ -177,14 +185,14 @@ def filled_lines(text: bytes, count: int, what: str) -> list[bytes]:
 
 
 def number_table(lines: Sequence[bytes], what: str) -> np.ndarray:
-    """Return lines of as many numbers each as float64 (lines, numbers), at least three numbers wide.
+    """Parse lines of equally many numbers to float64 (lines, numbers), at least three numbers wide.
 
     Args:
         lines: The lines.
-        what: What they are from, for the error.
+        what: Name of the format, for the error.
 
     Raises:
-        SampleError: They hold something else, or not as many numbers each.
+        SampleError: They hold something other than numbers, or different counts of them.
     """
     columns = len(lines[0].split()) if lines else 3
     numbers = _numbers(lines, what)
@@ -197,22 +205,22 @@ def number_table(lines: Sequence[bytes], what: str) -> np.ndarray:
 
 
 def face_lines(lines: Sequence[bytes], before: int, what: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read faces, a line each: some numbers, the number of corners, the corners, and anything after them.
+    """Parse faces, one per line: some numbers, the number of corners, the corners, and anything after them.
 
     Args:
         lines: The lines, at least one.
-        before: How many numbers stand before that of the corners.
-        what: What they are from, for the error.
+        before: Count of the numbers before the number of corners.
+        what: Name of the format, for the error.
 
     Returns:
-        Corners of each face, int64 (faces,), and all corners, float64 (sum of the former,).
+        Number of corners of each face, int64 (faces,), and all corners, float64 (sum of the former,).
 
     Raises:
-        SampleError: A line holds something else.
+        SampleError: A line holds something other than a face.
     """
     numbers = _numbers(lines, what)
     if before == 0 and len(numbers):
-        # Nearly always all faces are triangles and nothing else; a line has then one number more than corners.
+        # Fast path for nearly all files: every line is a face with as many corners as the first, and nothing else.
         size = numbers[0]
         table = numbers.reshape(len(lines), -1) if len(numbers) % len(lines) == 0 else numbers[:, None]
         if table.shape[1] == size + 1 and (table[:, 0] == size).all():
@@ -234,4 +242,4 @@ def _numbers(lines: Sequence[bytes], what: str) -> np.ndarray:
     try:
         return np.fromstring(b"\n".join(lines), sep=" ")
     except ValueError as error:
-        raise SampleError(f"{what}: holds something that is no number") from error
+        raise SampleError(f"{what}: holds something that is not a number") from error

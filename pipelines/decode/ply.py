@@ -1,4 +1,7 @@
-"""Meshes and clouds from PLY files, in text and in binary of either byte order."""
+"""Parser of PLY files, meshes and point clouds, in text and in binary of either byte order.
+
+`pipelines/decode/mesh.py` says why this is not trimesh.
+"""
 
 import re
 from array import array
@@ -35,17 +38,17 @@ _LIST_OF_CORNERS = ("vertex_indices", "vertex_index")
 
 @dataclass(frozen=True)
 class _Property:
-    """A value of an element, or a list of values."""
+    """A scalar or list property of an element."""
 
     name: str
     type: np.dtype
     count_type: np.dtype | None = None
-    """Of the number that precedes a list; None if it is no list."""
+    """Type of the number that precedes a list; None for a scalar."""
 
 
 @dataclass(frozen=True)
 class _Element:
-    """A table of the file: so many rows of these properties."""
+    """A table of the file: `count` rows of these properties."""
 
     name: str
     count: int
@@ -58,12 +61,12 @@ class _Element:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a binary row, lists counted as if they were empty; what a row has at least."""
+        """Min bytes of a binary row: lists counted as if they were empty."""
         return sum((each.count_type or each.type).itemsize for each in self.properties)
 
 
 Faces = tuple[np.ndarray, np.ndarray]
-"""Corners of each face, and all corners."""
+"""Number of corners of each face, and all corners, one face after another."""
 
 
 def read_ply(data: bytes) -> Mesh:
@@ -76,7 +79,7 @@ def read_ply(data: bytes) -> Mesh:
         The mesh; without triangles if the file is a cloud.
 
     Raises:
-        SampleError: It is no PLY file, truncated, or holds numbers that cannot be used.
+        SampleError: It is not a PLY file, is truncated, or holds invalid numbers.
     """
     order, elements, start = _read_header(data)
     if order:
@@ -91,10 +94,10 @@ def read_ply(data: bytes) -> Mesh:
 
 
 def _read_header(data: bytes) -> tuple[str, list[_Element], int]:
-    """Return the byte order ("" for text), the elements in the order of the file, and where they begin.
+    """Return the byte order ("" for text), the elements in file order, and the offset at which they begin.
 
     Raises:
-        SampleError: It is no header of a PLY file.
+        SampleError: It is not the header of a PLY file.
     """
     end = re.search(rb"(?:^|[\r\n])end_header[ \t]*(?:\r\n|\n|\r)", data)
     if not data.startswith(b"ply") or end is None:
@@ -105,6 +108,7 @@ def _read_header(data: bytes) -> tuple[str, list[_Element], int]:
         match line.split():
             case ["format", name, "1.0"] if name in _FORMATS:
                 order = _FORMATS[name]
+            # 18 digits fit an int64; whether the file is large enough is checked before anything is allocated.
             case ["element", name, count] if re.fullmatch(r"[0-9]{1,18}", count):
                 elements.append(_Element(name, int(count), []))
             case ["property", type_name, name] if type_name in _TYPES and elements:
@@ -128,6 +132,7 @@ def _type(order: str | None, name: str) -> np.dtype:
 
 
 def _read_text(text: bytes, elements: list[_Element]) -> tuple[np.ndarray | None, Faces | None]:
+    # An element without properties has no lines in the file.
     filled = [element for element in elements if element.properties]
     lines = filled_lines(text, sum(element.count for element in filled), "PLY mesh")
     coordinates: np.ndarray | None = None
@@ -148,6 +153,7 @@ def _read_binary(data: bytes, start: int, elements: list[_Element]) -> tuple[np.
     coordinates: np.ndarray | None = None
     faces: Faces | None = None
     for element in elements:
+        # Before any allocation: a header may claim more rows than the file can hold.
         if element.count * element.row_bytes > len(data) - start:
             raise SampleError(
                 f"PLY mesh: is truncated: {len(data) - start} bytes are left for {element.count} rows of "
@@ -181,7 +187,7 @@ def _place_of_corners(element: _Element) -> int:
 
 
 def _row_type(element: _Element, list_length: int = 0) -> np.dtype:
-    """A binary row; names are made up, since files may name two properties alike."""
+    """Return the type of a binary row. Field names are generated, because a file may use one name twice."""
     fields: list[tuple[str, np.dtype] | tuple[str, np.dtype, tuple[int]]] = []
     for place, each in enumerate(element.properties):
         if each.count_type is None:
@@ -192,13 +198,14 @@ def _row_type(element: _Element, list_length: int = 0) -> np.dtype:
 
 
 def _binary_faces(data: bytes, start: int, element: _Element) -> tuple[Faces, int]:
-    """The faces, and where they end."""
+    """Return the faces, and the offset at which they end."""
     place = _place_of_corners(element)
     if sum(each.count_type is not None for each in element.properties) == 1:
-        # Nearly always all faces have as many corners as the first; rows are then equally long.
+        # Fast path for nearly all files: all faces have as many corners as the first, so rows have equal length.
         before = sum(each.type.itemsize for each in element.properties[:place])
         count_type = element.properties[place].count_type
         size = int(np.frombuffer(data, count_type, 1, start + before)[0])
+        # The size may be a damaged file's: bound it before it becomes part of a dtype.
         if 0 < size <= len(data):
             row = _row_type(element, size)
             if element.count * row.itemsize <= len(data) - start:
@@ -212,10 +219,10 @@ def _binary_faces(data: bytes, start: int, element: _Element) -> tuple[Faces, in
 
 
 def _walk_rows(data: bytes, start: int, element: _Element, wanted: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return lengths and values of the list at a place of every row, and where the rows end.
+    """Return lengths and values of the list at property `wanted` of every row, and the offset at which the rows end.
 
     Raises:
-        SampleError: The file ends before them.
+        SampleError: The file ends before the rows do.
     """
     sizes, values = array("q"), array("d")
     for _ in range(element.count):

@@ -1,7 +1,7 @@
-"""Point clouds of fixed size: drawn from the surface of a mesh, or from a larger or smaller cloud.
+"""Point clouds of fixed size, sampled from the surface of a mesh or from a cloud of any size.
 
-Nothing is taken from numpy's random numbers but uniform ones of the PCG64 generator, so that a sample is the same in
-every version.
+Of numpy's random numbers, only uniform ones of the PCG64 generator are used: their stream is the same in every
+version of numpy, so a sample is too.
 """
 
 from collections.abc import Callable
@@ -20,22 +20,22 @@ MESH_READERS: dict[str, Callable[[bytes], Mesh]] = {"off": read_off, "ply": read
 
 
 def decode_points(data: bytes, field: str, spec: PointCloudInput, randomness: SampleRandomness) -> np.ndarray:
-    """Decode a mesh or a cloud to points, and bring them to the cube from -1 to 1 as the paper does.
+    """Decode a mesh or cloud to points, normalized to the cube from -1 to 1 as in the paper.
 
-    From a mesh, points are drawn uniformly by area. From a cloud, as many as wanted are chosen; of a smaller one all
-    are taken as often as they fit, and chosen ones once more.
+    From a mesh, points are drawn uniformly by area. From a larger cloud, a random subset is taken. Every point of a
+    smaller cloud is taken equally often, and random ones once more.
 
     Args:
         data: A whole OFF, PLY, OBJ or npy file.
-        field: Which of them: off, ply, obj or npy. OBJ files cannot be told by their bytes.
-        spec: Number of points, and what is done to them.
-        randomness: Which points are drawn, and whether distances from the mean are changed a little.
+        field: Format: off, ply, obj or npy. It is given by the name, because OBJ has no signature.
+        spec: Number of points, normalization and scale jitter.
+        randomness: Which points are drawn, and whether scale jitter is applied.
 
     Returns:
         float32 (points, 3).
 
     Raises:
-        SampleError: The bytes are empty, truncated, not of that format, or hold no surface and no cloud.
+        SampleError: The bytes are empty, truncated, not of that format, or hold neither a surface nor a cloud.
     """
     random = np.random.Generator(np.random.PCG64(randomness.seed))
     mesh = read_points(data, field)
@@ -47,42 +47,42 @@ def decode_points(data: bytes, field: str, spec: PointCloudInput, randomness: Sa
 
 
 def read_points(data: bytes, field: str) -> Mesh:
-    """Read a mesh or a cloud as it is in its file.
+    """Read a mesh or cloud as it is in its file.
 
     Args:
         data: A whole OFF, PLY, OBJ or npy file.
-        field: Which of them: off, ply, obj or npy.
+        field: Format: off, ply, obj or npy.
 
     Returns:
-        The mesh; of a cloud the vertices, and no triangles.
+        The mesh; a cloud has vertices only.
 
     Raises:
-        SampleError: The bytes are empty, truncated, not of that format, or hold no surface and no cloud.
+        SampleError: The bytes are empty, truncated, not of that format, or hold neither a surface nor a cloud.
     """
     if not data:
         raise SampleError("points are empty (0 bytes)")
     try:
-        # numpy would warn of some NaNs in damaged files; all numbers are looked at after they are read.
+        # Some NaNs in damaged files would make numpy warn on standard error; all values are checked afterwards.
         with np.errstate(invalid="ignore", over="ignore"):
             return Mesh(read_cloud(data), np.empty((0, 3))) if field == "npy" else MESH_READERS[field](data)
     except SampleError:
         raise
-    except Exception as error:  # What is read is damaged in ways nobody foresaw.
+    except Exception as error:  # A file may be damaged in ways that the parsers do not foresee.
         reason = " ".join(str(error).split()) or type(error).__name__
         raise SampleError(f"points cannot be decoded: {reason}") from error
 
 
 def read_cloud(data: bytes) -> np.ndarray:
-    """Read a cloud from a file in numpy's npy format, never one with Python objects.
+    """Read a cloud from an npy file. Files with Python objects, which are pickles, are never loaded.
 
     Args:
-        data: The file: real numbers (points, 3) or, with more about each point, (points, 4) and wider.
+        data: The file: real numbers (points, 3), or wider with more values per point.
 
     Returns:
         float64 (points, 3).
 
     Raises:
-        SampleError: It is no such file, or is truncated.
+        SampleError: It is not such a file, or is truncated.
     """
     file = BytesIO(data)
     try:
@@ -92,8 +92,9 @@ def read_cloud(data: bytes) -> np.ndarray:
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
         shape, columns_first, dtype = read_header(file)
-    except Exception as error:  # numpy's parser is Python's own, which raises nearly anything.
-        raise SampleError("npy cloud: is no npy file of numbers, or its header is damaged") from error
+    except Exception as error:
+        # numpy evaluates the header as a Python literal, which raises nearly anything.
+        raise SampleError("npy cloud: is not an npy file of numbers, or its header is damaged") from error
     if dtype.kind not in "fiu" or len(shape) != 2 or shape[0] < 1 or shape[1] < 3:
         raise SampleError(f"npy cloud: is {dtype} {shape}, expected real numbers (points, 3) or wider")
     stated, found = prod(shape) * dtype.itemsize, len(data) - file.tell()
@@ -111,8 +112,8 @@ def draw_from_surface(mesh: Mesh, count: int, random: np.random.Generator) -> np
 
     Args:
         mesh: The mesh, with at least one triangle.
-        count: How many.
-        random: Where the numbers come from.
+        count: Number of points.
+        random: Source of the random numbers.
 
     Returns:
         float64 (count, 3).
@@ -123,33 +124,34 @@ def draw_from_surface(mesh: Mesh, count: int, random: np.random.Generator) -> np
     corners = mesh.vertices[mesh.triangles]
     origin, sides = corners[:, 0], corners[:, 1:] - corners[:, :1]
     extent = np.abs(sides).max()
-    # In units of the longest side, so that the areas of a tiny mesh do not vanish.
+    # In units of the longest side, so that the areas of a tiny mesh do not underflow.
     first, second = (sides / extent if extent else sides).transpose(1, 0, 2)
     areas = np.linalg.norm(np.cross(first, second), axis=1)
-    reached = np.cumsum(areas)
-    if not reached[-1] > 0:
+    cumulative = np.cumsum(areas)
+    if not cumulative[-1] > 0:
         raise SampleError(f"mesh has no surface: the area of its {len(areas)} triangles is 0")
-    # "right" passes over triangles without area, whose reached area is that of the one before.
-    chosen = np.searchsorted(reached, random.random(count) * reached[-1], side="right")
-    chosen = np.minimum(chosen, np.searchsorted(reached, reached[-1], side="left"))
-    along = random.random((count, 2))
-    along = np.where(along.sum(axis=1, keepdims=True) > 1, 1 - along, along)
-    return origin[chosen] + (along[:, :, None] * sides[chosen]).sum(axis=1)
+    # "right" skips triangles without area, whose cumulative area equals that of the one before.
+    chosen = np.searchsorted(cumulative, random.random(count) * cumulative[-1], side="right")
+    chosen = np.minimum(chosen, np.searchsorted(cumulative, cumulative[-1], side="left"))
+    weights = random.random((count, 2))
+    # Reflect points of the parallelogram's other half into the triangle, which keeps them uniform.
+    weights = np.where(weights.sum(axis=1, keepdims=True) > 1, 1 - weights, weights)
+    return origin[chosen] + (weights[:, :, None] * sides[chosen]).sum(axis=1)
 
 
 def draw_from_cloud(cloud: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
-    """Choose points of a cloud, none of them twice before all were taken.
+    """Choose points of a cloud. None is repeated before all were taken.
 
     Args:
         cloud: float64 (points, 3).
-        count: How many.
-        random: Where the numbers come from.
+        count: Number of points.
+        random: Source of the random numbers.
 
     Returns:
         float64 (count, 3).
 
     Raises:
-        SampleError: The cloud has no points.
+        SampleError: The cloud is empty.
     """
     if not len(cloud):
         raise SampleError("cloud has no points")
@@ -160,10 +162,10 @@ def draw_from_cloud(cloud: np.ndarray, count: int, random: np.random.Generator) 
 def _placed(
     cloud: np.ndarray, spec: PointCloudInput, randomness: SampleRandomness, random: np.random.Generator
 ) -> np.ndarray:
-    """Take the paper's steps: mean 0; the scale of each point; then mean 0 again, and to the cube.
+    """Apply the paper's steps: center at mean 0, jitter the scale of each point, center again, scale to the cube.
 
     Raises:
-        SampleError: The points have no extent that could be scaled.
+        SampleError: The points have no extent to scale.
     """
     if spec.normalise and (cloud == cloud[0]).all():
         raise SampleError(f"all {len(cloud)} points are at the same place, so they have no scale")

@@ -1,4 +1,4 @@
-"""One sample: its label as numbers, and its modalities as arrays of fixed shape."""
+"""Decoding of one sample: its label to class numbers, its modalities to arrays of fixed shape."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -25,22 +25,24 @@ def decode_sample(
 
     Args:
         sample: The bytes of its fields.
-        inputs: What each modality is decoded to.
-        randomness: The random choices: where a window in time lies, the points of a surface, a crop.
-        limits: What the sample may ask for.
+        inputs: Shape and type that each modality is decoded to.
+        randomness: The random choices: the position of a window in time, points on a surface, a crop.
+        limits: Bounds on what the sample may claim.
 
     Returns:
-        Modality -> array of the input's shape and type; what the sample lacks is left out.
+        Modality -> array of the input's shape and type; modalities that the sample lacks are left out.
 
     Raises:
         SampleError: A field cannot be decoded.
     """
+    # Of two fields of one modality, the one that comes last in the tar is used.
     fields = {FIELD_MODALITY[field]: field for field in sample.fields if field in FIELD_MODALITY}
     data = {modality: sample.fields[field] for modality, field in fields.items()}
     image, audio, video, points = (inputs.get(name) for name in ("image", "audio", "video", "points"))
     decoded: dict[str, np.ndarray | None] = {}
     if isinstance(image, ImageInput) and "image" in data:
         decoded["image"] = decode_image(data["image"], image, limits, randomness.transform)
+    # An audio file takes precedence over the audio track of a video.
     track = audio if isinstance(audio, AudioInput) and "audio" not in data else None
     frames = video if isinstance(video, VideoInput) else None
     if "video" in data and (frames or track):
@@ -58,14 +60,14 @@ def read_label(sample: RawSample, source: SourceConfig) -> np.ndarray:
     """Return a sample's label.
 
     Args:
-        sample: The bytes of its fields, the label's among them.
-        source: Says where the label stands, of which task it is, and how many classes there are.
+        sample: The bytes of its fields, including the label's.
+        source: Names the label's field, the task, and the number of classes.
 
     Returns:
         int64 () for softmax, uint8 (classes,) of zeros and ones for multilabel.
 
     Raises:
-        SampleError: The label is missing, not of whole numbers, out of range, or not exactly one for softmax.
+        SampleError: The label is missing, not integers, out of range, or for softmax not exactly one class.
     """
     classes = label_classes(sample, source.label, source.task, source.num_classes)
     if source.task == "softmax":
@@ -78,19 +80,19 @@ def read_label(sample: RawSample, source: SourceConfig) -> np.ndarray:
 def label_classes(
     sample: RawSample, label: str, task: Literal["softmax", "multilabel"], num_classes: int | None
 ) -> Sequence[int]:
-    """Return the classes that a sample's label names.
+    """Return the class numbers in a sample's label.
 
     Args:
-        sample: The bytes of its fields, the label's among them.
-        label: Where the label stands, as in a source's configuration.
-        task: softmax, for exactly one class, or multilabel.
-        num_classes: Number of classes; None if it is not known.
+        sample: The bytes of its fields, including the label's.
+        label: Field or entry of the label, as in the configuration of a source.
+        task: softmax (exactly one class) or multilabel.
+        num_classes: Number of classes; None if unknown.
 
     Returns:
-        The classes in the order of the label, one of them perhaps twice.
+        The classes in the order of the label, possibly with duplicates.
 
     Raises:
-        SampleError: The label is missing, not of whole numbers, out of range, or not exactly one for softmax.
+        SampleError: The label is missing, not integers, out of range, or for softmax not exactly one class.
     """
     values = _label_values(sample, label)
     if task == "softmax" and len(values) != 1:
@@ -116,8 +118,9 @@ def _label_values(sample: RawSample, label: str) -> Sequence[int]:
             json.loads(text)[entry] if entry else [int(part) for part in text.split(",") if part.strip()]
         )
         values = content if isinstance(content, list) else [content]
+        # bool is a subclass of int, but JSON's true and false are no class numbers.
         if any(isinstance(value, bool) or not isinstance(value, int) for value in values):
             raise TypeError
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:  # RecursionError: deeply nested JSON.
         raise SampleError(f"label field '{label}' holds {text[:40]!r}, expected whole numbers") from error
     return values

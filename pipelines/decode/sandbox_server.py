@@ -1,4 +1,4 @@
-"""The process that `pipelines.decode.sandbox` starts: it forks a child for each sample and says how the child fared."""
+"""Server process of `pipelines.decode.sandbox`: forks a child per sample and reports its result or its end."""
 
 import os
 import pickle
@@ -12,14 +12,15 @@ from pipelines.errors import SampleError
 
 
 def serve(connection: Connection) -> None:
-    """Answer requests until the other side is gone.
+    """Serve requests until the client closes the connection.
 
-    The first message is the decoder. Every later one holds the arguments of a call, and is answered by what the call
-    returned or raised.
+    The first message is the decoder. Every later message holds the arguments of a call, and its answer is what the
+    call returned or raised.
 
     Args:
-        connection: To the process that asks.
+        connection: The connection to the client.
     """
+    # A crash is expected here, and a core dump of each would fill the disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     decode = pickle.loads(connection.recv_bytes())  # noqa: S301 # from the process that started this one
     while True:
@@ -35,6 +36,7 @@ def _decode_in_child(decode: Any, arguments: tuple[Any, ...]) -> bytes:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
+        # `os._exit` on every path: the child must never return into the server's loop.
         status = 1
         try:
             signal.setitimer(signal.ITIMER_REAL, limits.decode_seconds)
@@ -43,13 +45,14 @@ def _decode_in_child(decode: Any, arguments: tuple[Any, ...]) -> bytes:
             status = 0
         finally:
             os._exit(status)
+    # Close our copy, or the pipe would never reach its end after the child has died.
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
         outcome = pipe.read()
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status == 0:
         return outcome
-    return pickle.dumps(SampleError(_cause_of_death(status, limits.decode_seconds)))
+    return pickle.dumps(SampleError(_describe_exit(status, limits.decode_seconds)))
 
 
 def _outcome(decode: Any, arguments: tuple[Any, ...]) -> bytes:
@@ -65,11 +68,11 @@ def _decoded(decode: Any, arguments: tuple[Any, ...]) -> Any:
     except SampleError:
         raise
     except Exception as error:
-        # An error of the code, not of the sample; its own type may be one that cannot be pickled.
+        # A bug in the decoder, not a bad sample. Wrapped, because its type may not be picklable.
         raise RuntimeError(f"decoding raised {type(error).__name__}: {error}") from error
 
 
-def _cause_of_death(status: int, seconds: float) -> str:
+def _describe_exit(status: int, seconds: float) -> str:
     if status == -signal.SIGALRM:
         return f"decoding took more than {seconds:g} s"
     if status < 0:

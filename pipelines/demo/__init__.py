@@ -1,1 +1,1 @@
-"""The default data: a part of Fashion-MNIST, kept here, and clips to be seen and heard, rendered when needed."""
+"""Demo data: a subset of Fashion-MNIST in the repository, and synthetic audio-visual clips rendered on first use."""

@@ -1,4 +1,4 @@
-"""Shards that need no download: "demo:NAME/PATTERN" in a source's configuration."""
+"""Resolver of demo shards, "demo:NAME/PATTERN" in the configuration of a source; they need no download."""
 
 from dataclasses import replace
 from multiprocessing import get_context
@@ -14,23 +14,23 @@ _PREFIX = "demo:"
 _SHIPPED = Path(__file__).parent
 _RENDERED = "sights_and_sounds"
 _COMPLETE = "complete"
-"""Name of a file that is written when all rendered shards are there."""
+"""Marker file, written after all rendered shards, so that an interrupted rendering is repeated."""
 
 
 def resolve_demo(source: SourceConfig, storage_path: str, *, render: bool = True) -> SourceConfig:
-    """Replace demo shards by real paths, rendering them first where they are not shipped.
+    """Replace demo shards by paths, and render them first if they are not shipped.
 
     Args:
-        source: A source; its shards may be "demo:fashion_mnist/PATTERN" (shipped with the package) or
+        source: A source. Its shards may be "demo:fashion_mnist/PATTERN" (shipped with the package) or
             "demo:sights_and_sounds/PATTERN" (rendered once into `storage_path`/demo, in under a minute).
-        storage_path: Path or URI of the folder for what is rendered.
-        render: Render what is not there yet; False only says where it would be.
+        storage_path: Path or URI of the folder of the runs; clips are rendered into its folder demo.
+        render: Render missing clips; False only returns the paths that they would have.
 
     Returns:
-        The source with plain paths; unchanged if it has no demo shards.
+        The source with paths or URIs; unchanged if it has no demo shards.
 
     Raises:
-        UserError: There is no demo of that name.
+        UserError: The demo is unknown.
     """
     return replace(
         source,
@@ -40,16 +40,16 @@ def resolve_demo(source: SourceConfig, storage_path: str, *, render: bool = True
 
 
 def resolve_shards(shards: str, storage_path: str, source: str, *, render: bool = True) -> str:
-    """Replace one pattern of demo shards by real paths, as `resolve_demo` does.
+    """Replace one pattern of demo shards by paths, as `resolve_demo` does.
 
     Args:
-        shards: The pattern; returned as it is if it names no demo.
-        storage_path: Path or URI of the folder for what is rendered.
+        shards: The pattern; returned unchanged if it names no demo.
+        storage_path: Path or URI of the folder of the runs; clips are rendered into its folder demo.
         source: Name of the source, for the error.
-        render: Render what is not there yet.
+        render: Render missing clips.
 
     Raises:
-        UserError: There is no demo of that name.
+        UserError: The demo is unknown.
     """
     if not shards.startswith(_PREFIX):
         return shards
@@ -57,7 +57,7 @@ def resolve_shards(shards: str, storage_path: str, source: str, *, render: bool 
     if (_SHIPPED / name / "LICENSE").is_file():
         return f"{_SHIPPED / name}/{pattern}"
     if name != _RENDERED:
-        raise UserError(f"source '{source}': there is no demo '{name}'; choose fashion_mnist or {_RENDERED}")
+        raise UserError(f"source '{source}': unknown demo '{name}'; choose fashion_mnist or {_RENDERED}")
     folder = join(storage_path, "demo", name)
     if render and read_text(join(folder, _COMPLETE)) is None:
         _render(folder)
@@ -66,6 +66,7 @@ def resolve_shards(shards: str, storage_path: str, source: str, *, render: bool 
 
 def _render(folder: str) -> None:
     with TemporaryDirectory() as scratch:
+        # "spawn", because a fork of a process with threads, such as a driver's, could deadlock.
         with get_context("spawn").Pool() as pool:
             write_synthetic_clips(Path(scratch), starmap=pool.starmap)
         for shard in sorted(Path(scratch).iterdir()):

@@ -1,17 +1,17 @@
-"""Sights and sounds: clips whose label is told by the picture and the sound together, and by neither alone.
+"""Synthetic audio-visual clips ("sights and sounds") whose label needs frames and audio; neither alone determines it.
 
-A coloured shape moves across, moves up or down, or stays and pulses (seen: 0, 1, 2); a tone is low, middle or high
-(heard: 0, 1, 2). The label is 3 * seen + heard, so a model that leaves either out is caught by its accuracy.
+A colored shape moves across, moves up or down, or stays and pulses (seen: 0, 1, 2). A tone is low, middle or high
+(heard: 0, 1, 2). The label is 3 * seen + heard, so the accuracy of a model shows whether it ignores one of them.
 
-What is seen cannot be told from one frame. The shape moves on a torus (what leaves on one side comes back on the
-other) from a place drawn uniformly, so that at any instant its place is uniform, whether it moves or not; the size
-of a pulsing shape is a triangle wave of random phase, which at any instant is uniform over the same range that the
-others' constant size is drawn from; colour, form and background are drawn alike for all. So single frames have the
-same distribution in all three classes, and only the change between frames tells them apart.
+The motion cannot be inferred from one frame. The shape moves on a torus (it reenters on the opposite side) from a
+uniformly drawn position, so at any instant its position is uniform, whether it moves or not. The size of a pulsing
+shape is a triangle wave of random phase, which at any instant is uniform over the range from which the constant size
+of the others is drawn. Color, form and background have the same distribution for all. So single frames have the same
+distribution in all three classes, and only the change between frames distinguishes them.
 
-A clip is a pure function of (seed, number), to the byte with the same build of FFmpeg. Training clips are numbered
-from 0, evaluation clips from FIRST_EVALUATION_CLIP, so no clip is in both, and the evaluation set is the same
-however much is trained on.
+A clip is a pure function of (seed, number), byte for byte with the same build of FFmpeg. Training clips are numbered
+from 0 and evaluation clips from FIRST_EVALUATION_CLIP. So no clip is in both, and the evaluation set does not depend on
+the number of training clips.
 """
 
 from collections.abc import Callable, Iterable
@@ -30,30 +30,34 @@ HEARD = ("low", "middle", "high")
 CLASS_NAMES = tuple(f"{seen}_{heard}" for seen in SEEN for heard in HEARD)
 
 SEEN_ONLY_CEILING = 1 / len(HEARD)
-"""Best expected accuracy from frames alone: they tell the row of labels, and nothing of which of its three it is."""
+"""Best expected accuracy from frames alone: they determine `seen`, and nothing of which of three tones is heard."""
 
 HEARD_ONLY_CEILING = 1 / len(SEEN)
-"""Best expected accuracy from sound alone, for the same reason."""
+"""Best expected accuracy from audio alone, for the same reason."""
 
 TOGETHER_CEILING = 1.0
-"""Best accuracy from both: the label is a function of what is seen and heard, and both can be told for certain."""
+"""Best accuracy from both: the label is a function of `seen` and `heard`, and both can be inferred with certainty."""
 
 FIRST_EVALUATION_CLIP = 1_000_000_000
+"""More than any number of training clips."""
 SAMPLES_PER_SHARD = 300
+"""Divides the default numbers of clips into 8 + 2 shards, which several processes render in parallel."""
 
 SECONDS = 1.125
+"""A little longer than the default window, 1.024 s of audio, so that its position varies."""
 FRAMES_PER_SECOND = 16
 SIDE = 32
 SAMPLE_RATE = 8000
+"""Small clips, so that rendering and training are fast on CPUs. 8 kHz holds the highest tone and one overtone."""
 PITCHES = (220.0, 550.0, 1375.0)
-"""Hertz of low, middle and high; each is detuned by up to a quarter octave, which leaves 0.8 octaves between."""
+"""Hz of low, middle and high. Each is detuned by up to a quarter octave, which leaves 0.8 octaves between them."""
 
 X264_OPTIONS = {
     "preset": "veryfast",
     "crf": "24",
     "threads": "1",
-    # With mbtree on, about one clip of ten came out differently when encoded twice: at this size x264's vector code
-    # for it reads beyond the frame. The other option gives the same bytes on other processors too.
+    # With mbtree on, about one clip in ten differed when encoded twice: at this size, x264's vector code for it reads
+    # beyond the frame. cpu-independent gives the same bytes on other processors too.
     "x264-params": "cpu-independent=1:mbtree=0",
 }
 
@@ -68,12 +72,12 @@ def write_synthetic_clips(
     """Render all clips and write them to train-NNNNNN.tar and eval-NNNNNN.tar, 300 to a shard.
 
     Args:
-        directory: Where the shards go; made if it is not there.
+        directory: Folder of the shards; created if missing.
         train: Number of training clips.
         evaluation: Number of evaluation clips; balanced if it is a multiple of 9.
-        seed: Another seed gives other clips.
-        starmap: Calls a function with each of many tuples of arguments; `multiprocessing.Pool.starmap` shares
-            the shards out among processes.
+        seed: Seed of the clips.
+        starmap: Calls a function with each of many tuples of arguments; `multiprocessing.Pool.starmap` renders shards
+            in parallel.
     """
     directory.mkdir(parents=True, exist_ok=True)
     for _ in starmap(write_clips, plan_shards(directory, train, evaluation, seed)):
@@ -81,13 +85,13 @@ def write_synthetic_clips(
 
 
 def plan_shards(directory: Path, train: int, evaluation: int, seed: int) -> list[tuple[Path, int, int, int]]:
-    """List the shards to be written, as arguments of `write_clips`.
+    """Return the arguments of `write_clips` for every shard.
 
     Args:
-        directory: Where the shards go.
+        directory: Folder of the shards.
         train: Number of training clips.
         evaluation: Number of evaluation clips.
-        seed: Another seed gives other clips.
+        seed: Seed of the clips.
 
     Returns:
         (path, first, count, seed) of each shard.
@@ -100,13 +104,13 @@ def plan_shards(directory: Path, train: int, evaluation: int, seed: int) -> list
 
 
 def write_clips(path: Path, first: int, count: int, seed: int) -> None:
-    """Render consecutive clips and write them as one shard; labels take turns.
+    """Render consecutive clips and write them as one shard. Labels alternate, so every shard is balanced.
 
     Args:
-        path: Where the shard goes; its directory must be there.
+        path: Path of the shard; its folder must exist.
         first: Number of the first clip.
         count: Number of clips.
-        seed: Another seed gives other clips.
+        seed: Seed of the clips.
     """
     write_shard((_sample(number, seed) for number in range(first, first + count)), path)
 
@@ -118,11 +122,11 @@ def _sample(number: int, seed: int) -> Sample:
 
 
 def render_clip(label: int, rng: np.random.Generator) -> bytes:
-    """Draw a clip and encode it.
+    """Render and encode a clip.
 
     Args:
         label: 3 * seen + heard.
-        rng: Draws everything that the label leaves open.
+        rng: Draws everything that the label does not determine.
 
     Returns:
         An MP4 file, H.264 at 16 frames per second and AAC at 8 kHz, 1.125 s long, 32 x 32 pixels.
@@ -132,40 +136,40 @@ def render_clip(label: int, rng: np.random.Generator) -> bytes:
 
 
 def draw_frames(seen: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw what is seen, as told at the top of this file.
+    """Render the frames of a clip, as described at the top of this file.
 
     Args:
         seen: 0 moves across, 1 moves up or down, 2 stays and pulses.
-        rng: Draws place, speed, size, form, colour and background.
+        rng: Draws position, speed, size, form, color and background.
 
     Returns:
         uint8 (frames, 32, 32, 3).
     """
     time = np.arange(round(SECONDS * FRAMES_PER_SECOND)) / FRAMES_PER_SECOND
-    speed = rng.uniform(0.7, 1.1) * SIDE * rng.choice((-1, 1))  # Pixels per second.
-    centre = rng.uniform(0, SIDE, 2)[:, None] + np.outer((seen == 1, seen == 0), speed * time)
+    speed = rng.uniform(0.7, 1.1) * SIDE * rng.choice((-1, 1))  # pixels per second
+    center = rng.uniform(0, SIDE, 2)[:, None] + np.outer((seen == 1, seen == 0), speed * time)
     phase = rng.uniform(0, 1)
     pulse = np.abs((phase + rng.uniform(1.2, 1.8) * time * (seen == 2)) % 1 * 2 - 1)
     radius = 3 + 4 * pulse
     pixels = np.arange(SIDE)
-    # Distance on the torus, in rows and in columns: (2, frames, SIDE).
-    away = np.abs((pixels - centre[:, :, None] + SIDE / 2) % SIDE - SIDE / 2)
+    # Distance from the center on the torus, in rows and in columns: (2, frames, SIDE).
+    away = np.abs((pixels - center[:, :, None] + SIDE / 2) % SIDE - SIDE / 2)
     rows, columns = away[0][:, :, None], away[1][:, None, :]
-    roundness = rng.choice((1.0, 2.0, 8.0))  # A diamond, a disc, nearly a square.
+    roundness = rng.choice((1.0, 2.0, 8.0))  # diamond, disc, nearly a square
     distance = (rows**roundness + columns**roundness) ** (1 / roundness)
     cover = np.clip(radius[:, None, None] - distance + 0.5, 0, 1)[..., None]
-    colour = rng.uniform(0.2, 1.0, 3)
-    colour[rng.integers(3)] = 1.0
+    color = rng.uniform(0.2, 1.0, 3)
+    color[rng.integers(3)] = 1.0
     background = rng.uniform(0, 0.3, (SIDE, SIDE, 3)) * rng.uniform(0.3, 1.0)
-    return np.round(255 * (cover * colour + (1 - cover) * background)).astype(np.uint8)
+    return np.round(255 * (cover * color + (1 - cover) * background)).astype(np.uint8)
 
 
 def draw_sound(heard: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw what is heard: a tone with overtones that sets in after a moment, in noise.
+    """Synthesize the audio of a clip: a tone with harmonics and a random onset, in noise.
 
     Args:
         heard: 0 low, 1 middle, 2 high.
-        rng: Draws pitch within the class, overtones, loudness, onset and noise.
+        rng: Draws pitch within the class, harmonics, loudness, onset and noise.
 
     Returns:
         int16 (samples,) at 8 kHz.
@@ -174,6 +178,7 @@ def draw_sound(heard: int, rng: np.random.Generator) -> np.ndarray:
     pitch = PITCHES[heard] * 2 ** rng.uniform(-0.25, 0.25)
     tone = np.zeros_like(time)
     for harmonic, strength in enumerate((1.0, *rng.uniform(0, 0.4, 3)), start=1):
+        # Below the Nyquist frequency, with a margin for the resampling and encoding filters.
         if harmonic * pitch < 0.45 * SAMPLE_RATE:
             tone += strength / harmonic * np.sin(2 * np.pi * (harmonic * pitch * time + rng.uniform()))
     since_onset = time - rng.uniform(0, 0.2)
@@ -184,7 +189,7 @@ def draw_sound(heard: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _encode(frames: np.ndarray, sound: np.ndarray) -> bytes:
-    """Encode uint8 (frames, 32, 32, 3) and int16 (samples,) to an MP4 file, in one thread: the same bytes each time."""
+    """Encode uint8 (frames, 32, 32, 3) and int16 (samples,) to an MP4 file, deterministically: in one thread."""
     target = BytesIO()
     with av.open(target, "w", format="mp4") as container:
         video = container.add_stream("libx264", FRAMES_PER_SECOND, X264_OPTIONS)

@@ -1,1 +1,1 @@
-"""Looking at shards before anything learns from them: is all of it readable, what is there, what does it look like."""
+"""Inspection of shards before training: lint every sample, summarize the content, preview random samples."""

@@ -1,4 +1,4 @@
-"""What the header of a medium says: sizes, rates, lengths. Pictures, sounds and clips are not decoded for it."""
+"""Sizes, rates and lengths from the headers of media files, without decoding images, audio or video."""
 
 from av.audio.stream import AudioStream
 
@@ -10,24 +10,24 @@ from pipelines.errors import SampleError
 from pipelines.limits import DEFAULT_LIMITS, Limits
 
 Measures = dict[str, float]
-"""What is measured, with its unit where it has one, and how much it is."""
+"""Value by the name of what is measured, which includes the unit if there is one."""
 
 
 def measure(field: str, data: bytes, limits: Limits = DEFAULT_LIMITS) -> Measures:
-    """Return what the header of a medium says.
+    """Return what the header of a media file states.
 
     Args:
-        field: Name of the field, which says what it is.
+        field: Name of the field, which gives the file format.
         data: The whole file.
-        limits: What it may claim.
+        limits: Bounds on what it may claim.
 
     Returns:
-        Of an image width and height (pixels, upright); of a sound its length, rate and channels; of a clip width and
-        height (as they are stored), length and rate, and the rate of its sound if it has any; of a mesh or cloud the
-        numbers of vertices and triangles.
+        Of an image, width and height (pixels, upright). Of audio, its length, sample rate and channels. Of a video,
+        width and height (as stored), length and frame rate, and the sample rate of its audio track if it has one. Of a
+        mesh or cloud, which has to be read for it, the numbers of vertices and triangles.
 
     Raises:
-        SampleError: The header cannot be read, or claims more than the limits.
+        SampleError: The header is unreadable, or claims more than the limits.
     """
     match FIELD_MODALITY[field]:
         case "image":
@@ -46,7 +46,7 @@ def _measure_sound(data: bytes, limits: Limits) -> Measures:
     with opened(data, "audio", limits) as container:
         track = audio_track(container, limits)
         if track is None:
-            raise SampleError("audio has no sound track")
+            raise SampleError("audio has no audio track")
         first, end = extent(container, track)
         return {"seconds": end - first, **_rate(track), "channels": track.codec_context.channels}
 
@@ -55,7 +55,7 @@ def _measure_clip(data: bytes, limits: Limits) -> Measures:
     with opened(data, "video", limits) as container:
         track = video_track(container, limits)
         if track is None:
-            raise SampleError("video has no picture track")
+            raise SampleError("video has no video track")
         sound = audio_track(container, limits)
         first, end = extent(container, track)
         size = {"width": track.codec_context.width, "height": track.codec_context.height}

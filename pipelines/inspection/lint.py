@@ -1,4 +1,4 @@
-"""Checking every sample of some shards with all CPUs of a cluster, as Ray tasks."""
+"""Linter of shards: checks every sample in Ray tasks, on all CPUs of a cluster."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -17,24 +17,24 @@ from pipelines.shards.shard_index import ShardSummary, SourceIndex, index_shard
 from pipelines.units.unit_maker import BadSample
 
 _MIN_TASKS = 64
-"""Tasks that there should be for the CPUs of a cluster, as long as each is worth its start."""
-_FEWEST_SAMPLES, _MAX_SAMPLES = 16, 256
-"""Samples of a task: the fewest that are worth its start, and the most that are to be done again if it dies."""
+"""Min number of tasks, so that every CPU of a small cluster gets some; `_MIN_SAMPLES` takes precedence."""
+_MIN_SAMPLES, _MAX_SAMPLES = 16, 256
+"""Samples per task: the min is worth the start of a task, the max bounds the work that a crashed task repeats."""
 _SAMPLES_AT_ONCE = 16
-"""Samples that a task holds in memory, read with one request where they are small."""
+"""Samples that a task holds in memory at a time; small ones that are neighbors are read with one request."""
 _TASKS_IN_FLIGHT = 512
-"""Tasks that Ray is given at a time: enough to make a cluster grow, and few enough to be looked through often."""
+"""Max tasks submitted to Ray at a time: enough to make a cluster grow, and few enough to pass to `ray.wait` often."""
 
 
 @dataclass(frozen=True)
 class LintReport:
-    """What a look at every sample found.
+    """Result of checking every sample.
 
     Attributes:
-        shards: Number of shards, bad ones among them.
-        samples: Number of samples in the shards that can be read.
-        bad_shards: A record of each shard that cannot be read, without a key.
-        bad_samples: A record of each sample that cannot be used, in the order of the samples.
+        shards: Number of shards, including bad ones.
+        samples: Number of samples in the readable shards.
+        bad_shards: A record of each unreadable shard, without a key.
+        bad_samples: A record of each bad sample, in the order of the samples.
     """
 
     shards: int
@@ -50,11 +50,11 @@ class LintReport:
 
 @dataclass
 class ReasonGroup:
-    """Bad samples whose reasons differ in numbers and quoted texts only.
+    """Bad samples whose reasons differ only in numbers and quoted text.
 
     Attributes:
-        reason: The reason, with numbers as # and quoted texts as '...' if they differ.
-        samples: The samples, in their order.
+        reason: The reason, with numbers as # and quoted text as '...' if they differ.
+        samples: The samples, in order.
     """
 
     reason: str
@@ -65,23 +65,25 @@ def lint(
     shards: Sequence[str],
     index_folder: str,
     rules: LabelRules,
-    say: Callable[[str], None],
+    show_line: Callable[[str], None],
+    show_phase: Callable[[str], None],
     decode: Decode = decode_sample,
 ) -> LintReport:
-    """Look at every sample of every shard; Ray is running.
+    """Check every sample of every shard. Ray must be running.
 
     Args:
         shards: Paths or URIs.
-        index_folder: Path or URI of the folder that index files are kept in, which every node can reach.
-        rules: What a label has to be.
-        say: Shows one line, in place of the one before.
-        decode: Decodes a sample.
+        index_folder: Path or URI of the index folder, which every node can reach.
+        rules: Requirements of a label.
+        show_line: Shows one line of progress, in place of the one before.
+        show_phase: Shows one line that stays: the result of indexing.
+        decode: The decoder to check samples with.
 
     Returns:
-        What was found.
+        The bad shards and bad samples.
 
     Raises:
-        ShardError: A shard goes or changes in the meantime, or its storage fails.
+        ShardError: A shard is removed or changed meanwhile, or its storage fails.
     """
     indexed: list[ShardSummary] = []
     bad_shards: list[BadSample] = []
@@ -90,20 +92,22 @@ def lint(
             bad_shards.append(found)
         else:
             indexed.append(found)
-        say(f"{number:,} of {len(shards):,} shards indexed, {len(bad_shards):,} bad")
+        line = f"{number:,} of {len(shards):,} shards indexed, {len(bad_shards):,} bad"
+        # The last state stays, so that a log without a terminal does not end the phase with an earlier one.
+        (show_line if number < len(shards) else show_phase)(line)
     index = SourceIndex(indexed)
     bad: dict[int, list[BadSample]] = {}
     checked = found_bad = 0
     for numbers, found_there in _checked(index, rules, decode):
         bad[numbers.start] = found_there
         checked, found_bad = checked + len(numbers), found_bad + len(found_there)
-        say(f"{checked:,} of {index.samples:,} samples checked, {found_bad:,} bad")
+        show_line(f"{checked:,} of {index.samples:,} samples checked, {found_bad:,} bad")
     in_order = [sample for first in sorted(bad) for sample in bad[first]]
     return LintReport(len(shards), index.samples, bad_shards, in_order)
 
 
 def _indexed(shards: Sequence[str], folder: str) -> Iterator[ShardSummary | BadSample]:
-    """Index shards in Ray tasks, and yield what became of each, in order."""
+    """Index shards in Ray tasks, and yield the result of each, in order."""
     task: Any = ray.remote(_index_or_reason).options(scheduling_strategy="SPREAD")
     for start in range(0, len(shards), _TASKS_IN_FLIGHT):
         for reference in [task.remote(shard, folder) for shard in shards[start : start + _TASKS_IN_FLIGHT]]:
@@ -121,15 +125,15 @@ def _index_or_reason(shard: str, folder: str) -> ShardSummary | BadSample:
 def _checked(
     index: SourceIndex, rules: LabelRules, decode: Decode
 ) -> Iterator[tuple[range, list[BadSample]]]:
-    """Check samples in Ray tasks, and yield ranges of their numbers with what is bad there, as they are done.
+    """Check samples in Ray tasks, and yield ranges of sample numbers with their bad samples, in order of completion.
 
     Raises:
-        ShardError: A shard goes or changes in the meantime, or its storage fails.
+        ShardError: A shard is removed or changed meanwhile, or its storage fails.
     """
-    # Without limit, as read tasks of a training: a decoder may end the process of the first attempt of each.
+    # Unlimited retries, as for the read tasks of a training: a decoder may end the process of a first attempt.
     task: Any = ray.remote(_check_range).options(scheduling_strategy="SPREAD", max_retries=-1)
     shared = [ray.put(argument) for argument in (index, rules, decode)]
-    size = min(max(index.samples // _MIN_TASKS, _FEWEST_SAMPLES), _MAX_SAMPLES)
+    size = min(max(index.samples // _MIN_TASKS, _MIN_SAMPLES), _MAX_SAMPLES)
     waiting = (range(start, min(start + size, index.samples)) for start in range(0, index.samples, size))
     running: dict[Any, range] = {}
     while True:
@@ -141,6 +145,7 @@ def _checked(
         try:
             yield running.pop(done), ray.get(done)
         except UserError as error:
+            # Ray raises a subclass of the task's error and itself, whose text is the whole traceback.
             raise ShardError(str(getattr(error, "cause", error))) from None
 
 
@@ -154,7 +159,7 @@ def _check_range(numbers: range, index: SourceIndex, rules: LabelRules, decode: 
 
 
 def group_by_reason(bad: Sequence[BadSample]) -> list[ReasonGroup]:
-    """Put bad samples together that have the same fault.
+    """Group bad samples by reason. Reasons that differ only in numbers and quoted text are one group.
 
     Args:
         bad: The samples.
@@ -164,9 +169,9 @@ def group_by_reason(bad: Sequence[BadSample]) -> list[ReasonGroup]:
     """
     groups: dict[str, ReasonGroup] = {}
     for sample in bad:
-        fault = re.sub(r"\d+(\.\d+)?", "#", re.sub(r"'[^']*'", "'...'", sample.reason))
-        group = groups.setdefault(fault, ReasonGroup(sample.reason))
+        pattern = re.sub(r"\d+(\.\d+)?", "#", re.sub(r"'[^']*'", "'...'", sample.reason))
+        group = groups.setdefault(pattern, ReasonGroup(sample.reason))
         group.samples.append(sample)
         if sample.reason != group.reason:
-            group.reason = fault
+            group.reason = pattern
     return sorted(groups.values(), key=lambda group: -len(group.samples))

@@ -1,4 +1,4 @@
-"""Media as a person wants to see them: whole pictures, some frames, some seconds of sound, a cloud of many points."""
+"""Decoding of media for display: whole images, a few frames, a few seconds of audio, a cloud of many points."""
 
 from collections.abc import Mapping
 
@@ -15,12 +15,15 @@ from pipelines.limits import Limits
 from pipelines.shards.sample_reader import RawSample
 
 PICTURE_SIDE, FRAME_SIDE = 320, 128
-"""Pixels of the longer side of an image, and of a frame; smaller ones stay as they are."""
+"""Max pixels of the longer side of an image, and of a frame: what a card of the page shows at most."""
 FRAMES = 6
+"""Frames of a video: two rows of three on its card."""
 CLIP_SECONDS, SOUND_SECONDS = 4.0, 5.0
-"""Length of the window in the middle of longer clips and sounds."""
+"""Max seconds of video and audio: enough to recognize them, since a page embeds audio uncompressed."""
 HIGHEST_RATE = 16_000
+"""Max sample rate in Hz: speech and most events stay clear, at a third of the size of 48 kHz."""
 POINTS = 3000
+"""Points of a cloud: enough to show its shape in a small figure."""
 
 
 def preview_medium(
@@ -29,17 +32,17 @@ def preview_medium(
     randomness: SampleRandomness,
     limits: Limits,
 ) -> Arrays:
-    """Decode one medium in its own shape, no larger than it is to be seen; a `Decode`.
+    """Decode one medium in its own shape, no larger than it is shown; a `Decode`.
 
     Args:
-        sample: A sample with one field, which can be decoded.
-        inputs: Not used; sizes follow from the medium.
-        randomness: Where windows lie, and which points are drawn.
-        limits: What the medium may ask for.
+        sample: A sample with one field, of a decodable type.
+        inputs: Unused; sizes follow from the medium.
+        randomness: Position of a window, and which points are drawn.
+        limits: Bounds on what the medium may claim.
 
     Returns:
-        What `measure` says, each as an array (), and the medium under its modality: image uint8 (height, width, 3);
-        audio int16 (samples,) at `shown_rate`; video uint8 (frames, height, width, 3), and its sound if it has any;
+        The values of `measure`, each as an array (), and the medium under its modality: image uint8 (height, width, 3);
+        audio int16 (samples,) at `shown_rate`; video uint8 (frames, height, width, 3), and its audio if it has any;
         points fp32 (points, 3).
 
     Raises:
@@ -72,10 +75,10 @@ def _decoded(
 
 
 def shown_rate(native: float) -> int:
-    """Return the rate that sound is shown at.
+    """Return the sample rate at which audio is shown.
 
     Args:
-        native: Its own rate, samples per second.
+        native: Its own sample rate, in Hz.
     """
     return min(int(native), HIGHEST_RATE)
 
@@ -85,10 +88,10 @@ def _shrunk(width: float, height: float, side: int) -> tuple[int, int]:
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _sound(measures: Measures, most_seconds: float) -> AudioInput:
+def _sound(measures: Measures, max_seconds: float) -> AudioInput:
     rate = shown_rate(measures["sound samples per second"])
     return AudioInput(
-        sample_rate=rate, samples=max(1, round(rate * min(measures["seconds"], most_seconds))), segment=1
+        sample_rate=rate, samples=max(1, round(rate * min(measures["seconds"], max_seconds))), segment=1
     )
 
 
@@ -98,16 +101,16 @@ def _track(measures: Measures) -> AudioInput | None:
 
 def _clip(data: bytes, measures: Measures, limits: Limits) -> VideoInput:
     width, height = measures["width"], measures["height"]
-    if _lies_on_its_side(data, limits):
+    if _is_sideways(data, limits):
         width, height = height, width
     width, height = _shrunk(width, height, FRAME_SIDE)
-    # A clip of one picture may have no length.
+    # A video of one frame may state a length of 0.
     rate = FRAMES / (min(measures["seconds"], CLIP_SECONDS) or 1.0)
     return VideoInput(frames=FRAMES, frames_per_second=rate, height=height, width=width, patch=(1, 1, 1))
 
 
-def _lies_on_its_side(data: bytes, limits: Limits) -> bool:
-    """Whether a clip is to be turned by a quarter to be upright, which only its frames say."""
+def _is_sideways(data: bytes, limits: Limits) -> bool:
+    """Whether a video has to be rotated by 90 degrees to be upright. PyAV gives the rotation only with a frame."""
     with opened(data, "video", limits) as container:
         track = video_track(container, limits)
         frame = next(container.decode(track), None) if track else None

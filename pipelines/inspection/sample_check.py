@@ -1,4 +1,4 @@
-"""Whether a sample can be used: its tar members, its label and its media, with the reasons that training would give."""
+"""Check of one sample: tar members, label and media, with the reasons that training would report."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,17 +21,17 @@ _INPUTS: dict[str, ModalityInput] = {
     "points": PointCloudInput(),
 }
 _LAST_WINDOW = 1.0
-"""Of a sound or clip the end is decoded, since that is what one that was cut off lacks."""
+"""Position of the window: the end of audio and video is decoded, because a truncated file lacks it."""
 
 
 @dataclass(frozen=True)
 class LabelRules:
-    """What a label has to be; as in a source's configuration.
+    """Requirements of a label, as in the configuration of a source.
 
     Attributes:
-        label: Where it stands: "cls", or "json.KEY".
+        label: Field or entry of the label: "cls", or "json.KEY".
         task: softmax: exactly one class. multilabel: any number.
-        num_classes: Number of classes; None if it is not known, and any number from 0 will do.
+        num_classes: Number of classes; None if unknown: any number from 0 is then valid.
     """
 
     label: str = "cls"
@@ -39,10 +39,10 @@ class LabelRules:
     num_classes: int | None = None
 
     def __post_init__(self) -> None:
-        """Check what can be checked without data.
+        """Check the options.
 
         Raises:
-            UserError: The label names no entry, or there are fewer than two classes.
+            UserError: The label names no field or entry, or there are fewer than two classes.
         """
         if self.label in ("", "json", "json."):
             raise UserError(
@@ -58,31 +58,31 @@ class LabelRules:
 
     @property
     def wanted_fields(self) -> frozenset[str]:
-        """Names of the label's field and of all fields that can be decoded."""
+        """Names of the label's field and of all decodable fields."""
         return frozenset({self.field, *FIELD_MODALITY})
 
     def classes(self, sample: RawSample) -> list[int]:
-        """Return the classes of a sample.
+        """Return the classes of a sample, sorted and without duplicates.
 
         Args:
-            sample: The bytes of its fields, the label's among them.
+            sample: The bytes of its fields, including the label's.
 
         Raises:
-            SampleError: The label is not as it has to be.
+            SampleError: The label is invalid.
         """
         return sorted(set(label_classes(sample, self.label, self.task, self.num_classes)))
 
 
 def find_bad_samples(samples: Iterable[RawSample], rules: LabelRules, decode: Decode) -> list[BadSample]:
-    """Check samples, and return those that cannot be used.
+    """Check samples, and return the bad ones.
 
     Args:
-        samples: The samples with the fields that the rules want.
-        rules: What a label has to be.
-        decode: Decodes a sample.
+        samples: The samples, with the fields in `LabelRules.wanted_fields`.
+        rules: Requirements of a label.
+        decode: The decoder to check samples with.
 
     Returns:
-        A record of each that cannot be used, in the order of the samples.
+        A record of each bad sample, in the order of the samples.
     """
     bad = []
     for sample in samples:
@@ -94,19 +94,20 @@ def find_bad_samples(samples: Iterable[RawSample], rules: LabelRules, decode: De
 
 
 def _check(sample: RawSample, rules: LabelRules, decode: Decode) -> None:
-    """Look at a sample as training does.
+    """Check a sample as training does.
 
     Raises:
-        SampleError: It cannot be used.
+        SampleError: The sample is bad.
     """
     if sample.problem:
         raise SampleError(sample.problem)
     rules.classes(sample)
     modalities = {FIELD_MODALITY[field] for field in sample.fields if field in FIELD_MODALITY}
     if not modalities:
-        # Training would take it, for a model that may lack any modality; but nothing is to be learned from it.
+        # Training would accept it, because a sample may lack any modality; but there is nothing to learn from it.
         raise SampleError("has no image, audio, video or points field")
     if "video" in modalities:
+        # The audio track of a video, where a sample has no audio file.
         modalities.add("audio")
     inputs = {modality: _INPUTS[modality] for modality in sorted(modalities)}
     decode(sample, inputs, evaluation_randomness(sample.key, _LAST_WINDOW), DEFAULT_LIMITS)

@@ -1,4 +1,4 @@
-"""What is in some shards: counts from their indexes, labels, and sizes and lengths from the headers of some samples."""
+"""Summary of shards: counts from their indexes, labels, and sizes and lengths from the headers of random samples."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,20 +19,21 @@ from pipelines.shards.shard_index import SourceIndex
 from pipelines.shards.source import DEFAULT_DATA
 
 _LABELS_AT_ONCE = 256
+"""Samples per task of reading labels: labels are small, and neighbors are read with one request."""
 _SEPARATOR = "\0"
-"""Between the names of a sample's fields; no name in a tar has it."""
+"""Separator between the field names of a sample; a name in a tar cannot contain it."""
 
 
 @dataclass(frozen=True)
 class LabelCounts:
-    """How often each class is there.
+    """Number of samples per class.
 
     Attributes:
         samples: Samples whose labels were read.
-        unreadable: Those whose labels are missing or not as they have to be.
-        without_class: Those whose labels name no class, which multilabel allows.
-        classes: Number of samples by class, in the order of the classes; those of 0 only if it is known that they
-            exist.
+        unreadable: Those with a missing or invalid label.
+        without_class: Those whose label is empty, which multilabel allows.
+        classes: Number of samples by class, in the order of the classes. Classes without a sample are included only if
+            the number of classes is known.
     """
 
     samples: int
@@ -43,13 +44,13 @@ class LabelCounts:
 
 @dataclass(frozen=True)
 class Spread:
-    """The values of a measure.
+    """Distribution of a measured value. Its attributes are keys of the JSON output.
 
     Attributes:
-        samples: Samples that have it.
-        least: The smallest.
-        median: The middle one.
-        most: The largest.
+        samples: Number of samples that have it.
+        least: The minimum.
+        median: The median.
+        most: The maximum.
     """
 
     samples: int
@@ -60,21 +61,21 @@ class Spread:
 
 @dataclass(frozen=True)
 class Summary:
-    """What is in some shards.
+    """Content of shards. Its attributes are keys of the JSON output.
 
     Attributes:
         shards: Number of shards.
         samples: Number of samples.
         bytes: Size of the shards.
         fields: Number of samples by field, the most frequent first.
-        modalities: Number of samples by modality; audio stands for sound files, not for the sound of clips.
-        without_media: Samples that have no modality at all.
-        refused: Samples that the index refuses, for a link or a field that stands twice.
+        modalities: Number of samples by modality; audio counts audio files, not the audio tracks of videos.
+        without_media: Samples without any modality.
+        refused: Samples that the index rejects, because of a link or a duplicate field.
         duplicated_keys: Keys of more than one sample.
-        labels: How often each class is there.
-        headers: Samples whose headers were looked at.
-        unreadable: Those of them with a header that cannot be read.
-        measures: What the headers say, by modality and name.
+        labels: Number of samples per class.
+        headers: Samples whose headers were read.
+        unreadable: Those of them with an unreadable header.
+        measures: Values from the headers, by modality and name.
     """
 
     shards: int
@@ -92,22 +93,22 @@ class Summary:
 
 
 def summarise(
-    index: SourceIndex, rules: LabelRules, most_labels: int, most_headers: int, seed: int = 0
+    index: SourceIndex, rules: LabelRules, max_labels: int, max_headers: int, seed: int = 0
 ) -> Summary:
-    """Count what there is.
+    """Summarize the content of shards.
 
     Args:
         index: The shards' index.
-        rules: What a label has to be.
-        most_labels: Samples whose labels are read; of more of them as many are drawn.
-        most_headers: Samples whose headers are read; of more of them as many are drawn.
-        seed: Decides which are drawn.
+        rules: Requirements of a label.
+        max_labels: Max samples whose labels are read; of more samples, as many are drawn.
+        max_headers: Max samples whose headers are read; of more samples, as many are drawn.
+        seed: Seed of the draw.
 
     Returns:
-        The counts.
+        The summary.
 
     Raises:
-        ShardError: A shard is gone, has changed, or cannot be read.
+        ShardError: A shard was removed or changed, or cannot be read.
     """
     combinations, keys, refused = _count_index(index)
     modalities = {
@@ -119,9 +120,9 @@ def summarise(
     found = map_samples(
         _measure_sample,
         index,
-        sorted(draw_samples(index, most_headers, seed)),
+        sorted(draw_samples(index, max_headers, seed)),
         frozenset(FIELD_MODALITY),
-        samples_at_once=1,
+        samples_at_once=1,  # media may be large
     )
     return Summary(
         shards=len(index.shards),
@@ -136,7 +137,7 @@ def summarise(
         without_media=sum(combinations[names] for names, of in modalities.items() if not of),
         refused=refused,
         duplicated_keys=keys,
-        labels=_count_labels(index, rules, sorted(draw_samples(index, most_labels, seed))),
+        labels=_count_labels(index, rules, sorted(draw_samples(index, max_labels, seed))),
         headers=len(found),
         unreadable=found.count(None),
         measures=_spreads([measures for measures in found if measures is not None]),
@@ -144,7 +145,7 @@ def summarise(
 
 
 def _count_index(index: SourceIndex) -> tuple[Counter[tuple[str, ...]], int, int]:
-    """Count samples by the names of their fields, keys that are there more than once, and samples that are refused."""
+    """Count samples by their field names, keys that occur more than once, and samples that the index rejects."""
     combinations = Counter[tuple[str, ...]]()
     keys: list[pa.ChunkedArray] = []
     refused = 0
@@ -177,7 +178,7 @@ def _count_labels(index: SourceIndex, rules: LabelRules, samples: Sequence[int])
 
 
 def _measure_sample(sample: RawSample) -> Mapping[str, Measures] | None:
-    """What the headers of a sample's media say, by modality; None if one of them cannot be read."""
+    """Return the values from the headers of a sample's media, by modality; None if a header is unreadable."""
     if sample.problem:
         return None
     try:

@@ -1,4 +1,4 @@
-"""AudioSet's lists and the clips that could be had become a multilabel source."""
+"""Tests of the AudioSet converter: published lists and downloaded clips give a multilabel source."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def write_lists(folder: Path) -> dict[str, Path]:
     ],
 )
 def test_clips_are_found_by_their_usual_names(tmp_path: Path, names: list[str]) -> None:
-    """Pictures stand in for clips: what is looked at is the name."""
+    """Images stand in for clips: only the name matters."""
     for shade, name in enumerate(names):
         picture(tmp_path / "clips" / f"{name}.png", shade)
     conversion = convert_audioset(tmp_path / "clips", out=str(tmp_path / "out"), **write_lists(tmp_path))
@@ -45,7 +45,7 @@ def test_clips_are_found_by_their_usual_names(tmp_path: Path, names: list[str]) 
     assert [remark.partition(": ")[2].partition(" clips")[0] for remark in conversion.remarks] == ["1 of 3"]
 
 
-def test_lists_that_are_not_as_published_are_refused(tmp_path: Path) -> None:
+def test_invalid_lists_are_rejected(tmp_path: Path) -> None:
     lists = write_lists(tmp_path)
     with pytest.raises(UserError, match="clips: no such folder"):
         convert_audioset(tmp_path / "clips", out=str(tmp_path / "out"), **lists)

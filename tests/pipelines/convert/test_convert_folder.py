@@ -1,4 +1,4 @@
-"""Trees of folders become shards: classes, splits, lists of what is held out, ModelNet."""
+"""Tests of converting folder trees: classes, splits, lists of held-out files, ModelNet."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from pipelines.convert import convert_folder, convert_modelnet
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-def test_of_folders_of_classes_every_class_is_held_out(tmp_path: Path) -> None:
+def test_a_fraction_of_every_class_is_held_out(tmp_path: Path) -> None:
     paths = [f"{label}/{deep}{i}.png" for label in ("dog", "cat") for deep in ("", "more/") for i in range(5)]
     tree = write_tree(tmp_path / "tree", *paths, "dog/.hidden.png", "_background_/noise.png")
     (tree / "cat" / "notes.txt").touch()
@@ -25,13 +25,13 @@ def test_of_folders_of_classes_every_class_is_held_out(tmp_path: Path) -> None:
     assert convert_folder(tree, str(tmp_path / "all"), eval_fraction=0).source.eval_shards == ""
 
 
-def test_folders_of_splits_become_their_shards(tmp_path: Path) -> None:
+def test_folders_of_splits_become_splits(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "tree", "train/a/x.png", "train/b/c/x.png", "val/b/x.png", "val/top.png")
     source = written(convert_folder(tree, str(tmp_path / "out")))
     assert (shades(source.train_shards), shades(source.eval_shards)) == ({0: "0", 1: "1"}, {2: "1"})
 
 
-def test_a_list_says_what_is_held_out(tmp_path: Path) -> None:
+def test_a_list_names_the_held_out_files(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "tree", "a/x.png", "a/y.png", "b/x.png", "b/y.png")
     (tmp_path / "test.txt").write_text("a/y.png 1\nb/x.png\n\n")
     source = written(convert_folder(tree, str(tmp_path / "out"), eval_list=tmp_path / "test.txt"))
@@ -49,9 +49,7 @@ def test_a_list_says_what_is_held_out(tmp_path: Path) -> None:
         (["a/x.png", "b/x.png"], 1.0, "--eval_fraction is 1.0, must be from 0 to below 1"),
     ],
 )
-def test_a_tree_that_cannot_be_used_is_refused(
-    tmp_path: Path, paths: list[str], fraction: float, error: str
-) -> None:
+def test_an_invalid_tree_is_rejected(tmp_path: Path, paths: list[str], fraction: float, error: str) -> None:
     with pytest.raises(UserError, match=error):
         convert_folder(write_tree(tmp_path / "tree", *paths), str(tmp_path / "out"), fraction)
     with pytest.raises(UserError, match=r"folder .*nowhere: no such folder"):
@@ -59,14 +57,14 @@ def test_a_tree_that_cannot_be_used_is_refused(
 
 
 def write_modelnet(folder: Path, *paths: str) -> Path:
-    """A tree of meshes as ModelNet's, each with its own path as a comment."""
+    """Write a tree of meshes like ModelNet, each with its own path as a comment."""
     for path in paths:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(off(*SQUARE) + f"# {path}".encode())
     return folder
 
 
-def test_the_meshes_of_modelnet_become_shards(tmp_path: Path) -> None:
+def test_modelnet_is_converted(tmp_path: Path) -> None:
     train = [f"{label}/train/{label}_{i}.off" for label in ("night_stand", "chair") for i in range(3)]
     rest = ["chair/test/chair_7.off", "night_stand/train/.chair_1.off", "chair/train/notes.txt"]
     tree = write_modelnet(tmp_path / "tree", *train, *rest)
@@ -87,6 +85,6 @@ def test_the_meshes_of_modelnet_become_shards(tmp_path: Path) -> None:
         (["chair/train/a.off"], "has 1 label"),
     ],
 )
-def test_a_folder_that_is_not_modelnet_is_refused(tmp_path: Path, paths: list[str], error: str) -> None:
+def test_a_folder_that_is_not_modelnet_is_rejected(tmp_path: Path, paths: list[str], error: str) -> None:
     with pytest.raises(UserError, match=error):
         convert_modelnet(write_modelnet(tmp_path / "tree", *paths), str(tmp_path / "out"))

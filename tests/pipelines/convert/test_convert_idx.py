@@ -1,4 +1,4 @@
-"""The idx files of the MNIST family become pictures with the same pixels."""
+"""Tests of converting the idx files of the MNIST family: pixels and labels are preserved."""
 
 import gzip
 import struct
@@ -30,7 +30,7 @@ def write_mnist(folder: Path, packed: bool = True, labels: int = 100) -> np.ndar
 
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("packed", [True, False])
-def test_pixels_are_the_same(tmp_path: Path, packed: bool) -> None:
+def test_pixels_and_labels_are_preserved(tmp_path: Path, packed: bool) -> None:
     images = write_mnist(tmp_path, packed)
     source = written(convert_fashion_mnist(tmp_path, str(tmp_path / "out"), train_per_class=3))
     read = read_shards(source.train_shards)
@@ -43,28 +43,33 @@ def test_pixels_are_the_same(tmp_path: Path, packed: bool) -> None:
     assert len(read_shards(source.eval_shards)) == 100
 
 
-def test_each_of_the_family_has_its_names(tmp_path: Path) -> None:
+def test_each_data_set_has_its_class_names(tmp_path: Path) -> None:
     write_mnist(tmp_path)
     assert convert_mnist(tmp_path, str(tmp_path / "a")).source.class_names[3] == "3"
     assert convert_fashion_mnist(tmp_path, str(tmp_path / "b")).source.class_names[3] == "Dress"
 
 
-def test_more_images_than_there_are_cannot_be_asked_for(tmp_path: Path) -> None:
+def test_requesting_too_many_images_per_class_is_rejected(tmp_path: Path) -> None:
     write_mnist(tmp_path)
-    with pytest.raises(UserError, match="11 images per class asked for, train has between 1 and 10"):
+    with pytest.raises(
+        UserError, match="11 images per class requested, must be from 1 to 10, the number that train has"
+    ):
         convert_fashion_mnist(tmp_path, str(tmp_path / "out"), train_per_class=11)
 
 
-def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+def test_different_numbers_of_images_and_labels_are_rejected(tmp_path: Path) -> None:
     write_mnist(tmp_path, labels=99)
-    with pytest.raises(UserError, match="has 100 images, and 99 labels"):
+    with pytest.raises(
+        UserError,
+        match="has 100 images, but the label file beside it has 99 labels, the largest 9; expected one",
+    ):
         convert_mnist(tmp_path, str(tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
     "data", [b"", b"\0\0\x08\x03", struct.pack(">HBBI", 0, 8, 1, 9) + b"12345678", b"PK\3\4aaaa"]
 )
-def test_what_is_no_idx_file_is_refused(tmp_path: Path, data: bytes) -> None:
+def test_invalid_idx_files_are_rejected(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "images").write_bytes(data)
-    with pytest.raises(UserError, match="is no idx file"):
+    with pytest.raises(UserError, match="is not an idx file"):
         read_idx(tmp_path / "images")

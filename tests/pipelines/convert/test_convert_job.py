@@ -1,4 +1,4 @@
-"""The job that converts: what it prints, and how it reports mistakes."""
+"""Tests of jobs/prepare_data.py: its output, and how it reports errors."""
 
 import subprocess
 import sys
@@ -13,20 +13,33 @@ from pipelines.shards.source import SourceConfig
 PROJECT = Path(__file__).parents[3]
 
 
-def prepare_data(*arguments: str) -> subprocess.CompletedProcess:
+def prepare_data(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(PROJECT / "jobs" / "prepare_data.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_it_prints_the_source_as_a_config_takes_it(tmp_path: Path) -> None:
+def test_the_source_is_printed_as_yaml_and_the_counts_on_standard_error(tmp_path: Path) -> None:
     write_tree(tmp_path, "a.png", "b.png")
     (tmp_path / "files.csv").write_text("path,label,split\na.png,x,train\nb.png,y,test\n")
     done = prepare_data("manifest", "--table", str(tmp_path / "files.csv"), "--out", str(tmp_path / "pets"))
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    counts = "1 training and 1 held-out samples, 2 classes, 2 shards, of which {} existed already\n"
+    assert done.stderr == counts.format(0)
     (source,) = yaml.safe_load(done.stdout)["sources"]
     assert SourceConfig(**source).class_names == ["x", "y"]
     assert read_shards(source["eval_shards"])[0]["cls"] == b"1"
+    again = prepare_data("manifest", "--table", str(tmp_path / "files.csv"), "--out", str(tmp_path / "pets"))
+    assert (again.stdout, again.stderr) == (done.stdout, counts.format(2))
+
+
+def test_a_table_without_a_split_column_is_reported(tmp_path: Path) -> None:
+    write_tree(tmp_path, "a.png", "b.png")
+    (tmp_path / "files.csv").write_text("path,label\na.png,x\nb.png,y\n")
+    done = prepare_data("manifest", "--table", str(tmp_path / "files.csv"), "--out", str(tmp_path / "pets"))
+    assert done.stderr.splitlines() == [
+        f"table {tmp_path / 'files.csv'}: no column 'split': all 2 samples for training, none held out",
+        "2 training and 0 held-out samples, 2 classes, 1 shard, of which 0 existed already",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -37,7 +50,7 @@ def test_it_prints_the_source_as_a_config_takes_it(tmp_path: Path) -> None:
         (["imagenet"], "imagenet"),
     ],
 )
-def test_a_mistake_is_one_line(arguments: list[str], error: str) -> None:
+def test_an_error_is_one_line(arguments: list[str], error: str) -> None:
     done = prepare_data(*arguments)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1

@@ -1,4 +1,4 @@
-"""Tables of files become shards: by split, with one label or several, with one file or several."""
+"""Tests of converting tables of files: splits, labels, and several files per sample."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 def write_table(folder: Path, rows: list[str], header: str = "path,label,split") -> Path:
-    """A table, and for every path of it a picture whose shade is the row's number."""
+    """Write a table, and for every path in it an image whose shade is the number of the row."""
     for number, row in enumerate(rows):
         picture(folder / row.split(",")[0], number)
     table = folder / "files.csv"
@@ -24,7 +24,7 @@ def write_table(folder: Path, rows: list[str], header: str = "path,label,split")
     return table
 
 
-def test_a_table_becomes_shards_by_split(tmp_path: Path) -> None:
+def test_a_table_is_converted_by_split(tmp_path: Path) -> None:
     rows = [f"{i}.png,{'dog' if i % 2 else 'cat'},{'test' if i < 4 else 'train'}" for i in range(12)]
     out = tmp_path / "pets"
     source = written(convert_manifest(write_table(tmp_path, rows), str(out), samples_per_shard=3))
@@ -35,7 +35,7 @@ def test_a_table_becomes_shards_by_split(tmp_path: Path) -> None:
         assert shades(pattern) == {i: str(i % 2) for i in expected}
 
 
-def test_the_order_is_shuffled_by_the_seed_alone(tmp_path: Path) -> None:
+def test_the_order_depends_only_on_the_seed(tmp_path: Path) -> None:
     table = write_table(tmp_path, [f"{i}.png,{i % 2},train" for i in range(20)])
     sources = [written(convert_manifest(table, str(tmp_path / str(i)), seed=i % 2)) for i in (0, 2, 1)]
     first, again, other = (Path(source.train_shards).read_bytes() for source in sources)
@@ -45,20 +45,23 @@ def test_the_order_is_shuffled_by_the_seed_alone(tmp_path: Path) -> None:
     assert names != sorted(names, key=int)
 
 
-def test_without_a_split_column_everything_is_for_training(tmp_path: Path) -> None:
+def test_without_a_split_column_all_samples_are_for_training_and_reported_so(tmp_path: Path) -> None:
     table = write_table(tmp_path, ["a.png,x", "b.png,y"], header="path,label")
-    source = convert_manifest(table, str(tmp_path / "2 of them")).source
-    assert source.eval_shards == ""
-    assert source.name == "_2_of_them"
+    conversion = convert_manifest(table, str(tmp_path / "2 of them"))
+    assert conversion.source.eval_shards == ""
+    assert conversion.source.name == "_2_of_them"
+    assert (conversion.count_samples("train"), conversion.count_samples("eval")) == (2, 0)
+    [remark] = conversion.remarks
+    assert remark.endswith("no column 'split': all 2 samples for training, none held out")
 
 
-def test_numbers_as_labels_keep_their_order(tmp_path: Path) -> None:
+def test_numeric_labels_keep_numerical_order(tmp_path: Path) -> None:
     table = write_table(tmp_path, [f"{i}.png,{i},train" for i in range(12)])
     assert convert_manifest(table, str(tmp_path / "out")).source.class_names == [str(i) for i in range(12)]
 
 
-def test_columns_and_splits_may_be_called_otherwise(tmp_path: Path) -> None:
-    """As ESC-50's table, whose sounds lie in a folder beside it and whose folds are numbers."""
+def test_columns_and_splits_can_have_other_names(tmp_path: Path) -> None:
+    """Like the table of ESC-50, with the audio in a folder beside it and numbered folds."""
     for number in range(6):
         picture(tmp_path / "audio" / f"{number}.png", number)
     rows = [f"{i}.png,{i % 5 + 1},{'rain' if i % 2 else 'dog'}" for i in range(6)]
@@ -78,14 +81,14 @@ def test_columns_and_splits_may_be_called_otherwise(tmp_path: Path) -> None:
     assert shades(source.train_shards) == {0: "0", 1: "1", 2: "0", 3: "1", 5: "1"}
 
 
-def test_several_labels_make_a_multilabel_source(tmp_path: Path) -> None:
+def test_a_label_separator_makes_a_multilabel_source(tmp_path: Path) -> None:
     table = write_table(tmp_path, ["a.png,x;y", "b.png,", "c.png,z; x"], header="path,label")
     source = written(convert_manifest(table, str(tmp_path / "out"), label_separator=";"))
     assert (source.task, source.class_names) == ("multilabel", ["x", "y", "z"])
     assert shades(source.train_shards) == {0: "0,1", 1: "", 2: "0,2"}
 
 
-def test_a_sample_may_have_several_files_and_lack_some(tmp_path: Path) -> None:
+def test_a_sample_can_have_several_files_and_lack_some(tmp_path: Path) -> None:
     for number in range(3):
         picture(tmp_path / f"{number}.png", number)
         np.save(tmp_path / f"{number}.npy", np.full((5, 3), number, np.float32))
@@ -98,7 +101,7 @@ def test_a_sample_may_have_several_files_and_lack_some(tmp_path: Path) -> None:
     assert found == {frozenset({"png", "npy"}), frozenset({"png"}), frozenset({"npy"})}
 
 
-def test_parquet_is_read_as_csv_is_and_may_hold_lists_of_labels(tmp_path: Path) -> None:
+def test_parquet_tables_can_hold_lists_of_labels(tmp_path: Path) -> None:
     for number in range(3):
         picture(tmp_path / f"{number}.png", number)
     columns = {"path": [f"{i}.png" for i in range(3)], "split": ["train", "train", "val"]}
@@ -124,11 +127,11 @@ def test_parquet_is_read_as_csv_is_and_may_hold_lists_of_labels(tmp_path: Path) 
         ("path,label\n,x\n", "line 2: path: empty"),
         ("path,label\na.png,\n", "line 2: the label is empty"),
         ("path,label\na.png,x\nb.png,y\n", r"line 3: .*b.png: no such file"),
-        ("path,label\na.txt,x\n", "line 2: a.txt is no medium known here; known are jpg"),
+        ("path,label\na.txt,x\n", "line 2: a.txt has an unknown file type; known are jpg"),
         ("path,label,split\na.png,x,hold\n", "line 2: split is 'hold', must be one of train, eval"),
     ],
 )
-def test_a_table_that_cannot_be_used_says_where(tmp_path: Path, text: str, error: str) -> None:
+def test_an_invalid_table_is_reported_with_the_row(tmp_path: Path, text: str, error: str) -> None:
     picture(tmp_path / "a.png")
     (tmp_path / "a.txt").touch()
     (tmp_path / "files.csv").write_text(text)
@@ -136,11 +139,11 @@ def test_a_table_that_cannot_be_used_says_where(tmp_path: Path, text: str, error
         convert_manifest(tmp_path / "files.csv", str(tmp_path / "out"))
 
 
-def test_two_files_of_one_modality_and_what_is_no_parquet_are_refused(tmp_path: Path) -> None:
+def test_two_files_of_one_modality_and_invalid_parquet_are_rejected(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     (tmp_path / "files.csv").write_text("one,two,label\na.png,a.png,x\n")
-    with pytest.raises(UserError, match="are of one modality"):
+    with pytest.raises(UserError, match="have the same modality"):
         convert_manifest(tmp_path / "files.csv", str(tmp_path / "out"), path_columns=["one", "two"])
     (tmp_path / "files.parquet").write_bytes(b"no")
-    with pytest.raises(UserError, match="is no Parquet file"):
+    with pytest.raises(UserError, match="is not a Parquet file"):
         convert_manifest(tmp_path / "files.parquet", str(tmp_path / "out"))

@@ -1,6 +1,7 @@
-"""Decoding of still images, on pictures encoded here."""
+"""Tests of image decoding, on images encoded here."""
 
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,10 @@ from pipelines.decode import FIELD_MODALITY, decode_image
 from pipelines.errors import SampleError
 
 RGB = ImageInput(height=16, width=16, channels=3)
-GREY = ImageInput(height=16, width=16, channels=1)
+GRAY = ImageInput(height=16, width=16, channels=1)
 
 
-def encode(image: Image.Image, form: str = "PNG", **options) -> bytes:
+def encode(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
     target = BytesIO()
     image.save(target, form, **options)
     return target.getvalue()
@@ -26,7 +27,7 @@ def noise(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def test_an_image_of_the_asked_size_comes_back_exactly():
+def test_an_image_of_the_requested_size_is_decoded_exactly() -> None:
     pixels = noise(16, 16)
     np.testing.assert_array_equal(decode_image(encode(Image.fromarray(pixels)), RGB), pixels)
 
@@ -43,38 +44,40 @@ def test_an_image_of_the_asked_size_comes_back_exactly():
         ("LA", "PNG", (124, 124, 124)),
     ],
 )
-def test_every_mode_becomes_rgb_and_grey(mode, form, expected):
+def test_every_mode_is_converted_to_rgb_and_grayscale(
+    mode: str, form: str, expected: tuple[int, int, int]
+) -> None:
     image = Image.new("RGB", (40, 30), (200, 100, 50)).convert(mode)
     colour = decode_image(encode(image, form), RGB)
-    grey = decode_image(encode(image, form), GREY)
+    gray = decode_image(encode(image, form), GRAY)
     assert colour.shape == RGB.array_shape
-    assert grey.shape == GREY.array_shape
+    assert gray.shape == GRAY.array_shape
     np.testing.assert_allclose(colour.mean(axis=(0, 1)), expected, atol=4)
-    np.testing.assert_allclose(grey.mean(), 124, atol=4)
+    np.testing.assert_allclose(gray.mean(), 124, atol=4)
 
 
-def test_sixteen_bits_keep_their_brightness():
+def test_16_bit_images_keep_their_brightness() -> None:
     image = Image.fromarray(np.full((20, 20), 0x8040, dtype=np.uint16))
     assert (decode_image(encode(image), RGB) == 0x80).all()
 
 
-def test_transparency_is_laid_over_white():
+def test_transparent_images_are_composited_over_white() -> None:
     image = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
     assert (decode_image(encode(image), RGB) == 255).all()
 
 
-def test_the_camera_s_orientation_is_applied():
+def test_the_exif_orientation_is_applied() -> None:
     pixels = np.zeros((32, 32, 3), np.uint8)
-    pixels[:, :16] = 255  # White on the left: on top once turned.
+    pixels[:, :16] = 255  # White on the left: at the top after the rotation.
     exif = Image.Exif()
-    exif[0x0112] = 6  # Turn by 90 degrees clockwise.
+    exif[0x0112] = 6  # Orientation: rotate by 90 degrees clockwise.
     decoded = decode_image(encode(Image.fromarray(pixels), "JPEG", exif=exif), RGB)
     assert decoded[:7].min() > 240
     assert decoded[9:].max() < 15
 
 
 @pytest.mark.parametrize("size", [(48, 16), (16, 48)])
-def test_what_sticks_out_is_cut_off_evenly(size):
+def test_the_crop_is_centered(size: tuple[int, int]) -> None:
     image = Image.new("RGB", size, "red")
     image.paste(
         (0, 255, 0), ((size[0] - 16) // 2, (size[1] - 16) // 2, (size[0] + 16) // 2, (size[1] + 16) // 2)
@@ -82,27 +85,27 @@ def test_what_sticks_out_is_cut_off_evenly(size):
     assert (decode_image(encode(image), RGB) == (0, 255, 0)).all()
 
 
-def test_shrinking_averages_a_fine_pattern():
+def test_downscaling_is_antialiased() -> None:
     fine = np.indices((256, 256)).sum(axis=0) % 2 * 255
-    decoded = decode_image(encode(Image.fromarray(fine.astype(np.uint8))), GREY)
+    decoded = decode_image(encode(Image.fromarray(fine.astype(np.uint8))), GRAY)
     np.testing.assert_allclose(decoded, 127, atol=4)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("kept", [0.01, 0.5, 0.9])
-def test_truncated_images_are_refused(form, kept):
+def test_truncated_images_are_rejected(form: str, kept: float) -> None:
     data = encode(Image.fromarray(noise(64, 64)), form)
     with pytest.raises(SampleError, match="image"):
         decode_image(data[: int(kept * len(data))], RGB)
 
 
 @pytest.mark.parametrize("data", [b"", b"no picture", encode(Image.new("RGB", (4, 4)), "TIFF")])
-def test_other_bytes_are_refused(data):
+def test_other_bytes_are_rejected(data: bytes) -> None:
     with pytest.raises(SampleError, match=r"is empty|neither JPEG, PNG nor WebP"):
         decode_image(data, RGB)
 
 
-def test_a_decompression_bomb_is_refused(monkeypatch):
+def test_a_decompression_bomb_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(SampleError, match="decompression bomb"):
         decode_image(encode(Image.new("L", (40, 40))), RGB)
@@ -110,14 +113,14 @@ def test_a_decompression_bomb_is_refused(monkeypatch):
 
 @given(st.integers(1, 90), st.integers(1, 90), st.sampled_from([1, 3]))
 @settings(max_examples=40, deadline=None)
-def test_the_shape_is_the_one_asked_for_whatever_comes(height, width, channels):
+def test_the_shape_is_the_requested_one_for_every_input_size(height: int, width: int, channels: int) -> None:
     spec = ImageInput(height=12, width=20, channels=channels)
     decoded = decode_image(encode(Image.fromarray(noise(height, width))), spec)
     assert decoded.shape == spec.array_shape
     assert decoded.dtype == spec.array_dtype
 
 
-def test_fields_are_named_by_file_extension():
+def test_field_names_are_file_extensions() -> None:
     assert FIELD_MODALITY["jpeg"] == "image"
     assert FIELD_MODALITY["opus"] == "audio"
     assert FIELD_MODALITY["webm"] == "video"

@@ -1,4 +1,4 @@
-"""Meshes and clouds become point clouds of fixed size; what is damaged is named in one line."""
+"""Tests of point cloud decoding: meshes and clouds give clouds of fixed size, damaged files a one-line error."""
 
 from collections.abc import Callable
 
@@ -18,8 +18,8 @@ from pipelines.errors import SampleError
 
 SPEC = PointCloudInput(points=64)
 RAW = PointCloudInput(points=64, normalise=False)
-STILL = SampleRandomness(window=0.5, seed=3, augment=False)
-LIVELY = SampleRandomness(window=0.5, seed=3, augment=True)
+EVALUATION = SampleRandomness(window=0.5, seed=3, augment=False)
+TRAINING = SampleRandomness(window=0.5, seed=3, augment=True)
 BINARY = ("binary_little_endian", "binary_big_endian")
 
 coordinates = st.floats(-1e6, 1e6, allow_nan=False)
@@ -27,7 +27,7 @@ coordinates = st.floats(-1e6, 1e6, allow_nan=False)
 
 @st.composite
 def meshes(draw: st.DrawFn) -> tuple[Points, Faces]:
-    """Any vertices, and faces of three corners or of one to six."""
+    """Draw vertices, and faces of three corners or of one to six."""
     vertices = draw(st.lists(st.tuples(coordinates, coordinates, coordinates), min_size=3, max_size=9))
     corner = st.integers(0, len(vertices) - 1)
     triangle = st.lists(corner, min_size=3, max_size=3)
@@ -36,19 +36,18 @@ def meshes(draw: st.DrawFn) -> tuple[Points, Faces]:
 
 
 def fan(faces: Faces) -> list[list[int]]:
+    """Return the triangles of faces, split as the parsers do."""
     return [[face[0], *face[i : i + 2]] for face in faces for i in range(1, len(face) - 1)]
 
 
-def read_with(read: Callable[[bytes], Mesh], data: bytes) -> tuple[list, list]:
+def read_with(read: Callable[[bytes], Mesh], data: bytes) -> tuple[list[list[float]], list[list[int]]]:
     mesh = read(data)
     return mesh.vertices.tolist(), mesh.triangles.tolist()
 
 
 @settings(max_examples=100, deadline=None)
 @given(mesh=meshes(), crlf=st.booleans(), extra=st.booleans())
-def test_a_mesh_that_was_written_is_read_back_from_every_format(
-    mesh: tuple[Points, Faces], crlf: bool, extra: bool
-):
+def test_meshes_round_trip_through_every_format(mesh: tuple[Points, Faces], crlf: bool, extra: bool) -> None:
     expected = ([list(map(float, vertex)) for vertex in mesh[0]], fan(mesh[1]))
     texts = {
         "off": (read_off, off(*mesh)),
@@ -63,91 +62,93 @@ def test_a_mesh_that_was_written_is_read_back_from_every_format(
         assert read_with(read_ply, ply(*mesh, form=form, extra=extra)) == expected, form
 
 
-def test_colours_of_all_faces_are_no_corners():
+def test_face_colors_are_not_read_as_corners() -> None:
     text = off(*SQUARE).replace(b"3 0 1 2", b"3 0 1 2 9").replace(b"3 0 2 3", b"3 0 2 3 9")
     assert read_off(text).triangles.tolist() == SQUARE[1]
 
 
-def test_colours_comments_and_blank_lines_in_off_are_passed_over():
+def test_colors_comments_and_blank_lines_in_off_are_skipped() -> None:
     text = b"# by hand\nCOFF\n\n3 2 # counts\n0 0 0 255 0\n1 0 0 0 0\n0 1 0 1 1\n\n3 0 1 2 9 9 9\n3 2 1 0\n"
     mesh = read_off(text)
     assert mesh.vertices.tolist() == [[0, 0, 0], [1, 0, 0], [0, 1, 0]]
     assert mesh.triangles.tolist() == [[0, 1, 2], [2, 1, 0]]
 
 
-def test_points_are_drawn_by_area_and_lie_in_their_triangles():
-    # Two right triangles, 1 and 9 times 0.5 in area, at z 0 and 1, after one without area.
+def test_points_are_drawn_uniformly_by_area_within_their_triangles() -> None:
+    # One triangle without area, then two right triangles of area 0.5 at z = 0 and 4.5 at z = 1.
     vertices = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (3, 0, 1), (0, 3, 1)]
     spec = PointCloudInput(points=40_000, normalise=False)
-    points = decode_points(off(vertices, [[0, 0, 1], [0, 1, 2], [3, 4, 5]]), "off", spec, STILL)
+    points = decode_points(off(vertices, [[0, 0, 1], [0, 1, 2], [3, 4, 5]]), "off", spec, EVALUATION)
     large = points[points[:, 2] == 1]
     assert len(large) / len(points) == pytest.approx(0.9, abs=0.005)
     assert set(points[:, 2].tolist()) == {0.0, 1.0}
     assert (large[:, :2] >= 0).all()
     assert (large[:, :2].sum(axis=1) <= 3 + 1e-6).all()
-    # Of a triangle evenly covered, the mean is the centroid and a ninth lies beyond two thirds of a side.
+    # Of a uniformly covered triangle, the mean is the centroid, and a ninth lies beyond two thirds of a side.
     assert large[:, :2].mean(axis=0) == pytest.approx([1, 1], abs=0.02)
     assert (large[:, 0] > 2).mean() == pytest.approx(1 / 9, abs=0.01)
 
 
 @pytest.mark.parametrize("size", [1e-150, 1e25])
-def test_areas_of_tiny_and_huge_meshes_are_compared_as_others(size: float):
+def test_areas_of_tiny_and_huge_meshes_neither_underflow_nor_overflow(size: float) -> None:
     vertices = [tuple(size * x for x in vertex) for vertex in SQUARE[0]]
-    points = decode_points(off(vertices, SQUARE[1]), "off", SPEC, STILL)
-    np.testing.assert_allclose(points, decode_points(off(*SQUARE), "off", SPEC, STILL), atol=1e-6)
+    points = decode_points(off(vertices, SQUARE[1]), "off", SPEC, EVALUATION)
+    np.testing.assert_allclose(points, decode_points(off(*SQUARE), "off", SPEC, EVALUATION), atol=1e-6)
 
 
 @pytest.mark.parametrize("field", ["off", "npy"])
-def test_points_are_a_function_of_the_seed_alone(field: str):
+def test_points_depend_only_on_the_seed(field: str) -> None:
     data = off(*SQUARE) if field == "off" else npy(np.random.default_rng(0).random((999, 3)))
-    first, again = (decode_points(data, field, SPEC, LIVELY) for _ in range(2))
+    first, again = (decode_points(data, field, SPEC, TRAINING) for _ in range(2))
     assert first.tobytes() == again.tobytes()
     other = decode_points(data, field, SPEC, SampleRandomness(window=0.5, seed=4, augment=True))
     assert not np.array_equal(np.sort(first, axis=0), np.sort(other, axis=0))
 
 
-def test_the_points_drawn_with_a_seed_are_these():
-    points = decode_points(off(*SQUARE), "off", PointCloudInput(points=2, normalise=False), STILL)
+def test_the_points_of_a_seed_are_golden_values() -> None:
+    points = decode_points(off(*SQUARE), "off", PointCloudInput(points=2, normalise=False), EVALUATION)
     assert points == pytest.approx(np.array([[0.6166, 0.4178, 0], [0.5273, 0.4331, 0]]), abs=1e-4)
 
 
-@pytest.mark.parametrize("randomness", [STILL, LIVELY])
-def test_clouds_have_mean_0_and_just_fill_the_cube(randomness: SampleRandomness):
+@pytest.mark.parametrize("randomness", [EVALUATION, TRAINING])
+def test_clouds_are_normalized_to_mean_0_and_the_unit_cube(randomness: SampleRandomness) -> None:
     points = decode_points(npy(np.random.default_rng(0).random((64, 3)) * 50 + 1000), "npy", SPEC, randomness)
     assert (points.dtype, points.shape) == (np.float32, (64, 3))
     assert points.mean(axis=0) == pytest.approx([0, 0, 0], abs=1e-6)
     assert np.abs(points).max() == 1
 
 
-def test_training_scales_each_point_by_up_to_a_hundredth():
+def test_scale_jitter_in_training_is_at_most_one_percent() -> None:
     cloud = np.random.default_rng(0).normal(size=(64, 3))
-    plain, jittered = (decode_points(npy(cloud), "npy", RAW, randomness) for randomness in (STILL, LIVELY))
+    plain, jittered = (
+        decode_points(npy(cloud), "npy", RAW, randomness) for randomness in (EVALUATION, TRAINING)
+    )
     centre = plain.mean(axis=0)
     factors = (jittered - centre) / (plain - centre)
     assert factors == pytest.approx(factors[:, :1].repeat(3, axis=1), rel=1e-3)
     assert 0.99 <= factors.min() < 0.992
     assert 1.008 < factors.max() <= 1.01
     still = PointCloudInput(points=64, normalise=False, scale_jitter=0)
-    assert np.array_equal(decode_points(npy(cloud), "npy", still, LIVELY), plain)
+    assert np.array_equal(decode_points(npy(cloud), "npy", still, TRAINING), plain)
 
 
 @pytest.mark.parametrize(("available", "copies"), [(100, {0, 1}), (64, {1}), (30, {2, 3}), (1, {64})])
-def test_points_of_a_cloud_are_taken_equally_often(available: int, copies: set[int]):
+def test_points_of_a_cloud_are_repeated_equally_often(available: int, copies: set[int]) -> None:
     cloud = np.arange(available * 3).reshape(-1, 3)
-    points = decode_points(npy(cloud, "<i8"), "npy", RAW, STILL)
+    points = decode_points(npy(cloud, "<i8"), "npy", RAW, EVALUATION)
     assert set(np.bincount(points[:, 0].astype(int) // 3, minlength=available).tolist()) == copies
 
 
 @pytest.mark.parametrize("dtype", ["<f2", ">f8", "<i2", "|u1"])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_clouds_of_any_real_type_and_layout(dtype: str, order: str):
+def test_clouds_of_any_real_dtype_and_memory_layout_are_read(dtype: str, order: str) -> None:
     numbers = np.arange(20).reshape(4, 5)
     assert np.array_equal(read_cloud(npy(numbers, dtype, order)), numbers[:, :3])
 
 
-def test_a_ply_file_without_faces_is_a_cloud():
+def test_a_ply_file_without_faces_is_a_cloud() -> None:
     for data in (ply(SQUARE[0], None), ply(SQUARE[0], [], form=BINARY[0])):
-        points = decode_points(data, "ply", RAW, STILL)
+        points = decode_points(data, "ply", RAW, EVALUATION)
         assert {tuple(point) for point in points.tolist()} == set(SQUARE[0])
 
 
@@ -170,7 +171,7 @@ ABSURD = TRIANGLE.replace(b"ascii", b"binary_little_endian").replace(b"vertex 3"
         ("off", off(*SQUARE).replace(b"3 0 1 2", b"3 0 1"), "has the face b'3 0 1'"),
         ("off", off(*SQUARE).replace(b"1 0 0\n", b"1 nan 0\n"), "point 1 has the coordinate nan"),
         ("off", off(*SQUARE).replace(b"1 0 0\n", b"1 1e31 0\n"), r"coordinate 1e\+31, expected .* 1e\+30"),
-        ("off", off(*SQUARE).replace(b"1 0 0\n", b"1 x 0\n"), "something that is no number"),
+        ("off", off(*SQUARE).replace(b"1 0 0\n", b"1 x 0\n"), "something that is not a number"),
         ("off", off(*SQUARE).replace(b"1 0 0\n", b"1 0\n"), "11 numbers in the 4 lines .*expected 3"),
         ("off", off(SQUARE[0], [[0, 1], [2]]), "none of its 2 faces has three corners"),
         ("off", off(SQUARE[0], [[0, 0, 1]]), "mesh has no surface: the area of its 1 triangles is 0"),
@@ -190,8 +191,8 @@ ABSURD = TRIANGLE.replace(b"ascii", b"binary_little_endian").replace(b"vertex 3"
         ("ply", ABSURD + b"end_header\n" + bytes(36), "36 bytes are left for 999999999999 rows of 'vertex'"),
         ("ply", ply(*SQUARE, form=BINARY[0])[:-1], "is truncated in the rows of 'face'"),
         ("ply", ply([], [[0, 1, 2]], form=BINARY[1]), "has the corner 0, expected whole numbers"),
-        ("npy", b"\x93NUMPY", "is no npy file of numbers"),
-        ("npy", b"PK\3\4 a zip", "is no npy file of numbers"),
+        ("npy", b"\x93NUMPY", "is not an npy file of numbers"),
+        ("npy", b"PK\3\4 a zip", "is not an npy file of numbers"),
         ("npy", npy([[1, 2]]), r"is float32 \(1, 2\), expected real numbers \(points, 3\)"),
         ("npy", npy(np.zeros((0, 3))), r"is float32 \(0, 3\)"),
         ("npy", npy([[{}, {}, {}]], "O"), r"is object \(1, 3\)"),
@@ -204,15 +205,15 @@ ABSURD = TRIANGLE.replace(b"ascii", b"binary_little_endian").replace(b"vertex 3"
     ],
 )  # fmt: skip
 @pytest.mark.filterwarnings("error")
-def test_what_cannot_be_used_is_named_in_one_line(field: str, data: bytes, error: str):
+def test_invalid_files_are_reported_in_one_line(field: str, data: bytes, error: str) -> None:
     with pytest.raises(SampleError, match=error) as caught:
-        decode_points(data, field, SPEC, STILL)
+        decode_points(data, field, SPEC, EVALUATION)
     assert "\n" not in str(caught.value)
 
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
-def test_damaged_files_are_decoded_to_the_right_shape_or_refused(data: st.DataObject):
+def test_damaged_files_are_either_decoded_or_rejected(data: st.DataObject) -> None:
     files = {
         "off": [off(*SQUARE)],
         "obj": [obj(*SQUARE)],
@@ -227,10 +228,10 @@ def test_damaged_files_are_decoded_to_the_right_shape_or_refused(data: st.DataOb
         content[place] = value
     cut = data.draw(st.integers(0, len(content)))
     try:
-        points = decode_points(bytes(content[:cut] if cut % 2 else content), field, SPEC, LIVELY)
+        points = decode_points(bytes(content[:cut] if cut % 2 else content), field, SPEC, TRAINING)
     except SampleError as error:
-        # That is what the net below all checks says.
-        event("refused")
+        # The catch-all of the decoder says "cannot be decoded": a kind of damage that no check foresees.
+        event("rejected")
         unforeseen = "cannot be decoded" in str(error)
     else:
         event("decoded")
@@ -238,7 +239,7 @@ def test_damaged_files_are_decoded_to_the_right_shape_or_refused(data: st.DataOb
     assert not unforeseen
 
 
-def test_fields_of_points():
+def test_the_field_names_of_points() -> None:
     assert {field for field, modality in FIELD_MODALITY.items() if modality == "points"} == {
         "off",
         "ply",

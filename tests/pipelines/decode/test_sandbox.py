@@ -1,12 +1,14 @@
-"""A decoder that ends or hangs its process, in real Ray tasks: the sample is bad, and all else is as it would be."""
+"""Tests of sandboxed decoding in real Ray tasks: a crash or hang costs only its sample, and all else is unchanged."""
 
 import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from ray import cloudpickle
 from tar_files import index_of, write_tar
 
 from perceiver_dist.data.batches import Batch, UnitStream
-from perceiver_dist.modalities import ImageInput
+from perceiver_dist.modalities import ImageInput, ModalityInput
 from pipelines.augment.randomness import SampleRandomness
 from pipelines.decode.sample import Arrays
 from pipelines.decode.sandbox import sandboxed
@@ -30,6 +32,8 @@ from pipelines.units.unit_maker import UnitMaker
 SAMPLES, UNIT_SIZE, UNITS = 24, 4, 12
 DATA = DataConfig(units_per_task=6, tasks=2)
 INPUTS = {"image": ImageInput(height=2, width=2)}
+Inputs = Mapping[str, ModalityInput]
+RANDOMNESS = SampleRandomness(window=0.5, seed=0, augment=False)
 LIMITS = Limits(decode_seconds=1)
 REASONS = {
     "5": "the decoder ended with signal SIGSEGV",
@@ -37,15 +41,21 @@ REASONS = {
     "17": "the decoder ended with status 3",
 }
 
-cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray workers cannot import this file.
 
 
-def shade(sample: RawSample, inputs, randomness: SampleRandomness, limits: Limits) -> Arrays:  # noqa: ARG001 # a decoder's arguments
+def shade(
+    sample: RawSample,
+    inputs: Inputs,  # noqa: ARG001 # the arguments of a decoder
+    randomness: SampleRandomness,  # noqa: ARG001
+    limits: Limits,  # noqa: ARG001
+) -> Arrays:
+    """Return an image of the shade that the key names."""
     return {"image": np.full((2, 2, 3), int(sample.key), np.uint8)}
 
 
-def fatal(sample: RawSample, inputs, randomness: SampleRandomness, limits: Limits) -> Arrays:
-    """As real decoders do with damaged files: end the process, or never return."""
+def fatal(sample: RawSample, inputs: Inputs, randomness: SampleRandomness, limits: Limits) -> Arrays:
+    """Crash or hang, as real decoders do on damaged files."""
     match sample.key:
         case "5":
             os.kill(os.getpid(), signal.SIGSEGV)
@@ -56,8 +66,8 @@ def fatal(sample: RawSample, inputs, randomness: SampleRandomness, limits: Limit
     return shade(sample, inputs, randomness, limits)
 
 
-def refusing(sample: RawSample, inputs, randomness: SampleRandomness, limits: Limits) -> Arrays:
-    """What is expected of `fatal`."""
+def rejecting(sample: RawSample, inputs: Inputs, randomness: SampleRandomness, limits: Limits) -> Arrays:
+    """Raise what the sandbox is expected to raise for `fatal`."""
     if sample.key in REASONS:
         raise SampleError(REASONS[sample.key])
     return shade(sample, inputs, randomness, limits)
@@ -76,7 +86,7 @@ def maker(tmp_path: Path) -> UnitMaker:
 
 
 def batches(maker: UnitMaker, world_size: int) -> list[list[Batch]]:
-    """What each rank gets."""
+    """Return the batches of each rank."""
     shards = unit_dataset(maker, 0, UNITS, DATA).streaming_split(world_size, equal=True)
 
     def take(rank: int) -> list[Batch]:
@@ -87,7 +97,7 @@ def batches(maker: UnitMaker, world_size: int) -> list[list[Batch]]:
         return list(pool.map(take, range(world_size)))
 
 
-def facts(ranks: list[list[Batch]]) -> list:
+def contents(ranks: list[list[Batch]]) -> list[tuple[Any, ...]]:
     return [
         (batch.unit, batch.keys, batch.labels.tolist(), batch.arrays["image"].tolist(), batch.quarantined)
         for rank in ranks
@@ -96,39 +106,47 @@ def facts(ranks: list[list[Batch]]) -> list:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_decoder_that_ends_its_process_costs_its_sample_only(maker):
-    found = facts(batches(replace(maker, decode=fatal), world_size=2))
-    assert found == facts(batches(replace(maker, decode=refusing), world_size=2))
+def test_a_decoder_that_crashes_or_hangs_costs_only_its_sample(maker: UnitMaker) -> None:
+    found = contents(batches(replace(maker, decode=fatal), world_size=2))
+    assert found == contents(batches(replace(maker, decode=rejecting), world_size=2))
     reasons = {sample.key: sample.reason for *_, quarantined in found for sample in quarantined}
     assert reasons == REASONS
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_it_is_the_same_in_an_evaluation(maker):
+def test_a_crash_costs_only_its_sample_in_an_evaluation_too(maker: UnitMaker) -> None:
     plan = EvaluationPlan(SAMPLES, UNIT_SIZE, lanes=UNITS)
     rows = unit_dataset(replace(maker, plan=plan, decode=fatal), 0, UNITS, DATA).take_all()
-    unreal = [number for number, real in enumerate(real for row in rows for real in row["valid"]) if not real]
-    assert unreal == [5, 9, 17, *range(SAMPLES, UNITS * UNIT_SIZE)]
+    valid = [is_valid for row in rows for is_valid in row["valid"]]
+    assert [number for number, is_valid in enumerate(valid) if not is_valid] == [
+        5,
+        9,
+        17,
+        *range(SAMPLES, UNITS * UNIT_SIZE),
+    ]
 
 
-def raising(*_) -> Arrays:
-    raise ZeroDivisionError("no sample's fault")
+def raising(*_: object) -> Arrays:
+    raise ZeroDivisionError("not the sample's fault")
 
 
-def test_the_child_process_gives_what_the_decoder_gives_and_dies_with_one_sample_only():
+def test_the_sandbox_returns_the_decoder_s_arrays_and_survives_its_crashes() -> None:
     with sandboxed(fatal) as decode:
         for key in ("3", "5", "4", "9", "17", "17", "6"):
             sample = RawSample("x.tar", key, {})
             if key in REASONS:
                 with pytest.raises(SampleError, match=REASONS[key]):
-                    decode(sample, INPUTS, 0.5, LIMITS)
+                    decode(sample, INPUTS, RANDOMNESS, LIMITS)
             else:
                 assert np.array_equal(
-                    decode(sample, INPUTS, 0.5, LIMITS)["image"],
-                    shade(sample, INPUTS, 0.5, LIMITS)["image"],
+                    decode(sample, INPUTS, RANDOMNESS, LIMITS)["image"],
+                    shade(sample, INPUTS, RANDOMNESS, LIMITS)["image"],
                 )
 
 
-def test_an_error_of_the_code_is_not_taken_for_a_bad_sample():
-    with sandboxed(raising) as decode, pytest.raises(RuntimeError, match="ZeroDivisionError: no sample's"):
-        decode(RawSample("x.tar", "1", {}), INPUTS, 0.5, LIMITS)
+def test_a_bug_in_the_decoder_is_not_reported_as_a_bad_sample() -> None:
+    with (
+        sandboxed(raising) as decode,
+        pytest.raises(RuntimeError, match="ZeroDivisionError: not the sample's"),
+    ):
+        decode(RawSample("x.tar", "1", {}), INPUTS, RANDOMNESS, LIMITS)
