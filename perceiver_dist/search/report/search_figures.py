@@ -61,7 +61,7 @@ def pareto_figure(record: SearchRecord, cost: CostName, path: Path) -> None:
     _tidy(axes)
     _explain(axes, record, trials)
     label_points(
-        axes, [(*point, str(trial.number)) for trial, point in zip(trials, points, strict=True)], preferred=45
+        axes, [(*point, str(trial.number)) for trial, point in zip(trials, points, strict=True)], preferred=(1, 1)
     )
     write_figure(figure, path)
 
@@ -105,7 +105,7 @@ def learning_curves_figure(record: SearchRecord, path: Path) -> None:
     axes.margins(y=0.08)
     _tidy(axes)
     _explain(axes, record, trials)
-    label_points(axes, ends, preferred=0)
+    label_points(axes, ends, preferred=(1, 0))
     write_figure(figure, path)
 
 
