@@ -54,25 +54,27 @@ def test_a_trial_is_complete_when_it_is_trained_and_no_lower_number_is_behind(tm
     search = started(tmp_path)
     first, second = next_of(search), next_of(search)
     looks = {33: look(0.5), 66: look(0.6), 99: look(0.7)}
-    assert not search.reported(second, TrialReport(99, 0.1, looks, 99, "completed"))
+    assert not search.handle_report(second, TrialReport(99, 0.1, looks, 99, "completed"))
     assert second.state == "running"
-    assert not search.reported(first, TrialReport(40, 0.1, {33: look(0.4)}, 33))
+    assert not search.handle_report(first, TrialReport(40, 0.1, {33: look(0.4)}, 33))
     assert (first.state, second.state) == ("running", "completed")
 
 
 def test_a_trial_that_did_better_later_is_stopped_at_the_evaluation_that_decides(tmp_path: Path) -> None:
     search = started(tmp_path)
     first, second = next_of(search), next_of(search)
-    search.reported(second, TrialReport(70, 0.1, {33: look(0.3), 66: look(0.9)}, 66))
-    assert not search.reported(first, TrialReport(40, 0.1, {33: look(0.4)}, 33))
+    search.handle_report(second, TrialReport(70, 0.1, {33: look(0.3), 66: look(0.9)}, 66))
+    assert not search.handle_report(first, TrialReport(40, 0.1, {33: look(0.4)}, 33))
     assert (second.state, second.score) == ("stopped", pytest.approx(0.3))
-    assert search.reported(second, TrialReport(71, 0.1, {}, 66)), "the trial is told to stop when it reports"
+    assert search.handle_report(second, TrialReport(71, 0.1, {}, 66)), (
+        "the trial is told to stop when it reports"
+    )
 
 
 def test_a_trial_killed_after_its_last_step_is_complete_without_a_loss(tmp_path: Path) -> None:
     search = started(tmp_path)
     trial = next_of(search)
-    search.reported(
+    search.handle_report(
         trial, TrialReport(99, None, {33: look(0.5), 66: look(0.6), 99: look(0.7)}, 99, "completed")
     )
     assert (trial.state, trial.score) == ("completed", pytest.approx(0.7))
@@ -81,7 +83,7 @@ def test_a_trial_killed_after_its_last_step_is_complete_without_a_loss(tmp_path:
 def test_a_loss_that_is_not_finite_fails_the_trial_with_the_step(tmp_path: Path) -> None:
     search = started(tmp_path)
     trial = next_of(search)
-    assert search.reported(trial, TrialReport(20, float("nan"), {}, 0))
+    assert search.handle_report(trial, TrialReport(20, float("nan"), {}, 0))
     assert (trial.state, trial.reason) == ("failed", "the training loss is nan at step 20")
 
 
@@ -89,7 +91,7 @@ def test_a_score_that_no_sample_defines_fails_the_trial(tmp_path: Path) -> None:
     search = started(tmp_path)
     trial = next_of(search)
     undefined = {"squares/accuracy": 0.5, "tones/mean_average_precision": float("nan")}
-    assert search.reported(trial, TrialReport(40, 0.1, {33: undefined}, 33))
+    assert search.handle_report(trial, TrialReport(40, 0.1, {33: undefined}, 33))
     assert trial.state == "failed"
     assert trial.reason.startswith("search.metric is mean, which no held-out sample defines at step 33")
     assert not trial.evaluations
@@ -124,9 +126,9 @@ def test_a_trial_is_on_record_before_its_run_is_opened(
 def test_a_search_that_goes_on_starts_its_unfinished_trials_first(tmp_path: Path) -> None:
     search = started(tmp_path)
     first, second = next_of(search), next_of(search)
-    search.lost(first, "its node is gone")
+    search.handle_lost_trial(first, "its node is gone")
     again = started(tmp_path, load_record(str(tmp_path / "search" / "search.json")))
     assert next_of(again).number == second.number
     assert next_of(again).values == {"model.latents": 16}
     assert again.next_trial() is None
-    assert again.drained
+    assert again.exhausted

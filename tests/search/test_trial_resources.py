@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import small_training
 
-from perceiver_dist.search.trial_resources import trials_at_once
+from perceiver_dist.search.trial_resources import max_concurrent_trials
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 def at_once(workers: int, max_concurrent: int | None = None) -> int:
     """Trials at once on the tests' cluster of 6 CPUs; each reads with 3 of its own."""
     config = small_training.search_run(max_concurrent=max_concurrent)
-    return trials_at_once(replace(config, train=replace(config.train, num_workers=workers)))
+    return max_concurrent_trials(replace(config, train=replace(config.train, num_workers=workers)))
 
 
 @pytest.mark.parametrize("workers", [1, 2])

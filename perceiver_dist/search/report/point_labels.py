@@ -1,7 +1,8 @@
 """Labels beside the points of a figure, dropped where there is no room, and labels along an axis, moved apart.
 
-Not the adjustText package: on these figures it drew labels over their own points, took 8 seconds for 50 trials, and
-imports pyplot, whose state is global. A dropped label loses nothing, since the report's table lists every trial.
+Not the adjustText package (1.4.0): on these figures it drew labels over their own points, took 8 seconds for 50 trials
+instead of one, and imports pyplot, whose state is global. A dropped label loses little: the report's table lists every
+trial.
 """
 
 from collections.abc import Sequence
@@ -21,8 +22,8 @@ _DISTANCE = 7
 """Points (1/72 inch) from the center of a point to its label, along each axis: twice the radius of the markers."""
 
 _CLEARANCE = 9
-"""Pixels between a label and the center of any point. Just below 7 points at matplotlib's default of 100 dpi, so that
-no label is closer to another point than to its own."""
+"""Pixels between a label and the center of any point: just below `_DISTANCE` at matplotlib's default of 100 dpi. With a
+smaller value, a label could seem to belong to another point."""
 
 
 def label_points(axes: Axes, points: Sequence[tuple[float, float, str]], preferred: Direction) -> None:
@@ -32,8 +33,8 @@ def label_points(axes: Axes, points: Sequence[tuple[float, float, str]], preferr
 
     Args:
         axes: Where the points are.
-        points: x and y in data coordinates, and the label. Later points are labeled first, so they are more likely to
-            get a label.
+        points: x and y in data coordinates, and the label. Later points are labelled first, and so are more likely to
+            have room.
         preferred: The direction to try first.
     """
     figure = axes.get_figure(root=True)
@@ -71,16 +72,20 @@ def _is_free(box: Bbox, taken: Sequence[Bbox], centers: np.ndarray, frame: Bbox)
 
 
 def spread(places: Sequence[float], gap: float, highest: float) -> list[float]:
-    """Move places apart, as little as their order allows, so that a label fits at each.
+    """Move labels apart along an axis, so that they do not overlap, and keep their order.
 
     Args:
-        places: In rising order.
-        gap: Least distance between two of the places returned.
-        highest: Where the last one may stand at most.
+        places: Positions in ascending order.
+        gap: Min distance between two positions.
+        highest: Max position.
+
+    Returns:
+        Positions in ascending order. They are below 0 if there are more labels than fit.
     """
     moved: list[float] = []
     for place in places:
         moved.append(max(place, moved[-1] + gap) if moved else place)
+    # The first pass may have moved labels beyond the end of the axis; the second moves them back.
     for index in reversed(range(len(moved))):
         above = moved[index + 1] - gap if index + 1 < len(moved) else highest
         moved[index] = min(moved[index], above)

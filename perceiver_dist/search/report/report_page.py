@@ -35,8 +35,8 @@ def report_page(
     """Build the page.
 
     Args:
-        record: The search.
-        config: Its options.
+        record: Record of the search.
+        config: Options of the search.
         finding: The result of the search in one sentence.
         captions: PNG of each figure, and a sentence on how to read it.
         best_yaml: Configuration of the best trial; "" if there is none.

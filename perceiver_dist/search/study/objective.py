@@ -1,4 +1,4 @@
-"""The one number that trials are compared by."""
+"""Objective of a search: the single score by which trials are compared."""
 
 from collections.abc import Mapping
 
@@ -6,14 +6,15 @@ from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.errors import UserError
 
 _METRIC_OF_TASK = {"softmax": "accuracy", "multilabel": "mean_average_precision"}
+"""Both are between 0 and 1, and higher is better, so that their mean over sources is meaningful."""
 
 
 def check_metric(metric: str, config: RunConfig) -> None:
-    """Make sure that every trial will have the metric.
+    """Check that every trial will report the metric.
 
     Args:
         metric: `search.metric`.
-        config: The training.
+        config: Configuration of the training.
 
     Raises:
         UserError: There is no such metric, or a source that it needs has no held-out shards.
@@ -25,17 +26,17 @@ def check_metric(metric: str, config: RunConfig) -> None:
         if metric in ("mean", name) and not source.eval_shards:
             raise UserError(
                 f"search.metric is {metric}, but source '{source.name}' has no eval_shards; a search compares trials "
-                "on held-out shards: give it some, or name the metric of another source"
+                "on held-out shards: set its eval_shards, or name the metric of another source"
             )
 
 
 def score_of(metrics: Mapping[str, float], metric: str, config: RunConfig) -> float:
-    """Return the score of an evaluation, between 0 and 1, higher is better; NaN where no sample defines it.
+    """Return the score of an evaluation: between 0 and 1, higher is better, NaN if no sample defines it.
 
     Args:
-        metrics: `<source>/<metric>` and its value.
+        metrics: `<source>/<metric>` -> value.
         metric: `search.metric`.
-        config: The training.
+        config: Configuration of the training.
     """
     if metric != "mean":
         return metrics[metric]
