@@ -18,7 +18,7 @@ _MIN_GAP = 0.07
 _MAX_INTERVALS = 6
 """Intervals between round numbers on a linear axis: each takes a sixth or more of it, well above `_MIN_GAP`."""
 _DECADES_WITH_STEPS = 4
-"""Powers of ten up to which 2 and 5 times each are labelled too: at most 12 labels, 1 / 12 being above `_MIN_GAP`."""
+"""Powers of ten up to which 2 and 5 times each are labelled too: on three decades, these are 0.1 apart or more."""
 
 
 @dataclass(frozen=True)
