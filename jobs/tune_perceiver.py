@@ -1,4 +1,4 @@
-"""Search for the best Perceiver: `python jobs/tune_perceiver.py [--config F] [--a.b value ...]`."""
+"""Hyperparameter search for the best Perceiver: `python jobs/tune_perceiver.py [--config F] [--a.b value ...]`."""
 
 import json
 from collections.abc import Sequence
@@ -14,17 +14,19 @@ from perceiver_dist.search.study.search_config import SearchRunConfig
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULT_CONFIGS = [str(CONFIGS / "default.yaml"), str(CONFIGS / "search.yaml")]
 
-WIDTH_OF_LOGS = 160
-"""Columns of the result table where output is kept; rich takes 80, in which a trial's values do not fit."""
+LOG_WIDTH = 160
+"""Columns of the result table in a log; rich's default of 80 is too narrow for the values of a trial."""
 
 
 def build_parser() -> ArgumentParser:
-    """Return the job's parser."""
-    parser = run_parser("Search for the best Perceiver for given data and a given budget.", SearchRunConfig)
+    """Return the parser of the job."""
+    parser = run_parser(
+        "Hyperparameter search: find the best Perceiver for given data and a given budget.", SearchRunConfig
+    )
     parser.add_argument(
         "--iso_flops",
         action="store_true",
-        help="give every trial the same training FLOPs; the same as --search.iso_flops true",
+        help="give every trial the same training FLOPs; short for --search.iso_flops true",
     )
     parser.add_argument(
         "--promote",
@@ -34,16 +36,16 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "--dry_run",
         action="store_true",
-        help="start nothing; print the baseline and the candidates with what they cost, as JSON",
+        help="start nothing; print the candidates and their costs as JSON",
     )
     return parser
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Search, or with --dry_run show what would be tried first.
+    """Run or resume a search, or print its candidates with --dry_run.
 
     Args:
-        arguments: The command line without the program's name.
+        arguments: Command line without the program's name.
 
     Returns:
         Exit status: 0 if the search has a best trial, 1 if no trial was completed, 130 if it was interrupted.
@@ -52,6 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     if parsed.iso_flops:
         config = replace(config, search=replace(config.search, iso_flops=True))
     if parsed.dry_run:
+        # Imported here, since Ray and torch make --help slow.
         from perceiver_dist.search.search_preview import preview
 
         print(json.dumps(preview(config), indent=1))
@@ -60,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
 
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = WIDTH_OF_LOGS
+        console.width = LOG_WIDTH
     record = run_search(config, console, parsed.promote)
     if is_interrupted(record):
         return 130

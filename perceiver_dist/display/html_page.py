@@ -1,7 +1,7 @@
 """Self-contained HTML pages, rendered from Jinja2 templates.
 
 A template lies in a folder `templates` beside the code that renders it, and extends `display/templates/base.html`,
-which holds the colors, the fonts and the content security policy of all pages.
+which holds the colours, the fonts and the content security policy of all pages.
 """
 
 from typing import Any

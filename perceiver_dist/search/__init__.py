@@ -1,1 +1,1 @@
-"""Search for the best Perceiver for given data and a given budget, with Ray Tune."""
+"""Hyperparameter search: find the best Perceiver for given data and a given budget, with Ray Tune."""

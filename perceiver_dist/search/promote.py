@@ -1,4 +1,4 @@
-"""The best trial's model in MLflow's model registry, under an alias that programs can ask for."""
+"""Registration of the best trial's model in the MLflow model registry, under an alias."""
 
 from perceiver_dist.checkpoint.stored_model import StoredModel
 from perceiver_dist.config.command_line import read_run
@@ -11,17 +11,17 @@ def promote_best(record: SearchRecord, config_yaml: str, tracking_uri: str, name
     """Register the model of the best trial, so that `mlflow.pyfunc.load_model("models:/NAME@ALIAS")` loads it.
 
     Args:
-        record: The search.
-        config_yaml: The best trial's configuration.
-        tracking_uri: Address of MLflow, which holds the registry too.
-        name: Name of the registered model, made when missing.
-        alias: Alias that the new version gets; it moves there from an older one.
+        record: Record of the search.
+        config_yaml: Configuration of the best trial.
+        tracking_uri: Address of MLflow, tracking server and model registry.
+        name: Name of the registered model; created if missing.
+        alias: Alias of the new version; moved from the version that had it.
 
     Returns:
         The new version.
 
     Raises:
-        UserError: No trial was completed, its checkpoint is gone, or MLflow does not register the model.
+        UserError: No trial was completed, its checkpoint is missing, or MLflow cannot register the model.
     """
     best = record.best
     if best is None or best.checkpoint is None:

@@ -1,7 +1,8 @@
-"""What Ray Tune asks of a search algorithm and of a scheduler, answered by `SearchController`.
+"""Ray Tune adapter: a search algorithm, a scheduler and a callback that delegate to `SearchController`.
 
-Ray Tune starts trials, watches over them, starts them again when their node is lost, and ends them. Its own state is
-not needed to go on with a search: of its schedulers it saves none, and what was decided follows from `search.json`.
+Ray Tune places trials, monitors them, restarts them when their node is lost, and stops them. All decisions come from
+the controller. Resuming a search needs no state of Ray Tune: it does not save schedulers, and decisions follow from
+`search.json`.
 """
 
 import os
@@ -9,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Ray Tune reads these when it is imported or first used. It would write each report to three files of its own.
+# Ray Tune reads these variables when it is imported or first used. The first keeps it from writing each report to a
+# CSV, a JSON and a TensorBoard file. The second turns off its own output; the terminal belongs to the search's display.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
@@ -25,23 +27,23 @@ from perceiver_dist.search.trial_resources import TRIAL_MEMORY
 
 
 def run_trials(
-    progress: SearchController, at_once: Callable[[], int], max_failures: int, folder: str
+    controller: SearchController, max_concurrent: Callable[[], int], max_failures: int, folder: str
 ) -> None:
-    """Run all trials of a search, to the end or until it is interrupted.
+    """Run all trials of a search until they have ended, or until the search is interrupted.
 
     Args:
-        progress: The search.
-        at_once: Gives the number of trials that may run now.
-        max_failures: Times that a trial whose process is lost is started again.
-        folder: Path or URI where Ray Tune may write.
+        controller: Controller of the search.
+        max_concurrent: Returns the number of trials that may run now.
+        max_failures: Max restarts of a trial whose process was lost.
+        folder: Path or URI of a folder for files of Ray Tune.
     """
-    searcher = _Searcher(progress, at_once)
+    searcher = _Searcher(controller, max_concurrent)
     tuner = tune.Tuner(
         tune.with_resources(run_trial, tune.PlacementGroupFactory([{"memory": TRIAL_MEMORY}])),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=_Scheduler(progress, searcher),
-            num_samples=-1,
+            scheduler=_Scheduler(controller, searcher),
+            num_samples=-1,  # No limit: `_Searcher.suggest` says when the search is finished.
             trial_name_creator=_name_of,
             trial_dirname_creator=_name_of,
         ),
@@ -50,38 +52,41 @@ def run_trials(
             storage_path=folder,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=max_failures),
-            callbacks=[_LostTrials(progress, searcher)],
+            callbacks=[_LostTrials(controller, searcher)],
         ),
     )
     tuner.fit()
 
 
 class _NotPickled:
-    """Ray Tune pickles what it is given, to go on with a search in its own way; there is nothing to pickle."""
+    """Base of objects without a pickled state.
+
+    Ray Tune pickles its components to resume a search in its own way, and a controller holds threads and a terminal.
+    """
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
 class _Searcher(_NotPickled, Searcher):
-    """Hands out the trials of a search, so many at a time."""
+    """Search algorithm that returns the controller's trials, a limited number at a time."""
 
-    def __init__(self, progress: SearchController, at_once: Callable[[], int]) -> None:
+    def __init__(self, controller: SearchController, max_concurrent: Callable[[], int]) -> None:
         super().__init__()
         self.trials: dict[str, Trial] = {}
-        self._progress = progress
-        self._at_once = at_once
+        self._controller = controller
+        self._max_concurrent = max_concurrent
         self._live: set[str] = set()
 
     def suggest(self, trial_id: str) -> Any:
-        if len(self._live) >= self._at_once():
+        if len(self._live) >= self._max_concurrent():
             return None
-        trial = self._progress.next_trial()
+        trial = self._controller.next_trial()
         if trial is None:
-            return Searcher.FINISHED if self._progress.drained else None
+            return Searcher.FINISHED if self._controller.exhausted else None
         self.trials[trial_id] = trial
         self._live.add(trial_id)
-        return {"name": trial.name, "folder": self._progress.folder_of(trial).uri}
+        return {"name": trial.name, "folder": self._controller.folder_of(trial).uri}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -89,35 +94,39 @@ class _Searcher(_NotPickled, Searcher):
         self._live.discard(trial_id)
 
     def save(self, checkpoint_path: str) -> None:
-        Path(checkpoint_path).touch()
+        Path(
+            checkpoint_path
+        ).touch()  # There is no state to save, but Ray Tune warns if this is not implemented.
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError
 
 
 class _Scheduler(_NotPickled, FIFOScheduler):
-    """Passes reports on, and stops the trials that are not to go on."""
+    """Scheduler that passes reports to the controller, and stops trials on its behalf."""
 
-    def __init__(self, progress: SearchController, searcher: _Searcher) -> None:
+    def __init__(self, controller: SearchController, searcher: _Searcher) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._progress = progress
+        self._controller = controller
         self._searcher = searcher
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
-        ends = self._progress.reported(self._searcher.trials[trial.trial_id], result["report"])
+        ends = self._controller.handle_report(self._searcher.trials[trial.trial_id], result["report"])
         return TrialScheduler.STOP if ends else TrialScheduler.CONTINUE
 
 
 class _LostTrials(_NotPickled, tune.Callback):
-    """Tells the search of trials that were lost, when Ray Tune has given them up."""
+    """Callback that reports trials for which Ray Tune has used up all restarts."""
 
-    def __init__(self, progress: SearchController, searcher: _Searcher) -> None:
-        self._progress = progress
+    def __init__(self, controller: SearchController, searcher: _Searcher) -> None:
+        self._controller = controller
         self._searcher = searcher
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         lines = (Path(trial.local_path or "") / "error.txt").read_text().strip().splitlines()
-        self._progress.lost(self._searcher.trials[trial.trial_id], lines[-1] if lines else "lost")
+        self._controller.handle_lost_trial(
+            self._searcher.trials[trial.trial_id], lines[-1] if lines else "lost"
+        )
 
 
 def _name_of(trial: TuneTrial) -> str:

@@ -1,4 +1,4 @@
-"""A whole search, from configuration to report, as the process that starts it sees it."""
+"""Driver of a search: from the configuration to the report."""
 
 import tempfile
 from collections.abc import Mapping
@@ -29,30 +29,36 @@ from perceiver_dist.search.strategy.candidates import Candidates
 from perceiver_dist.search.study.objective import check_metric
 from perceiver_dist.search.study.search_config import SearchRunConfig
 from perceiver_dist.search.study.search_record import SearchRecord, load_record
-from perceiver_dist.search.trial_resources import keep_data_actors_here, start_ray_for_trials, trials_at_once
+from perceiver_dist.search.trial_resources import (
+    keep_data_actors_here,
+    max_concurrent_trials,
+    start_ray_for_trials,
+)
 from perceiver_dist.training.prepare import resolve, with_demo_data
 from pipelines.storage.files import check_writable, copy_file, join, read_text, write_text
 
 BEST = "best.yaml"
 
 _MAY_CHANGE = ("search.trials", "search.max_concurrent", "tracking.", "train.max_failures")
-"""Options that a search may go on with other values of: no score and no candidate depends on them."""
+"""Options that may change when a search resumes: no score and no candidate depends on them."""
 
 
 def run_search(config: SearchRunConfig, console: Console, promote: str | None = None) -> SearchRecord:
-    """Search, and leave search.json, best.yaml and a report in the search's folder.
+    """Run or resume a search, and write search.json, best.yaml and a report to its folder.
 
     Args:
-        config: The configuration; a search's name that exists goes on with its trials.
-        console: Where the search is shown.
-        promote: NAME@ALIAS under which the best trial's model is registered, None to register none.
+        config: Configuration of the search; an existing `search.name` resumes that search.
+        console: Console for the display.
+        promote: NAME@ALIAS under which to register the best trial's model; None to register none.
 
     Returns:
-        The search's record; trials that are still "running" mean that it was interrupted.
+        The record of the search. If trials are still "running", it was interrupted.
 
     Raises:
-        UserError: Something the user can mend, found before any trial starts.
+        UserError: Something that the user can fix, such as an option, found before any trial starts; or the best
+            trial's model cannot be registered.
     """
+    # Checked here, not at the end of a long search.
     model_name = parse_model_name(promote) if promote else None
     config = _resolved(config)
     folder = join(config.storage.path, config.search.name)
@@ -61,36 +67,38 @@ def run_search(config: SearchRunConfig, console: Console, promote: str | None = 
     record = load_record(join(folder, RECORD)) or SearchRecord()
     check_same_search(config, folder)
     device = "cuda" if torch.cuda.is_available() and config.train.device != "cpu" else "cpu"
-    left = _check_candidates(config, record, device)
+    work_left = _check_candidates(config, record, device)
     console.print(f"search {config.search.name}: preparing data")
     config = with_demo_data(config)
     shards = list_shards(config)
-    if left:
+    if work_left:
         start_ray_for_trials(config)
         wait_for_capacity(config, partial(console.print, markup=False, soft_wrap=True))
         keep_data_actors_here()
+        # Trials may run on GPUs that this machine does not have; the device decides what cross-attention costs.
         device = device_type(config)
         index_sources(config, shards)
     write_text(join(folder, CONFIG), to_yaml(config))
     record.options = asdict(config.search)
+    # Before the MLflow run is opened, so that a search killed in between finds that run by the record's identity.
     record.save(join(folder, RECORD))
     candidates = Candidates(config.search, config.training, device)
     tracking = SearchTracking(config, record, folder)
-    if left:
+    if work_left:
         _run(config, record, candidates, folder, tracking, console)
     best = record.best
     best_yaml = to_yaml(replace(candidates.training_of(best.values), storage=config.storage)) if best else ""
-    waiting = _finish(record, config, best_yaml, folder, tracking)
+    unsent = _write_results(record, config, best_yaml, folder, tracking)
     console.print(final_table(record))
-    if waiting:
+    if unsent:
         console.print(
-            f"MLflow at {config.tracking.uri} is away: {waiting} records wait on disk; the same command delivers "
-            "them when it is back",
+            f"MLflow at {config.tracking.uri} is unavailable: {unsent} records wait on disk; run the same command "
+            "again to send them",
             markup=False,
             soft_wrap=True,
         )
     if is_interrupted(record):
-        console.print("interrupted: the same command goes on with the search", markup=False)
+        console.print("interrupted: run the same command again to resume the search", markup=False)
     if model_name:
         version = promote_best(record, best_yaml, config.tracking.uri or "", *model_name)
         console.print(f"registered as models:/{promote}, version {version}", markup=False)
@@ -98,23 +106,23 @@ def run_search(config: SearchRunConfig, console: Console, promote: str | None = 
 
 
 def is_interrupted(record: SearchRecord) -> bool:
-    """Return whether trials are left that have not ended.
+    """Return whether a search has trials that have not ended.
 
     Args:
-        record: The search, after `run_search`.
+        record: Record of the search, after `run_search`.
     """
     return any(trial.state == "running" for trial in record.trials)
 
 
 def check_same_search(config: SearchRunConfig, folder: str) -> None:
-    """Make sure that a search that goes on compares like with like.
+    """Check that old and new trials of a resumed search are comparable.
 
     Args:
-        config: The resolved configuration of this start.
-        folder: The search's folder; nothing is checked if nothing is in it.
+        config: Resolved configuration of this start.
+        folder: Path or URI of the search's folder; without a configuration in it there is nothing to compare.
 
     Raises:
-        UserError: An option that candidates or scores depend on has another value than before.
+        UserError: An option on which candidates or scores depend has changed.
     """
     before = read_text(join(folder, CONFIG))
     if before is None:
@@ -124,30 +132,32 @@ def check_same_search(config: SearchRunConfig, folder: str) -> None:
         if old.get(name) != new.get(name) and not name.startswith(_MAY_CHANGE):
             raise UserError(
                 f"{name} is {new.get(name)}, but search '{config.search.name}' was started with {old.get(name)}; "
-                "its trials could not be compared: keep it, or start another search.name"
+                "old and new trials would not be comparable: keep the old value, or choose another search.name"
             )
 
 
 def _resolved(config: SearchRunConfig) -> SearchRunConfig:
     if config.storage.run_name is not None:
         raise UserError(
-            f"storage.run_name is '{config.storage.run_name}'; a search names its runs itself: leave it out, and "
-            "set search.name"
+            f"storage.run_name is '{config.storage.run_name}', but a search names its runs itself; remove it, and set "
+            "search.name instead"
         )
     resolved = resolve(config)
     storage = replace(resolved.storage, run_name=None)
+    # Trials have storage paths of their own, but share the index.
     return replace(resolved, storage=storage, data=replace(resolved.data, index_path=resolved.index_folder))
 
 
 def _check_candidates(config: SearchRunConfig, record: SearchRecord, device: str) -> bool:
-    """Draw the first candidates, so that what is wrong with the space is found before anything starts.
+    """Draw the next candidates on a copy of the record, so that errors in the space are found before anything starts.
 
     Returns:
-        Whether anything is left to do.
+        Whether the search has trials to start or to resume.
     """
     drawn = deepcopy(record)
     candidates = Candidates(config.search, config.training, device)
     more = False
+    # At least two: the first may be the baseline, which is always valid.
     while len(drawn.trials) < max(len(record.trials) + 1, 2) and (trial := candidates.draw(drawn)):
         drawn.trials.append(trial)
         more = True
@@ -164,14 +174,14 @@ def _run(
 ) -> None:
     with SearchDisplay(console) as display:
         display.update(record, {})
-        progress = SearchController(config, record, candidates, folder, tracking, display)
-        run_trials(progress, partial(trials_at_once, config), config.train.max_failures, folder)
+        controller = SearchController(config, record, candidates, folder, tracking, display)
+        run_trials(controller, partial(max_concurrent_trials, config), config.train.max_failures, folder)
 
 
-def _finish(
+def _write_results(
     record: SearchRecord, config: SearchRunConfig, best_yaml: str, folder: str, tracking: SearchTracking
 ) -> int:
-    """Write what came out, to the search's folder and to its MLflow run; return how many records MLflow lacks."""
+    """Write the results to the search's folder and its MLflow run; return the number of records not sent to MLflow."""
     record.save(join(folder, RECORD))
     with tempfile.TemporaryDirectory() as scratch:
         local = Path(scratch)
@@ -188,13 +198,14 @@ def _finish(
 
 
 def _comparable(tree: Mapping[str, Any]) -> dict[str, str]:
-    """Return options by dotted name; the shards of a demo are known by their last folder."""
+    """Return options by dotted name, in a form that is equal for two starts of the same search."""
     plain = dict(tree)
     plain["sources"] = {source["name"]: source for source in plain["sources"]}
     flat = flatten(plain)
-    # Which candidates are drawn and which source a step learns from depend on the order too.
+    # Candidates depend on the order of the space, and the schedule of sources on the order of the sources.
     flat["the order of search.space"] = ", ".join(plain["search"]["space"])
     flat["the order of sources"] = ", ".join(plain["sources"])
+    # The shards of a demo are "demo:..." in the configuration and a path once they are rendered.
     for name in flat:
         if name.endswith("_shards"):
             flat[name] = "/".join(flat[name].split("/")[-2:]).removeprefix("demo:")

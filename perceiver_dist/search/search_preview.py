@@ -1,4 +1,4 @@
-"""What a search would try, without starting anything."""
+"""Preview of a search (`--dry_run`): its candidates and their costs, without starting anything."""
 
 from dataclasses import asdict
 from typing import Any
@@ -12,21 +12,21 @@ from perceiver_dist.search.study.search_record import SearchRecord
 
 
 def preview(config: SearchRunConfig) -> dict[str, Any]:
-    """Draw the candidates of a search. Starts nothing, reads no sample and writes nothing.
+    """Draw the candidates of a search, without starting Ray, reading data or writing files.
 
     Args:
-        config: The search's configuration.
+        config: Configuration of the search.
 
     Returns:
         A mapping for JSON:
 
-        - trials: number, values and cost of every trial that is known before scores are; with sampler tpe, which
-          learns from scores, what it would draw if there never were any.
-        - rejected: candidates drawn and rejected on the way, by reason.
-        - training_flops: FLOPs of all of them, if none is stopped.
+        - trials: number, values and cost of every trial. Sampler tpe learns from scores; shown is what it draws
+          without any.
+        - rejected: reason -> number of candidates that were drawn and rejected.
+        - training_flops: training FLOPs of all trials, if none is stopped early.
 
     Raises:
-        UserError: The space or the metric is not valid, or nothing in the space is within the limits.
+        UserError: The space or the metric is not valid, or no candidate is within the limits.
     """
     check_metric(config.search.metric, config)
     device = "cuda" if torch.cuda.is_available() and config.train.device != "cpu" else "cpu"

@@ -1,7 +1,8 @@
-"""A search in MLflow: one parent run, and a child run per trial that is there before the trial starts.
+"""MLflow tracking of a search: a parent run, and a child run for each trial.
 
-The trial's own tracker goes on in the child run, as after any restart. So a trial that never gets as far as opening a
-run is on record too, and the run of a trial that is killed is closed by somebody who is alive.
+The search opens a child run before its trial starts, and closes it when the trial has ended. The trial's own tracker
+logs to that run as it would after a restart. So a trial that fails before it could open a run is on record, and the
+run of a killed trial does not stay open.
 """
 
 import logging
@@ -23,8 +24,9 @@ from perceiver_dist.tracking.mlflow_store import RunStatus
 from pipelines.storage.files import write_text
 
 _MAX_WAIT_SECONDS = 600.0
-"""How long a search waits for MLflow to open a trial's run; a server is updated or restarted in less."""
-_SECONDS_BETWEEN_TRIES = 5.0
+"""How long a search waits for MLflow when it opens a trial's run; updating or restarting a server takes less."""
+_SECONDS_BETWEEN_RETRIES = 5.0
+"""Short beside the minutes that a trial takes."""
 _log = logging.getLogger(__name__)
 _STATUS: dict[str, RunStatus] = {"completed": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
@@ -33,15 +35,16 @@ class SearchTracking:
     """The MLflow runs of a search.
 
     Args:
-        config: The search's resolved configuration.
-        record: Holds the id of the search's run if it goes on; it is set if not. A new one must have been saved.
+        config: Resolved configuration of the search.
+        record: Record of the search, already saved. It holds the ID of the search's run if the search resumes;
+            otherwise the ID is set.
         folder: Path or URI of the search's folder.
     """
 
     def __init__(self, config: SearchRunConfig, record: SearchRecord, folder: str) -> None:
         self._config = config
         self._identity = record.identity
-        self._logs: dict[int, MlflowRun] = {}
+        self._trial_runs: dict[int, MlflowRun] = {}
         self._folders: dict[int, RunFolder] = {}
         self._writer = BackgroundWriter(config.tracking.uri or "", outbox_file(folder))
         self._parent = MlflowRun(
@@ -57,35 +60,35 @@ class SearchTracking:
         record.mlflow_run_id = self._parent.run_id
 
     def open_trial(self, trial: Trial, training: RunConfig, folder: RunFolder) -> None:
-        """Open the run of a trial, or go on with it, and leave its id where the training looks for it.
+        """Open or resume the run of a trial, and write its ID to the trial's folder, where the training looks for it.
 
         Args:
-            trial: The trial; its run's id is set.
-            training: Its configuration.
-            folder: Its folder.
+            trial: The trial; its run ID is set.
+            training: Configuration of the trial.
+            folder: The trial's run folder.
 
         Raises:
-            MlflowUnavailableError: MLflow was away for too long.
+            MlflowUnavailableError: MLflow was unavailable for too long.
         """
         self._folders[trial.number] = folder
-        away_since, said = time.monotonic(), False
+        unavailable_since, warned = time.monotonic(), False
         while True:
             try:
-                self._logs[trial.number] = self._new_log(trial, training)
+                self._trial_runs[trial.number] = self._trial_run(trial, training)
                 break
-            except MlflowUnavailableError as away:
-                # Decisions do not depend on pace, so the search may wait, and trials that run go on meanwhile.
-                if time.monotonic() - away_since > _MAX_WAIT_SECONDS:
+            except MlflowUnavailableError as error:
+                # Decisions do not depend on timing, so the search can wait here while its trials continue to train.
+                if time.monotonic() - unavailable_since > _MAX_WAIT_SECONDS:
                     raise
-                if not said:
-                    said = True
-                    _log.warning("%s waits to be started: %s", trial.name, away)
-                time.sleep(_SECONDS_BETWEEN_TRIES)
-        trial.mlflow_run_id = self._logs[trial.number].run_id
-        self._logs[trial.number].tags({"state": "running"})
+                if not warned:
+                    warned = True
+                    _log.warning("%s waits for MLflow before it starts: %s", trial.name, error)
+                time.sleep(_SECONDS_BETWEEN_RETRIES)
+        trial.mlflow_run_id = self._trial_runs[trial.number].run_id
+        self._trial_runs[trial.number].tags({"state": "running"})
         write_text(folder.mlflow_run_id, trial.mlflow_run_id)
 
-    def _new_log(self, trial: Trial, training: RunConfig) -> MlflowRun:
+    def _trial_run(self, trial: Trial, training: RunConfig) -> MlflowRun:
         cost = {f"cost.{name}": f"{value:g}" for name, value in asdict(trial.cost).items()}
         return MlflowRun(
             self._writer,
@@ -104,34 +107,35 @@ class SearchTracking:
             system_metrics=False,
         )
 
-    def evaluated(self, trial: Trial) -> None:
-        """Log a trial's newest evaluation.
+    def log_evaluation(self, trial: Trial) -> None:
+        """Log the newest evaluation of a trial.
 
         Args:
-            trial: The trial.
+            trial: The trial, with at least one evaluation.
         """
-        look = trial.evaluations[-1]
-        spent = trial.cost.training_flops * look.step / trial.cost.steps
-        self._logs[trial.number].metrics(look.step, {"score": look.score, "training_flops": spent})
+        newest = trial.evaluations[-1]
+        spent = trial.cost.training_flops * newest.step / trial.cost.steps
+        self._trial_runs[trial.number].metrics(newest.step, {"score": newest.score, "training_flops": spent})
 
     def close_trial(self, trial: Trial) -> None:
-        """Record how a trial ended, and close its run.
+        """Log the state and the cost of a trial, and close its run.
 
         Args:
-            trial: The trial; it has ended.
+            trial: The trial, which has ended.
         """
-        log = self._logs.pop(trial.number)
+        run = self._trial_runs.pop(trial.number)
+        # Records that the trial's own tracker could not send any more.
         self._writer.take_over(self._folders.pop(trial.number).outbox)
         values = {"seconds": trial.seconds, "samples": float(trial.samples), **asdict(trial.cost)}
-        log.metrics(trial.step, {f"cost/{name}": float(value) for name, value in values.items()})
-        log.tags({"state": trial.state, "reason": trial.reason})
-        log.close(_STATUS[trial.state])
+        run.metrics(trial.step, {f"cost/{name}": float(value) for name, value in values.items()})
+        run.tags({"state": trial.state, "reason": trial.reason})
+        run.close(_STATUS[trial.state])
 
-    def progress(self, record: SearchRecord) -> None:
-        """Log how the search stands, over the number of trials that have ended.
+    def log_progress(self, record: SearchRecord) -> None:
+        """Log the state of the search, with the number of ended trials as the step.
 
         Args:
-            record: The search.
+            record: Record of the search.
         """
         ended = sum(trial.state != "running" for trial in record.trials)
         values = dict.fromkeys(("completed", "stopped", "failed"), 0.0)
@@ -144,15 +148,15 @@ class SearchTracking:
         self._parent.metrics(ended, {**values, **scores, "training_flops": flops})
 
     def close(self, record: SearchRecord, files: Iterable[Path], status: RunStatus) -> int:
-        """Leave the summary with the search's run, and close it.
+        """Upload the results to the search's run, and close it.
 
         Args:
-            record: The search.
-            files: Report, figures and best.yaml.
-            status: How the search ended.
+            record: Record of the search.
+            files: Files to upload: report, figures, best.yaml and search.json.
+            status: Final status of the search's run.
 
         Returns:
-            How many records wait for MLflow, which was away.
+            Number of records that could not be sent, since MLflow was unavailable. They wait on disk.
         """
         for file in files:
             self._parent.artifact(file)
@@ -160,7 +164,7 @@ class SearchTracking:
         if best:
             values: Mapping[str, object] = {"best_trial": best.name, **best.values}
             self._parent.tags({name: str(value) for name, value in values.items()})
-        for log in self._logs.values():
-            log.close("KILLED")
+        for run in self._trial_runs.values():
+            run.close("KILLED")
         self._parent.close(status)
         return self._writer.close()

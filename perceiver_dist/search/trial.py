@@ -1,4 +1,4 @@
-"""One trial, as it runs in an actor of Ray Tune: the very training of `jobs/train_multimodal.py`."""
+"""Trial in an actor of Ray Tune: the same training as `jobs/train_multimodal.py`, with reports to the search."""
 
 import io
 from dataclasses import dataclass, field
@@ -17,15 +17,16 @@ from perceiver_dist.training.tracker.status import TrainingStatus
 
 @dataclass(frozen=True)
 class TrialReport:
-    """How a trial stands.
+    """Progress of a trial.
 
     Attributes:
         step: Optimizer steps taken.
-        loss: Training loss of the newest steps; None if none was taken, as by a trial that was killed after its last.
-        evaluations: By step, all evaluations that a checkpoint stands behind.
-        checkpoint_step: Step of the newest checkpoint, 0 if there is none.
-        exit: How the training ended, "" while it runs: completed or failed.
-        reason: Why it failed, one line.
+        loss: Training loss of the last steps; None before the first one, also of a trial that was killed after its
+            last step and restarted.
+        evaluations: Step -> metrics, for all evaluations up to the newest checkpoint.
+        checkpoint_step: Step of the newest checkpoint; 0 if there is none.
+        exit: "" while the training runs, then its `exit` from `result.json`, such as completed or failed.
+        reason: Why it failed, one line; "" otherwise.
     """
 
     step: int
@@ -39,11 +40,11 @@ class TrialReport:
 def run_trial(parameters: dict[str, Any]) -> None:
     """Train, and report to Ray Tune twice a second.
 
-    An evaluation is reported once a checkpoint of its step is registered. So a search that is killed never has to
-    compute again what it has decided by.
+    An evaluation is reported once a checkpoint of its step is registered, so a score behind a decision never has to be
+    recomputed.
 
     Args:
-        parameters: "folder": path or URI of the run's folder, which holds its configuration.
+        parameters: "folder" -> path or URI of the run folder, which holds the configuration.
     """
     folder = RunFolder(parameters["folder"])
     newest = TrialReport(step=0)

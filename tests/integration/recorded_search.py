@@ -39,7 +39,7 @@ def record_search(storage: Path, tracking_uri: str) -> SearchRecord:
             trial.state = "stopped" if trial.number % 3 == 2 else "completed"
             _learn(trial, config, tracking, storage)
         tracking.close_trial(trial)
-        tracking.progress(record)
+        tracking.log_progress(record)
     tracking.close(record, [], "FINISHED")
     return record
 
@@ -66,7 +66,7 @@ def _learn(trial: Trial, config: SearchRunConfig, tracking: SearchTracking, stor
             trial.step, {"fashion/train_loss": 1.9 - score, "clips/train_loss": 2.2 - score, **metrics}
         )
         trial.evaluations.append(TrialEvaluation(number, trial.step, score, metrics))
-        tracking.evaluated(trial)
+        tracking.log_evaluation(trial)
     writer.close()
 
 

@@ -94,5 +94,7 @@ def test_uniform_numbers_fill_the_unit_interval_evenly() -> None:
 
 
 def test_permutation_of_nothing_is_rejected() -> None:
-    with pytest.raises(InternalError, match=r"^cannot shuffle 0 elements: a source needs at least one sample$"):
+    with pytest.raises(
+        InternalError, match=r"^cannot shuffle 0 elements: a source needs at least one sample$"
+    ):
         Permutation(0, 1)

@@ -1,4 +1,4 @@
-"""A search of 14 trials as it stands near its end, made up: the better shape is narrow, with many latents."""
+"""Synthetic record of a search of 14 trials near its end: narrow shapes with many latents are best."""
 
 import math
 
@@ -40,7 +40,7 @@ REASONS = {"stopped": "not among the best 1/3 at evaluation {}", "failed": "out 
 
 
 def record_of_search(trials: int = len(CANDIDATES), baseline: bool = True) -> SearchRecord:
-    """The first trials of the search; trial 0 is its baseline unless there is none."""
+    """Return the record with its first trials; trial 0 is the baseline unless there is none."""
     options = {"name": "shapes", "trials": 16, "space": SPACE, "baseline": baseline, "metric": "mean"}
     return SearchRecord(
         options=options,
@@ -62,7 +62,7 @@ def _trial(number: int) -> Trial:
         cost=cost,
         state=state,
         reason=REASONS.get(state, "").format(evaluations),
-        evaluations=[_evaluation(values, place + 1) for place in range(evaluations)],
+        evaluations=[_evaluation(values, index + 1) for index in range(evaluations)],
         step=step,
         samples=step * 64,
         seconds=step * cost.flops_per_sample / 4e7,
@@ -78,8 +78,8 @@ def _cost(latents: int, width: int, cross_attends: int, shared_none: bool) -> Tr
 
 def _evaluation(values: list[object], number: int) -> TrialEvaluation:
     latents, width, cross_attends, learning_rate, sharing = values
-    reached = 0.78 + 0.03 * math.log2(float(latents) / 16) - 0.015 * math.log2(float(width) / 32)
-    reached += 0.02 * float(cross_attends) - 0.25 * math.log10(float(learning_rate) / 2e-3) ** 2
-    reached += 0.008 * (sharing == "none")
-    score = round(reached * (1 - 0.5 * 0.35**number), 4)
+    final = 0.78 + 0.03 * math.log2(float(latents) / 16) - 0.015 * math.log2(float(width) / 32)
+    final += 0.02 * float(cross_attends) - 0.25 * math.log10(float(learning_rate) / 2e-3) ** 2
+    final += 0.008 * (sharing == "none")
+    score = round(final * (1 - 0.5 * 0.35**number), 4)
     return TrialEvaluation(number, STEPS * number // EVALUATIONS, score, {"fashion/accuracy": score})

@@ -1,4 +1,4 @@
-"""A training of two sources as a search begins with it, and scores for its trials; there need be no data for either."""
+"""Small training of two sources without data, candidates drawn for it, and scores for its trials."""
 
 import json
 from dataclasses import asdict
@@ -21,7 +21,7 @@ TONES = SourceConfig(
 
 
 def small_training(*sources: SourceConfig) -> RunConfig:
-    """100 steps of 4 x 8 samples; of squares and tones in turn unless sources are given."""
+    """Return 100 steps of 4 x 8 samples, of squares and tones in turn unless sources are given."""
     return RunConfig(
         model=ModelConfig(
             latents=8,
@@ -37,28 +37,28 @@ def small_training(*sources: SourceConfig) -> RunConfig:
 
 
 def search_run(**search: Any) -> SearchRunConfig:
-    """The configuration of a search over the small training."""
+    """Return the configuration of a search over the small training."""
     return SearchRunConfig(**vars(small_training()), search=SearchConfig(**search))
 
 
 def candidates(**search: Any) -> Candidates:
-    """What draws the candidates of a search over the small training."""
+    """Return the candidates of a search over the small training."""
     return Candidates(SearchConfig(**search), small_training(), "cpu")
 
 
 def complete(trial: Trial, score: float) -> None:
-    """Let a trial be trained to its end, where it has a score."""
+    """Complete a trial with a score."""
     trial.state = "completed"
     trial.evaluations.append(TrialEvaluation(1, trial.cost.steps, score, {"squares/accuracy": score}))
 
 
 def all_drawn(source: Candidates, record: SearchRecord) -> list[dict[str, Any]]:
-    """Draw until nothing is left; no trial is ever scored. Returns the values of all trials."""
+    """Draw until no candidate is left, without scores; return the values of all trials."""
     while (trial := source.draw(record)) is not None:
         record.trials.append(trial)
     return [trial.values for trial in record.trials]
 
 
 def as_json(record: SearchRecord) -> Any:
-    """The record as plain mappings, to compare what it holds."""
+    """Return the record as plain mappings, for comparisons."""
     return json.loads(json.dumps(asdict(record)))

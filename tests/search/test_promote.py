@@ -1,4 +1,4 @@
-"""The best trial's model in MLflow's registry: what a program loads from there."""
+"""Registration of the best trial's model in the MLflow model registry."""
 
 import sys
 from pathlib import Path
@@ -19,7 +19,7 @@ from perceiver_dist.search.study.search_record import SearchRecord
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Address of an MLflow with an experiment."""
+    """Tracking URI of an MLflow database with an experiment."""
     folder = tmp_path_factory.mktemp("mlflow")
     address = f"sqlite:///{folder}/mlflow.db"
     MlflowClient(address).create_experiment("search", artifact_location=str(folder / "artifacts"))
@@ -28,7 +28,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the best trial's run."""
+    """Run folder of the best trial."""
     return models.write_run(tmp_path_factory.mktemp("search") / "trial-004")
 
 
@@ -39,7 +39,7 @@ def record_of(run: Path, run_id: str) -> SearchRecord:
     return record
 
 
-def test_the_best_trials_model_is_loaded_by_its_name(
+def test_the_registered_model_is_loaded_by_name_and_alias(
     run: Path, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = MlflowClient(store)
@@ -47,7 +47,7 @@ def test_the_best_trials_model_is_loaded_by_its_name(
     record = record_of(run, client.create_run(experiment.experiment_id).info.run_id)
     assert promote_best(record, to_yaml(models.CONFIG), store, "perceiver", "champion") == "1"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    monkeypatch.setattr(sys, "path", [*sys.path])  # MLflow adds the model's own code
+    monkeypatch.setattr(sys, "path", [*sys.path])  # MLflow adds the code that is saved with the model
     model = mlflow.pyfunc.load_model("models:/perceiver@champion")
     picture, _ = models.write_sample(tmp_path, 0)
     table = pd.DataFrame({"name": [str(picture)], "content": [picture.read_bytes()]})
@@ -57,12 +57,12 @@ def test_the_best_trials_model_is_loaded_by_its_name(
     assert answers["probabilities"][0] == pytest.approx(expected.probabilities.tolist(), abs=1e-6)
 
 
-def test_without_a_completed_trial_there_is_nothing_to_register() -> None:
+def test_promoting_without_a_completed_trial_fails() -> None:
     with pytest.raises(UserError, match="--promote: no trial was completed"):
         promote_best(records.record_of_search(0), "", "sqlite://", "perceiver", "champion")
 
 
-def test_why_mlflow_does_not_register_is_said_in_one_line(run: Path, store: str, tmp_path: Path) -> None:
+def test_a_failed_registration_gives_the_reason_in_one_line(run: Path, store: str, tmp_path: Path) -> None:
     config = to_yaml(models.CONFIG)
     with pytest.raises(UserError, match="the MLflow run of its training is not known"):
         promote_best(record_of(run, ""), config, store, "perceiver", "champion")

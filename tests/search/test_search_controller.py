@@ -1,4 +1,4 @@
-"""What a report of a trial means: real MLflow in a local file, no training."""
+"""Controller of a search: handling of trial reports, with real MLflow in a local file and no training."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from perceiver_dist.training.tracker.logged_metrics import EvaluationMetrics
 
 
 def config_in(folder: Path) -> SearchRunConfig:
-    """Three trials, evaluated after 33, 66 and 99 steps."""
+    """Return a search of three trials that are evaluated after 33, 66 and 99 steps."""
     config = search_run(space={"model.latents": [4, 8, 16]}, trials=3, sampler="grid", baseline=False)
     storage = type(config.storage)(str(folder), "unused")
     resolved = resolve(SearchRunConfig(**{**vars(config), "storage": storage}))
@@ -26,8 +26,8 @@ def config_in(folder: Path) -> SearchRunConfig:
     return resolved
 
 
-def started(folder: Path, record: SearchRecord | None = None) -> SearchController:
-    """A search, new or going on, none of whose trials runs yet."""
+def controller_of(folder: Path, record: SearchRecord | None = None) -> SearchController:
+    """Return the controller of a new or resumed search without running trials."""
     config = config_in(folder)
     record = record or SearchRecord(options=vars(config.search))
     return SearchController(
@@ -40,8 +40,8 @@ def started(folder: Path, record: SearchRecord | None = None) -> SearchControlle
     )
 
 
-def looks(*scores: float) -> dict[int, EvaluationMetrics]:
-    """Evaluations after 33, 66, ... steps, at each of which both sources have the same score."""
+def evaluations_of(*scores: float) -> dict[int, EvaluationMetrics]:
+    """Return evaluations after 33, 66, ... steps, in each of which both sources have the same score."""
     return {
         33 * number: EvaluationMetrics(
             33 * number, {"squares": {"accuracy": score}, "tones": {"mean_average_precision": score}}
@@ -56,82 +56,86 @@ def next_of(search: SearchController) -> Trial:
     return trial
 
 
-def test_a_trial_is_complete_when_it_is_trained_and_no_lower_number_is_behind(tmp_path: Path) -> None:
-    search = started(tmp_path)
+def test_a_trained_trial_completes_when_all_lower_numbers_have_reached_its_rungs(tmp_path: Path) -> None:
+    search = controller_of(tmp_path)
     first, second = next_of(search), next_of(search)
-    assert not search.reported(second, TrialReport(99, 0.1, looks(0.5, 0.6, 0.7), 99, "completed"))
+    assert not search.handle_report(
+        second, TrialReport(99, 0.1, evaluations_of(0.5, 0.6, 0.7), 99, "completed")
+    )
     assert second.state == "running"
-    assert not search.reported(first, TrialReport(40, 0.1, looks(0.4), 33))
+    assert not search.handle_report(first, TrialReport(40, 0.1, evaluations_of(0.4), 33))
     assert (first.state, second.state) == ("running", "completed")
 
 
-def test_a_trial_that_did_better_later_is_stopped_at_the_evaluation_that_decides(tmp_path: Path) -> None:
-    search = started(tmp_path)
+def test_a_trial_is_stopped_at_the_deciding_evaluation_even_if_it_improved_later(tmp_path: Path) -> None:
+    search = controller_of(tmp_path)
     first, second = next_of(search), next_of(search)
-    search.reported(second, TrialReport(70, 0.1, looks(0.3, 0.9), 66))
-    assert not search.reported(first, TrialReport(40, 0.1, looks(0.4), 33))
+    search.handle_report(second, TrialReport(70, 0.1, evaluations_of(0.3, 0.9), 66))
+    assert not search.handle_report(first, TrialReport(40, 0.1, evaluations_of(0.4), 33))
     assert (second.state, second.score) == ("stopped", pytest.approx(0.3))
-    assert search.reported(second, TrialReport(71, 0.1, {}, 66)), "the trial is told to stop when it reports"
+    assert search.handle_report(second, TrialReport(71, 0.1, {}, 66)), (
+        "a decided trial stops at its next report"
+    )
 
 
-def test_a_trial_killed_after_its_last_step_is_complete_without_a_loss(tmp_path: Path) -> None:
-    search = started(tmp_path)
+def test_a_trial_killed_after_its_last_step_completes_without_a_loss(tmp_path: Path) -> None:
+    search = controller_of(tmp_path)
     trial = next_of(search)
-    search.reported(trial, TrialReport(99, None, looks(0.5, 0.6, 0.7), 99, "completed"))
+    search.handle_report(trial, TrialReport(99, None, evaluations_of(0.5, 0.6, 0.7), 99, "completed"))
     assert (trial.state, trial.score) == ("completed", pytest.approx(0.7))
 
 
-def test_a_loss_that_is_not_finite_fails_the_trial_with_the_step(tmp_path: Path) -> None:
-    search = started(tmp_path)
+def test_a_loss_that_is_not_finite_fails_the_trial(tmp_path: Path) -> None:
+    search = controller_of(tmp_path)
     trial = next_of(search)
-    assert search.reported(trial, TrialReport(20, float("nan"), {}, 0))
+    assert search.handle_report(trial, TrialReport(20, float("nan"), {}, 0))
     assert (trial.state, trial.reason) == ("failed", "the training loss is nan at step 20")
 
 
-def test_a_score_that_no_sample_defines_fails_the_trial(tmp_path: Path) -> None:
-    search = started(tmp_path)
+def test_an_undefined_score_fails_the_trial(tmp_path: Path) -> None:
+    search = controller_of(tmp_path)
     trial = next_of(search)
     undefined = EvaluationMetrics(
         33, {"squares": {"accuracy": 0.5}, "tones": {"mean_average_precision": float("nan")}}
     )
-    assert search.reported(trial, TrialReport(40, 0.1, {33: undefined}, 33))
+    assert search.handle_report(trial, TrialReport(40, 0.1, {33: undefined}, 33))
     assert trial.state == "failed"
-    assert trial.reason.startswith("search.metric is mean, which no held-out sample defines at step 33")
+    assert trial.reason.startswith(
+        "search.metric is mean, which is NaN at step 33: no held-out sample defines it"
+    )
     assert not trial.evaluations
 
 
-def test_a_search_killed_while_a_trial_s_run_is_opened_leaves_no_run_behind(tmp_path: Path) -> None:
-    search = started(tmp_path)
+def test_a_search_killed_while_it_opens_runs_resumes_the_same_runs(tmp_path: Path) -> None:
+    search = controller_of(tmp_path)
     first = next_of(search)
     record = load_record(str(tmp_path / "search" / "search.json"))
     assert record is not None
     record.trials[0].mlflow_run_id = record.mlflow_run_id = ""
-    again = started(tmp_path, record)
-    assert next_of(again).mlflow_run_id == first.mlflow_run_id
-    assert again.record.mlflow_run_id == search.record.mlflow_run_id
+    resumed = controller_of(tmp_path, record)
+    assert next_of(resumed).mlflow_run_id == first.mlflow_run_id
+    assert resumed.record.mlflow_run_id == search.record.mlflow_run_id
 
 
-def test_a_trial_is_on_record_before_its_run_is_opened(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    search = started(tmp_path)
-    on_record = []
+def test_a_trial_is_saved_before_its_run_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = controller_of(tmp_path)
+    saved = []
 
     def open_trial(*_: object) -> None:
         record = load_record(str(tmp_path / "search" / "search.json"))
-        on_record.extend([] if record is None else record.trials)
+        saved.extend([] if record is None else record.trials)
 
     monkeypatch.setattr(SearchTracking, "open_trial", open_trial)
     trial = next_of(search)
-    assert [known.values for known in on_record] == [trial.values]
+    assert [trial_on_record.values for trial_on_record in saved] == [trial.values]
 
 
-def test_a_search_that_goes_on_starts_its_unfinished_trials_first(tmp_path: Path) -> None:
-    search = started(tmp_path)
+def test_a_resumed_search_starts_its_unfinished_trials_first(tmp_path: Path) -> None:
+    search = controller_of(tmp_path)
     first, second = next_of(search), next_of(search)
-    search.lost(first, "its node is gone")
-    again = started(tmp_path, load_record(str(tmp_path / "search" / "search.json")))
-    assert next_of(again).number == second.number
-    assert next_of(again).values == {"model.latents": 16}
-    assert again.next_trial() is None
-    assert again.drained
+    search.handle_lost_trial(first, "its node is gone")
+    resumed = controller_of(tmp_path, load_record(str(tmp_path / "search" / "search.json")))
+    assert next_of(resumed).number == second.number
+    assert next_of(resumed).values == {"model.latents": 16}
+    assert resumed.next_trial() is None
+    assert resumed.exhausted

@@ -1,1 +1,1 @@
-"""How a search is shown: report page, figures and the terminal."""
+"""Presentation of a search: report page, figures and terminal."""

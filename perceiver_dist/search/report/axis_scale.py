@@ -1,4 +1,4 @@
-"""Where the values of one option lie between the smallest and the largest: for axes, and for importances."""
+"""Scales that map the values of an option to the interval from 0 to 1, for axes and for importance estimates."""
 
 import itertools
 import math
@@ -11,31 +11,33 @@ from matplotlib.ticker import MaxNLocator
 from perceiver_dist.search.report.formatting import value_text
 
 _LOG_FROM = 10
-"""Ratio of the largest to the smallest value above which an option is laid out by its logarithm."""
+"""Ratio of the largest to the smallest value above which a scale is logarithmic: on a linear one, the smaller values
+would crowd in its lowest tenth."""
 _MIN_GAP = 0.07
 """Distance, as a share of the axis, below which the labels of two values would touch."""
-_MAX_TICKS = 6
+_MAX_INTERVALS = 6
+"""Intervals between round numbers on a linear axis: each takes a sixth or more of it, well above `_MIN_GAP`."""
 _DECADES_WITH_STEPS = 4
-"""Powers of ten up to which 2 and 5 times each are written too."""
+"""Powers of ten up to which 2 and 5 times each are labelled too: on three decades, these are 0.1 apart or more."""
 
 
 @dataclass(frozen=True)
 class AxisScale:
-    """Places from 0 to 1 for the values of an option.
+    """Scale of an option, from 0 for its first value to 1 for its last.
 
     Attributes:
-        kind: linear and log for numbers; categories for everything else, truth values too.
-        values: The different values, numbers in rising order, others as text.
+        kind: linear or log for numbers; categories for everything else, including booleans.
+        values: The distinct values: numbers in ascending order, or texts.
     """
 
     kind: Literal["linear", "log", "categories"]
     values: list[Any]
 
     def place(self, value: Any) -> float:
-        """Return where a value lies; the middle where there is one value only.
+        """Return the position of a value, from 0 to 1; 0.5 if the scale has one value only.
 
         Args:
-            value: One of `values`, or any number between them.
+            value: One of `values`, or any number between the first and the last.
         """
         if len(self.values) == 1:
             return 0.5
@@ -47,7 +49,7 @@ class AxisScale:
         return (number - low) / (high - low)
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Return places and their labels: every value if they are apart enough, else round numbers."""
+        """Return positions and their labels: every value if they are far enough apart, otherwise round numbers."""
         places = [self.place(value) for value in self.values]
         if self.kind == "categories" or all(b - a >= _MIN_GAP for a, b in itertools.pairwise(places)):
             return [(self.place(value), value_text(value)) for value in self.values]
@@ -57,20 +59,21 @@ class AxisScale:
     def _round_values(self) -> list[float]:
         low, high = self.values[0], self.values[-1]
         if self.kind == "linear":
-            return list(MaxNLocator(_MAX_TICKS).tick_values(low, high))
+            return list(MaxNLocator(_MAX_INTERVALS).tick_values(low, high))
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         digits = (1, 2, 5) if len(decades) <= _DECADES_WITH_STEPS else (1,)
         return [digit * 10.0**decade for decade in decades for digit in digits]
 
 
 def scale_of(values: Sequence[Any]) -> AxisScale:
-    """Lay out the values that an option had.
+    """Return the scale for the values of an option.
 
     Args:
-        values: At least one; equal ones may repeat.
+        values: At least one value; duplicates are allowed.
 
     Returns:
-        A scale of numbers if all of them are, by their logarithm if they span more than a factor of 10.
+        A linear scale if all values are numbers, a logarithmic one if they span more than a factor of 10, otherwise
+        categories.
     """
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         numbers = sorted(set(values))

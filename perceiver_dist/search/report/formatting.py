@@ -1,4 +1,4 @@
-"""How names, values and amounts of a search are written, on the terminal, in figures and in the report."""
+"""Text formats of names, values and quantities, for the terminal, the figures and the report."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -10,13 +10,13 @@ _PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 
 
 def short_names(names: Iterable[str]) -> dict[str, str]:
-    """Shorten dotted names to their last part, or to as many parts as tell them apart.
+    """Shorten dotted names to the shortest suffixes that are unique.
 
     Args:
         names: Dotted names of options.
 
     Returns:
-        Name -> what to call it: model.latents -> latents.
+        Name -> short name, such as model.latents -> latents.
     """
     parts = {name: name.split(".") for name in names}
     return {name: _shortest_tail(name, parts) for name in parts}
@@ -31,10 +31,10 @@ def _shortest_tail(name: str, parts: dict[str, list[str]]) -> str:
 
 
 def value_text(value: Any) -> str:
-    """Write a value as in YAML, numbers with at most four digits that count.
+    """Format a value as in YAML, floats with at most four significant digits.
 
     Args:
-        value: A number, truth value, text, list, mapping or None.
+        value: A number, boolean, text, list, mapping or None.
     """
     if isinstance(value, float):
         return f"{value:.4g}"
@@ -42,15 +42,14 @@ def value_text(value: Any) -> str:
 
 
 def values_text(trial: Trial, record: SearchRecord) -> str:
-    """Write what sets a trial apart: "latents 64, width 32".
+    """Format the values of a trial that differ from the baseline's, such as "latents 64, width 32".
 
     Args:
         trial: One of the record's trials.
-        record: The search.
+        record: Record of the search.
 
     Returns:
-        The values that differ from the baseline's, or all of them where there is no baseline; "baseline" for the
-        baseline itself.
+        The values that differ; all values if there is no baseline; "baseline" for the baseline itself.
     """
     baseline = record.baseline
     if trial is baseline:
@@ -65,12 +64,13 @@ def values_text(trial: Trial, record: SearchRecord) -> str:
 
 
 def quantity(number: float, unit: str = "") -> str:
-    """Write an amount with three digits and a prefix: "1.23 TFLOPs".
+    """Format a quantity with three significant digits and an SI prefix, such as "1.23 TFLOPs".
 
     Args:
-        number: Not negative.
-        unit: What is counted; "" for a bare number.
+        number: The quantity, not negative.
+        unit: Its unit; "" for a bare number.
     """
+    # Rounded before the prefix is chosen, so that 999.6 becomes "1 k" and not "1e+03".
     digits, _, exponent = f"{number:.2e}".partition("e")
     thousands = min(max(int(exponent) // 3, 0), len(_PREFIXES) - 1)
     shown = float(digits) * 10.0 ** (int(exponent) - 3 * thousands)
@@ -78,7 +78,7 @@ def quantity(number: float, unit: str = "") -> str:
 
 
 def ranked(trials: Sequence[Trial]) -> list[Trial]:
-    """Return trials by score, the best first: completed ones, then others that have a score, then the rest.
+    """Rank trials by score, best first: completed ones, then others that have a score, then the rest.
 
     Args:
         trials: Trials in any state.

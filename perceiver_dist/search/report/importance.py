@@ -1,4 +1,4 @@
-"""How much of the difference between scores each option of the space explains."""
+"""Hyperparameter importance: the share of the variance of the scores that each option explains."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,26 +11,27 @@ from perceiver_dist.search.report.formatting import value_text
 from perceiver_dist.search.study.search_record import SearchRecord, Trial
 
 _MIN_TRIALS = 4
-"""Below this a forest of regression trees has nothing to learn from."""
+"""Min number of trials; a forest of regression trees learns nothing from fewer."""
 _SEED = 0
+"""Seed of the forest: any constant, so that a record always gives the same shares."""
 
 
 def importance(record: SearchRecord) -> dict[str, float]:
-    """Estimate the share of the scores' variance that each option explains.
+    """Estimate the share of the variance of the scores that each option explains.
 
-    fANOVA fits a random forest to the trials' values and scores and divides up its variance. It is taken and not
-    PED-ANOVA, which compares the best tenth of the trials with all of them: with a dozen trials that is a single one.
+    fANOVA fits a random forest to the values and scores of the trials, and decomposes its variance. PED-ANOVA, the
+    default of Optuna, compares the best tenth of the trials with all of them: of a dozen trials, that is one.
 
-    A stopped trial's newest score is from earlier in its training than a completed one's. So the scores compared
-    are those of the first evaluation that all scored trials have, whatever became of them afterwards; with population
-    based training, the values are those with which the trials began.
+    The newest score of a stopped trial comes from earlier in training than that of a completed one. So the scores are
+    those of the first evaluation that all scored trials have. In population based training, the values are those with
+    which the trials began.
 
     Args:
-        record: The search.
+        record: Record of the search.
 
     Returns:
-        Dotted name -> share, the largest first; shares add up to 1. Options that do not vary are left out. Empty
-        with fewer than four scored trials, if nothing varies, or if all scores are equal.
+        Dotted name -> share, in descending order; the shares add up to 1. Options that do not vary are left out. Empty
+        if there are fewer than four scored trials, if nothing varies, or if all scores are equal.
     """
     trials = [trial for trial in record.trials if trial.evaluations]
     scores = _comparable_scores(trials)
@@ -53,14 +54,14 @@ def importance(record: SearchRecord) -> dict[str, float]:
 
 
 def _comparable_scores(trials: list[Trial]) -> list[float]:
-    """Scores of all trials at the first evaluation that all have; none if there is no such evaluation."""
+    """Return the scores at the first evaluation that all trials have; none if there is no such evaluation."""
     by_number = [{found.number: found.score for found in trial.evaluations} for trial in trials]
     shared = set.intersection(*map(set, by_number)) if by_number else set()
     return [scores[min(shared)] for scores in by_number] if shared else []
 
 
 def _first_values(trial: Trial) -> dict[str, Any]:
-    """The values up to the first evaluation, after which population based training may change them."""
+    """Return the values up to the first evaluation, after which population based training may change them."""
     return trial.history[0]["values_before"] if trial.history else trial.values
 
 
@@ -77,7 +78,10 @@ def _distribution(scale: AxisScale) -> optuna.distributions.BaseDistribution:
 
 
 def _parameter(value: object, scale: AxisScale) -> str | float:
-    """A category as text, a number as its place: optuna's fANOVA itself knows no logarithms."""
+    """Return a category as text, and a number as its position on the scale.
+
+    Optuna's fANOVA evaluator would not take the logarithm of a logarithmic distribution itself.
+    """
     return value_text(value) if scale.kind == "categories" else scale.place(value)
 
 

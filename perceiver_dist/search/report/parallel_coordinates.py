@@ -1,4 +1,4 @@
-"""The picture of which values score: an axis per option, a line per trial."""
+"""Parallel coordinates figure: an axis per option and one for the score, and a line per trial."""
 
 from pathlib import Path
 
@@ -18,22 +18,22 @@ from perceiver_dist.search.study.search_record import SearchRecord, Trial
 _COLOURS: Colormap = LinearSegmentedColormap.from_list(
     "scores", colormaps["viridis_r"]([0.12 + 0.88 * step / 255 for step in range(256)])
 )
-"""Without the palest yellow, which a white page swallows."""
+"""Viridis without its palest yellow, which is hard to see on white."""
 _MAX_NUMBERS = 16
-"""Trials whose numbers are written: more would hide which line is whose."""
+"""Max number of trials whose numbers are written: more would hide which number belongs to which line."""
 _LABEL_GAP = 0.043
-"""Share of an axis that a line of text takes."""
+"""Height of a line of text as a share of an axis."""
 _HALO = [withStroke(linewidth=2.5, foreground="white")]
 
 
 def parallel_coordinates_figure(record: SearchRecord, path: Path) -> None:
     """Draw a line per scored trial through its values to its score, as a PNG.
 
-    Numbers are laid out by their logarithm where they span more than a factor of 10; all other values are evenly
-    spaced. Colour is the score. Trials that were not completed are pale, the best is thick, the baseline dashed.
+    Numbers that span more than a factor of 10 have a logarithmic axis, and categories are evenly spaced. The colour is
+    the score. Lines of incomplete trials are pale, that of the best trial is thick, that of the baseline dashed.
 
     Args:
-        record: The search.
+        record: Record of the search.
         path: The PNG to write; its folder exists.
 
     Raises:
@@ -54,22 +54,22 @@ def parallel_coordinates_figure(record: SearchRecord, path: Path) -> None:
         _draw_axis(axes, position, title, scale)
     axes.set(xlim=(-0.15, len(names) + 0.75), ylim=(-0.06, 1.06))
     axes.axis("off")
-    _name_the_lines(axes, record, len(names), score_scale)
+    _label_lines(axes, record, len(names), score_scale)
     write_figure(figure, path)
 
 
 def _draw_trial(axes: Axes, record: SearchRecord, trial: Trial, places: list[float]) -> None:
     best, baseline = trial is record.best, trial is record.baseline
-    whole = trial.state == "completed"
+    completed = trial.state == "completed"
     axes.plot(
         range(len(places)),
         places,
         color=_COLOURS(places[-1]),
         linewidth=4 if best else 2 if baseline else 1.6,
         linestyle=(0, (4, 2)) if baseline else "-",
-        alpha=1 if whole or baseline else 0.4,
+        alpha=1 if completed or baseline else 0.4,
         solid_capstyle="round",
-        zorder=3 if best or baseline else 2 if whole else 1,
+        zorder=3 if best or baseline else 2 if completed else 1,
     )
 
 
@@ -92,8 +92,8 @@ def _draw_axis(axes: Axes, position: int, title: str, scale: AxisScale) -> None:
         )
 
 
-def _name_the_lines(axes: Axes, record: SearchRecord, position: int, scale: AxisScale) -> None:
-    """Write the best trials' numbers beside the last axis, and which ones are the best and the baseline."""
+def _label_lines(axes: Axes, record: SearchRecord, position: int, scale: AxisScale) -> None:
+    """Write the numbers of the best trials and of the baseline beside the last axis."""
     scored = [trial for trial in ranked(record.trials) if trial.score is not None]
     named = sorted(scored, key=lambda trial: trial is not record.baseline)[:_MAX_NUMBERS]
     named.sort(key=lambda trial: (trial.score or 0.0, -trial.number))

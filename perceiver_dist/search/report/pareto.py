@@ -1,4 +1,4 @@
-"""Which trials are worth their cost: the Pareto front of score and cost."""
+"""Pareto front of score and cost: the trials that are worth their cost."""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -6,21 +6,21 @@ from typing import Literal
 from perceiver_dist.search.study.search_record import Trial
 
 CostName = Literal["flops_per_sample", "training_flops", "parameters"]
-"""A field of `TrialCost` that a score can be held against."""
+"""Field of `TrialCost` that can be traded off against the score."""
 
 
 def pareto_front(trials: Iterable[Trial], cost: CostName) -> list[Trial]:
-    """Return the completed trials that no other one dominates.
+    """Return the completed trials that no other completed trial dominates.
 
-    A trial dominates another if it costs no more and scores no less, and is better in one of the two. Trials with
-    the same cost and score stand together.
+    A trial dominates another if it costs no more, scores no less, and is better in one of the two. Trials of equal cost
+    and score do not dominate each other.
 
     Args:
-        trials: Trials in any state; those that were not completed count for nothing.
-        cost: What a trial's score is held against.
+        trials: Trials in any state; only completed ones count.
+        cost: The cost to trade off against the score.
 
     Returns:
-        The front, the cheapest first; so scores rise along it.
+        The front in ascending order of cost, and so of score.
     """
     points = [
         (getattr(trial.cost, cost), -trial.score, trial)

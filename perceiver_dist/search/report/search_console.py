@@ -1,7 +1,7 @@
-"""What a person at the terminal sees of a search: where it stands, the trials that run, and the ranking at the end.
+"""Terminal display of a search: its progress, the running trials, and the ranking at the end.
 
-On a terminal there is a table, redrawn in place. Where output is kept there is a line for every trial that ends, and
-one for the whole search every half minute.
+On a terminal this is a table, redrawn in place. In a log it is a line for every trial that ends, and one for the whole
+search every 30 seconds.
 """
 
 import time
@@ -18,17 +18,18 @@ from perceiver_dist.search.report.write_report import finding
 from perceiver_dist.search.study.search_record import SearchRecord, Trial
 
 _ENDED_SHOWN = 3
-"""Trials that ended last which the live table still shows."""
+"""Trials that the live table shows after they have ended, so that it stays short beside the running ones."""
 _RANKING_SHOWN = 10
+"""Trials in the final table, which so fits on a small terminal; the report lists all of them."""
 
 
 @dataclass(frozen=True)
 class RunningTrial:
-    """Where a running trial is, newer than what the record says.
+    """Progress of a running trial.
 
     Attributes:
         step: Optimizer steps taken.
-        steps: Optimizer steps of the trial.
+        steps: Total optimizer steps of the trial.
     """
 
     step: int
@@ -36,12 +37,12 @@ class RunningTrial:
 
 
 class SearchDisplay(LiveDisplay):
-    """The live view of a search.
+    """Live display of a search.
 
     Args:
-        console: Where to write; None takes standard output.
-        seconds_between_lines: Least time between two lines on the whole search where there is no terminal.
-        clock: Seconds from any fixed moment.
+        console: Console to write to; None for standard output.
+        seconds_between_lines: Min time between two lines on the whole search if there is no terminal.
+        clock: Monotonic clock in seconds.
     """
 
     def __init__(
@@ -51,18 +52,20 @@ class SearchDisplay(LiveDisplay):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(console, seconds_between_lines, clock)
-        self._pace = _FlopsRate()
+        self._rate = _FlopsRate()
         self._ended: list[int] | None = None
 
     def update(self, record: SearchRecord, running: Mapping[int, RunningTrial]) -> None:
-        """Show where the search is. Trials that have ended at the first update are not told of: an earlier start did.
+        """Show the progress of the search, and report trials that have ended since the last update.
+
+        Trials that have ended before the first update are not reported: an earlier start of the search did.
 
         Args:
-            record: The search.
-            running: Number of each trial that is training now, and where it is.
+            record: Record of the search.
+            running: Number of each running trial -> its progress.
         """
         newly_ended = self._newly_ended(record)
-        self._pace.record(_spent(record, running), self._clock())
+        self._rate.record(_flops_spent(record, running), self._clock())
         headline = [_counts(record), _best_so_far(record), *self._progress(record, running)]
         self._line = "  ".join(headline)
         if self._live is not None:
@@ -83,16 +86,19 @@ class SearchDisplay(LiveDisplay):
         return new
 
     def _progress(self, record: SearchRecord, running: Mapping[int, RunningTrial]) -> list[str]:
-        """FLOPs, elapsed time and ETA, each a phrase."""
+        """Return phrases for FLOPs, elapsed time and ETA."""
         return [
-            f"{quantity(_spent(record, running))} of {quantity(_budget(record), 'FLOPs')}",
-            f"elapsed {duration(self._pace.elapsed)}",
-            f"ETA {duration(self._pace.seconds_for(_still_to_spend(record, running)))}",
+            f"{quantity(_flops_spent(record, running))} of {quantity(_total_flops(record), 'FLOPs')}",
+            f"elapsed {duration(self._rate.elapsed)}",
+            f"ETA {duration(self._rate.seconds_for(_remaining_flops(record, running)))}",
         ]
 
 
 class _FlopsRate:
-    """FLOPs per second since the first update, so that what an earlier start of the search spent does not count."""
+    """Mean FLOPs per second since the first update, so without those that an earlier start of the search spent.
+
+    Not rich.progress, whose rate is that of a sliding window of at most 1000 updates: a search of hours needs its mean.
+    """
 
     def __init__(self) -> None:
         self._first: tuple[float, float] | None = None
@@ -105,18 +111,18 @@ class _FlopsRate:
         self.elapsed = now - self._first[1]
 
     def seconds_for(self, flops: float) -> float | None:
-        """Seconds that so many FLOPs will take, or None while no pace is known."""
+        """Return the seconds that a number of FLOPs will take; None as long as the rate is unknown."""
         return flops * self.elapsed / self._spent if self._spent > 0 and self.elapsed > 0 else None
 
 
 def final_table(record: SearchRecord) -> Group:
-    """Lay out the result of a search: the sentence that says what was found, and the best ten trials.
+    """Return the result of a search for printing: the best ten trials, and the finding in one sentence.
 
     Args:
-        record: The search.
+        record: Record of the search.
 
     Returns:
-        Something for `rich.console.Console.print`.
+        A renderable for `rich.console.Console.print`.
     """
     table = Table("trial", "state", show_edge=False, pad_edge=False, box=None, header_style="bold")
     for column in ("score", "parameters", "FLOPs/sample", "steps"):
@@ -136,17 +142,17 @@ def final_table(record: SearchRecord) -> Group:
     return Group(table, Text(), Text(finding(record)))
 
 
-def _spent(record: SearchRecord, running: Mapping[int, RunningTrial]) -> float:
-    return sum(_spent_by(trial, running) for trial in record.trials)
+def _flops_spent(record: SearchRecord, running: Mapping[int, RunningTrial]) -> float:
+    return sum(_trial_flops_spent(trial, running) for trial in record.trials)
 
 
-def _spent_by(trial: Trial, running: Mapping[int, RunningTrial]) -> float:
+def _trial_flops_spent(trial: Trial, running: Mapping[int, RunningTrial]) -> float:
     now = running.get(trial.number)
     return trial.cost.training_flops * now.step / now.steps if now else trial.training_flops
 
 
-def _to_come(record: SearchRecord) -> int:
-    """Trials that are not drawn yet."""
+def _undrawn_trials(record: SearchRecord) -> int:
+    """Return the number of trials that are not drawn yet."""
     return max(int(record.options["trials"]) - len(record.trials), 0)
 
 
@@ -155,28 +161,31 @@ def _mean_cost(record: SearchRecord) -> float:
     return sum(costs) / len(costs) if costs else 0.0
 
 
-def _budget(record: SearchRecord) -> float:
-    """FLOPs of all trials if each is trained to its end; of those not drawn yet, the mean."""
-    return (len(record.trials) + _to_come(record)) * _mean_cost(record)
+def _total_flops(record: SearchRecord) -> float:
+    """Return the FLOPs of all trials if none is stopped early; trials not drawn yet count with the mean."""
+    return (len(record.trials) + _undrawn_trials(record)) * _mean_cost(record)
 
 
-def _still_to_spend(record: SearchRecord, running: Mapping[int, RunningTrial]) -> float:
-    """FLOPs left if running trials go to their end, and those not drawn yet as far as the ended ones did."""
+def _remaining_flops(record: SearchRecord, running: Mapping[int, RunningTrial]) -> float:
+    """Estimate the remaining FLOPs.
+
+    Running trials count to their end, and trials not drawn yet for the mean share that ended trials have trained.
+    """
     ended = [trial for trial in record.trials if trial.state != "running"]
     share = sum(trial.step / trial.cost.steps for trial in ended) / len(ended) if ended else 1.0
     unspent = sum(
-        trial.cost.training_flops - _spent_by(trial, running)
+        trial.cost.training_flops - _trial_flops_spent(trial, running)
         for trial in record.trials
         if trial.state == "running"
     )
-    return unspent + _to_come(record) * share * _mean_cost(record)
+    return unspent + _undrawn_trials(record) * share * _mean_cost(record)
 
 
 def _counts(record: SearchRecord) -> str:
     states = [trial.state for trial in record.trials]
     ended = len(states) - states.count("running")
     return (
-        f"search {record.options['name']}: {ended} of {len(states) + _to_come(record)} done: "
+        f"search {record.options['name']}: {ended} of {len(states) + _undrawn_trials(record)} done: "
         f"{states.count('completed')} completed, {states.count('stopped')} stopped, "
         f"{states.count('failed')} failed; {states.count('running')} running"
     )
@@ -193,14 +202,14 @@ def _score(trial: Trial) -> str:
 
 
 def _ended_line(trial: Trial, record: SearchRecord) -> str:
-    """What became of a trial: "trial-003 stopped at evaluation 1: score 0.412 (latents 64, width 32)"."""
-    what: str = trial.state
+    """Return the line for an ended trial: "trial-003 stopped at evaluation 1: score 0.412 (latents 64, width 32)"."""
+    outcome: str = trial.state
     if trial.state == "failed":
-        what += f" at step {trial.step}: {trial.reason}"
+        outcome += f" at step {trial.step}: {trial.reason}"
     elif trial.evaluations:
         at = f" at evaluation {trial.evaluations[-1].number}" if trial.state == "stopped" else ""
-        what += f"{at}: score {_score(trial)}"
-    return f"{trial.name} {what} ({values_text(trial, record)})"
+        outcome += f"{at}: score {_score(trial)}"
+    return f"{trial.name} {outcome} ({values_text(trial, record)})"
 
 
 def _live_table(
@@ -224,5 +233,5 @@ def _live_table(
 
 
 def _one_line(trial: Trial, record: SearchRecord) -> Text:
-    """The values in a cell that gives way to the others where the terminal is narrow."""
+    """Return the values of a trial as a cell that is truncated if the terminal is narrow."""
     return Text(values_text(trial, record), no_wrap=True, overflow="ellipsis")

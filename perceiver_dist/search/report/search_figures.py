@@ -1,7 +1,6 @@
-"""Pictures of a search: what score costs, which values score, how trials learned, and which options matter.
+"""Figures of a search: error against cost with its Pareto front, learning curves, and importances.
 
-In all of them the best trial is blue, the baseline orange, and trials that were not trained to their end are hollow
-or pale.
+The best trial is blue, the baseline orange, and incomplete trials are hollow or pale.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,8 @@ BASELINE_COLOUR = "#d9730d"
 _OTHER_COLOUR = "#8b929c"
 _FRONT_COLOUR = "#4a525c"
 _LOG_FROM = 3
-"""Ratio of the largest to the smallest cost above which costs are laid out by their logarithm."""
+"""Ratio of the largest to the smallest cost above which the axis is logarithmic. Its labels are 1, 2 and 5 times powers
+of ten, at most a factor of 2.5 apart, so that a wider range always has one."""
 _COST_LABELS: dict[CostName, str] = {
     "flops_per_sample": "FLOPs per sample, forward",
     "training_flops": "FLOPs of training",
@@ -36,12 +36,12 @@ _COST_LABELS: dict[CostName, str] = {
 def pareto_figure(record: SearchRecord, cost: CostName, path: Path) -> None:
     """Draw the error (1 - score) of every scored trial against its cost, as a PNG.
 
-    Completed trials are filled, others hollow at their newest score; FLOPs of training are those up to it.
-    The line is the Pareto front of the completed trials.
+    Completed trials are filled. Others are hollow and at their newest score; their training FLOPs are those spent up to
+    it. The line is the Pareto front of the completed trials.
 
     Args:
-        record: The search.
-        cost: What to hold the error against.
+        record: Record of the search.
+        cost: The cost on the horizontal axis.
         path: The PNG to write; its folder exists.
 
     Raises:
@@ -53,24 +53,26 @@ def pareto_figure(record: SearchRecord, cost: CostName, path: Path) -> None:
     points = [(_cost_of_score(trial, cost), 1 - (trial.score or 0.0)) for trial in trials]
     _draw_front(axes, record, cost, points)
     for trial, point in zip(trials, points, strict=True):
-        colour, whole = _colour(trial, record), trial.state == "completed"
-        axes.plot(*point, "o", color=colour, markerfacecolor=colour if whole else "white", markersize=7)
-    _lay_out_costs(axes, [price for price, _ in points])
+        colour, completed = _colour(trial, record), trial.state == "completed"
+        axes.plot(*point, "o", color=colour, markerfacecolor=colour if completed else "white", markersize=7)
+    _set_cost_axis(axes, [value for value, _ in points])
     axes.set(xlabel=_COST_LABELS[cost], ylabel="error (1 - score)")
     axes.margins(y=0.12)
-    _tidy(axes)
-    _explain(axes, record, trials)
+    _style_axes(axes)
+    _add_legend(axes, record, trials)
     label_points(
-        axes, [(*point, str(trial.number)) for trial, point in zip(trials, points, strict=True)], preferred=45
+        axes,
+        [(*point, str(trial.number)) for trial, point in zip(trials, points, strict=True)],
+        preferred=(1, 1),
     )
     write_figure(figure, path)
 
 
 def learning_curves_figure(record: SearchRecord, path: Path) -> None:
-    """Draw the score of every trial against the share of its training FLOPs that were spent, as a PNG.
+    """Draw the score of every trial against the share of its training FLOPs spent, as a PNG.
 
     Args:
-        record: The search.
+        record: Record of the search.
         path: The PNG to write; its folder exists.
 
     Raises:
@@ -83,7 +85,7 @@ def learning_curves_figure(record: SearchRecord, path: Path) -> None:
     for trial in trials:
         shares = [found.step / trial.cost.steps for found in trial.evaluations]
         scores = [found.score for found in trial.evaluations]
-        colour, whole = _colour(trial, record), trial.state == "completed"
+        colour, completed = _colour(trial, record), trial.state == "completed"
         emphasised = colour != _OTHER_COLOUR
         axes.plot(
             shares,
@@ -92,35 +94,37 @@ def learning_curves_figure(record: SearchRecord, path: Path) -> None:
             linewidth=2.4 if emphasised else 1.2,
             marker="o",
             markersize=3,
-            alpha=1 if emphasised or whole else 0.7,
+            alpha=1 if emphasised or completed else 0.7,
             linestyle="--" if trial is record.baseline else "-",
             zorder=3 if emphasised else 2,
         )
         end = (shares[-1], scores[-1])
-        face = colour if whole else "white"
+        face = colour if completed else "white"
         axes.plot(*end, "o", color=colour, markerfacecolor=face, markersize=6, zorder=4)
         ends.append((*end, str(trial.number)))
     axes.set(xlabel="share of the trial's training FLOPs spent", ylabel="score", xlim=(0, 1.06))
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.margins(y=0.08)
-    _tidy(axes)
-    _explain(axes, record, trials)
-    label_points(axes, ends, preferred=0)
+    _style_axes(axes)
+    _add_legend(axes, record, trials)
+    label_points(axes, ends, preferred=(1, 0))
     write_figure(figure, path)
 
 
 def importance_figure(importance: Mapping[str, float], path: Path) -> None:
-    """Draw the share of the scores' variance that each option explains, as a PNG.
+    """Draw the share of the variance of the scores that each option explains, as a PNG.
 
     Args:
-        importance: Dotted name of an option -> share, 0 to 1.
+        importance: Dotted name of an option -> share, from 0 to 1.
         path: The PNG to write; its folder exists.
 
     Raises:
         InternalError: `importance` is empty.
     """
     if not importance:
-        raise InternalError("importance: there is no option to draw; four trials with scores are needed")
+        raise InternalError(
+            "importance: there are no shares to draw; at least four trials with scores are needed"
+        )
     shown = sorted(importance.items(), key=lambda item: item[1])
     names = short_names(importance)
     figure = Figure(figsize=(7.2, 0.9 + 0.38 * len(shown)), layout="constrained")
@@ -129,17 +133,17 @@ def importance_figure(importance: Mapping[str, float], path: Path) -> None:
     axes.bar_label(bars, [f"{share:.0%}" for _, share in shown], padding=4, fontsize=9)
     axes.set(xlabel="share of the variance of the scores", xlim=(0, 1.12 * shown[-1][1]))
     axes.xaxis.set_major_formatter(PercentFormatter(1))
-    _tidy(axes)
+    _style_axes(axes)
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
     write_figure(figure, path)
 
 
 def scored_trials(record: SearchRecord) -> list[Trial]:
-    """Return the trials that a figure can show, those that matter most last, so that they are drawn on top.
+    """Return the trials that have a score, the baseline and the best last, so that they are drawn on top.
 
     Args:
-        record: The search.
+        record: Record of the search.
 
     Raises:
         InternalError: No trial has a score.
@@ -154,7 +158,7 @@ def scored_trials(record: SearchRecord) -> list[Trial]:
 
 
 def _cost_of_score(trial: Trial, cost: CostName) -> float:
-    """What the newest score cost: of the FLOPs of training, those up to its evaluation."""
+    """Return the cost of the newest score: of training FLOPs, those up to its evaluation."""
     share = trial.evaluations[-1].step / trial.cost.steps if cost == "training_flops" else 1.0
     return float(getattr(trial.cost, cost) * share)
 
@@ -168,14 +172,14 @@ def _colour(trial: Trial, record: SearchRecord) -> str:
 def _draw_front(
     axes: Axes, record: SearchRecord, cost: CostName, points: Sequence[tuple[float, float]]
 ) -> None:
-    """The least error at most so much cost buys: it falls at each trial of the front, and is flat between."""
+    """Draw the lowest error at up to each cost: a step function that falls at each trial of the front."""
     front = pareto_front(record.trials, cost)
     if front:
-        prices = [float(getattr(trial.cost, cost)) for trial in front]
+        costs = [float(getattr(trial.cost, cost)) for trial in front]
         errors = [1 - (trial.score or 0.0) for trial in front]
-        dearest = max(price for price, _ in points)
+        highest = max(value for value, _ in points)
         axes.step(
-            [*prices, dearest],
+            [*costs, highest],
             [*errors, errors[-1]],
             where="post",
             color=_FRONT_COLOUR,
@@ -184,7 +188,8 @@ def _draw_front(
         )
 
 
-def _lay_out_costs(axes: Axes, costs: Sequence[float]) -> None:
+def _set_cost_axis(axes: Axes, costs: Sequence[float]) -> None:
+    """Choose scale, limits and labels, with margins so that no point is at the edge, even if all costs are equal."""
     low, high = max(min(costs), 1.0), max(costs)
     if high > _LOG_FROM * low:
         axes.set_xscale("log")
@@ -198,14 +203,14 @@ def _lay_out_costs(axes: Axes, costs: Sequence[float]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: quantity(value)))
 
 
-def _tidy(axes: Axes) -> None:
+def _style_axes(axes: Axes) -> None:
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _explain(axes: Axes, record: SearchRecord, trials: Sequence[Trial]) -> None:
-    """Say in a legend above the axes what colours and fillings mean."""
+def _add_legend(axes: Axes, record: SearchRecord, trials: Sequence[Trial]) -> None:
+    """Explain colours and fills in a legend above the axes, where it covers no points."""
     dot: dict[str, Any] = {"marker": "o", "linestyle": "", "markersize": 7}
     best, baseline = record.best, record.baseline
     entries = []

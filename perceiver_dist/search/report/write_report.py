@@ -1,4 +1,4 @@
-"""The report of a search: one sentence on what was found, figures as PNG, and a page that holds everything."""
+"""Report of a search: the finding in one sentence, figures as PNG files, and a self-contained HTML page."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,8 @@ from perceiver_dist.search.study.search_config import SearchConfig
 from perceiver_dist.search.study.search_record import SearchRecord, Trial
 
 _SAME_COST = 1.01
-"""Ratio of the largest to the smallest cost up to which there is nothing to trade off."""
+"""Ratio of the largest to the smallest cost up to which costs count as equal. Trials of equal FLOPs still differ by the
+rounding to whole steps."""
 _COSTS: dict[CostName, str] = {
     "flops_per_sample": "FLOPs per sample",
     "training_flops": "FLOPs of training",
@@ -44,29 +45,30 @@ _IMPORTANCE_CAPTION = (
 def write_report(record: SearchRecord, config: SearchConfig, best_yaml: str, folder: Path) -> list[Path]:
     """Write the figures and `report.html`, a page that needs no other file, no script and no network.
 
-    Figures that have nothing to show are left out: all of them before the first score, a cost that is the same for
-    every trial, importances of fewer than four trials.
+    Figures without content are skipped: all of them before the first score, those of a cost that is the same for all
+    trials, and importances of fewer than four trials.
 
     Args:
-        record: The search.
-        config: Its options.
+        record: Record of the search.
+        config: Options of the search.
         best_yaml: Configuration of the best trial as YAML; "" if there is none.
-        folder: A local folder; made if missing.
+        folder: A local folder; created if missing.
 
     Returns:
-        The files, the page last.
+        The files, with the page last.
     """
     folder.mkdir(parents=True, exist_ok=True)
     captions = _draw_figures(record, folder)
     page = folder / "report.html"
-    beside = page.with_name(f".{page.name}.{os.getpid()}")
-    beside.write_text(report_page(record, config, finding(record), captions, best_yaml), encoding="utf-8")
-    beside.replace(page)
+    # Written to a temporary file and renamed, so that nobody reads half a page.
+    temporary = page.with_name(f".{page.name}.{os.getpid()}")
+    temporary.write_text(report_page(record, config, finding(record), captions, best_yaml), encoding="utf-8")
+    temporary.replace(page)
     return [*captions, page]
 
 
 def _draw_figures(record: SearchRecord, folder: Path) -> dict[Path, str]:
-    """Draw what there is to show; the files, each with a sentence on how to read it."""
+    """Draw the figures that have content; return their files, each with a sentence on how to read it."""
     scored = [trial for trial in record.trials if trial.score is not None]
     if not scored:
         return {}
@@ -93,13 +95,13 @@ def _varies(trials: list[Trial], cost: CostName) -> bool:
 
 
 def finding(record: SearchRecord) -> str:
-    """Say in one sentence what the search has found.
+    """Summarize the result of a search in one sentence.
 
     Args:
-        record: The search.
+        record: Record of the search.
 
     Returns:
-        The best trial and whether it beats the baseline, by how much and at which FLOPs; or why that cannot be said.
+        The best trial, and whether it beats the baseline, by how much and at which FLOPs; or why that is unknown.
     """
     best, baseline = record.best, record.baseline
     so_far = "So far " if any(trial.state == "running" for trial in record.trials) else ""

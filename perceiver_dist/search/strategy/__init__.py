@@ -1,1 +1,1 @@
-"""Decisions of a search: candidates, budgets, successive halving and populations."""
+"""Decisions of a search: candidates, budgets, early stopping by successive halving, and population based training."""

@@ -1,4 +1,4 @@
-"""What a candidate costs before it starts, what it may cost, and how many steps a number of FLOPs pays for."""
+"""Budgets: cost of a candidate before it starts, limits on it, and the number of steps that equal FLOPs pay for."""
 
 from dataclasses import replace
 
@@ -10,19 +10,19 @@ from perceiver_dist.search.study.search_record import TrialCost
 from pipelines.units.schedule import Schedule
 
 _TRAINING_PER_FORWARD = 3
-"""FLOPs of a training step by those of its forward pass: backward is two matrix products for each forward one. What
-activation checkpointing computes again is not counted, as usual."""
+"""FLOPs of a training step per FLOP of its forward pass: backward has two matrix products for each one in forward.
+Recomputation by activation checkpointing is not counted, as is common for model FLOPs."""
 
 
 def cost_of(config: RunConfig, device: str) -> TrialCost:
-    """Compute what a training costs.
+    """Compute the cost of a training.
 
     Args:
-        config: The training.
+        config: Configuration of the training.
         device: Type of the device, cpu or cuda, which decides how cross-attention is computed.
 
     Returns:
-        Its cost. Steps learn from several sources with different FLOPs; their schedule is counted exactly.
+        The cost. Steps of different sources take different FLOPs; the steps of each are counted exactly.
 
     Raises:
         UserError: The model cannot be built.
@@ -41,11 +41,11 @@ def cost_of(config: RunConfig, device: str) -> TrialCost:
 
 
 def over_limit(cost: TrialCost, search: SearchConfig) -> str:
-    """Return which limit a candidate is over, "" if none.
+    """Return the limit that a candidate exceeds, as a reason for rejecting it; "" if there is none.
 
     Args:
-        cost: What the candidate costs.
-        search: Holds the limits.
+        cost: Cost of the candidate.
+        search: Options of the search, which hold the limits.
     """
     for name in ("parameters", "flops_per_sample", "memory_per_rank"):
         limit = getattr(search, f"max_{name}")
@@ -57,23 +57,24 @@ def over_limit(cost: TrialCost, search: SearchConfig) -> str:
 def fit_to_search(
     config: RunConfig, search: SearchConfig, training_flops: float | None, device: str
 ) -> RunConfig:
-    """Return a candidate's training with its number of steps, and an evaluation at each equal share of them.
+    """Set the number of steps of a candidate, and space its evaluations evenly over them.
 
-    Under equal FLOPs the warm-up keeps its share of the steps; a shape that gets few of them would otherwise spend
-    them all on it.
+    With equal FLOPs the warm-up keeps its share of the steps. Otherwise an expensive shape, which gets few steps, could
+    spend all of them on warm-up.
 
     Args:
-        config: The candidate's training, as varied.
-        search: How many evaluations.
-        training_flops: FLOPs that the steps may come to; None to keep the number of steps.
+        config: Configuration of the candidate.
+        search: Options of the search, which hold the number of evaluations.
+        training_flops: FLOPs to match by the number of steps; None to keep the number of steps.
         device: Type of the device.
 
     Returns:
-        The training. Its steps are a multiple of the evaluations, at least one for each.
+        The configuration. Its steps are a multiple of the evaluations, at least one for each.
     """
     steps: float = config.train.steps
     if training_flops is not None:
         steps *= training_flops / cost_of(config, device).training_flops
+    # Equal distances, so that evaluation n of any two trials comes after the same share of their training.
     between = max(round(steps / search.evaluations), 1)
     total = between * search.evaluations
     warmup = config.optim.warmup_steps

@@ -1,17 +1,21 @@
-"""Which trials are given up: successive halving whose decisions do not depend on which trial was faster.
+"""Early stopping by successive halving (ASHA and Hyperband) that is deterministic.
 
-Asynchronous successive halving (Li et al. 2018, arXiv 1810.05934) looks at a trial at evaluations r = 1, eta, eta^2,
-... and lets it go on if it is among the best 1/eta of the trials that were there before it. "Before" is meant in time,
-as Ray Tune does it: two runs of one search, or one run that was killed, decide differently when trials race each other.
+Asynchronous successive halving (Li et al. 2018, arXiv 1810.05934) compares trials at evaluations r = 1, eta, eta^2, ...
+and continues a trial if it is among the best 1/eta of the trials that reached r before it.
 
-Here "before" means: with a lower number. A trial is decided about at r as soon as every trial with a lower number was
-there or ended without getting there. Until then it trains on; what it does after an evaluation at which it turns out
-to be stopped does not count. So decisions are a function of the scores alone, the same as those of a search that runs
-one trial at a time, for any number of trials at once and after any number of kills. The price is the training that a
-stopped trial did while it waited for a slower one.
+In Ray Tune's `AsyncHyperBandScheduler`, "before" refers to time. Trials race each other, so two runs of one search stop
+different trials. Its brackets are drawn with an unseeded random generator, and Ray Tune does not save the scheduler,
+so a resumed search has lost the scores to compare with. `HyperBandScheduler` pauses trials until their bracket is
+complete, and a distributed training that was paused has to start its workers again.
 
-Hyperband (Li et al. 2017, arXiv 1603.06560) deals the trials to brackets. Bracket b decides at r = eta^b and later
-only, in case early scores mislead; each trial is compared with those of its bracket.
+Here "before" means with a lower number. A trial is decided at r as soon as every trial with a lower number has reached
+r, or has ended without reaching it. Until then it continues to train. If it is stopped at r after all, its later
+evaluations do not count. So decisions are a function of the scores alone: they are the same for any number of
+concurrent trials and after any number of restarts, and for one trial at a time they are those of Ray Tune, as a test
+checks. The price is the training that stopped trials did while they waited for slower ones.
+
+Hyperband (Li et al. 2017, arXiv 1603.06560) assigns the trials to brackets, in case early scores mislead. Bracket b
+decides at r = eta^b and later only, and compares a trial with trials of its own bracket.
 """
 
 from collections.abc import Sequence
@@ -25,11 +29,11 @@ from perceiver_dist.search.study.search_record import Trial
 
 @dataclass
 class Decisions:
-    """What is known about the trials.
+    """Decisions that follow from the scores so far.
 
     Attributes:
-        stopped: Number of the trial -> number of the evaluation after which it is stopped.
-        undecided: Numbers of the trials that are at a rung, and wait for a trial with a lower number.
+        stopped: Number of a trial -> number of the evaluation after which it is stopped.
+        undecided: Numbers of the trials that have reached a rung and wait for a trial with a lower number.
     """
 
     stopped: dict[int, int] = field(default_factory=dict)
@@ -37,27 +41,28 @@ class Decisions:
 
 
 def decide(trials: Sequence[Trial], search: SearchConfig) -> Decisions:
-    """Decide which trials are to be stopped, as far as it is known yet.
+    """Decide which trials to stop, as far as the scores so far allow.
 
     Args:
         trials: All trials in the order of their numbers.
-        search: Scheduler, evaluations and reduction factor.
+        search: Options of the search: scheduler, evaluations and reduction factor.
     """
     decisions = Decisions()
     brackets = _brackets(search)
-    for place, rungs in enumerate(brackets):
-        members = [trial for trial in trials if trial.number % len(brackets) == place]
+    for bracket, rungs in enumerate(brackets):
+        members = [trial for trial in trials if trial.number % len(brackets) == bracket]
         for rung in rungs:
             members = _survivors(members, rung, search.reduction_factor, decisions)
     return decisions
 
 
 def _brackets(search: SearchConfig) -> list[list[int]]:
-    """The evaluations at which each bracket decides; a decision at the last evaluation would save nothing."""
+    """Return the rungs of each bracket: the evaluations at which it decides."""
     if search.scheduler not in ("asha", "hyperband"):
         return []
     rungs = []
     rung = 1
+    # Stopping a trial at its last evaluation would save nothing.
     while rung < search.evaluations:
         rungs.append(rung)
         rung *= search.reduction_factor
@@ -68,17 +73,20 @@ def _brackets(search: SearchConfig) -> list[list[int]]:
 def _survivors(
     members: Sequence[Trial], rung: int, reduction_factor: int, decisions: Decisions
 ) -> list[Trial]:
-    """Return the members that go on after a rung; those after the first that is not there yet are undecided."""
+    """Return the members that continue after a rung; decide nothing after the first that has not reached it."""
     survivors: list[Trial] = []
     scores: list[float] = []
-    for place, trial in enumerate(members):
-        score = next((look.score for look in trial.evaluations if look.number == rung), None)
+    for index, trial in enumerate(members):
+        score = next(
+            (evaluation.score for evaluation in trial.evaluations if evaluation.number == rung), None
+        )
         if score is None and trial.state == "failed":
             continue
         if score is None:
-            there = [other for other in members[place:] if len(other.evaluations) >= rung]
-            decisions.undecided.update(other.number for other in there)
+            waiting = [other for other in members[index:] if len(other.evaluations) >= rung]
+            decisions.undecided.update(other.number for other in waiting)
             break
+        # Ray Tune's cutoff. A trial as good as the cutoff continues, and so does the first one.
         if scores and score < np.percentile(scores, 100 * (1 - 1 / reduction_factor)):
             decisions.stopped[trial.number] = rung
         else:

@@ -1,9 +1,10 @@
-"""Population based training (Jaderberg et al. 2017, arXiv 1711.09846): values that change while trials train.
+"""Population based training (Jaderberg et al. 2017, arXiv 1711.09846): hyperparameters that change during training.
 
-All trials train from one evaluation to the next: a generation. Then the worst quarter go on from the weights and the
-optimizer state of one of the best quarter, with its values changed a little (truncation selection, and factors of 0.8
-and 1.2, as in the paper). Generations are in step, so what happens is a function of the scores and the seed: a killed
-search does what it would have done. Trial 0, if it is the baseline, is copied from but keeps its own values.
+All trials train from one evaluation to the next; this is a generation. Then each of the worst quarter continues from
+the checkpoint (weights and optimizer state) of one of the best quarter, with its values perturbed: truncation
+selection, and factors of 0.8 and 1.2, as in the paper. Generations are synchronous, so a population is a function of
+the scores and the seed, and a resumed search takes the same decisions. Trial 0, if it is the baseline, can be copied
+but keeps its own values.
 """
 
 from collections.abc import Mapping
@@ -15,18 +16,22 @@ from perceiver_dist.search.study.search_record import SearchRecord, Trial
 from perceiver_dist.search.study.space import Choices, Dimension
 from pipelines.permutation import hash64
 
-_QUANTILE = 4
+_QUANTILES = 4
+"""The worst and the best of this many equal parts are exchanged: a quarter each, the default of Ray Tune; the paper
+takes a fifth, which in a population of four would be nobody."""
 _FACTORS = (0.8, 1.2)
-_DRAWN_ANEW = 0.25
-"""Probability that a value is drawn from its whole dimension, so that none is lost from the population for good."""
+"""Perturbations of a number, as in the paper."""
+_RESAMPLE_PROBABILITY = 0.25
+"""Probability that a value is drawn from its whole dimension, so that no value is lost from the population for good;
+the default of Ray Tune."""
 
 
 def next_generation_is_due(record: SearchRecord, generations: int) -> bool:
-    """Return whether all trials that still train are at the end of a generation that is not the last.
+    """Return whether all running trials are at the end of a generation that is not the last one.
 
     Args:
-        record: The search.
-        generations: Generations there are: as many as evaluations of a trial.
+        record: Record of the search.
+        generations: Number of generations: that of the evaluations of a trial.
     """
     running = [trial for trial in record.trials if trial.state == "running"]
     at_end = all(len(trial.evaluations) > record.generation for trial in running)
@@ -34,23 +39,25 @@ def next_generation_is_due(record: SearchRecord, generations: int) -> bool:
 
 
 def begin_generation(record: SearchRecord, dimensions: Mapping[str, Dimension], seed: int) -> None:
-    """Let the worst trials go on from the best ones, and count the next generation.
+    """Begin the next generation: replace the worst trials by perturbed copies of the best ones.
 
     Args:
-        record: The search; its generation is over. Trials get new values and `history`.
-        dimensions: The space.
-        seed: The search's seed.
+        record: Record of the search, whose generation is complete. Replaced trials get new values, a new `start_from`,
+            and an entry in `history`.
+        dimensions: Search space.
+        seed: Seed of the search.
     """
     record.generation += 1
     ranked = sorted(
         (trial for trial in record.trials if trial.state == "running"),
         key=lambda trial: (trial.score or 0.0, -trial.number),
     )
-    count = len(ranked) // _QUANTILE
+    count = len(ranked) // _QUANTILES
     best = ranked[len(ranked) - count :]
     for trial in ranked[:count]:
         if trial is record.baseline:
             continue
+        # A generator per trial and generation: its draws do not depend on those for other trials.
         random = np.random.default_rng(hash64(seed, "generation", record.generation, trial.number))
         donor = best[random.integers(len(best))]
         trial.history.append({
@@ -59,13 +66,15 @@ def begin_generation(record: SearchRecord, dimensions: Mapping[str, Dimension], 
             "values_before": trial.values,
         })  # fmt: skip
         trial.values = {
-            name: _changed(donor.values[name], dimension, random) for name, dimension in dimensions.items()
+            name: _perturbed(donor.values[name], dimension, random) for name, dimension in dimensions.items()
         }
         trial.start_from = donor.checkpoint
 
 
 def folder_name(trial: Trial) -> str:
-    """Return the name of a trial's folder, another one each time that it goes on from another trial's weights.
+    """Return the name of a trial's run folder, which holds the training with one set of values.
+
+    So the name changes each time that the trial continues from another trial's weights.
 
     Args:
         trial: The trial.
@@ -73,15 +82,18 @@ def folder_name(trial: Trial) -> str:
     return f"{trial.name}-{len(trial.history)}" if trial.history else trial.name
 
 
-def _changed(value: Any, dimension: Dimension, random: np.random.Generator) -> Any:
-    anew = random.random() < _DRAWN_ANEW
+def _perturbed(value: Any, dimension: Dimension, random: np.random.Generator) -> Any:
+    """Return a value near another one, or a new draw from the whole dimension."""
+    resample = random.random() < _RESAMPLE_PROBABILITY
     if isinstance(dimension, Choices):
         last = len(dimension.values) - 1
-        beside = (dimension.drawn(value) or 0) + int(random.choice((-1, 1)))
-        return dimension.value(int(random.integers(last + 1)) if anew else min(max(beside, 0), last))
-    if anew and dimension.log:
+        neighbour = (dimension.to_optuna(value) or 0) + int(random.choice((-1, 1)))
+        return dimension.from_optuna(
+            int(random.integers(last + 1)) if resample else min(max(neighbour, 0), last)
+        )
+    if resample and dimension.log:
         number = float(np.exp(random.uniform(np.log(dimension.low), np.log(dimension.high))))
-    elif anew:
+    elif resample:
         number = float(random.uniform(dimension.low, dimension.high))
     else:
         number = value * float(random.choice(_FACTORS))

@@ -1,1 +1,1 @@
-"""What a search is and what it has found: options, search space, objective and record."""
+"""Definition and results of a search: options, search space, objective and record."""

@@ -1,18 +1,19 @@
-"""The one number that trials are compared by."""
+"""Objective of a search: the single score by which trials are compared."""
 
 from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.errors import UserError
 from perceiver_dist.training.tracker.logged_metrics import EvaluationMetrics
 
 _METRIC_OF_TASK = {"softmax": "accuracy", "multilabel": "mean_average_precision"}
+"""Both are between 0 and 1, and higher is better, so that their mean over sources is meaningful."""
 
 
 def check_metric(metric: str, config: RunConfig) -> None:
-    """Make sure that every trial will have the metric.
+    """Check that every trial will report the metric.
 
     Args:
         metric: `search.metric`.
-        config: The training.
+        config: Configuration of the training.
 
     Raises:
         UserError: There is no such metric, or a source that it needs has no held-out shards.
@@ -24,17 +25,17 @@ def check_metric(metric: str, config: RunConfig) -> None:
         if metric in ("mean", name) and not source.eval_shards:
             raise UserError(
                 f"search.metric is {metric}, but source '{source.name}' has no eval_shards; a search compares trials "
-                "on held-out shards: give it some, or name the metric of another source"
+                "on held-out shards: set its eval_shards, or name the metric of another source"
             )
 
 
 def score_of(evaluation: EvaluationMetrics, metric: str, config: RunConfig) -> float:
-    """Return the score of an evaluation, between 0 and 1, higher is better; NaN where no sample defines it.
+    """Return the score of an evaluation: between 0 and 1, higher is better, NaN if no sample defines it.
 
     Args:
         evaluation: The evaluation.
         metric: `search.metric`.
-        config: The training.
+        config: Configuration of the training.
     """
     metrics = evaluation.flat()
     if metric != "mean":

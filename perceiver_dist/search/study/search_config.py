@@ -1,4 +1,4 @@
-"""Options of a search: what to vary, how candidates are drawn, what they may cost, and when one is given up."""
+"""Options of a search: the space, the sampler, the scheduler, and the limits on cost."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -9,37 +9,38 @@ from perceiver_dist.errors import UserError
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """What is searched and how; the rest of the configuration is the training that every trial is.
+    """Options of a hyperparameter search; the rest of the configuration is the training that every trial runs.
 
     Attributes:
-        space: What to vary: the dotted name of any option of the training, and a list of values, or a range such as
+        space: The options to vary: dotted name of any option of the training -> a list of values, or a range such as
             {low: 1.0e-4, high: 1.0e-2, log: true} or {low: 16, high: 128, step: 16}. Options of a source are named
             sources.SOURCE.OPTION.
-        trials: Largest number of trials, the baseline among them.
-        baseline: Whether trial 0 is the configuration as it stands, with nothing varied: what the others have to beat.
-        sampler: random draws every candidate alone, grid takes every combination in order, tpe (a tree-structured
-            Parzen estimator, from Optuna) draws near what was good so far.
-        scheduler: none trains every trial to its end. asha (asynchronous successive halving) stops a trial at an
-            evaluation at which it is not among the best 1 / reduction_factor. hyperband deals the trials to brackets
-            that begin to stop later and later. pbt (population based training) lets the worst trials go on from
-            the best ones' weights with other values of optim.*; all else stays as it is.
-        metric: What makes a trial better: mean is the mean over the sources of accuracy or mean_average_precision on
-            the held-out shards, SOURCE/METRIC one of them alone. Between 0 and 1, higher is better.
-        minimize_flops: Whether tpe looks for small FLOPs per sample as well as a high score; the whole trade-off is
-            searched instead of its top end.
-        iso_flops: Whether every trial gets as many training FLOPs as the baseline, by its number of steps, so that
-            shapes are compared at equal cost. If not, every trial takes train.steps.
-        evaluations: Evaluations of a trial, at equal shares of its training; each is a point at which the
-            scheduler decides. Each also writes a checkpoint, from which a killed search goes on.
-        reduction_factor: Of how many trials one goes on, and the ratio between two evaluations that decide: with 3,
-            evaluations 1, 3, 9, ... do.
-        max_concurrent: Trials at once; null for as many as the cluster has CPUs and GPUs for.
-        max_parameters: Largest number of parameters of a candidate; null for any.
-        max_flops_per_sample: Largest number of FLOPs of one sample's forward pass, the mean over the sources by
-            weight; null for any.
-        max_memory_per_rank: Largest number of bytes that training is computed to hold on a rank; null for any.
-        seed: Seed of the candidates; train.seed is that of the weights and the order of samples.
-        name: Name of the search and of its folder in storage.path. Starting a name again goes on with it.
+        trials: Max number of trials, including the baseline.
+        baseline: Whether trial 0 is the unchanged configuration, which the other trials have to beat.
+        sampler: random draws candidates independently, grid takes every combination in order, tpe (the
+            tree-structured Parzen estimator of Optuna) draws near the best values so far.
+        scheduler: none trains every trial to its last step. asha (asynchronous successive halving) stops a trial at
+            an evaluation if it is not among the best 1 / reduction_factor there. hyperband assigns the trials to
+            brackets that start stopping later and later. pbt (population based training) continues the worst trials
+            from the weights of the best ones, with other values of optim.*; all other options stay the same.
+        metric: The score of a trial. mean is the mean over the sources of their accuracy or mean_average_precision on
+            the held-out shards, SOURCE/METRIC is one of them alone. Between 0 and 1, higher is better.
+        minimize_flops: Whether tpe also minimizes FLOPs per sample, so that it searches the whole trade-off between
+            score and cost instead of the highest score only.
+        iso_flops: Whether every trial gets the same training FLOPs as the baseline, by adapting its number of steps,
+            so that shapes are compared at equal cost. If false, every trial takes train.steps.
+        evaluations: Evaluations of a trial, evenly spaced over its training; at each of them the scheduler may stop
+            it. Each evaluation also writes a checkpoint, from which a killed search resumes.
+        reduction_factor: One of this many trials continues after an evaluation that decides. Also the ratio between
+            the numbers of two such evaluations: with 3, evaluations 1, 3, 9, ... decide.
+        max_concurrent: Max number of trials that run at the same time; null for as many as the CPUs and GPUs of the
+            cluster allow.
+        max_parameters: Max number of parameters of a candidate; null for no limit.
+        max_flops_per_sample: Max FLOPs of the forward pass of one sample, averaged over the sources by weight; null
+            for no limit.
+        max_memory_per_rank: Max bytes that training needs on a rank, as computed before it starts; null for no limit.
+        seed: Seed of the candidates; train.seed is the seed of the weights and of the order of samples.
+        name: Name of the search and of its folder in storage.path. An existing name resumes that search.
     """
 
     space: dict[str, Any] = field(default_factory=dict)
@@ -65,17 +66,18 @@ class SearchConfig:
         Raises:
             UserError: A number is outside its range, or two options exclude each other.
         """
-        for name, least in (
+        for name, minimum in (
             ("trials", 1),
             ("evaluations", 1),
             ("reduction_factor", 2),
             ("max_concurrent", 1),
         ):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"search.{name} is {value}, must be at least {least}")
+            if value is not None and value < minimum:
+                raise UserError(f"search.{name} is {value}, must be at least {minimum}")
         for name in ("max_parameters", "max_flops_per_sample", "max_memory_per_rank"):
             limit = getattr(self, name)
+            # Not `limit <= 0`, which NaN would pass.
             if limit is not None and not limit > 0:
                 raise UserError(f"search.{name} is {limit}, must be above 0, or null for no limit")
         if not self.name or set(self.name) & set("/\\: "):
@@ -83,18 +85,18 @@ class SearchConfig:
         if self.minimize_flops and (self.sampler != "tpe" or self.scheduler != "none"):
             raise UserError(
                 f"search.minimize_flops is true with sampler {self.sampler} and scheduler {self.scheduler}; "
-                "it needs sampler tpe, and scheduler none since no trial is worse for costing less"
+                "set sampler to tpe, and scheduler to none, since early stopping would judge trials by score alone"
             )
         if self.scheduler == "pbt" and (self.sampler != "random" or self.iso_flops):
             raise UserError(
-                f"search.scheduler is pbt with sampler {self.sampler} and iso_flops {self.iso_flops}; a population "
-                "shares one shape: use sampler random and leave iso_flops false"
+                f"search.scheduler is pbt with sampler {self.sampler} and iso_flops {self.iso_flops}; all trials of a "
+                "population have the same shape: set sampler to random and iso_flops to false"
             )
         others = [name for name in self.space if not name.startswith("optim.")]
         if self.scheduler == "pbt" and others:
             raise UserError(
-                f"search.space: {others[0]} varies with search.scheduler pbt, in which trials go on from each other's "
-                "weights, so that only options of optim.* can vary: take it out, or choose another scheduler"
+                f"search.space: {others[0]} varies with search.scheduler pbt, in which trials continue from each "
+                "other's weights, so that only options of optim.* can vary: remove it, or choose another scheduler"
             )
 
 
@@ -103,12 +105,12 @@ class SearchRunConfig(RunConfig):
     """All options of a search: those of a training run, and `search`.
 
     Attributes:
-        search: What is searched and how.
+        search: Options of the search.
     """
 
     search: SearchConfig = field(default_factory=SearchConfig)
 
     @property
     def training(self) -> RunConfig:
-        """The training that a trial is before anything is varied."""
+        """Configuration of the training with nothing varied."""
         return RunConfig(**{part.name: getattr(self, part.name) for part in fields(RunConfig)})

@@ -1,7 +1,8 @@
-"""What a search has found so far: its only state, kept in `search.json`.
+"""Record of a search: its trials and their scores, saved in `search.json`.
 
-Everything else is computed from it: the next candidate (`candidates.py`), which trials are stopped (`halving.py`),
-the report. So a search that is killed goes on by reading this file, and nothing of Ray Tune's has to be restored.
+The record is the only state of a search. Everything else is computed from it: the next candidate (`candidates.py`),
+the trials to stop (`halving.py`), the report. A killed search resumes by reading this file, and no state of Ray Tune
+has to be restored.
 """
 
 import json
@@ -17,12 +18,12 @@ TrialState = Literal["running", "completed", "stopped", "failed"]
 
 @dataclass(frozen=True)
 class TrialCost:
-    """What a candidate costs, known before it starts.
+    """Cost of a candidate, computed before it starts.
 
     Attributes:
-        parameters: Trained values of the model with its heads.
-        flops_per_sample: FLOPs of one sample's forward pass, the mean over the sources by weight.
-        memory_per_rank: Bytes that training holds on a rank.
+        parameters: Trainable parameters of the model, including its heads.
+        flops_per_sample: FLOPs of the forward pass of one sample, averaged over the sources by weight.
+        memory_per_rank: Bytes that training needs on a rank.
         steps: Optimizer steps of the trial.
         training_flops: FLOPs of all its steps, forward and backward.
     """
@@ -36,13 +37,13 @@ class TrialCost:
 
 @dataclass(frozen=True)
 class TrialEvaluation:
-    """One look at a trial on the held-out shards.
+    """Evaluation of a trial on the held-out shards.
 
     Attributes:
         number: 1 for the first evaluation of the trial.
-        step: Optimizer steps taken.
-        score: The search's metric, between 0 and 1.
-        metrics: All metrics, `<source>/<metric>`.
+        step: Optimizer steps taken before it.
+        score: `search.metric`, between 0 and 1.
+        metrics: All metrics, `<source>/<metric>` -> value.
     """
 
     number: int
@@ -57,20 +58,20 @@ class Trial:
 
     Attributes:
         number: 0 for the first trial.
-        values: Dotted name of an option -> value, of everything in the space.
-        cost: What it costs.
-        state: running (also while it waits for a killed search to be started again), completed (to its last step),
-            stopped (by the scheduler) or failed.
+        values: Dotted name -> value, for every option in the space.
+        cost: Its cost, computed in advance.
+        state: running (also while its search is interrupted), completed (trained to its last step), stopped (by the
+            scheduler) or failed.
         reason: Why it was stopped or failed, one line; "" otherwise.
-        evaluations: Those that count, in order.
+        evaluations: Its evaluations in order, without those after the one that stopped it.
         step: Optimizer steps taken.
-        samples: Samples learned from.
-        seconds: Seconds that it ran, summed over the starts of a search.
-        mlflow_run_id: Its MLflow run.
+        samples: Samples trained on.
+        seconds: Run time, summed over restarts of the search.
+        mlflow_run_id: ID of its MLflow run.
         checkpoint: Path or URI of its newest checkpoint; None if there is none.
-        history: Of population based training: `{"evaluation", "from_trial", "values_before"}` for each time that the
-            trial went on from another's weights.
-        start_from: Checkpoint of the trial that it went on from last; None if it never did.
+        history: In population based training, `{"evaluation", "from_trial", "values_before"}` for each time that the
+            trial continued from another trial's weights.
+        start_from: Checkpoint of the other trial from which it continued last; None if it never did.
     """
 
     number: int
@@ -94,28 +95,28 @@ class Trial:
 
     @property
     def score(self) -> float | None:
-        """The newest score, None before the first evaluation."""
+        """Score of the newest evaluation; None before the first one."""
         return self.evaluations[-1].score if self.evaluations else None
 
     @property
     def training_flops(self) -> float:
-        """FLOPs spent so far."""
+        """Training FLOPs spent so far."""
         return self.cost.training_flops * self.step / self.cost.steps
 
 
 @dataclass
 class SearchRecord:
-    """All trials of a search.
+    """State of a search: all of its trials.
 
     Attributes:
-        options: The search's options as plain mappings; a search that goes on must have the same.
-        trials: In the order of their numbers.
-        generation: Of population based training: evaluations that all trials have behind them.
-        drawn: Candidates drawn, those that were rejected among them.
-        rejected: Candidates that were drawn and never tried, by reason.
-        mlflow_run_id: The search's own MLflow run, the parent of its trials'.
-        identity: What tells the search from all others, those with its name too; see `tracking.MlflowRun`.
-        seconds: Seconds that the search ran, summed over its starts.
+        options: The options of the search as plain mappings.
+        trials: The trials in the order of their numbers.
+        generation: In population based training, the number of generations that are complete.
+        drawn: Number of candidates drawn, including the rejected ones.
+        rejected: Reason -> number of candidates that were drawn and not tried.
+        mlflow_run_id: ID of the search's own MLflow run, the parent of the trials' runs.
+        identity: Unique ID of the search, also among searches of the same name; see `tracking.mlflow_run.MlflowRun`.
+        seconds: Run time of the search, summed over its restarts.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
@@ -134,7 +135,7 @@ class SearchRecord:
 
     @property
     def best(self) -> Trial | None:
-        """The completed trial with the highest score; of equal ones the cheaper, then the earlier one."""
+        """The completed trial with the highest score; ties go to the cheaper, then to the earlier trial."""
         return max(
             self.completed,
             key=lambda trial: (trial.score, -trial.cost.training_flops, -trial.number),
@@ -143,11 +144,11 @@ class SearchRecord:
 
     @property
     def baseline(self) -> Trial | None:
-        """Trial 0, if it is the configuration with nothing varied."""
+        """Trial 0, if it is the unchanged configuration; otherwise None."""
         return self.trials[0] if self.trials and self.options.get("baseline") else None
 
     def save(self, path: str) -> None:
-        """Write the record as JSON, whole or not at all.
+        """Write the record as JSON, atomically.
 
         Args:
             path: Path or URI of the file.
@@ -158,7 +159,7 @@ class SearchRecord:
 
 
 def load_record(path: str) -> SearchRecord | None:
-    """Read a record that `SearchRecord.save` wrote; None if there is none.
+    """Read a record that `SearchRecord.save` wrote; return None if the file does not exist.
 
     Args:
         path: Path or URI of the file.
@@ -167,7 +168,7 @@ def load_record(path: str) -> SearchRecord | None:
     if text is None:
         return None
     content = json.loads(text)
-    content.pop("best")
+    content.pop("best")  # Derived from the trials; it is in the file for people who read it.
     trials = [
         Trial(
             **{

@@ -1,4 +1,4 @@
-"""Which options mattered: known causes are found, and nothing is said where nothing can be known."""
+"""Importances: known causes are found, and the result is empty if there is too little evidence."""
 
 import logging
 
@@ -11,7 +11,7 @@ from perceiver_dist.search.study.search_record import SearchRecord, Trial, Trial
 
 
 def search_of(values: list[dict[str, object]], scores: list[list[float]]) -> SearchRecord:
-    """Trials with these values, and a score for each of their evaluations."""
+    """Return a search of trials with these values and scores per evaluation."""
     cost = record_of_search(1).trials[0].cost
     return SearchRecord(
         trials=[
@@ -31,7 +31,7 @@ def grid(count: int) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize("cause", ["a", "b"])
-def test_the_option_that_makes_the_difference_comes_first(cause: str) -> None:
+def test_the_option_with_the_largest_effect_comes_first(cause: str) -> None:
     values = grid(12)
     effect = {"a": 0.1, "b": 0.01} if cause == "a" else {"a": 0.01, "b": 0.1}
     scores = [[0.5 + effect["a"] * int(str(v["a"])) / 3 + effect["b"] * (v["b"] == "x")] for v in values]
@@ -49,7 +49,7 @@ def test_trials_are_compared_at_the_first_evaluation_that_all_have() -> None:
     assert importance(search_of(values, late)) == importance(search_of(values, [[score] for score in early]))
 
 
-def test_values_that_changed_later_do_not_explain_the_first_scores() -> None:
+def test_population_based_training_uses_the_values_before_the_first_change() -> None:
     scores = [[0.1 * int(str(chosen["a"]))] for chosen in grid(8)]
     record = search_of(grid(8), scores)
     for trial in record.trials[:3]:
@@ -58,7 +58,7 @@ def test_values_that_changed_later_do_not_explain_the_first_scores() -> None:
     assert importance(record) == importance(search_of(grid(8), scores))
 
 
-def test_a_search_of_14_trials_names_the_learning_rate_the_same_each_time() -> None:
+def test_importances_are_deterministic() -> None:
     shares = importance(record_of_search())
     assert next(iter(shares)) == "optim.learning_rate"
     assert shares == importance(record_of_search())
@@ -80,11 +80,11 @@ def test_an_option_that_does_not_vary_is_left_out() -> None:
     ],
     ids=["no trial", "three trials", "three scores", "nothing varies", "equal scores"],
 )
-def test_nothing_is_said_where_nothing_can_be_known(record: SearchRecord) -> None:
+def test_too_little_evidence_gives_no_importances(record: SearchRecord) -> None:
     assert importance(record) == {}
 
 
-def test_optuna_is_silent_and_its_logging_left_as_it_was(
+def test_optuna_logs_nothing_and_keeps_its_verbosity(
     caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
 ) -> None:
     optuna.logging.set_verbosity(logging.INFO)

@@ -1,4 +1,4 @@
-"""What a person watches during a search: on a terminal, in a log, over a resumed search; and the ranking."""
+"""Terminal display of a search: live table, lines of a log, a resumed search, and the ranking."""
 
 import io
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ MIDWAY = {12: RunningTrial(750, 1500), 13: RunningTrial(300, 1500)}
 
 
 class Clock:
-    """Seconds that pass only when a test says so."""
+    """Clock that a test advances."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -25,7 +25,7 @@ class Clock:
 def shown(
     updates: Iterable[tuple[float, SearchRecord, dict[int, RunningTrial]]], seconds_between_lines: float = 0
 ) -> list[str]:
-    """Lines written without a terminal for updates of (seconds since the one before, record, running)."""
+    """Return the lines of a log for updates of (seconds since the previous one, record, running trials)."""
     file, clock = io.StringIO(), Clock()
     with SearchDisplay(Console(file=file, width=40), seconds_between_lines, clock) as display:
         for seconds, record, running in updates:
@@ -43,14 +43,14 @@ def terminal_text(record: SearchRecord, running: dict[int, RunningTrial], width:
     return console.file.getvalue()
 
 
-def test_the_line_says_all_of_it() -> None:
+def test_a_line_holds_counts_scores_flops_and_times() -> None:
     assert shown([(0, record_of_search(), MIDWAY)]) == [
         "search shapes: 12 of 16 done: 6 completed, 5 stopped, 1 failed; 2 running  best trial-006 0.887, "
         "baseline 0.817  77.2 T of 175 TFLOPs  elapsed 0:00  ETA -:--"
     ]
 
 
-def test_every_trial_that_ends_is_told_of_once() -> None:
+def test_every_ended_trial_is_reported_once() -> None:
     updates = [(1.0, record_of_search(number), {}) for number in (1, 2, 3, 3, 4)]
     assert [line for line in shown(updates, 1e9) if line.startswith("trial")] == [
         "trial-001 stopped at evaluation 1: score 0.466 "
@@ -61,11 +61,11 @@ def test_every_trial_that_ends_is_told_of_once() -> None:
     ]
 
 
-def test_what_ended_in_an_earlier_start_is_not_told_again() -> None:
+def test_trials_that_ended_in_an_earlier_start_are_not_reported() -> None:
     assert [line[:6] for line in shown([(0, record_of_search(12), {})])] == ["search"]
 
 
-def test_a_log_gets_a_line_per_interval_and_always_the_last() -> None:
+def test_a_log_has_a_line_per_interval_and_always_the_last_one() -> None:
     lines = shown([(10, record_of_search(1), {})] * 6 + [(10, record_of_search(14), {})], 30)
     assert [line.split("elapsed ")[1].split()[0] for line in lines if "elapsed" in line] == [
         "0:00",
@@ -77,7 +77,7 @@ def test_a_log_gets_a_line_per_interval_and_always_the_last() -> None:
     assert "2 running" in lines[-1]
 
 
-def test_the_eta_counts_what_this_start_spends_and_that_stopped_trials_cost_less() -> None:
+def test_the_eta_uses_the_rate_of_this_start_and_the_share_that_ended_trials_trained() -> None:
     record = record_of_search(2)
     record.options["trials"] = 4
     cost = record.trials[0].cost
@@ -86,15 +86,15 @@ def test_the_eta_counts_what_this_start_spends_and_that_stopped_trials_cost_less
     record.trials[0].state, record.trials[0].step = "running", 300
     halves = [{0: RunningTrial(300, 1500)}, {0: RunningTrial(750, 1500)}]
     eta = shown([(500, record, halves[0]), (90, record, halves[1])])[-1].split("ETA ")[1]
-    # 450 steps in 90 s; 750 are left, and 2 trials are to come that go as far as the stopped one: 500 steps.
+    # 450 steps took 90 s. 750 are left, and 2 trials are not drawn yet: 500 steps each, as the stopped one.
     assert eta == "5:50"
 
 
-def test_without_progress_there_is_no_eta() -> None:
+def test_the_eta_is_unknown_without_progress() -> None:
     assert shown([(0, record_of_search(), {}), (60, record_of_search(), {})])[-1].endswith("ETA -:--")
 
 
-def test_a_terminal_shows_the_running_trials_and_those_that_ended_last() -> None:
+def test_a_terminal_shows_running_trials_and_the_last_ended_ones() -> None:
     text = terminal_text(record_of_search(), MIDWAY)
     assert "starting [gpu]" in text
     assert "trial-012   750/1500  0.759  latents 64, width 32, cross_attends 4, learning_rate 0.0019" in text
@@ -106,19 +106,19 @@ def test_a_terminal_shows_the_running_trials_and_those_that_ended_last() -> None
     ]
 
 
-def test_a_narrow_terminal_shortens_the_values_only() -> None:
+def test_a_narrow_terminal_truncates_only_the_values() -> None:
     rows = [line for line in terminal_text(record_of_search(), MIDWAY, 50).splitlines() if "/1500" in line]
     assert [row.split("  ")[0] for row in rows[-2:]] == ["trial-012", "trial-013"]
     assert all("…" in row for row in rows[-2:])
 
 
-def test_an_empty_search_can_be_shown() -> None:
+def test_a_search_without_trials_is_shown() -> None:
     line = shown([(0, record_of_search(0), {})])[-1]
     assert "0 of 16 done" in line
     assert "no trial completed yet" in line
 
 
-def test_the_ranking_has_ten_trials_and_the_finding() -> None:
+def test_the_final_table_has_ten_trials_and_the_finding() -> None:
     console = Console(file=io.StringIO(), width=200)
     console.print(final_table(record_of_search()))
     assert isinstance(console.file, io.StringIO)

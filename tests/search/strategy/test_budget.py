@@ -1,4 +1,4 @@
-"""What a candidate costs is what the dry run says; equal FLOPs are equal to half a step for each evaluation."""
+"""Budgets: costs equal those of the dry run, and equal FLOPs are met to half a step per evaluation."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +32,7 @@ def fitted(training: RunConfig, evaluations: int = 3, flops: float | None = None
 
 
 @pytest.mark.parametrize("zero_stage", [0, 2])
-def test_a_cost_is_that_of_the_dry_run(tmp_path: Path, zero_stage: int) -> None:
+def test_costs_equal_those_of_the_dry_run(tmp_path: Path, zero_stage: int) -> None:
     for name in ("squares", "tones"):
         (tmp_path / name).mkdir()
         for shard in ("train-0", "eval"):
@@ -50,7 +50,7 @@ def test_a_cost_is_that_of_the_dry_run(tmp_path: Path, zero_stage: int) -> None:
     assert cost.flops_per_sample == sum(expected["forward_flops_per_sample"].values()) / 2
 
 
-def test_training_flops_are_those_of_the_steps_that_each_source_gets() -> None:
+def test_training_flops_follow_the_schedule_of_sources() -> None:
     training = small_training(replace(SQUARES, weight=3.0), TONES)
     squares, tones = (forward_flops(training.model, [modality]) for modality in ("image", "audio"))
     cost = cost_of(training, "cpu")
@@ -58,7 +58,7 @@ def test_training_flops_are_those_of_the_steps_that_each_source_gets() -> None:
     assert cost.training_flops == 3 * 4 * 8 * (75 * squares + 25 * tones)
 
 
-def test_flops_are_those_of_the_device() -> None:
+def test_flops_depend_on_the_device() -> None:
     training = small_training()
     assert cost_of(training, "cuda") == cost_of(
         with_values(training, {"model.cross_attention": "dense"}), "cpu"
@@ -67,9 +67,7 @@ def test_flops_are_those_of_the_device() -> None:
 
 
 @given(shape=st.fixed_dictionaries(SHAPES), evaluations=st.integers(1, 9))
-def test_equal_flops_are_met_to_half_a_step_for_each_evaluation(
-    shape: dict[str, int], evaluations: int
-) -> None:
+def test_equal_flops_are_met_to_half_a_step_per_evaluation(shape: dict[str, int], evaluations: int) -> None:
     found = fitted(with_values(TARGET, shape), evaluations, TARGET_FLOPS)
     cost = cost_of(found, "cpu")
     assert found.train.steps == evaluations * found.train.eval_every
@@ -78,7 +76,7 @@ def test_equal_flops_are_met_to_half_a_step_for_each_evaluation(
 
 
 @given(shape=st.fixed_dictionaries(SHAPES))
-def test_sources_that_take_turns_add_at_most_a_round_to_it(shape: dict[str, int]) -> None:
+def test_several_sources_add_at_most_one_round_of_the_schedule(shape: dict[str, int]) -> None:
     training = small_training(replace(SQUARES, weight=3.0), TONES)
     target = cost_of(with_values(training, {"train.steps": STEPS}), "cpu").training_flops
     cost = cost_of(fitted(with_values(training, shape), 3, target), "cpu")
@@ -87,14 +85,16 @@ def test_sources_that_take_turns_add_at_most_a_round_to_it(shape: dict[str, int]
 
 
 @given(shape=st.fixed_dictionaries(SHAPES), warmup=st.integers(0, 100))
-def test_warm_up_keeps_its_share_of_the_steps(shape: dict[str, int], warmup: int) -> None:
+def test_warmup_keeps_its_share_of_the_steps(shape: dict[str, int], warmup: int) -> None:
     training = with_values(TARGET, {**shape, "optim.warmup_steps": warmup})
     found = fitted(training, 3, TARGET_FLOPS)
     assert found.optim.warmup_steps == pytest.approx(warmup / 100 * found.train.steps, abs=0.5)
 
 
 @given(steps=st.integers(1, 500), evaluations=st.integers(1, 20))
-def test_without_equal_flops_steps_are_the_nearest_that_share_evenly(steps: int, evaluations: int) -> None:
+def test_without_equal_flops_steps_are_rounded_to_a_multiple_of_the_evaluations(
+    steps: int, evaluations: int
+) -> None:
     training = with_values(TARGET, {"train.steps": steps})
     found = fitted(training, evaluations)
     assert found.train.steps % evaluations == 0
@@ -103,19 +103,20 @@ def test_without_equal_flops_steps_are_the_nearest_that_share_evenly(steps: int,
     assert found.optim == training.optim
 
 
-def test_a_shape_too_dear_for_one_step_takes_one_for_each_evaluation() -> None:
+def test_a_shape_too_expensive_for_one_step_takes_one_per_evaluation() -> None:
     assert fitted(TARGET, 4, 1.0).train.steps == 4
 
 
 @pytest.mark.parametrize("name", ["parameters", "flops_per_sample", "memory_per_rank"])
-def test_a_limit_is_what_a_candidate_may_still_cost(name: str) -> None:
+def test_a_cost_equal_to_the_limit_is_allowed(name: str) -> None:
     cost = cost_of(TARGET, "cpu")
-    most = getattr(cost, name)
-    assert over_limit(cost, SearchConfig(**{f"max_{name}": most})) == ""
+    limit = getattr(cost, name)
+    assert over_limit(cost, SearchConfig(**{f"max_{name}": limit})) == ""
     assert (
-        over_limit(cost, SearchConfig(**{f"max_{name}": most - 1})) == f"over search.max_{name} {most - 1:g}"
+        over_limit(cost, SearchConfig(**{f"max_{name}": limit - 1}))
+        == f"over search.max_{name} {limit - 1:g}"
     )
 
 
-def test_without_limits_anything_may_be_tried() -> None:
+def test_without_limits_every_cost_is_allowed() -> None:
     assert over_limit(cost_of(TARGET, "cpu"), SearchConfig()) == ""

@@ -1,4 +1,4 @@
-"""What is tried next: a function of the seed and the record, whoever holds it, and never the same twice."""
+"""Candidates: deterministic functions of the seed and the record, valid, within the limits, and without duplicates."""
 
 import math
 import warnings
@@ -28,7 +28,7 @@ SHAPES: dict[str, Any] = {"model.latents": [4, 8, 64], "model.width": [16, 32]}
 
 
 def scored_search(source: Candidates, scores: list[float]) -> SearchRecord:
-    """A search whose trials ended one after the other with these scores."""
+    """Return a search whose trials were completed one after the other with these scores."""
     record = SearchRecord()
     for score in scores:
         trial = source.draw(record)
@@ -38,7 +38,7 @@ def scored_search(source: Candidates, scores: list[float]) -> SearchRecord:
     return record
 
 
-def test_the_training_as_it_stands_comes_first() -> None:
+def test_the_baseline_comes_first() -> None:
     source = candidates(space={**SHAPES, "model.latents": [4]})
     [first, *_] = all_drawn(source, SearchRecord())
     assert first == {"model.latents": 8, "model.width": 32}
@@ -48,15 +48,15 @@ def test_the_training_as_it_stands_comes_first() -> None:
 
 @settings(max_examples=20)
 @given(seed=st.integers(0, 2**64), sampler=st.sampled_from(["random", "tpe"]))
-def test_equal_records_draw_equal_candidates_of_the_space(seed: int, sampler: str) -> None:
+def test_equal_records_draw_equal_candidates_within_the_space(seed: int, sampler: str) -> None:
     source = candidates(space=SPACE, seed=seed, sampler=sampler, trials=6, baseline=False)
     drawn = all_drawn(source, SearchRecord())
     assert drawn == all_drawn(source, SearchRecord())
     dimensions = parse_space(SPACE, small_training())
-    assert all(dimensions[name].drawn(values[name]) is not None for values in drawn for name in SPACE)
+    assert all(dimensions[name].to_optuna(values[name]) is not None for values in drawn for name in SPACE)
 
 
-def test_another_seed_draws_other_candidates() -> None:
+def test_different_seeds_draw_different_candidates() -> None:
     drawn = [all_drawn(candidates(space=SPACE, seed=seed, trials=3), SearchRecord()) for seed in (0, 1)]
     assert drawn[0][0] == drawn[1][0]
     assert drawn[0][1] != drawn[1][1] != drawn[0][2]
@@ -67,7 +67,7 @@ def test_another_seed_draws_other_candidates() -> None:
     sampler=st.sampled_from(["random", "tpe", "grid"]),
     states=st.lists(st.sampled_from(["running", "completed", "stopped", "failed"]), min_size=11, max_size=11),
 )
-def test_a_record_that_was_read_draws_what_the_one_in_memory_draws(
+def test_a_loaded_record_draws_the_same_candidates(
     tmp_path_factory: pytest.TempPathFactory, sampler: str, states: list[Any]
 ) -> None:
     file = str(tmp_path_factory.mktemp("search") / "search.json")
@@ -88,7 +88,7 @@ def test_a_record_that_was_read_draws_what_the_one_in_memory_draws(
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe", "grid"])
-def test_nothing_is_tried_twice_and_everything_before_none_is_left(sampler: str) -> None:
+def test_small_spaces_are_exhausted_without_duplicates(sampler: str) -> None:
     record = SearchRecord()
     tried = all_drawn(candidates(space=SHAPES, sampler=sampler, trials=99), record)
     assert sorted(tuple(values.values()) for values in tried) == [
@@ -97,12 +97,12 @@ def test_nothing_is_tried_twice_and_everything_before_none_is_left(sampler: str)
     assert record.drawn == len(tried) - 1 + record.rejected["drawn before"]
 
 
-def test_no_more_trials_are_drawn_than_wanted() -> None:
+def test_the_number_of_trials_is_limited() -> None:
     assert len(all_drawn(candidates(space=SPACE, trials=3), SearchRecord())) == 3
 
 
 def test_a_grid_tries_all_combinations_within_the_limits_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(perceiver_dist.search.strategy.candidates, "_DRAWS_IN_VAIN", 2)
+    monkeypatch.setattr(perceiver_dist.search.strategy.candidates, "_MAX_REJECTED_DRAWS", 2)
     space = {"model.width": [32, 128, 16], "model.latents": {"low": 4, "high": 8}}
     source = candidates(space=space, sampler="grid", trials=99, max_parameters=100_000, baseline=False)
     record = SearchRecord()
@@ -112,18 +112,18 @@ def test_a_grid_tries_all_combinations_within_the_limits_in_order(monkeypatch: p
 
 
 @pytest.mark.parametrize("limit", ["parameters", "flops_per_sample", "memory_per_rank"])
-def test_what_is_over_a_limit_is_counted_and_not_tried(limit: str) -> None:
-    most = getattr(cost_of(with_values(small_training(), {"model.latents": 16}), "cpu"), limit)
+def test_candidates_over_a_limit_are_counted_and_rejected(limit: str) -> None:
+    maximum = getattr(cost_of(with_values(small_training(), {"model.latents": 16}), "cpu"), limit)
     record = SearchRecord()
-    options: dict[str, Any] = {f"max_{limit}": most}
+    options: dict[str, Any] = {f"max_{limit}": maximum}
     all_drawn(candidates(space=SPACE, trials=20, **options), record)
     assert len(record.trials) == 20
-    assert all(getattr(trial.cost, limit) <= most for trial in record.trials)
-    assert record.rejected.keys() == {f"over search.max_{limit} {most:g}"}
+    assert all(getattr(trial.cost, limit) <= maximum for trial in record.trials)
+    assert record.rejected.keys() == {f"over search.max_{limit} {maximum:g}"}
     assert record.drawn == 19 + sum(record.rejected.values())
 
 
-def test_values_that_are_not_possible_together_are_counted_and_not_tried() -> None:
+def test_invalid_combinations_are_counted_and_rejected() -> None:
     record = SearchRecord()
     space = {"model.width": [30, 32], "model.heads": [3, 4]}
     tried = all_drawn(candidates(space=space, sampler="grid", trials=9), record)
@@ -132,19 +132,20 @@ def test_values_that_are_not_possible_together_are_counted_and_not_tried() -> No
     assert sum("does not divide model.width" in reason for reason in record.rejected) == 2
 
 
-def test_nothing_within_the_limits_is_an_error_that_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(perceiver_dist.search.strategy.candidates, "_DRAWS_IN_VAIN", 30)
+def test_no_candidate_within_the_limits_is_an_error_with_the_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(perceiver_dist.search.strategy.candidates, "_MAX_REJECTED_DRAWS", 30)
     source, record = candidates(space=SHAPES, max_parameters=100), SearchRecord()
     first = source.draw(record)
     assert first is not None
     record.trials.append(first)
     with pytest.raises(
-        UserError, match=r"^search: none of 30 candidates can be tried \(.*max_parameters 100.*limits"
+        UserError,
+        match=r"^search: none of the 30 candidates drawn can be tried \(.*max_parameters 100.*limits",
     ):
         source.draw(record)
 
 
-def test_tpe_draws_elsewhere_when_scores_are_others() -> None:
+def test_tpe_depends_on_scores() -> None:
     source = candidates(space=SPACE, sampler="tpe", trials=12)
     low, high = (
         scored_search(source, scores) for scores in ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [0.6, 0.1, 0.1, 0, 0, 0])
@@ -153,12 +154,12 @@ def test_tpe_draws_elsewhere_when_scores_are_others() -> None:
     assert source.draw(low) != source.draw(high)
 
 
-def test_random_draws_do_not_depend_on_scores() -> None:
+def test_random_does_not_depend_on_scores() -> None:
     source = candidates(space=SPACE, sampler="random", trials=12)
     assert source.draw(scored_search(source, [0.1] * 6)) == source.draw(scored_search(source, [0.1, 0.9] * 3))
 
 
-def test_tpe_draws_near_what_was_good() -> None:
+def test_tpe_draws_near_the_best_values() -> None:
     space = {"optim.learning_rate": {"low": 1e-5, "high": 1e-1, "log": True}}
     source = candidates(space=space, sampler="tpe", trials=40)
     record = SearchRecord()
@@ -169,7 +170,7 @@ def test_tpe_draws_near_what_was_good() -> None:
     assert sum(late) > 10
 
 
-def test_tpe_finds_cheap_shapes_when_it_is_told_to() -> None:
+def test_tpe_finds_cheap_shapes_with_minimize_flops() -> None:
     space = {"model.latents": {"low": 4, "high": 200}}
     source = candidates(space=space, sampler="tpe", scheduler="none", trials=30, minimize_flops=True)
     record = scored_search(source, [0.5] * 30)
@@ -177,7 +178,7 @@ def test_tpe_finds_cheap_shapes_when_it_is_told_to() -> None:
     assert sum(flops[15:]) < 0.7 * sum(flops[:15])
 
 
-def test_equal_flops_are_those_of_the_baseline_at_its_evaluations() -> None:
+def test_equal_flops_are_those_of_the_baseline() -> None:
     source = candidates(space=SHAPES, iso_flops=True, trials=6, evaluations=7)
     record = SearchRecord()
     all_drawn(source, record)
@@ -189,7 +190,7 @@ def test_equal_flops_are_those_of_the_baseline_at_its_evaluations() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"sampler": "tpe"}, {"sampler": "tpe", "minimize_flops": True}])
-def test_optuna_says_nothing(
+def test_optuna_logs_and_warns_about_nothing(
     options: dict[str, Any], capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     uneven = {**SPACE, "model.latents": {"low": 4, "high": 63, "step": 8}}
@@ -201,7 +202,7 @@ def test_optuna_says_nothing(
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe", "grid"])
-def test_a_preview_shows_what_a_search_without_scores_draws(sampler: str) -> None:
+def test_a_preview_shows_the_candidates_of_a_search_without_scores(sampler: str) -> None:
     config = search_run(space=SHAPES, sampler=sampler, trials=5, max_parameters=60_000)
     found, record = preview(config), SearchRecord()
     tried = all_drawn(Candidates(config.search, config.training, "cpu"), record)
@@ -211,7 +212,7 @@ def test_a_preview_shows_what_a_search_without_scores_draws(sampler: str) -> Non
     assert found["training_flops"] == sum(trial.cost.training_flops for trial in record.trials)
 
 
-def test_a_preview_refuses_what_a_search_would() -> None:
+def test_a_preview_rejects_invalid_options() -> None:
     with pytest.raises(UserError, match=r"^search\.metric is 'loss', must be mean or one of"):
         preview(search_run(space=SHAPES, metric="loss"))
     with pytest.raises(UserError, match=r"^search\.space is empty"):

@@ -1,4 +1,4 @@
-"""Which trials are given up: the same ones in whatever order scores come in, and those that Ray Tune would stop."""
+"""Successive halving: decisions do not depend on the order of reports, and equal those of Ray Tune in sequence."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,8 +27,8 @@ def search_with(scheduler: Any = "asha", evaluations: int = 3, factor: int = 3) 
 
 
 @dataclass
-class Story:
-    """What happens in a search: all scores that trials would get, which of them fail, and who reports when."""
+class Simulation:
+    """Simulated search: the scores that trials would get, when they fail, and two orders of the same reports."""
 
     search: SearchConfig
     scores: list[list[float]]
@@ -36,8 +36,8 @@ class Story:
     first: list[int]
     second: list[int]
 
-    def told(self, reports: Sequence[int]) -> Iterator[list[Trial]]:
-        """Yield the trials after each report; a trial's last one says that it failed or that all is done."""
+    def replay(self, reports: Sequence[int]) -> Iterator[list[Trial]]:
+        """Yield the trials after each report; the last report of a trial is that it failed or is complete."""
         reported = [0] * len(self.scores)
         for number in reports:
             reported[number] += 1
@@ -53,8 +53,8 @@ class Story:
 
 
 @st.composite
-def stories(draw: st.DrawFn) -> Story:
-    """Few different scores, so that many are equal; two orders in which the same reports come in."""
+def simulations(draw: st.DrawFn) -> Simulation:
+    """Generate searches with few distinct scores, so that many are equal."""
     scheduler = draw(st.sampled_from(["asha", "hyperband"]))
     search = search_with(scheduler, draw(st.integers(1, 9)), draw(st.integers(2, 4)))
     count = draw(st.integers(1, 7))
@@ -63,72 +63,74 @@ def stories(draw: st.DrawFn) -> Story:
     lengths = draw(st.lists(st.integers(0, search.evaluations + 3), min_size=count, max_size=count))
     lengths = [min(length, search.evaluations) for length in lengths]
     reports = [number for number, length in enumerate(lengths) for _ in range(length + 1)]
-    return Story(search, scores, lengths, draw(st.permutations(reports)), draw(st.permutations(reports)))
+    return Simulation(search, scores, lengths, draw(st.permutations(reports)), draw(st.permutations(reports)))
 
 
 def brackets_of(search: SearchConfig) -> list[list[int]]:
-    """The evaluations that decide in each bracket, worked out again."""
+    """Return the rungs of each bracket, computed independently."""
     rungs = [n for n in range(1, search.evaluations) if n in [search.reduction_factor**k for k in range(9)]]
     return [rungs[k:] for k in range(len(rungs) + 1)] if search.scheduler == "hyperband" else [rungs]
 
 
-@given(story=stories())
-def test_the_order_in_which_scores_come_in_does_not_matter(story: Story) -> None:
-    *_, first = story.told(story.first)
-    *_, second = story.told(story.second)
-    assert decide(first, story.search) == decide(second, story.search)
-    assert decide(first, story.search).undecided == set()
+@given(simulation=simulations())
+def test_decisions_do_not_depend_on_the_order_of_reports(simulation: Simulation) -> None:
+    *_, first = simulation.replay(simulation.first)
+    *_, second = simulation.replay(simulation.second)
+    assert decide(first, simulation.search) == decide(second, simulation.search)
+    assert decide(first, simulation.search).undecided == set()
 
 
-@given(story=stories())
-def test_a_decision_is_never_taken_back(story: Story) -> None:
+@given(simulation=simulations())
+def test_decisions_are_final(simulation: Simulation) -> None:
     before = Decisions()
-    for trials in story.told(story.first):
-        decisions = decide(trials, story.search)
+    for trials in simulation.replay(simulation.first):
+        decisions = decide(trials, simulation.search)
         assert before.stopped.items() <= decisions.stopped.items()
         assert decisions.undecided.isdisjoint(decisions.stopped)
         before = decisions
 
 
-@given(story=stories())
-def test_nothing_is_decided_before_all_lower_numbers_of_the_bracket_are_known_there(story: Story) -> None:
-    brackets = len(brackets_of(story.search))
-    for trials in story.told(story.first):
-        stopped = decide(trials, story.search).stopped
+@given(simulation=simulations())
+def test_a_trial_is_decided_only_after_all_lower_numbers_of_its_bracket(simulation: Simulation) -> None:
+    brackets = len(brackets_of(simulation.search))
+    for trials in simulation.replay(simulation.first):
+        stopped = decide(trials, simulation.search).stopped
         for number, rung in stopped.items():
             for lower in trials[number % brackets : number : brackets]:
-                there = len(lower.evaluations) >= rung or lower.state == "failed"
-                assert there or stopped.get(lower.number, rung) < rung
+                reached = len(lower.evaluations) >= rung or lower.state == "failed"
+                assert reached or stopped.get(lower.number, rung) < rung
 
 
-@given(story=stories())
-def test_a_trial_that_waits_for_a_lower_number_is_undecided_and_no_other(story: Story) -> None:
-    brackets = brackets_of(story.search)
-    for trials in story.told(story.first):
-        decisions = decide(trials, story.search)
+@given(simulation=simulations())
+def test_trials_that_wait_for_a_lower_number_are_undecided(simulation: Simulation) -> None:
+    brackets = brackets_of(simulation.search)
+    for trials in simulation.replay(simulation.first):
+        decisions = decide(trials, simulation.search)
         waiting = set()
         for place, rungs in enumerate(brackets):
             members = [
                 trial for trial in trials[place :: len(brackets)] if trial.number not in decisions.stopped
             ]
             for rung in rungs:
-                there = {trial.number for trial in members if len(trial.evaluations) >= rung}
-                late = [
-                    trial.number for trial in members if trial.number not in there and trial.state != "failed"
+                reached = {trial.number for trial in members if len(trial.evaluations) >= rung}
+                missing = [
+                    trial.number
+                    for trial in members
+                    if trial.number not in reached and trial.state != "failed"
                 ]
-                waiting |= {number for number in there if late and number > late[0]}
+                waiting |= {number for number in reached if missing and number > missing[0]}
         assert decisions.undecided == waiting
 
 
-@given(story=stories())
-def test_a_search_that_stops_trials_when_it_is_told_to_decides_the_same(story: Story) -> None:
-    *_, everything = story.told(story.first)
-    whole = decide(everything, story.search)
-    for trial in everything:
-        if trial.number in whole.stopped:
-            del trial.evaluations[whole.stopped[trial.number] :]
+@given(simulation=simulations())
+def test_stopping_the_decided_trials_changes_no_decision(simulation: Simulation) -> None:
+    *_, trials = simulation.replay(simulation.first)
+    decided = decide(trials, simulation.search)
+    for trial in trials:
+        if trial.number in decided.stopped:
+            del trial.evaluations[decided.stopped[trial.number] :]
             trial.state = "stopped"
-    assert decide(everything, story.search) == whole
+    assert decide(trials, simulation.search) == decided
 
 
 @given(
@@ -136,7 +138,7 @@ def test_a_search_that_stops_trials_when_it_is_told_to_decides_the_same(story: S
     factor=st.integers(2, 4),
     scores=st.lists(st.lists(st.floats(0, 1), min_size=20, max_size=20), max_size=12),
 )
-def test_trials_run_one_after_the_other_are_stopped_where_ray_tune_stops_them(
+def test_sequential_trials_are_stopped_where_ray_tune_stops_them(
     evaluations: int, factor: int, scores: list[list[float]]
 ) -> None:
     scheduler = AsyncHyperBandScheduler("evaluation", "score", "max", evaluations, 1, factor, brackets=1)
@@ -153,12 +155,14 @@ def test_trials_run_one_after_the_other_are_stopped_where_ray_tune_stops_them(
     assert decide(trials, search_with("asha", evaluations, factor)).stopped == stopped
 
 
-@given(story=stories())
-def test_the_first_trial_is_never_stopped(story: Story) -> None:
-    assert all(0 not in decide(trials, story.search).stopped for trials in story.told(story.first))
+@given(simulation=simulations())
+def test_the_first_trial_is_never_stopped(simulation: Simulation) -> None:
+    assert all(
+        0 not in decide(trials, simulation.search).stopped for trials in simulation.replay(simulation.first)
+    )
 
 
-def test_one_in_three_goes_on_and_one_in_three_of_those() -> None:
+def test_one_in_three_continues_at_each_rung() -> None:
     trials = [
         trial_with(number, score, score, score, score) for number, score in enumerate([0.9, 0.5, 0.7, 0.95])
     ]
@@ -167,19 +171,19 @@ def test_one_in_three_goes_on_and_one_in_three_of_those() -> None:
     assert decide(trials, search_with(evaluations=4)) == Decisions(stopped={1: 1, 2: 1, 3: 3})
 
 
-def test_a_trial_as_good_as_the_limit_goes_on() -> None:
+def test_a_trial_equal_to_the_cutoff_continues() -> None:
     trials = [trial_with(number, 0.5) for number in range(3)]
     assert decide(trials, search_with()) == Decisions()
 
 
-def test_a_trial_that_failed_early_keeps_nobody_waiting() -> None:
+def test_no_trial_waits_for_a_failed_one() -> None:
     trials = [trial_with(0, 0.9), trial_with(1), trial_with(2, 0.1)]
     assert decide(trials, search_with()) == Decisions(undecided={2})
     trials[1].state = "failed"
     assert decide(trials, search_with()) == Decisions(stopped={2: 1})
 
 
-def test_a_trial_that_failed_later_is_compared_with() -> None:
+def test_a_trial_that_failed_after_a_rung_counts_at_it() -> None:
     trials = [trial_with(0, 0.2), trial_with(1, 0.9, state="failed"), trial_with(2, 0.3)]
     assert decide(trials, search_with()) == Decisions(stopped={2: 1})
 
@@ -187,7 +191,7 @@ def test_a_trial_that_failed_later_is_compared_with() -> None:
 @pytest.mark.parametrize(
     ("evaluations", "brackets"), [(3, [[1], []]), (9, [[1, 3], [3], []]), (10, [[1, 3, 9], [3, 9], [9], []])]
 )
-def test_each_bracket_of_hyperband_begins_to_stop_later(evaluations: int, brackets: list[list[int]]) -> None:
+def test_each_hyperband_bracket_starts_stopping_later(evaluations: int, brackets: list[list[int]]) -> None:
     for place, rungs in enumerate(brackets):
         numbers = range(place, place + 3 * len(brackets), len(brackets))
         trials = [trial_with(n, *[1.0] * evaluations) for n in range(max(numbers) + 1)]
@@ -196,14 +200,14 @@ def test_each_bracket_of_hyperband_begins_to_stop_later(evaluations: int, bracke
         assert decide(trials, search_with("hyperband", evaluations)).stopped == stopped
 
 
-def test_trials_are_not_compared_with_those_of_another_bracket() -> None:
+def test_trials_are_compared_within_their_bracket() -> None:
     trials = [trial_with(number, score, score) for number, score in enumerate([0.1, 0.9, 0.2, 0.8, 0.3])]
     assert decide(trials, search_with("hyperband")) == Decisions()
     assert decide(trials, search_with("asha")).stopped == {2: 1, 4: 1}
 
 
 @pytest.mark.parametrize("scheduler", ["none", "pbt"])
-def test_without_halving_nothing_is_stopped(scheduler: str) -> None:
+def test_other_schedulers_stop_nothing(scheduler: str) -> None:
     trials = [trial_with(0, 0.9, 0.9), trial_with(1), trial_with(2, 0.1, 0.1)]
     assert decide(trials, search_with(scheduler)) == Decisions()
 

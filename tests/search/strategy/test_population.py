@@ -1,4 +1,4 @@
-"""Population based training: who goes on from whom, and with which values."""
+"""Population based training: which trials continue from which others, and with which values."""
 
 import copy
 from typing import Any
@@ -19,7 +19,7 @@ COST = TrialCost(parameters=10, flops_per_sample=1.0, memory_per_rank=10, steps=
 
 
 def population(scores: list[float], baseline: bool = False) -> SearchRecord:
-    """A population at the end of its first generation."""
+    """Return a population at the end of its first generation."""
     values: dict[str, Any] = {"optim.learning_rate": 1e-3, "optim.warmup_steps": 50, "optim.beta2": 0.99}
     trials = [
         Trial(
@@ -34,7 +34,7 @@ def population(scores: list[float], baseline: bool = False) -> SearchRecord:
     return SearchRecord({"baseline": baseline}, trials)
 
 
-def test_the_worst_quarter_goes_on_from_the_best_quarter() -> None:
+def test_the_worst_quarter_continues_from_the_best_quarter() -> None:
     record = population([0.5, 0.1, 0.6, 0.9, 0.4, 0.2, 0.8, 0.7])
     begin_generation(record, SPACE, seed=0)
     moved = {trial.number: trial.history[0]["from_trial"] for trial in record.trials if trial.history}
@@ -45,13 +45,13 @@ def test_the_worst_quarter_goes_on_from_the_best_quarter() -> None:
     assert record.trials[1].history[0]["values_before"]["optim.warmup_steps"] == 10
 
 
-def test_the_baseline_is_copied_from_but_keeps_its_values() -> None:
+def test_the_baseline_keeps_its_values() -> None:
     record = population([0.0, 0.5, 0.6, 0.7], baseline=True)
     begin_generation(record, SPACE, seed=0)
     assert not any(trial.history for trial in record.trials)
 
 
-def test_trials_that_failed_neither_give_nor_take() -> None:
+def test_failed_trials_are_neither_copied_nor_replaced() -> None:
     record = population([0.9, 0.1, 0.5, 0.6, 0.7, 0.65])
     record.trials[0].state = record.trials[1].state = "failed"
     begin_generation(record, SPACE, seed=0)
@@ -60,7 +60,7 @@ def test_trials_that_failed_neither_give_nor_take() -> None:
 
 
 @given(st.integers(0, 10**6), st.lists(st.floats(0, 1), min_size=4, max_size=12))
-def test_values_stay_in_the_space_and_follow_from_the_seed(seed: int, scores: list[float]) -> None:
+def test_values_stay_in_the_space_and_are_deterministic(seed: int, scores: list[float]) -> None:
     record = population(scores)
     again = copy.deepcopy(record)
     begin_generation(record, SPACE, seed)
@@ -72,7 +72,7 @@ def test_values_stay_in_the_space_and_follow_from_the_seed(seed: int, scores: li
         assert trial.values["optim.beta2"] in (0.9, 0.99, 0.999)
 
 
-def test_a_generation_begins_when_all_that_train_are_at_its_end_and_not_after_the_last() -> None:
+def test_a_generation_begins_when_all_running_trials_have_completed_the_previous_one() -> None:
     record = population([0.1, 0.2, 0.3, 0.4])
     assert next_generation_is_due(record, generations=2)
     assert not next_generation_is_due(record, generations=1)
@@ -82,7 +82,7 @@ def test_a_generation_begins_when_all_that_train_are_at_its_end_and_not_after_th
     assert next_generation_is_due(record, generations=2)
 
 
-def test_a_trial_that_went_on_from_another_has_a_new_folder() -> None:
+def test_a_trial_that_continues_from_another_has_a_new_folder() -> None:
     record = population([0.1, 0.2, 0.3, 0.4])
     begin_generation(record, SPACE, seed=0)
     assert [folder_name(trial) for trial in record.trials] == [

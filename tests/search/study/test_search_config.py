@@ -1,4 +1,4 @@
-"""Options of a search: what is refused, what trials are compared by, and what a search may go on with."""
+"""Options of a search: validation, the objective, and the options that may change when a search resumes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +18,8 @@ from perceiver_dist.training.tracker.logged_metrics import EvaluationMetrics
 LATENTS = {"model.latents": [8, 16]}
 
 
-def line_of(**options: Any) -> str:
-    """The error that the options of a search end in."""
+def error_of(**options: Any) -> str:
+    """Return the error for options of a search."""
     with pytest.raises(UserError) as caught:
         SearchConfig(**options)
     assert "\n" not in str(caught.value)
@@ -27,7 +27,7 @@ def line_of(**options: Any) -> str:
 
 
 def started(config: SearchRunConfig, folder: Path) -> str:
-    """The folder of a search that was started with a configuration."""
+    """Return the folder of a search that was started with a configuration."""
     (folder / "config.yaml").write_text(to_yaml(config))
     return str(folder)
 
@@ -52,8 +52,8 @@ def started(config: SearchRunConfig, folder: Path) -> str:
         ({"name": ""}, "search.name is ''; use a name without slashes, colons and spaces"),
     ],
 )
-def test_what_is_out_of_range_is_named(options: dict[str, Any], line: str) -> None:
-    assert line_of(**options).startswith(line)
+def test_an_option_out_of_range_is_named(options: dict[str, Any], line: str) -> None:
+    assert error_of(**options).startswith(line)
 
 
 @pytest.mark.parametrize(
@@ -78,14 +78,14 @@ def test_what_is_out_of_range_is_named(options: dict[str, Any], line: str) -> No
     ],
 )
 def test_options_that_exclude_each_other_are_named(options: dict[str, Any], line: str) -> None:
-    assert line_of(**options).startswith(line)
+    assert error_of(**options).startswith(line)
 
 
-def test_a_trial_is_the_training_without_the_search() -> None:
+def test_training_is_the_configuration_without_the_search() -> None:
     assert search_run(space=LATENTS).training == small_training()
 
 
-def test_a_score_is_one_metric_or_the_mean_of_each_source_s_own() -> None:
+def test_a_score_is_one_metric_or_the_mean_over_sources() -> None:
     metrics = {
         "squares/accuracy": 0.9, "squares/loss": 0.2, "squares/accuracy_image_only": 0.1,
         "tones/mean_average_precision": 0.5, "tones/loss": 0.7,
@@ -99,7 +99,7 @@ def test_a_score_is_one_metric_or_the_mean_of_each_source_s_own() -> None:
 @pytest.mark.parametrize(
     "metric", ["loss", "squares", "squares/loss", "tones/accuracy", "cubes/accuracy", ""]
 )
-def test_a_metric_that_is_not_there_is_refused_with_those_that_are(metric: str) -> None:
+def test_an_unknown_metric_is_rejected_with_the_known_ones(metric: str) -> None:
     with pytest.raises(UserError) as caught:
         check_metric(metric, small_training())
     known = "squares/accuracy, tones/mean_average_precision"
@@ -107,7 +107,7 @@ def test_a_metric_that_is_not_there_is_refused_with_those_that_are(metric: str) 
 
 
 @pytest.mark.parametrize("metric", ["mean", "tones/mean_average_precision"])
-def test_a_metric_needs_the_held_out_shards_of_its_sources(metric: str) -> None:
+def test_a_metric_needs_held_out_shards_of_its_sources(metric: str) -> None:
     training = small_training(SQUARES, replace(TONES, eval_shards=""))
     check_metric("squares/accuracy", training)
     check_metric(metric, small_training())
@@ -117,12 +117,14 @@ def test_a_metric_needs_the_held_out_shards_of_its_sources(metric: str) -> None:
         check_metric(metric, training)
 
 
-def test_a_search_that_was_never_started_may_begin_with_anything(tmp_path: Path) -> None:
+def test_a_new_search_may_have_any_options(tmp_path: Path) -> None:
     check_same_search(search_run(space=LATENTS), str(tmp_path))
 
 
 @pytest.mark.parametrize("changes", [{}, {"trials": 40}, {"max_concurrent": 2}])
-def test_a_search_goes_on_with_more_trials_or_more_at_once(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_a_search_resumes_with_more_trials_or_more_concurrent_ones(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
     folder = started(search_run(space=LATENTS), tmp_path)
     check_same_search(search_run(space=LATENTS, **changes), folder)
 
@@ -141,7 +143,7 @@ def test_a_search_goes_on_with_more_trials_or_more_at_once(tmp_path: Path, chang
         ({"max_parameters": 1e6}, r"search\.max_parameters is 1000000\.0, but .* with None"),
     ],
 )
-def test_a_search_does_not_go_on_with_other_candidates(
+def test_a_search_does_not_resume_with_other_candidates(
     tmp_path: Path, changes: dict[str, Any], line: str
 ) -> None:
     folder = started(search_run(space=LATENTS), tmp_path)
@@ -153,14 +155,14 @@ def test_a_search_does_not_go_on_with_other_candidates(
     ("name", "value"),
     [("train.seed", 1), ("train.steps", 200), ("model.width", 64), ("sources.tones.weight", 2.0)],
 )
-def test_a_search_does_not_go_on_with_another_training(tmp_path: Path, name: str, value: Any) -> None:
+def test_a_search_does_not_resume_with_another_training(tmp_path: Path, name: str, value: Any) -> None:
     config = search_run(space=LATENTS)
     folder = started(config, tmp_path)
     with pytest.raises(UserError, match=rf"^{name} is {value}, but search 'search' was started with"):
         check_same_search(with_values(config, {name: value}), folder)
 
 
-def test_a_search_goes_on_where_its_training_is_recorded_elsewhere_and_workers_fail_more(
+def test_a_search_resumes_with_other_tracking_and_max_failures(
     tmp_path: Path,
 ) -> None:
     config = search_run(space=LATENTS)
@@ -171,9 +173,7 @@ def test_a_search_goes_on_where_its_training_is_recorded_elsewhere_and_workers_f
 @pytest.mark.parametrize(
     "rendered", ["runs/demo/fashion_mnist/train-*.tar", "s3://b/demo/fashion_mnist/train-*.tar"]
 )
-def test_the_shards_of_a_demo_are_the_same_before_and_after_they_are_rendered(
-    tmp_path: Path, rendered: str
-) -> None:
+def test_demo_shards_are_equal_before_and_after_they_are_rendered(tmp_path: Path, rendered: str) -> None:
     config = search_run(space=LATENTS)
     folder = started(with_values(config, {"sources.squares.train_shards": rendered}), tmp_path)
     demo = with_values(config, {"sources.squares.train_shards": "demo:fashion_mnist/train-*.tar"})

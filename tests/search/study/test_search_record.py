@@ -1,4 +1,4 @@
-"""The record of a search: read back as it was written, and what it says was best."""
+"""Record of a search: lossless reading and writing, and the best trial."""
 
 import json
 from dataclasses import replace
@@ -12,14 +12,14 @@ from perceiver_dist.search.study.search_record import SearchRecord, Trial, Trial
 
 
 def with_best(record: SearchRecord, number: int, score: float, flops: float) -> None:
-    """Let a completed trial end with a score, at a cost."""
+    """Set score and cost of a completed trial."""
     trial = record.trials[number]
     assert trial.state == "completed"
     trial.evaluations[-1] = replace(trial.evaluations[-1], score=score)
     trial.cost = replace(trial.cost, training_flops=flops)
 
 
-def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_a_record_is_read_back_unchanged(tmp_path: Path) -> None:
     record = record_of_search()
     record.drawn = 17
     record.mlflow_run_id = "f" * 32
@@ -29,7 +29,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert load_record(str(tmp_path / "search.json")) == record
 
 
-def test_numbers_are_read_bit_for_bit(tmp_path: Path) -> None:
+def test_numbers_are_read_back_exactly(tmp_path: Path) -> None:
     record = record_of_search(1)
     record.trials[0].values = {"optim.learning_rate": 0.1 + 0.2, "model.latents": 3, "optim.clip_norm": 1.0}
     record.save(str(tmp_path / "search.json"))
@@ -38,7 +38,7 @@ def test_numbers_are_read_bit_for_bit(tmp_path: Path) -> None:
     assert repr(read.trials[0].values) == repr(record.trials[0].values)
 
 
-def test_where_there_is_no_record_there_is_none(tmp_path: Path) -> None:
+def test_a_missing_file_gives_none(tmp_path: Path) -> None:
     assert load_record(str(tmp_path / "search.json")) is None
 
 
@@ -64,7 +64,7 @@ def test_the_best_trial_is_a_completed_one() -> None:
     assert record.best is max(record.completed, key=lambda trial: trial.evaluations[-1].score)
 
 
-def test_of_equal_scores_the_cheaper_and_then_the_earlier_is_best() -> None:
+def test_ties_go_to_the_cheaper_and_then_to_the_earlier_trial() -> None:
     record = record_of_search()
     for number, flops in ((2, 5.0), (6, 4.0), (8, 4.0)):
         with_best(record, number, 0.97, flops)
@@ -73,20 +73,20 @@ def test_of_equal_scores_the_cheaper_and_then_the_earlier_is_best() -> None:
     assert record.best is record.trials[2]
 
 
-def test_a_trial_without_score_is_not_completed() -> None:
+def test_a_trial_without_a_score_is_not_completed() -> None:
     cost = record_of_search(1).trials[0].cost
     record = SearchRecord(trials=[Trial(0, {}, cost, state="completed")])
     assert (record.completed, record.best) == ([], None)
 
 
-def test_the_baseline_is_trial_0_where_there_is_one() -> None:
+def test_the_baseline_is_trial_0() -> None:
     record = record_of_search(3)
     assert record.baseline is record.trials[0]
     assert record_of_search(3, baseline=False).baseline is None
     assert record_of_search(0).baseline is None
 
 
-def test_a_trial_s_score_is_its_newest_and_its_flops_those_of_its_steps() -> None:
+def test_score_and_flops_of_a_trial_follow_its_newest_evaluation_and_step() -> None:
     stopped, failed = record_of_search().trials[5], record_of_search().trials[3]
     assert stopped.score == stopped.evaluations[1].score != stopped.evaluations[0].score
     assert stopped.training_flops == pytest.approx(stopped.cost.training_flops * 2 / 3)

@@ -1,4 +1,4 @@
-"""The space of a search: every kind of dimension, what is refused in one line, and configurations with other values."""
+"""Search space: kinds of dimensions, validation in one line, and configurations with other values."""
 
 from dataclasses import replace
 from typing import Any
@@ -24,8 +24,8 @@ from perceiver_dist.search.study.space import (
 TRAINING = small_training()
 
 
-def line_of(space: dict[str, Any]) -> str:
-    """The error that a space ends in, without the words that all begin with."""
+def error_of(space: dict[str, Any]) -> str:
+    """Return the error for a space, without the common prefix."""
     with pytest.raises(UserError) as caught:
         parse_space(space, TRAINING)
     assert "\n" not in str(caught.value)
@@ -62,7 +62,7 @@ def test_lists_are_choices_and_mappings_are_ranges(name: str, given: Any, dimens
     assert parse_space({name: given}, TRAINING) == {name: dimension}
 
 
-def test_a_range_of_numbers_is_no_range_of_integers_because_the_training_has_one() -> None:
+def test_a_float_option_with_an_integer_value_has_a_float_range() -> None:
     training = replace(TRAINING, optim=replace(TRAINING.optim, clip_norm=1))
     dimension = parse_space({"optim.clip_norm": {"low": 0, "high": 10}}, training)["optim.clip_norm"]
     assert isinstance(dimension, Range)
@@ -85,18 +85,18 @@ def test_a_range_of_numbers_is_no_range_of_integers_because_the_training_has_one
         ({"model.image": [None]}, "model.image is a group of options; name one of them"),
         ({"sources": [1]}, "sources is a group of options; name one of them"),
         ({"sources.squares": [1]}, "sources.squares is a group of options; name one of them"),
-        ({"model.video": [{"bands": 4}]}, "model.video cannot vary, model.video is null; set model.video.*"),
-        ({"model.video.bands": [4]}, "model.video.bands cannot vary, model.video is null; set model.video.*"),
-        ({"storage.path": ["a"]}, "storage.path is decided by the search itself; take it out"),
-        ({"train.eval_every": [1]}, "train.eval_every is decided by the search itself; take it out"),
+        ({"model.video": [{"bands": 4}]}, "model.video cannot vary: model.video is null; set model.video.*"),
+        ({"model.video.bands": [4]}, "model.video.bands cannot vary: model.video is null; set model.video.*"),
+        ({"storage.path": ["a"]}, "storage.path cannot vary, it is managed by the search; remove it"),
+        ({"train.eval_every": [1]}, "train.eval_every cannot vary, it is managed by the search; remove it"),
         (
             {"sources.tones.task": ["softmax"]},
-            "sources.tones.task decides what is scored; scores could not be compared: take it out",
+            "sources.tones.task defines what is scored, so scores would not be comparable; remove it",
         ),
     ],
 )
-def test_what_is_no_option_to_vary_is_named(space: dict[str, Any], line: str) -> None:
-    assert line_of(space) == line
+def test_an_option_that_cannot_vary_is_named(space: dict[str, Any], line: str) -> None:
+    assert error_of(space) == line
 
 
 @pytest.mark.parametrize(
@@ -115,11 +115,11 @@ def test_what_is_no_option_to_vary_is_named(space: dict[str, Any], line: str) ->
     ],
 )
 def test_a_value_of_the_wrong_type_is_named(name: str, given: Any, line: str) -> None:
-    assert line_of({name: given}) == line
+    assert error_of({name: given}) == line
 
 
 @pytest.mark.parametrize(
-    ("given", "what_is_wrong"),
+    ("given", "problem"),
     [
         ([], "must be a list of values, or a range"),
         (8, "must be a list of values, or a range"),
@@ -130,19 +130,21 @@ def test_a_value_of_the_wrong_type_is_named(name: str, given: Any, line: str) ->
         ({"low": False, "high": True}, "low, high and step must be numbers"),
         ({"low": 1, "high": float("inf")}, "low, high and step must be numbers"),
         ({"low": 8, "high": 8}, "low must be below high"),
-        ({"low": 0, "high": 8, "log": True}, "above 0 with log"),
-        ({"low": 1, "high": 8, "step": 0}, "step above 0"),
-        ({"low": 1, "high": 8, "step": 2, "log": True}, "step above 0 and without log"),
+        ({"low": 0, "high": 8, "log": True}, "with log, above 0"),
+        ({"low": 1, "high": 8, "step": 0}, "step must be above 0"),
+        ({"low": 1, "high": 8, "step": 2, "log": True}, "cannot be combined with log"),
     ],
 )
-def test_what_is_no_range_is_named(given: Any, what_is_wrong: str) -> None:
-    line = line_of({"model.latents": given})
+def test_a_malformed_range_is_named(given: Any, problem: str) -> None:
+    line = error_of({"model.latents": given})
     assert line.startswith(f"model.latents is {given}")
-    assert what_is_wrong in line
+    assert problem in line
 
 
-def test_an_empty_space_says_what_one_is() -> None:
-    assert line_of({}).startswith("search.space is empty: name what to vary, such as {model.latents: [16, 32")
+def test_an_empty_space_is_rejected_with_an_example() -> None:
+    assert error_of({}).startswith(
+        "search.space is empty: name the options to vary, such as {model.latents: [16, 32"
+    )
 
 
 @pytest.mark.parametrize(
@@ -158,11 +160,11 @@ def test_an_empty_space_says_what_one_is() -> None:
         ({"model.image.patch": [2, 3]}, "image: patch 3 must divide height 8 and width 8"),
     ],
 )
-def test_a_value_that_is_possible_in_no_combination_is_refused(space: dict[str, Any], line: str) -> None:
-    assert line_of(space).startswith(line)
+def test_a_value_that_is_invalid_in_every_combination_is_rejected(space: dict[str, Any], line: str) -> None:
+    assert error_of(space).startswith(line)
 
 
-def test_a_value_that_another_option_makes_possible_is_accepted() -> None:
+def test_a_value_that_is_valid_with_another_option_s_value_is_accepted() -> None:
     space = {"model.width": [30, 32], "model.heads": [3, 4]}
     assert set(parse_space(space, TRAINING)) == set(space)
 
@@ -184,7 +186,7 @@ NAMES = (
 
 
 @given(space=st.dictionaries(st.sampled_from(NAMES), GIVEN | RANGES, max_size=2))
-def test_whatever_is_given_is_refused_in_one_line_or_can_be_tried(space: dict[str, Any]) -> None:
+def test_any_space_is_rejected_in_one_line_or_accepted(space: dict[str, Any]) -> None:
     line = ""
     try:
         distributions = [dimension.distribution for dimension in parse_space(space, TRAINING).values()]
@@ -194,7 +196,7 @@ def test_whatever_is_given_is_refused_in_one_line_or_can_be_tried(space: dict[st
     assert "\n" not in line
 
 
-def test_several_options_of_one_part_change_at_once() -> None:
+def test_several_options_of_one_part_change_together() -> None:
     values = {"model.width": 30, "model.heads": 3, "model.image.patch": 2, "sources.tones.weight": 2.0}
     changed = with_values(TRAINING, values)
     assert values_of(changed, values) == values
@@ -204,17 +206,17 @@ def test_several_options_of_one_part_change_at_once() -> None:
     assert small_training() == TRAINING
 
 
-def test_values_that_are_not_possible_together_are_refused() -> None:
+def test_values_that_are_invalid_together_are_rejected() -> None:
     with pytest.raises(UserError, match=r"model\.heads is 3, which does not divide model\.width 32"):
         with_values(TRAINING, {"model.width": 32, "model.heads": 3})
 
 
-def test_a_mapping_replaces_the_one_that_was_there() -> None:
+def test_a_mapping_is_replaced_not_merged() -> None:
     training = replace(TRAINING, deepspeed=DeepSpeedConfig(overrides={"a": 1}))
     assert with_values(training, {"deepspeed.overrides": {"b": 2}}).deepspeed.overrides == {"b": 2}
 
 
-def test_a_changed_training_is_read_back_from_its_file() -> None:
+def test_a_changed_configuration_is_read_back_from_yaml() -> None:
     training = replace(TRAINING, model=replace(TRAINING.model, video=VideoInput(height=8, width=8)))
     changed = with_values(training, {"model.video.patch": [1, 4, 4], "optim.learning_rate": 1e-5})
     read = read_run(to_yaml(changed))
@@ -222,17 +224,17 @@ def test_a_changed_training_is_read_back_from_its_file() -> None:
     assert read.optim.learning_rate == 1e-5
 
 
-def test_a_file_with_a_wrong_option_is_refused_in_one_line() -> None:
+def test_a_file_with_an_unknown_option_is_rejected_in_one_line() -> None:
     with pytest.raises(UserError, match=r"^there is no option model\.latent; did you mean model\.latents\?$"):
         read_run(to_yaml(TRAINING).replace("latents:", "latent:"))
 
 
-def test_values_are_those_that_json_gives_back() -> None:
+def test_values_of_returns_tuples_as_lists() -> None:
     training = replace(TRAINING, model=replace(TRAINING.model, video=VideoInput(height=16, width=16)))
     assert values_of(training, ["model.video.patch"]) == {"model.video.patch": list(VideoInput().patch)}
 
 
-def test_combinations_are_all_there_are_the_last_option_fastest() -> None:
+def test_combinations_are_complete_and_the_last_option_varies_fastest() -> None:
     space = {
         "model.latents": {"low": 2, "high": 9, "step": 3}, "optim.weight_decay": {"low": 0, "high": 0.5, "step": 0.25},
         "model.share_latent_blocks": [True, False],
@@ -243,10 +245,10 @@ def test_combinations_are_all_there_are_the_last_option_fastest() -> None:
     ]
 
 
-def test_a_range_without_step_has_no_combinations() -> None:
+def test_a_float_range_without_step_has_no_combinations() -> None:
     dimensions = parse_space({"optim.beta1": {"low": 0.5, "high": 0.9}}, TRAINING)
     with pytest.raises(
-        UserError, match=r"optim\.beta1 is a range without step, which a grid cannot go through"
+        UserError, match=r"optim\.beta1 is a range without step, which has infinitely many values"
     ):
         list(combinations(dimensions))
 
@@ -263,15 +265,15 @@ def test_a_range_without_step_has_no_combinations() -> None:
         ({"low": 4, "high": 16}, None, None),
     ],
 )
-def test_a_value_is_drawn_as_itself_or_not_at_all(given: Any, value: Any, drawn: Any) -> None:
+def test_a_value_in_the_dimension_survives_conversion_to_optuna(given: Any, value: Any, drawn: Any) -> None:
     dimension = (
         Choices(tuple(given)) if isinstance(given, list) else Range(4, 16, False, given.get("step"), True)
     )
-    assert dimension.drawn(value) == drawn
-    assert drawn is None or dimension.value(drawn) == value
+    assert dimension.to_optuna(value) == drawn
+    assert drawn is None or dimension.from_optuna(drawn) == value
 
 
-def test_a_source_is_known_by_its_name_in_whatever_place() -> None:
+def test_a_source_is_found_by_its_name_at_any_position() -> None:
     training = small_training(*reversed(TRAINING.sources))
     assert with_values(training, {"sources.squares.weight": 5.0}).sources == [
         TRAINING.sources[1], replace(SQUARES, weight=5.0)
