@@ -55,7 +55,7 @@ class SearchTracking:
             flatten(to_nested(config)),
             {"kind": "search", "search": config.search.name},
             record.identity,
-            system_metrics=False,
+            system_metrics=False,  # The trials' own trackers log the load of the machines.
         )
         record.mlflow_run_id = self._parent.run_id
 

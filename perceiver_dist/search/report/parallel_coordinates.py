@@ -24,6 +24,7 @@ _MAX_NUMBERS = 16
 _LABEL_GAP = 0.043
 """Height of a line of text as a share of an axis."""
 _HALO = [withStroke(linewidth=2.5, foreground="white")]
+"""Outline that keeps labels legible on top of lines."""
 
 
 def parallel_coordinates_figure(record: SearchRecord, path: Path) -> None:

@@ -17,8 +17,8 @@ from perceiver_dist.search.study.space import Choices, Dimension
 from pipelines.permutation import hash64
 
 _QUANTILES = 4
-"""The worst and the best of this many equal parts are exchanged: a quarter each, the default of Ray Tune; the paper
-takes a fifth, which in a population of four would be nobody."""
+"""Of this many equal parts of the population, the worst is replaced by copies from the best: a quarter, the default of
+Ray Tune. The fifth of the paper would be no trial at all in a population of four."""
 _FACTORS = (0.8, 1.2)
 """Perturbations of a number, as in the paper."""
 _RESAMPLE_PROBABILITY = 0.25

@@ -30,9 +30,11 @@ class SearchConfig:
         iso_flops: Whether every trial gets the same training FLOPs as the baseline, by adapting its number of steps,
             so that shapes are compared at equal cost. If false, every trial takes train.steps.
         evaluations: Evaluations of a trial, evenly spaced over its training; at each of them the scheduler may stop
-            it. Each evaluation also writes a checkpoint, from which a killed search resumes.
+            it. Each evaluation also writes a checkpoint, from which a killed search resumes. By default,
+            asha decides after the first third of the training.
         reduction_factor: One of this many trials continues after an evaluation that decides. Also the ratio between
-            the numbers of two such evaluations: with 3, evaluations 1, 3, 9, ... decide.
+            the numbers of two such evaluations: with 3, evaluations 1, 3, 9, ... decide. The Hyperband paper
+            recommends 3 or 4.
         max_concurrent: Max number of trials that run at the same time; null for as many as the CPUs and GPUs of the
             cluster allow.
         max_parameters: Max number of parameters of a candidate; null for no limit.
