@@ -196,9 +196,9 @@ def error_of(job: ModuleType, arguments: list[str], monkeypatch: pytest.MonkeyPa
         (
             "--train.lanes 4 --train.num_workers 3",
             "train.num_workers is 3, which does not divide train.lanes 4; "
-            "choose one of [1, 2, 4] workers or other lanes",
+            "use one of [1, 2, 4] workers, or change train.lanes",
         ),
-        ("--model.image.patch 3", "image: patch 3 must divide height 8 and width 8"),
+        ("--model.image.patch 3", "model.image.patch is 3, must divide height 8 and width 8"),
         (
             "--model.audio null",
             "source 'birds': has modality audio, but model.audio is null; set model.audio.* to its sizes",
@@ -226,7 +226,7 @@ def test_a_wrong_option_ends_in_one_line(
          "choose from image, audio, video, points"),
         ("modalities: [image]", "modalities: [video]", "source 'digits': has modality video, but model.video is "
          "null; set model.video.* to its sizes"),
-        ("name: birds", "name: digits", "sources: the name 'digits' is used 2 times; names must differ"),
+        ("name: birds", "name: digits", "sources: the name 'digits' is used 2 times; use each name once"),
         ("num_classes: 3", "num_classes: three", "sources.num_classes is 'three', must be int"),
         ("num_classes: 3", "classes: 3", "there is no option sources.classes; did you mean sources.num_classes?"),
         (", num_classes: 3", "", "sources.num_classes has no default: give it in the config file or on the "
@@ -234,7 +234,7 @@ def test_a_wrong_option_ends_in_one_line(
         ("task: multilabel", "task: rank", "sources.task is 'rank', must be one of softmax, multilabel"),
         ("deepspeed:", "deepspede:", "there is no option deepspede; did you mean deepspeed?"),
         ("  width: 16", "  widht: 16", "there is no option model.widht; did you mean model.width?"),
-        ("patch: 2", "patch: 3", "image: patch 3 must divide height 8 and width 8"),
+        ("patch: 2", "patch: 3", "model.image.patch is 3, must divide height 8 and width 8"),
         ("[image]", "[image", "--config is '{file}', which is not YAML, line 7: expected ',' or ']', but got '}}'"),
         (CONFIG, "", "--config is '{file}', which holds nothing, must hold a mapping such as 'train: {{steps: 10}}'"),
     ],

@@ -60,7 +60,7 @@ def test_types_are_told_in_the_terms_of_yaml(name: str, expected: str):
         "| `train.steps` | int | `1000` | Optimizer steps of the whole run; every step learns from one source. |",
         "| `model.video.patch` | tuple[int, int, int] | `[2, 4, 4]` | Frames, rows and columns of one token;",
         "| `sources.name` | str | required | Short name;",
-        "| `storage.run_name` | str or null | `null` | Name of the run's folder.",
+        "| `storage.run_name` | str or null | `null` | Name of the run and its folder.",
     ],
 )
 def test_a_row_names_option_type_default_and_meaning(row: str):
