@@ -36,14 +36,8 @@ from perceiver_dist.checkpoint.run_folder import (
     outbox_file,
     run_folder,
 )
-from perceiver_dist.cluster.ray_cluster import (
-    check_is_kept,
-    cpus_of,
-    device_type,
-    gpus_per_worker,
-    start_ray,
-    wait_for_capacity,
-)
+from perceiver_dist.cluster.capacity import cpus_of, device_type, gpus_per_worker, wait_for_capacity
+from perceiver_dist.cluster.connect import check_is_kept, start_ray
 from perceiver_dist.config.command_line import to_yaml
 from perceiver_dist.config.run_config import RunConfig, WorkerRange
 from perceiver_dist.data.shard_indexing import SourceData, index_sources, list_shards

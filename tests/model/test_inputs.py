@@ -96,7 +96,9 @@ def test_pixels_are_scaled_by_the_colours_of_imagenet_on_demand():
 
 @pytest.mark.parametrize("name", ["image", "audio", "video"])
 def test_wrong_positions_are_named(name: str):
-    with pytest.raises(UserError, match=f"model.{name}.position is 'absolute', must be one of fourier, learned"):
+    with pytest.raises(
+        UserError, match=f"model.{name}.position is 'absolute', must be one of fourier, learned"
+    ):
         replace(SMALL[name], position="absolute")
     with pytest.raises(UserError, match=f"model.{name}.position_channels is 0"):
         replace(SMALL[name], position_channels=0)
