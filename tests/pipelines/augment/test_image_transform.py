@@ -121,7 +121,7 @@ def test_all_frames_of_a_clip_are_changed_alike() -> None:
     ("options", "reason"),
     [
         ({"smallest_area": 0.0}, "augment.smallest_area is 0.0, must be above 0 and at most 1"),
-        ({"colour": 1.0}, "augment.colour is 1.0, must be from 0 to below 1"),
+        ({"colour": 1.0}, "augment.colour is 1.0, must be at least 0 and below 1"),
     ],
 )
 def test_a_number_out_of_range_is_named(options: dict[str, float], reason: str) -> None:
