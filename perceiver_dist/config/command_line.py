@@ -34,8 +34,8 @@ them, but an option that is null or auto in a file is taken from the environment
 """.strip()
 
 _UNDECIDED = (None, "auto")
-"""Values in a file that leave an option to the environment. A run's own config.yaml holds them for options that nobody
-set; if they overrode the environment, a resumed run would ignore a cluster's setting that workers have GPUs."""
+"""Values in a file that leave an option to the environment. A run's own config.yaml holds them for options that were
+not set; if they overrode the environment, a resumed run would ignore a cluster's setting that workers have GPUs."""
 
 _OPTIONS_OF_OTHER_JOBS = "search."
 """Prefix of options that jobs without them ignore in the environment, since all jobs of a cluster share it."""
@@ -61,7 +61,9 @@ def run_parser(description: str, config: type[RunConfig] = RunConfig) -> Argumen
         usage="%(prog)s [--config FILE] [--OPTION VALUE ...]",
         epilog=f"{_HELP_OF_ENVIRONMENT}\n\n{_help_of_nested_options(config)}",
         formatter_class=_HelpFormatter,
+        # An abbreviation that works today would become ambiguous when an option is added.
         allow_abbrev=False,
+        # Errors are raised and become one line; otherwise argparse prints the usage of all options and exits.
         exit_on_error=False,
         default_env=True,
         env_prefix=ENVIRONMENT,
@@ -92,6 +94,7 @@ def parse_run(
     Raises:
         UserError: An option is unknown, or a value is not allowed.
     """
+    # Options override files wherever they are on the command line, so files are moved to the front.
     files, options = _split(arguments)
     if not files:
         named = os.environ.get(f"{ENVIRONMENT}_CONFIG")
@@ -129,6 +132,7 @@ def to_yaml(config: Any) -> str:
     Args:
         config: A configuration dataclass, usually a `RunConfig`.
     """
+    # Unsorted, so that the file has the order of the documentation.
     return str(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, width=100, allow_unicode=True))
 
 
@@ -153,6 +157,7 @@ def run_job(main: Callable[[Sequence[str]], int]) -> NoReturn:
 
 def _build(parser: ArgumentParser, parsed: Namespace, config: type[Configuration]) -> Configuration:
     built = parser.instantiate(parsed)
+    # `built` also has options that the job added to the parser, such as --dry_run.
     return config(**{field.name: built[field.name] for field in dataclasses.fields(config)})
 
 
@@ -248,6 +253,7 @@ def _reason(error: BaseException, parser: ArgumentParser, config: type) -> str:
     It is the message of the `UserError` that caused the failure, if any. Otherwise it is made from jsonargparse's
     text: lines `Parser key "..."`, one per level of the option's name, followed by the error at that option.
     """
+    # jsonargparse wraps an error that a dataclass raises while it is built.
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, UserError):
@@ -268,7 +274,7 @@ def _reason(error: BaseException, parser: ArgumentParser, config: type) -> str:
 
 
 def _check_environment(parser: ArgumentParser, config: type) -> None:
-    """Reject variables that name no option: each is probably a typo, and would be ignored silently.
+    """Reject variables that name no option: each is probably a typo, and jsonargparse would ignore it.
 
     Raises:
         UserError: A variable names no option.

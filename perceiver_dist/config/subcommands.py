@@ -28,7 +28,7 @@ def subcommand_parser(
         options.add_function_arguments(function)
         for option in signature(function).parameters.values():
             if option.annotation is bool:
-                # Without a value the option means true.
+                # Without a value the option means true. argparse has no public way to find an action.
                 action = options._option_string_actions[f"--{option.name}"]
                 action.nargs, action.const = "?", True
         commands.add_subcommand(command, options, help=meaning.rstrip("."))

@@ -79,6 +79,7 @@ class LiveDisplay:
         Args:
             text: One line.
         """
+        # Brackets in paths are no markup, and a log's lines must not be wrapped at rich's default of 80 columns.
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def show_line(self, line: str) -> None:
@@ -181,6 +182,7 @@ class _StepTimeEstimate:
 
     def record(self, step: int, now: float) -> None:
         if self._last is not None and step == self._last[0]:
+            # Progress is polled, so the same step comes several times.
             return
         if self._last is not None and step > self._last[0]:
             self._seconds_per_step.append((now - self._last[1]) / (step - self._last[0]))

@@ -35,6 +35,7 @@ def evaluate(
     engine.eval()
     totals = {subset: MetricTotals(source, engine.device) for subset in subsets}
     for batch in batches:
+        # All subsets of one batch, so that every sample is read and decoded once.
         for subset, total in totals.items():
             with autocast(engine.device, precision):
                 logits = engine(batch.arrays, show_only(batch.present, subset), source.name)

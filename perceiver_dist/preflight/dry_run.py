@@ -89,7 +89,8 @@ def _device(config: RunConfig) -> str:
 def training_memory(config: RunConfig, device: str) -> dict[str, int]:
     """Return the bytes per rank by part. Everything is fp32, since bf16 is only an autocast of the forward pass.
 
-    Under autocast, activations take about 0.6 to 1.1 times the bytes returned here.
+    Under autocast, activations take about 0.6 to 1.1 times the bytes returned here. For an elastic run the maximum
+    number of workers is assumed; with fewer, ZeRO stages 1 to 3 need more memory per rank.
 
     Args:
         config: The configuration.

@@ -118,7 +118,7 @@ def _fit(
     features: np.ndarray, labels: np.ndarray, folds: int, on_fit: Callable[[int, int], None]
 ) -> Pipeline:
     """Return a classifier of features (samples, features), with the best C in cross-validation."""
-    fits = len(_STRENGTHS) * folds + 1  # the last one uses all samples
+    fits = len(_STRENGTHS) * folds + 1  # The last one is on all training samples.
     upcoming = count(2)
 
     def accuracy(classifier: LogisticRegression, test_features: np.ndarray, test_labels: np.ndarray) -> float:
@@ -131,6 +131,7 @@ def _fit(
         {"C": _STRENGTHS},
         scoring=accuracy,
         cv=folds,
+        # Other processes could not report progress.
         n_jobs=1,
     )
     on_fit(1, fits)
@@ -202,4 +203,5 @@ def _cloud_features(clouds: np.ndarray) -> np.ndarray:
     quantiles = np.quantile(values, np.linspace(0, 1, 11), axis=1)
     products = np.einsum("bpi,bpj->bij", centred, centred) / clouds.shape[1]
     moments = [(values**power).mean(1) for power in (1, 2, 3)]
+    # The matrix of second moments shows a cloud's orientation, which moments of single axes do not.
     return np.concatenate([*moments, *quantiles, products.reshape(len(clouds), -1)], axis=1)

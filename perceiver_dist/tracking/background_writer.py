@@ -82,6 +82,7 @@ class BackgroundWriter:
             other = RecordQueue(file)
             for files in (False, True):
                 while records := other.first(files, RECORDS_AT_ONCE):
+                    # Added before they are removed: a process killed in between sends them twice, and loses none.
                     for record in records:
                         self.put(record.run_id, record.kind, record.content, record.name)
                     other.remove(records)
@@ -100,6 +101,7 @@ class BackgroundWriter:
         for sender in self._senders:
             sender.wait()
         waiting = len(self._queue)
+        # Otherwise a sender that gave up may still be in a request, and uses the queue afterwards.
         if not waiting:
             self._queue.close()
         return waiting

@@ -103,6 +103,7 @@ class MlflowRun:
         except _LOGGING_FAILURES as failure:
             self._check_can_continue(run_id, failure)
         if run_id is not None:
+            # The run has ended before, and MLflow would show it as ended until the next end.
             self._put_status("RUNNING")
         self._system_metrics: SystemMetrics | None = None
         if system_metrics:

@@ -96,6 +96,7 @@ class RecordSender(threading.Thread):
         self._given_up.set()
 
     def _sleep(self, seconds: float) -> None:
+        # At the end of a run retries stay frequent, since `wait` gives up after some seconds without progress.
         if self._finishing.is_set():
             self._given_up.wait(_FIRST_PAUSE_SECONDS)
         else:
@@ -105,6 +106,7 @@ class RecordSender(threading.Thread):
         records = self._queue.first(self._files, RECORDS_AT_ONCE)
         for together in requests_of(records):
             self._deliver(together)
+            # Only now: a process killed before this sends them again, and none is lost.
             self._queue.remove(together)
             self._progress.set()
         return bool(records)
@@ -196,6 +198,7 @@ def _call(client: MlflowClient, records: Sequence[Record]) -> None:
         else:
             client.set_terminated(first.run_id, status, end_time=at_ms)
     else:
+        # MLflow's client uploads files by path only.
         with tempfile.TemporaryDirectory() as scratch:
             folder, _, name = first.name.rpartition("/")
             (Path(scratch) / name).write_bytes(first.content)
