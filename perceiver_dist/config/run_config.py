@@ -174,8 +174,8 @@ class TrainConfig:
 
     def _check_workers(self) -> None:
         if isinstance(self.num_workers, WorkerRange):
-            # Elastic workers need not divide the lanes. Where they do not, a rank without a unit for the last accumulation
-            # step repeats one with weight 0 (`perceiver_dist.training.zero.accumulation`).
+            # Elastic workers need not divide the lanes. Where they do not, a rank without a unit for the last
+            # accumulation step repeats one with weight 0 (`perceiver_dist.training.zero.accumulation`).
             if not 1 <= self.num_workers.min <= self.num_workers.max <= self.lanes:
                 raise UserError(
                     f"train.num_workers is {self.num_workers.min} to {self.num_workers.max}; min must be at least 1, "
