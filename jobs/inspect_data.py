@@ -37,7 +37,7 @@ def lint(
     Returns:
         Exit status: 0 if every sample is good, else 1.
     """
-    from perceiver_dist.cluster.ray_cluster import start_ray
+    from perceiver_dist.cluster.connect import start_ray
     from perceiver_dist.display.progress import LiveDisplay
     from perceiver_dist.inspection.inspection_tables import lint_lines
     from perceiver_dist.training.tracker.quarantine import Quarantine

@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.progress import Progress
 
-from perceiver_dist.cluster.ray_cluster import start_ray
+from perceiver_dist.cluster.connect import start_ray
 from perceiver_dist.config.command_line import run_job
 from perceiver_dist.config.subcommands import parse_arguments, subcommand_parser
 from pipelines.convert import (

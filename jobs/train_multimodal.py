@@ -13,6 +13,7 @@ from perceiver_dist.config.run_config import RunConfig
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "default.yaml"
 
 EXIT_STATUS = {"completed": 0, "failed": 1, "interrupted": 130, "preempted": 143}
+"""Exit status by outcome. 130 and 143 are what shells report for SIGINT and SIGTERM: 128 plus the signal's number."""
 
 
 def build_parser() -> ArgumentParser:
@@ -21,25 +22,28 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "--dry_run",
         action="store_true",
-        help="start nothing; print parameters, FLOPs, tokens and memory as JSON",
+        help="print parameters, FLOPs, tokens and memory as JSON, without training",
     )
     parser.add_argument(
-        "--replay", metavar="SOURCE/UNIT", help="start nothing; show the samples of a unit, as in clips/1625"
+        "--replay",
+        metavar="SOURCE/UNIT",
+        help="show the samples of a unit such as clips/1625, without training",
     )
     return parser
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Train; or with --dry_run compute what training would cost, with --replay show what it learned from.
+    """Train; or compute the cost of a training with --dry_run, or show the samples of a unit with --replay.
 
     Args:
         arguments: The command line without the program's name.
 
     Returns:
-        Exit status: 0 if the run was completed, 1 if training failed, 130 if it was interrupted (Ctrl-C), 143 if it
-        was told to stop (SIGTERM) and saved where it was.
+        Exit status: 0 if the run completed, 1 if training failed, 130 if it was interrupted (Ctrl-C), 143 if it was
+        preempted (SIGTERM) and saved a checkpoint.
     """
     config, parsed = parse_run(build_parser(), arguments, [str(DEFAULT_CONFIG)], RunConfig)
+    # The imports are in the branches, so that --help and --dry_run do not wait for Ray and DeepSpeed.
     if parsed.dry_run:
         from perceiver_dist.preflight.dry_run import dry_run
 

@@ -1,4 +1,4 @@
-"""Write docs/configuration.md, the reference of every option: `python -m jobs.write_reference_page`."""
+"""Write docs/configuration.md, the reference of all options: `python -m jobs.write_reference_page`."""
 
 from pathlib import Path
 
@@ -11,39 +11,45 @@ PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 _INTRODUCTION = """\
 # Configuration
 
-Every option of a training run: its dotted name, type, default and meaning. This page is made from the dataclasses of
-the code by `make docs`; change the docstrings there, not this page.
+Reference of all options of training runs and searches: dotted name, type, default and meaning. `make docs` generates
+this page from the dataclasses in the code; edit their docstrings, not this page. The options of `search` are for
+`jobs/tune_perceiver.py` only.
 
-An option is given in a YAML file, as a dotted name on the command line, or both; the command line wins:
+## Set options
+
+Options are set in YAML files, on the command line, or both; the command line overrides files, and a later `--config`
+overrides an earlier one:
 
 ```bash
 python jobs/train_multimodal.py --config jobs/configs/default.yaml --train.steps 200 --optim.learning_rate 1e-3
 ```
 
-In YAML the dots are levels, so `train.steps` is
+In YAML, dots are levels of nesting. `train.steps` is
 
 ```yaml
 train:
   steps: 200
 ```
 
-An environment variable sets an option too, `PERCEIVER_TRAIN__STEPS` is `train.steps`. Files and the command line go
-before it, but null and auto in a file leave an option to it: on a cluster whose environment says that there are GPUs,
-a run's own `config.yaml` trains on them, although it says nothing about GPUs itself.
+Environment variables set options too: `PERCEIVER_TRAIN__STEPS` is `train.steps`. Files and the command line override
+them, but an option that is null or auto in a file is taken from the environment. So on a cluster whose environment sets
+`PERCEIVER_TRAIN__GPUS_PER_WORKER`, a run resumed from its own `config.yaml` trains on GPUs, although that file does not
+set the option.
 
-`--print_config` prints all options with the values they would have, as a file that `--config` reads. `--dry_run`
-prints what the run would cost. A name or value that is not allowed ends the job in one line, before anything starts.
+`--print_config` prints all options with the values they would have, as YAML that `--config` can read. `--dry_run`
+prints the cost of the run. An unknown option or a value that is not allowed ends the job with one line before anything
+starts.
 """
 
 _PLACES = {
     "always": "",
-    "optional": " Left out unless one of these options is given.",
-    "list": " A list: each entry has these options.",
+    "optional": " Not used unless one of these options is set.",
+    "list": " A list, each entry of which has these options.",
 }
 
 
 def reference_page() -> str:
-    """Return the page as Markdown."""
+    """Return the page as Markdown. It documents searches, whose options include those of a training run."""
     parts = [part for part in option_groups(SearchRunConfig) if part.options]
     return "\n".join([_INTRODUCTION, *(_section(part) for part in parts)])
 

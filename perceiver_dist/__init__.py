@@ -1,4 +1,4 @@
-"""A training system for the Perceiver (Jaegle et al. 2021): model, training, tracking, configuration.
+"""Distributed training of the Perceiver (Jaegle et al. 2021): model, training, search, tracking, inference.
 
 A trained model in three lines:
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 
 def load(place: str | PathLike[str], device: str = "cpu") -> "TrainedModel":
-    """Load a trained model with everything that belongs to it; Ray, DeepSpeed and MLflow are not needed.
+    """Load a trained model with its configuration and class names; Ray, DeepSpeed and MLflow are not needed.
 
     Args:
         place: Path or URI of a run such as runs/NAME (its newest checkpoint), of a checkpoint such as
             runs/NAME/step-00001000, or of an exported model.
-        device: Where it runs, as torch names it.
+        device: Torch device to run on, such as cpu or cuda:0.
 
     Returns:
         The model; `load("runs/NAME").predict(["photo.jpg"])[0].top(3)` names three classes.
 
     Raises:
-        UserError: There is no trained model, or it is damaged.
+        UserError: There is no trained model at `place`, or it is damaged.
     """
-    # Here and not above, so that importing a part of the package does not import torch.
+    # Imported here, so that importing any part of the package does not import torch.
     from perceiver_dist.inference.trained_model import load_model
 
     return load_model(place, device)

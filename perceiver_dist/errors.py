@@ -1,8 +1,8 @@
-"""The two kinds of errors that this project raises on purpose: mistakes of the user, and bugs of its own."""
+"""Errors that this project raises on purpose: mistakes of the user, and bugs of its own."""
 
 
 class UserError(Exception):
-    """A mistake in an option, a config file or the data, which the user can fix.
+    """Mistake in an option, a config file or the data, described in one line.
 
     The message names the thing, what was found, what was expected, and what to do. Both packages raise it or
     a subclass; jobs catch it, print the line without a traceback, and exit with status 2.

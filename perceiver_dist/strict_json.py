@@ -1,4 +1,7 @@
-"""JSON that every reader takes: a number that is not finite is null, and comes back as NaN."""
+"""Strict JSON, without the NaN and Infinity that Python writes and other parsers reject: they become null.
+
+Read back, null becomes NaN.
+"""
 
 import json
 import math
@@ -10,17 +13,17 @@ def to_json(value: object, indent: int | None = None) -> str:
     """Return a value as JSON text.
 
     Args:
-        value: Nested mappings and sequences of what JSON can hold.
-        indent: Spaces for each level; None puts everything on one line.
+        value: Nested mappings and sequences of values that JSON can hold.
+        indent: Spaces per level; None puts everything on one line.
     """
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 
 def numbers(values: Mapping[str, float | None]) -> dict[str, float]:
-    """Return metrics as they were before `to_json`.
+    """Return metrics read from JSON with NaN in place of None.
 
     Args:
-        values: Metrics that were read, null as None.
+        values: Metrics, null read as None.
     """
     return {name: math.nan if value is None else value for name, value in values.items()}
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 
-from perceiver_dist.errors import UserError
+from perceiver_dist.range_checks import check_range
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,7 @@ class Limits:
         Raises:
             UserError: A limit is not above 0.
         """
-        for field in fields(self):
-            if getattr(self, field.name) <= 0:
-                raise UserError(
-                    f"data.limits.{field.name} is {getattr(self, field.name)}, must be above 0; it is an upper bound, "
-                    "so raise it"
-                )
+        check_range(self, "data.limits.", [field.name for field in fields(self)], above=0)
 
 
 DEFAULT_LIMITS = Limits()

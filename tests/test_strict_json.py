@@ -1,4 +1,4 @@
-"""Numbers that are not finite, on their way to a file and back."""
+"""Tests of strict JSON: numbers that are not finite become null, and NaN when read back."""
 
 import json
 import math
@@ -8,7 +8,7 @@ import pytest
 from perceiver_dist.strict_json import numbers, to_json
 
 
-def test_what_is_not_finite_is_null_and_comes_back_as_nan() -> None:
+def test_numbers_that_are_not_finite_become_null_and_read_back_as_nan() -> None:
     values = {"loss": math.nan, "norm": math.inf, "accuracy": 0.5}
     assert json.loads(to_json(values)) == {"loss": None, "norm": None, "accuracy": 0.5}
     assert numbers(json.loads(to_json(values))) == pytest.approx(

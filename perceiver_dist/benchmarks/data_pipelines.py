@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 from torch.utils.data import default_collate
 
 from perceiver_dist.benchmarks.data_sets import DataSet
-from perceiver_dist.cluster.ray_cluster import QUIET
+from perceiver_dist.cluster.connect import QUIET
 from perceiver_dist.data.batches import UnitStream
 from perceiver_dist.modalities import ImageInput, ModalityInput
 from pipelines.augment.randomness import evaluation_randomness

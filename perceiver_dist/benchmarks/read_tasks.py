@@ -11,7 +11,7 @@ import ray
 
 from perceiver_dist.benchmarks import DEFAULT_CONFIG
 from perceiver_dist.benchmarks.result_table import ResultTable
-from perceiver_dist.cluster.ray_cluster import QUIET, start_ray
+from perceiver_dist.cluster.connect import QUIET, start_ray
 from perceiver_dist.config.command_line import parse_run, run_parser
 from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.data.shard_indexing import index_sources, list_shards

@@ -1,1 +1,1 @@
-"""Ray: connecting to a cluster or starting one, and waiting until it has room."""
+"""Ray clusters: connecting to one or starting one, and waiting until it has capacity."""

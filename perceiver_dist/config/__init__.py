@@ -1,1 +1,1 @@
-"""A run's configuration: its options and their checks, the command line, and the forms it is recorded in."""
+"""Configuration of runs: options and their checks, command line and YAML, credentials."""

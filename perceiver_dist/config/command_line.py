@@ -1,4 +1,4 @@
-"""From command line and YAML to a checked `RunConfig`; a wrong option ends in one line and exit status 2."""
+"""Command line and YAML parser of a `RunConfig`; a wrong option ends the job with one line and exit status 2."""
 
 import dataclasses
 import os
@@ -18,32 +18,34 @@ from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.errors import UserError
 
 EXIT_USAGE = 2
+"""Exit status of a usage error, as argparse and most command line tools have it."""
 EXIT_INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells report it: 128 plus SIGINT's number, 2."""
 
 Configuration = TypeVar("Configuration", bound=RunConfig)
 
 
 ENVIRONMENT = "PERCEIVER"
-"""What the names of environment variables begin with: PERCEIVER_TRAIN__STEPS is train.steps."""
+"""Prefix of environment variables: PERCEIVER_TRAIN__STEPS is train.steps."""
 
 _HELP_OF_ENVIRONMENT = f"""
-An environment variable sets an option too, {ENVIRONMENT}_TRAIN__STEPS is train.steps. Files and command line go
-before it, but null and auto in a file leave an option to it.
+Environment variables set options too: {ENVIRONMENT}_TRAIN__STEPS is train.steps. Files and the command line override
+them, but an option that is null or auto in a file is taken from the environment.
 """.strip()
 
-_LEFT_OPEN = (None, "auto")
-"""What a file says of an option that it does not decide. A run's own config.yaml says it too, and must not hide from a
-cluster's environment that there are GPUs."""
+_UNDECIDED = (None, "auto")
+"""Values in a file that leave an option to the environment. A run's own config.yaml holds them for options that were
+not set; if they overrode the environment, a resumed run would ignore a cluster's setting that workers have GPUs."""
 
-_PARTS_OF_ANOTHER_JOB = "search."
-"""A cluster's environment is the same for all jobs; one that does not search passes over the search's options."""
+_OPTIONS_OF_OTHER_JOBS = "search."
+"""Prefix of options that jobs without them ignore in the environment, since all jobs of a cluster share it."""
 
 
 class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Names types and defaults, and leaves the text after the options as it is."""
+    """Help formatter that shows types and defaults and keeps the line breaks of the epilog."""
 
     def _format_action_invocation(self, action: Action) -> str:
-        # jsonargparse would write each option's environment variable beside it; one sentence says it for all.
+        # jsonargparse would list each option's environment variable, which the epilog explains in one sentence.
         return HelpFormatter._format_action_invocation(self, action)
 
 
@@ -52,14 +54,16 @@ def run_parser(description: str, config: type[RunConfig] = RunConfig) -> Argumen
 
     Args:
         description: What the job does, for `--help`.
-        config: The job's configuration.
+        config: The job's configuration class.
     """
     parser = ArgumentParser(
         description=description,
         usage="%(prog)s [--config FILE] [--OPTION VALUE ...]",
         epilog=f"{_HELP_OF_ENVIRONMENT}\n\n{_help_of_nested_options(config)}",
         formatter_class=_HelpFormatter,
+        # An abbreviation that works today would become ambiguous when an option is added.
         allow_abbrev=False,
+        # Errors are raised and become one line; otherwise argparse prints the usage of all options and exits.
         exit_on_error=False,
         default_env=True,
         env_prefix=ENVIRONMENT,
@@ -78,25 +82,26 @@ def parse_run(
     """Parse a job's arguments.
 
     Args:
-        parser: A parser of `run_parser`, perhaps with options added.
+        parser: A parser from `run_parser`, possibly with more options.
         arguments: Command line without the program's name.
-        default_configs: YAML files taken, the later over the earlier, when neither the arguments nor PERCEIVER_CONFIG
-            name one.
-        config: The job's configuration, as the parser was given it.
+        default_configs: YAML files to read when neither the arguments nor PERCEIVER_CONFIG name one; later files
+            override earlier ones.
+        config: The job's configuration class, as given to `run_parser`.
 
     Returns:
-        The checked configuration, and everything that was parsed.
+        The checked configuration, and all parsed values.
 
     Raises:
-        UserError: An option is unknown, or a value is not allowed; one line.
+        UserError: An option is unknown, or a value is not allowed.
     """
+    # Options override files wherever they are on the command line, so files are moved to the front.
     files, options = _split(arguments)
     if not files:
         named = os.environ.get(f"{ENVIRONMENT}_CONFIG")
         files = [named] if named else [*default_configs]
     contents = [_read_config_file(file) for file in files]
-    # The later goes before the earlier.
-    arguments = [*(f"--config={file}" for file in files), *_environment_left_open(contents), *options]
+    # jsonargparse lets later arguments override earlier ones, so the order here is the precedence.
+    arguments = [*(f"--config={file}" for file in files), *_environment_of_undecided(contents), *options]
     _check_environment(parser, config)
     try:
         parsed = parser.parse_args(arguments)
@@ -106,13 +111,13 @@ def parse_run(
 
 
 def read_run(text: str) -> RunConfig:
-    """Return the configuration that `to_yaml` wrote.
+    """Parse a configuration that `to_yaml` wrote.
 
     Args:
         text: YAML.
 
     Raises:
-        UserError: An option is unknown, or a value is not allowed; one line.
+        UserError: An option is unknown, or a value is not allowed.
     """
     parser = run_parser("")
     try:
@@ -123,11 +128,12 @@ def read_run(text: str) -> RunConfig:
 
 
 def to_yaml(config: Any) -> str:
-    """Return a configuration as YAML that `--config` reads back to an equal configuration.
+    """Return a configuration as YAML, from which `--config` builds an equal configuration.
 
     Args:
         config: A configuration dataclass, usually a `RunConfig`.
     """
+    # Unsorted, so that the file has the order of the documentation.
     return str(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, width=100, allow_unicode=True))
 
 
@@ -135,7 +141,7 @@ def run_job(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Run a job's main function on the command line and exit with its status.
 
     Args:
-        main: Takes the arguments, returns the exit status; raises `UserError` for what the user can mend.
+        main: Takes the arguments, returns the exit status; raises `UserError` for what the user can fix.
 
     Raises:
         SystemExit: Always; status 2 and one line on standard error for a `UserError`, 130 after Ctrl-C.
@@ -166,13 +172,14 @@ def _build(parser: ArgumentParser, parsed: Namespace, config: type[Configuration
         if user_error is None:
             raise
         raise UserError(str(user_error)) from error
+    # `built` also has options that the job added to the parser, such as --dry_run.
     return config(**{field.name: built[field.name] for field in dataclasses.fields(config)})
 
 
 def _help_of_nested_options(config: type) -> str:
-    """Return the help of the options that the parser hides, since their part may be absent or there many times."""
+    """Return help for the options that jsonargparse's own help leaves out: those of optional parts and of lists."""
     titles = {
-        "optional": "--{0}.NAME VALUE sets the part {0}:",
+        "optional": "--{0}.NAME VALUE sets an option of {0}:",
         "list": "Each entry of --{0} has:",
         "always": "{0} of each entry has:",
     }
@@ -190,7 +197,7 @@ def _help_of_nested_options(config: type) -> str:
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the files given as `--config FILE` or `--config=FILE`, and the other arguments."""
+    """Split arguments into the files given as `--config FILE` or `--config=FILE`, and all others."""
     files, options = [], []
     remaining = iter(arguments)
     for argument in remaining:
@@ -204,15 +211,15 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _read_config_file(file: str) -> dict[str, Any]:
-    """Return the YAML mapping that a file holds.
+    """Read a YAML file that holds a mapping.
 
     Raises:
-        UserError: It is not there, or holds something else.
+        UserError: The file is missing, cannot be read, or holds something else.
     """
     try:
         content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is no text"
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UserError(f"--config is '{file}', which cannot be read ({reason}); name a YAML file") from error
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", str(error))
@@ -226,17 +233,17 @@ def _read_config_file(file: str) -> dict[str, Any]:
     return content
 
 
-def _environment_left_open(contents: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Yield, as arguments, the options that the environment sets and the last file to name them leaves open."""
+def _environment_of_undecided(contents: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield, as arguments, the environment's options that the last file with a value for them leaves open."""
     for name, variable in _options_of_environment():
         levels = name.split(".")
         named = [given for content in contents for given in _values_at(content, levels)]
-        if named and named[-1] in _LEFT_OPEN:
+        if named and named[-1] in _UNDECIDED:
             yield f"--{name}={os.environ[variable]}"
 
 
 def _values_at(tree: Any, levels: Sequence[str]) -> Iterator[Any]:
-    """Yield the value at a dotted name in nested mappings, if there is one."""
+    """Yield the value at a path of names in nested mappings, if there is one."""
     for level in levels:
         if not isinstance(tree, dict) or level not in tree:
             return
@@ -245,7 +252,7 @@ def _values_at(tree: Any, levels: Sequence[str]) -> Iterator[Any]:
 
 
 def _options_of_environment() -> Iterator[tuple[str, str]]:
-    """Yield the options that the environment sets, each with its variable."""
+    """Yield the name of each option that the environment sets, and its variable."""
     for variable in sorted(os.environ):
         if variable.startswith(f"{ENVIRONMENT}_"):
             yield variable.removeprefix(f"{ENVIRONMENT}_").lower().replace("__", "."), variable
@@ -266,37 +273,37 @@ def _user_error_behind(error: BaseException) -> UserError | None:
 
 
 def _reason(error: BaseException, parser: ArgumentParser, config: type) -> str:
-    """Return why parsing failed as one line: our own message if one is behind the parser's, else from its text.
+    """Return one line with the reason why parsing failed.
 
-    jsonargparse reports the way to a wrong value in lines `Parser key "..."`, one for each level, followed by what
-    is wrong there.
+    It is the message of the `UserError` that caused the failure, if any. Otherwise it is made from jsonargparse's
+    text: lines `Parser key "..."`, one per level of the option's name, followed by the error at that option.
     """
     user_error = _user_error_behind(error)
     if user_error is not None:
         return str(user_error)
     text = str(error)
-    way = list(dict.fromkeys(re.findall(r'(?:Parser key "|Group \')([\w.]+)', text)))
+    path = list(dict.fromkeys(re.findall(r'(?:Parser key "|Group \')([\w.]+)', text)))
     unknown = re.search(r"(?:unrecognized arguments: -*|accept option '|Option ')([^\s=']+)", text)
     if unknown:
-        return _no_such_option(".".join([*way, unknown[1]]), parser, config)
+        return _no_such_option(".".join([*path, unknown[1]]), parser, config)
     missing = re.search(r"arguments are required: (\w+)", text)
     if missing:
-        return f"{'.'.join([*way, missing[1]])} has no default: give it in the config file or on the command line"
-    name, value = ".".join(way), re.search(r"(?:Got value: |Given value: |load config ')([^\n']*)", text)
+        return f"{'.'.join([*path, missing[1]])} has no default: set it in the config file or on the command line"
+    name, value = ".".join(path), re.search(r"(?:Got value: |Given value: |load config ')([^\n']*)", text)
     if value and name in value_types(config):
         return f"{name} is '{value[1]}', must be {value_types(config)[name]}"
     return _one_line(text)
 
 
 def _check_environment(parser: ArgumentParser, config: type) -> None:
-    """Refuse a variable that names no option: it was meant to set something, and would be passed over.
+    """Reject variables that name no option: each is probably a typo, and jsonargparse would ignore it.
 
     Raises:
-        UserError: There is one.
+        UserError: A variable names no option.
     """
     for name, variable in _options_of_environment():
         known = name in parser.get_defaults() or name in value_types(config)
-        if not known and not name.startswith(_PARTS_OF_ANOTHER_JOB):
+        if not known and not name.startswith(_OPTIONS_OF_OTHER_JOBS):
             raise UserError(f"environment variable {variable}: {_no_such_option(name, parser, config)}")
 
 

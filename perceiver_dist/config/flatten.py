@@ -1,4 +1,4 @@
-"""A configuration as plain values, for records."""
+"""Conversion of a configuration to nested and flat mappings, for MLflow parameters and comparisons."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -7,7 +7,7 @@ from perceiver_dist.config.run_config import RunConfig
 
 
 def to_nested(config: RunConfig) -> dict[str, object]:
-    """Return a configuration as nested mappings with the sources by name.
+    """Return a configuration as nested mappings, with the sources keyed by name.
 
     Args:
         config: A run's configuration.
@@ -18,11 +18,11 @@ def to_nested(config: RunConfig) -> dict[str, object]:
 
 
 def flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    """Return nested mappings as one: {"train.steps": "1000"}.
+    """Flatten nested mappings to dotted names and text, such as {"train.steps": "1000"}.
 
     Args:
         tree: Nested mappings.
-        prefix: What every name begins with.
+        prefix: Prefix of every name.
     """
     flat: dict[str, str] = {}
     for name, value in tree.items():

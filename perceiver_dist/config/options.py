@@ -1,6 +1,6 @@
-"""Every option of a run by its dotted name, read from the configuration dataclasses.
+"""List of all options by dotted name, read from the configuration dataclasses.
 
-The command line's help and error lines and docs/configuration.md are all made from this one list, so that they agree.
+`--help`, error messages and docs/configuration.md are all generated from this list, so that they agree.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import docstring_parser
 from perceiver_dist.config.run_config import RunConfig
 
 Place = Literal["always", "optional", "list"]
-"""How a part stands in the tree: always there, in place of a plain value or null, or any number of times."""
+"""How often a part occurs in the tree: once; once or not at all (null or a plain value instead); or as list entries."""
 
 _TYPE_OF_PART: dict[Place, str] = {
     "always": "mapping",
@@ -27,12 +27,12 @@ _TYPE_OF_PART: dict[Place, str] = {
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """One option.
+    """An option.
 
     Attributes:
-        name: Dotted name, as in train.steps.
-        type: What may be given, as in "int", "one of fp32, bf16", "str or null".
-        default: As it would be written in YAML; "required" if there is none.
+        name: Dotted name, such as train.steps.
+        type: Allowed values, such as "int", "one of fp32, bf16", "str or null".
+        default: Default as JSON, which is also YAML; "required" if there is none.
         meaning: One paragraph from the docstring.
     """
 
@@ -47,11 +47,11 @@ class OptionGroup:
     """The options of one configuration dataclass.
 
     Attributes:
-        name: Dotted name of the part, as in model.image.
+        name: Dotted name of the part, such as model.image.
         config: The dataclass.
-        place: How it stands in the tree.
-        summary: What the dataclass is, from its docstring.
-        options: Its options in order, without those of parts that are always there.
+        place: How often the part occurs in the tree.
+        summary: First line of the dataclass's docstring.
+        options: Its options in order. Nested dataclasses that always occur are groups of their own instead.
     """
 
     name: str
@@ -62,12 +62,12 @@ class OptionGroup:
 
 
 def option_groups(config: type, name: str = "", place: Place = "always") -> list[OptionGroup]:
-    """Return the part that a configuration dataclass is, followed by the parts within it.
+    """Return the option group of a configuration dataclass, followed by those nested in it.
 
     Args:
         config: The dataclass.
-        name: Dotted name under which it stands; empty for the root.
-        place: How it stands there.
+        name: Dotted name of the part; empty for the root.
+        place: How often the part occurs in the tree.
     """
     hints, meanings = get_type_hints(config), documented_fields(config)
     options, nested = [], []
@@ -84,7 +84,7 @@ def option_groups(config: type, name: str = "", place: Place = "always") -> list
 
 
 def documented_fields(config: type) -> dict[str, str]:
-    """Return what the docstring of a dataclass says of each attribute, as one paragraph by name.
+    """Return the documentation of each attribute in a dataclass's docstring, as one paragraph by name.
 
     Args:
         config: The dataclass.
@@ -94,9 +94,9 @@ def documented_fields(config: type) -> dict[str, str]:
 
 
 def value_types(config: type = RunConfig) -> dict[str, str]:
-    """Return what may be given for every option and every part of a configuration, by dotted name.
+    """Return the allowed values of every option and every part of a configuration, by dotted name.
 
-    The options of a list's entries stand under the list's name, as in sources.weight.
+    The options of list entries have the list's name as prefix, as in sources.weight.
 
     Args:
         config: The root of the configuration.
@@ -109,7 +109,7 @@ def value_types(config: type = RunConfig) -> dict[str, str]:
 
 
 def _group_within(hint: Any) -> tuple[type, Place] | None:
-    """Return the dataclass that a field's type holds, and how; None for a plain value."""
+    """Return the dataclass in a field's type and how often it occurs; None for a plain value."""
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return hint, "always"
     for inner in get_args(hint):
@@ -119,18 +119,18 @@ def _group_within(hint: Any) -> tuple[type, Place] | None:
 
 
 def nearest_option(name: str, known: Iterable[str] | None = None) -> str:
-    """Return a question or a hint for somebody who named an option that does not exist.
+    """Return a suggestion in place of an option that does not exist, such as "did you mean train.steps?".
 
     Args:
-        name: Dotted name that was given.
-        known: Names there are; None for those of a `RunConfig`.
+        name: Dotted name of the missing option.
+        known: Names of all options; None for those of a `RunConfig`.
     """
     near = difflib.get_close_matches(name, sorted(known or value_types()), n=1)
     return f"did you mean {near[0]}?" if near else "see --help"
 
 
 def type_text(hint: Any) -> str:
-    """Return a type as a person would say it: "int", "one of fp32, bf16", "str or null".
+    """Return a type in words: "int", "one of fp32, bf16", "str or null".
 
     Args:
         hint: A type annotation.

@@ -1,4 +1,4 @@
-"""Command lines without a configuration: options taken from functions, a subcommand for each, or from a dataclass."""
+"""Command line parsers without a run configuration: a subcommand per function, or an option per dataclass field."""
 
 from argparse import ArgumentError
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -13,11 +13,11 @@ from perceiver_dist.errors import UserError
 def subcommand_parser(
     description: str, name: str, functions: Mapping[str, Callable[..., Any]]
 ) -> ArgumentParser:
-    """Return a parser with a subcommand for each function; `--help` is made from the docstrings.
+    """Return a parser with a subcommand for each function; `--help` is generated from the docstrings.
 
     Args:
         description: What the job does, for `--help`.
-        name: What a subcommand is called, as in "kind"; the parsed one stands under this name.
+        name: Name of the choice, such as "kind"; the parsed result holds the subcommand under this name.
         functions: The functions by subcommand.
     """
     parser = ArgumentParser(description=description, exit_on_error=False)
@@ -28,7 +28,7 @@ def subcommand_parser(
         options.add_function_arguments(function)
         for option in signature(function).parameters.values():
             if option.annotation is bool:
-                # Alone it means true.
+                # Without a value the option means true. argparse has no public way to find an action.
                 action = options._option_string_actions[f"--{option.name}"]
                 action.nargs, action.const = "?", True
         commands.add_subcommand(command, options, help=meaning.rstrip("."))
@@ -36,12 +36,12 @@ def subcommand_parser(
 
 
 def options_parser(description: str, options: type, skip: Collection[str] = ()) -> ArgumentParser:
-    """Return a parser with an option for each field of a dataclass; `--help` is made from its docstring.
+    """Return a parser with an option for each field of a dataclass; `--help` is generated from its docstring.
 
     Args:
         description: What the job does, for `--help`.
         options: The dataclass.
-        skip: Fields that get no option here.
+        skip: Fields without an option.
     """
     parser = ArgumentParser(description=description, exit_on_error=False)
     parser.add_class_arguments(options, skip=set(skip), fail_untyped=True)
@@ -56,7 +56,7 @@ def parse_arguments(parser: ArgumentParser, arguments: Sequence[str]) -> Namespa
         arguments: The command line without the program's name.
 
     Raises:
-        UserError: An option is not as it must be; one line.
+        UserError: An option is unknown, or a value is not allowed.
     """
     try:
         return parser.parse_args(list(arguments))

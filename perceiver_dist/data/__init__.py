@@ -1,1 +1,1 @@
-"""Data on its way into the model: indexed shards, and units as batches on the device."""
+"""Data loading: indexing of shards on the cluster, and units as batches on the device."""

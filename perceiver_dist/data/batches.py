@@ -1,4 +1,4 @@
-"""Units as they reach a rank: checked to be the ones due, and moved to the training device."""
+"""Batches of a rank: units from the dataset, checked against the plan and moved to the training device."""
 
 import time
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from pipelines.units.unit_maker import BadSample
 
 
 class UnitOrderError(InternalError):
-    """A rank received another unit than the plan says: a bug in the data path, never a mistake of the user."""
+    """A rank received another unit than the plan gives it: a bug in the data path, never a mistake of the user."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class Batch:
 
     Attributes:
         unit: The unit's number.
-        keys: Shard and key of each sample; "" where an evaluation unit is padded.
-        valid: (B,) bool, false where padded and where an evaluation sample is bad.
+        keys: Shard and key of each sample; "" for padded rows of an evaluation unit.
+        valid: (B,) bool, false for padded rows and for bad samples of an evaluation.
         labels: (B,) int64 for softmax, (B, classes) uint8 for multilabel.
         arrays: Modality -> (B, *array_shape), as decoded.
-        present: Modality -> (B,) bool, false where the sample lacks it.
-        quarantined: The samples of the unit that could not be used.
+        present: Modality -> (B,) bool, false where the sample has no such modality.
+        quarantined: Samples of the unit that could not be used.
     """
 
     unit: int
@@ -42,13 +42,13 @@ class Batch:
 
 
 class UnitStream:
-    """The units of one source that belong to this rank, in order.
+    """Stream of this rank's units of one source, in order.
 
     Args:
         shard: This rank's part of the source's dataset, from Ray Train.
         source: Name of the source, for errors.
-        device: Where batches are put.
-        prefetch: Units held ready.
+        device: Device of the batches.
+        prefetch: Number of units to prefetch.
     """
 
     def __init__(self, shard: DataIterator, source: str, device: torch.device, prefetch: int) -> None:
@@ -63,13 +63,13 @@ class UnitStream:
         """Return the next unit, which must be number `due`.
 
         Args:
-            due: The unit that the plan gives this rank now.
+            due: Number of the unit that the plan gives this rank next.
 
         Returns:
             The unit as a batch on the device.
 
         Raises:
-            UnitOrderError: The data path delivered another unit, or none.
+            UnitOrderError: The dataset delivered another unit, or none.
         """
         started = time.perf_counter()
         row = next(self._rows, None)
@@ -78,7 +78,8 @@ class UnitStream:
             raise UnitOrderError(f"source '{self._source}': unit {due} is due but the dataset has ended")
         batch = to_batch(row, self._device)
         if batch.unit != due:
-            # Training on would silently repeat and skip samples, so nothing is better than stopping here.
+            # Training would silently repeat some samples and skip others. Ray Data does not guarantee the order of
+            # blocks, so it is checked here.
             raise UnitOrderError(
                 f"source '{self._source}': unit {due} is due but unit {batch.unit} came; "
                 "the order of blocks was lost between the read tasks and this rank"
@@ -86,16 +87,16 @@ class UnitStream:
         return batch
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the remaining units without checking their numbers, for evaluation."""
+        """Yield the remaining units without checking their numbers, for evaluation, which is independent of order."""
         return (to_batch(row, self._device) for row in self._rows)
 
 
 def to_batch(row: dict[str, Any], device: torch.device) -> Batch:
-    """Turn a one-row block's columns into a batch.
+    """Convert a one-row block to a batch.
 
     Args:
-        row: Column -> array with a leading axis of length 1, as `pipelines.units.unit_maker` describes them.
-        device: Where tensors are put; the copy is asynchronous on CUDA.
+        row: Column -> array with a leading axis of length 1; `pipelines.units.unit_maker` describes the columns.
+        device: Device of the tensors; on CUDA the copy is asynchronous.
 
     Returns:
         The batch.
@@ -118,8 +119,9 @@ def to_batch(row: dict[str, Any], device: torch.device) -> Batch:
 
 
 def _to_tensor(array: np.ndarray, device: torch.device) -> Tensor:
-    # Blocks are read-only views of the object store, which torch must not share.
+    # Blocks are read-only views of Ray's object store, and a tensor that shares their memory could write to it.
     tensor = torch.from_numpy(np.array(array))
     if device.type == "cuda":
+        # Only copies from pinned memory are asynchronous.
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor

@@ -1,4 +1,4 @@
-"""The shards of a run: listed by their patterns, and indexed by Ray tasks on the whole cluster."""
+"""Shards of a run: listing by their patterns, and indexing by Ray tasks on the whole cluster."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ class SourceData:
     """The indexed shards of one source.
 
     Attributes:
-        train: Shards to learn from.
-        evaluation: Held-out shards; None if the source names none.
+        train: Training shards.
+        evaluation: Held-out shards; None if the source has none.
     """
 
     train: SourceIndex
@@ -27,7 +27,7 @@ class SourceData:
 
 
 def list_shards(config: RunConfig) -> dict[str, list[str]]:
-    """Return the shards of every source and evaluation dataset by dataset name, without opening them.
+    """Return the shards of every training and evaluation dataset by dataset name, without opening them.
 
     Args:
         config: The resolved configuration.
@@ -44,11 +44,11 @@ def list_shards(config: RunConfig) -> dict[str, list[str]]:
 
 
 def index_sources(config: RunConfig, shards: dict[str, list[str]]) -> dict[str, SourceData]:
-    """Index all shards on the cluster, those known already at no cost.
+    """Index all shards on the cluster; those that are indexed already cost next to nothing.
 
     Args:
         config: The resolved configuration.
-        shards: From `list_shards`.
+        shards: Shards by dataset name, from `list_shards`.
 
     Returns:
         The indexed shards by source name.
@@ -66,12 +66,12 @@ def index_sources(config: RunConfig, shards: dict[str, list[str]]) -> dict[str, 
 def index_on_cluster(
     shards: Mapping[str, Sequence[str]], index_folder: str, storage_seconds: float
 ) -> dict[str, SourceIndex]:
-    """Index shards on the cluster, those known already at no cost.
+    """Index shards on the cluster; those that are indexed already cost next to nothing.
 
     Args:
         shards: Paths or URIs of tar files, by any name.
-        index_folder: Path or URI of the folder that index files are kept in.
-        storage_seconds: How long remote storage that fails is asked.
+        index_folder: Path or URI of the folder of the index files.
+        storage_seconds: How long to retry when remote storage fails.
 
     Returns:
         The indexed shards by the same names.
@@ -79,14 +79,15 @@ def index_on_cluster(
     Raises:
         UserError: A shard is missing, damaged or empty; the first such shard is named.
     """
-    # "SPREAD" also keeps the tasks out of the placement group of a search's trial, which has no CPUs to spare.
+    # "SPREAD" uses all nodes, and keeps the tasks out of the placement group of a search's trial, which has no spare
+    # CPUs.
     task: Any = ray.remote(index_shard).options(scheduling_strategy="SPREAD")
     pending = {
         name: [task.remote(uri, index_folder, storage_seconds) for uri in uris]
         for name, uris in shards.items()
     }
     try:
-        # One by one, so that of several bad shards the first is named, not the one that was found first.
+        # In order, so that of several bad shards the first is always the one reported, whichever task fails first.
         return {
             name: SourceIndex(ray.get(reference) for reference in references)
             for name, references in pending.items()
@@ -96,7 +97,7 @@ def index_on_cluster(
 
 
 def evaluation_dataset(source: SourceConfig) -> str:
-    """Return the name under which a source's held-out units are handed to Ray Train.
+    """Return the name of the Ray Train dataset with a source's held-out units.
 
     Args:
         source: The source.

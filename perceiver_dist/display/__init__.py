@@ -1,1 +1,1 @@
-"""What people read: progress lines, result tables, figures and Markdown."""
+"""Display of runs: progress lines, tables, figures, Markdown."""

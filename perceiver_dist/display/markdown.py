@@ -1,4 +1,4 @@
-"""Tables in Markdown."""
+"""Markdown tables."""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,11 +7,11 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], number
     """Return the lines of a table.
 
     Args:
-        columns: What stands above.
-        rows: As many texts in each.
-        numbers: Whether all columns but the first are of numbers, which stand at the right.
+        columns: Header of each column.
+        rows: Rows of cells, as many as there are columns.
+        numbers: Whether all columns but the first hold numbers, which are aligned right.
     """
     alignment = ["---", *["---:" if numbers else "---"] * (len(columns) - 1)]
-    # A bar would end a cell, in code too.
+    # A bar ends a cell, even inside code.
     cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     return [f"| {' | '.join(line)} |" for line in (columns, alignment, *cells)]

@@ -1,7 +1,8 @@
-"""What a person at the terminal sees of a run: its phases, one line that moves, and a table at the end.
+"""Progress display of a run: messages, one live line with an ETA, and a table of results at the end.
 
-On a terminal the line is redrawn in place. Where output is kept (a file, a job's log, CI) it is printed anew every
-few seconds and once at the end, so that a log of an hour has hundreds of lines, not hundreds of thousands.
+On a terminal the live line is redrawn in place. Elsewhere (a file, a job's log, CI) it is printed at intervals and once
+at the end, so that an hour's log has hundreds of lines, not hundreds of thousands. `rich.progress` does not do that: it
+prints nothing before the end without a terminal.
 """
 
 import math
@@ -21,27 +22,30 @@ from rich.text import Text
 _SUBSET = re.compile(
     r"(?P<metric>accuracy|top_5_accuracy|loss|mean_average_precision|roc_auc|d_prime)_(?P<modalities>\w+)_only"
 )
-"""A metric of an evaluation that was shown some of a source's modalities only."""
+"""Name of a metric of an evaluation with a subset of the source's modalities."""
 
 _RECENT_STEPS = 30
-"""Updates whose pace the ETA is computed from."""
+"""Updates behind the ETA: enough for a stable median, few enough to follow a change of speed."""
+
+_LINE_SECONDS = 15.0
+"""Time between two lines without a terminal: 240 lines an hour."""
 
 
 class LiveDisplay:
-    """What is shown while something runs; a context manager that restores the terminal when it is left."""
+    """Live line with messages above it; a context manager that restores the terminal at its end."""
 
     def __init__(
         self,
         console: Console | None = None,
-        seconds_between_lines: float = 15.0,
+        seconds_between_lines: float = _LINE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Prepare a view; nothing is shown before the first message or update.
+        """Prepare the display; nothing is shown before the first message or update.
 
         Args:
-            console: Where to write; None takes standard output.
-            seconds_between_lines: Least time between two lines on the whole where there is no terminal.
-            clock: Seconds from any fixed moment.
+            console: Where to write; None means standard output.
+            seconds_between_lines: Minimum time between two printings of the line without a terminal.
+            clock: Monotonic clock in seconds.
         """
         self._console = console or Console(highlight=False)
         self._seconds_between_lines = seconds_between_lines
@@ -52,8 +56,9 @@ class LiveDisplay:
         self._printed_at = float("-inf")
 
     def __enter__(self) -> Self:
-        """Take the terminal's last lines, where there is a terminal."""
+        """Start the live line, if there is a terminal."""
         if self._console.is_terminal:
+            # Training reports twice a second, so a faster refresh would show nothing new.
             self._live = Live(console=self._console, refresh_per_second=5)
             self._live.start()
         return self
@@ -61,7 +66,7 @@ class LiveDisplay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the last state of the view standing."""
+        """Stop the live line and leave its last state on the screen."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -69,18 +74,19 @@ class LiveDisplay:
             self._print_line()
 
     def message(self, text: str) -> None:
-        """Tell of a phase, such as "starting 2 workers", in a line of its own above the live view.
+        """Print a line above the live line, such as "starting 2 workers".
 
         Args:
             text: One line.
         """
+        # Brackets in paths are no markup, and a log's lines must not be wrapped at rich's default of 80 columns.
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def show_line(self, line: str) -> None:
-        """Show where things stand, in place of what was shown before.
+        """Replace the live line. Without a terminal, print it if the last one is old enough.
 
         Args:
-            line: One line; where there is no terminal it is printed if it is time for one.
+            line: One line.
         """
         self._line = line
         if self._live is not None:
@@ -95,79 +101,79 @@ class LiveDisplay:
 
 
 class ProgressLine(LiveDisplay):
-    """The live line of a training run.
+    """Live line of a training run.
 
     Args:
-        console: Where to write; None takes standard output.
-        seconds_between_lines: Least time between two lines where there is no terminal.
-        clock: Seconds from any fixed moment.
+        console: Where to write; None means standard output.
+        seconds_between_lines: Minimum time between two printings of the line without a terminal.
+        clock: Monotonic clock in seconds.
     """
 
     def __init__(
         self,
         console: Console | None = None,
-        seconds_between_lines: float = 15.0,
+        seconds_between_lines: float = _LINE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(console, seconds_between_lines, clock)
-        self._pace = _StepTimeEstimate()
+        self._step_time = _StepTimeEstimate()
 
     def update(
         self, step: int, total_steps: int, loss: float, samples_per_second: float, data_wait_fraction: float
     ) -> None:
-        """Show where training is.
+        """Show the progress of training.
 
         Args:
-            step: Optimizer steps done. It may start above 0 (a resumed run) and go back (a restarted group of workers).
+            step: Optimizer steps done. It may start above 0 (a resumed run) and go back (restarted workers).
             total_steps: Steps of the whole run.
             loss: Training loss of this step.
-            samples_per_second: Samples trained per second, over all ranks.
-            data_wait_fraction: Share of the time, 0 to 1, in which ranks waited for data.
+            samples_per_second: Throughput over all ranks.
+            data_wait_fraction: Fraction of the time, 0 to 1, that ranks waited for data.
         """
-        self._pace.record(step, self._clock())
+        self._step_time.record(step, self._clock())
         self.show_line(
             f"step {step}/{total_steps}  loss {loss:.3f}  {samples_per_second:,.0f} samples/s  "
-            f"data wait {data_wait_fraction:.0%}  ETA {duration(self._pace.seconds_for(total_steps - step))}"
+            f"data wait {data_wait_fraction:.0%}  ETA {duration(self._step_time.seconds_for(total_steps - step))}"
         )
 
 
 class SamplesLine(LiveDisplay):
-    """The live line of work on many samples, each once."""
+    """Live line of work that processes many samples once each."""
 
-    _what = ""
+    _label = ""
     _total = 0
     _first: tuple[int, float] | None = None
 
-    def begin(self, what: str, total: int) -> None:
-        """Begin with other samples.
+    def begin(self, label: str, total: int) -> None:
+        """Begin with a new set of samples.
 
         Args:
-            what: What the samples are of.
-            total: Their number.
+            label: Name of the samples, such as that of their source.
+            total: Number of samples.
         """
-        self._what, self._total, self._first = what, total, None
+        self._label, self._total, self._first = label, total, None
 
     def update(self, done: int) -> None:
-        """Show how far it is.
+        """Show the progress.
 
         Args:
-            done: Samples that are done.
+            done: Samples processed so far.
         """
         now = self._clock()
-        # The clock starts at the first update: what was done before, or waited for, says nothing about the pace.
+        # The clock starts at the first update, since start-up and samples of an earlier run do not count.
         self._first = self._first or (done, now)
         seconds = now - self._first[1]
-        pace = (done - self._first[0]) / seconds if seconds else 0.0
-        left = duration((self._total - done) / pace if pace else None)
-        speed = f"{pace:,.{0 if pace >= 10 else 1}f}" if pace else "-"
-        self.show_line(f"{self._what}  sample {done:,}/{self._total:,}  {speed} samples/s  ETA {left}")
+        throughput = (done - self._first[0]) / seconds if seconds else 0.0
+        left = duration((self._total - done) / throughput if throughput else None)
+        shown = f"{throughput:,.{0 if throughput >= 10 else 1}f}" if throughput else "-"
+        self.show_line(f"{self._label}  sample {done:,}/{self._total:,}  {shown} samples/s  ETA {left}")
 
 
 class _StepTimeEstimate:
-    """Seconds per step: the median over recent updates.
+    """Estimate of the seconds per step: the median over recent updates.
 
-    The clock starts at the first update, so neither start-up nor steps of an earlier run count, and a single slow
-    step (a checkpoint, an evaluation) does not throw the estimate off.
+    `rich.progress` uses a mean, which one checkpoint or evaluation shifts, and does not expect steps to go back.
+    The clock starts at the first update, so that neither start-up nor the steps of an earlier run count.
     """
 
     def __init__(self) -> None:
@@ -176,25 +182,26 @@ class _StepTimeEstimate:
 
     def record(self, step: int, now: float) -> None:
         if self._last is not None and step == self._last[0]:
+            # Progress is polled, so the same step comes several times.
             return
         if self._last is not None and step > self._last[0]:
             self._seconds_per_step.append((now - self._last[1]) / (step - self._last[0]))
         self._last = (step, now)
 
     def seconds_for(self, steps: int) -> float | None:
-        """Seconds that so many steps will take, or None while no pace is known."""
+        """Return the estimated seconds for a number of steps; None before the second update."""
         return steps * median(self._seconds_per_step) if self._seconds_per_step else None
 
 
 def result_table(metrics: Mapping[str, float], paths: Mapping[str, str]) -> Group:
-    """Lay out the results of a run: a row of metrics per source, then where things are.
+    """Return a table of a run's results: a row of metrics per source, followed by paths.
 
     Args:
-        metrics: `<source>/<metric>` and its value; what was seen of a subset of modalities gets a row of its own.
-        paths: What it is ("run", "checkpoint", "UI") and where it is: a path, an address or a command.
+        metrics: Values by `<source>/<metric>`; each subset of modalities gets a row of its own.
+        paths: Path, address or command by label, such as "run", "checkpoint" or "UI".
 
     Returns:
-        Something for `rich.console.Console.print`.
+        A renderable for `rich.console.Console.print`.
     """
     rows = metric_rows(metrics)
     columns = list(dict.fromkeys(metric for row in rows.values() for metric in row))
@@ -212,32 +219,32 @@ def result_table(metrics: Mapping[str, float], paths: Mapping[str, str]) -> Grou
 
 
 def _cell(value: float | None) -> str:
-    """Return a metric as it stands in a table; "-" for one that no sample defines."""
+    """Return a metric as text for a table; "-" for NaN, a value that no sample defines."""
     if value is None:
         return ""
     return "-" if math.isnan(value) else f"{value:.4g}"
 
 
 def metric_rows(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Return the rows of a table of results: what was seen, such as "clips" or "clips  audio only", and its metrics.
+    """Return the rows of a table of results: metrics by row label, such as "clips" or "clips  audio only".
 
     Args:
-        metrics: `<source>/<metric>` and its value; what was seen of a subset of modalities gets a row of its own.
+        metrics: Values by `<source>/<metric>`; each subset of modalities gets a row of its own.
     """
     rows: dict[str, dict[str, float]] = {}
     for name, value in metrics.items():
         source, _, metric = name.rpartition("/")
         subset = _SUBSET.fullmatch(metric)
-        seen = f"  {subset['modalities'].replace('_and_', ' + ')} only" if subset else ""
-        rows.setdefault(f"{source or 'all'}{seen}", {})[subset["metric"] if subset else metric] = value
+        shown = f"  {subset['modalities'].replace('_and_', ' + ')} only" if subset else ""
+        rows.setdefault(f"{source or 'all'}{shown}", {})[subset["metric"] if subset else metric] = value
     return rows
 
 
 def duration(seconds: float | None) -> str:
-    """Write a time as 3:07 or 2:03:07.
+    """Return a duration as text: 3:07 or 2:03:07, or -:-- if it is unknown.
 
     Args:
-        seconds: How long; None if it is not known.
+        seconds: The duration; None if it is unknown.
     """
     if seconds is None:
         return "-:--"

@@ -1,7 +1,7 @@
-"""Pictures of a run for people who read the run folder or MLflow: the confusion matrix and the learning curves.
+"""Figures of a run, for the run folder and MLflow: confusion matrix and learning curves.
 
-Figures are made without pyplot, so nothing is shared between threads and no display is looked for. A picture is
-written beside its place and renamed, so that whoever looks at the folder never finds half a file.
+Figures are drawn without pyplot, so threads share no state and no display is needed. Files are written atomically, so
+that nobody who opens the folder finds half a file.
 """
 
 import os
@@ -17,27 +17,29 @@ from matplotlib.figure import Figure
 from perceiver_dist.errors import InternalError
 
 MAX_DRAWN_CLASSES = 100
-"""Up to so many classes a confusion matrix is worth drawing; a picture of a thousand takes gigabytes."""
+"""Maximum number of classes of a confusion matrix that is drawn; a figure of a thousand takes gigabytes of memory."""
 _DOTS_PER_INCH = 150
+"""Sharp on screens; a confusion matrix of 100 classes has 6,700 pixels per side."""
 _DARK_CELL = 0.55
-"""Share above which a cell of the matrix is dark enough to need white digits."""
+"""Share of a row above which the colour of a cell is so dark that its digits are drawn in white."""
 _SMOOTHED_FROM = 40
-"""Points from which a curve is drawn as a running mean, with the values themselves pale behind it."""
+"""Number of points from which a curve is drawn as a moving average, with the values pale behind it. The window is 1/20
+of the points, so with fewer points it would hold a single value."""
 
 
 def confusion_matrix_figure(counts: np.ndarray[Any, Any], class_names: Sequence[str], path: Path) -> None:
-    """Draw how often each class was taken for each other, as a PNG.
+    """Draw a confusion matrix as a PNG file.
 
-    Colour is the share of the true class (a row adds up to 1), so that rare classes read like common ones; the
-    digits are the counts. Legible up to 30 classes.
+    Cells are coloured by their share of the row, so that rare classes are as visible as common ones; the digits are
+    counts. Legible up to 30 classes.
 
     Args:
-        counts: (classes, classes) integers; row the true class, column the predicted one.
+        counts: (classes, classes) integers; rows are true classes, columns predicted ones.
         class_names: One name per class, in the order of the rows.
-        path: The PNG to write; its folder exists.
+        path: PNG file to write; its folder must exist.
 
     Raises:
-        InternalError: `counts` is not square, or has another number of rows than there are names.
+        InternalError: The shape of `counts` does not match the number of names.
     """
     classes = len(class_names)
     if counts.shape != (classes, classes):
@@ -50,7 +52,7 @@ def confusion_matrix_figure(counts: np.ndarray[Any, Any], class_names: Sequence[
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    _name_the_classes(axes, class_names)
+    _label_classes(axes, class_names)
     for row, column in zip(*np.nonzero(counts), strict=True):
         shade = "white" if shares[row, column] > _DARK_CELL else "black"
         axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=shade, fontsize=7)
@@ -60,29 +62,29 @@ def confusion_matrix_figure(counts: np.ndarray[Any, Any], class_names: Sequence[
 
 
 def is_worth_drawing(counts: np.ndarray[Any, Any] | None) -> TypeGuard[np.ndarray[Any, Any]]:
-    """Return whether there is a confusion matrix, and it is not too large for a picture.
+    """Return whether there is a confusion matrix, with at most `MAX_DRAWN_CLASSES` classes.
 
     Args:
-        counts: (classes, classes) integers; None where a task has none.
+        counts: (classes, classes) integers; None for a task without a confusion matrix.
     """
     return counts is not None and len(counts) <= MAX_DRAWN_CLASSES
 
 
 def learning_curves_figure(history: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Draw every metric over the steps, as a PNG: one panel per metric, one line per source.
+    """Draw every metric over the steps as a PNG file: one panel per metric, one line per source.
 
     Args:
         history: One mapping per logged step: `step` (optimizer steps done) and any number of
             `<source>/<metric>` or `<metric>` with their values. Names may differ from step to step.
-        path: The PNG to write; its folder exists.
+        path: PNG file to write; its folder must exist.
 
     Raises:
-        InternalError: No entry of `history` holds a metric.
+        InternalError: No entry of `history` has a metric.
     """
     curves = _curves(history)
     if not curves:
         raise InternalError(
-            f"learning curves: none of the {len(history)} entries of the history holds a metric; "
+            f"learning curves: none of the {len(history)} entries of the history has a metric; "
             "log at least one step before drawing"
         )
     panels: dict[str, list[str]] = {}
@@ -103,11 +105,12 @@ def learning_curves_figure(history: Sequence[Mapping[str, float]], path: Path) -
     write_figure(figure, path)
 
 
-def _name_the_classes(axes: Axes, class_names: Sequence[str]) -> None:
-    places = range(len(class_names))
-    axes.set_xticks(places, class_names, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
-    axes.set_yticks(places, class_names, fontsize=8)
+def _label_classes(axes: Axes, class_names: Sequence[str]) -> None:
+    positions = range(len(class_names))
+    axes.set_xticks(positions, class_names, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+    axes.set_yticks(positions, class_names, fontsize=8)
     axes.set(xlabel="predicted", ylabel="true")
+    # Minor ticks lie between the cells, and their grid separates them.
     axes.set_xticks(np.arange(len(class_names) + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(len(class_names) + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=1)
@@ -116,7 +119,7 @@ def _name_the_classes(axes: Axes, class_names: Sequence[str]) -> None:
 
 
 def _curves(history: Sequence[Mapping[str, float]]) -> dict[str, tuple[list[float], list[float]]]:
-    """Steps and values of every metric, by its full name."""
+    """Return the steps and values of every metric by its full name."""
     curves: dict[str, tuple[list[float], list[float]]] = {}
     for entry in history:
         for name, value in entry.items():
@@ -138,13 +141,13 @@ def _draw_curve(axes: Axes, source: str, steps: Sequence[float], values: Sequenc
 
 
 def write_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG, whole or not at all.
+    """Write a figure to a PNG file atomically.
 
     Args:
-        figure: What to write.
-        path: The PNG; its folder exists.
+        figure: The figure.
+        path: PNG file to write; its folder must exist.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     FigureCanvasAgg(figure)
-    figure.savefig(beside, format="png", dpi=_DOTS_PER_INCH)
-    beside.replace(path)
+    figure.savefig(temporary, format="png", dpi=_DOTS_PER_INCH)
+    temporary.replace(path)

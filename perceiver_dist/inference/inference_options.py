@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from perceiver_dist.config.credentials import refuse_credentials
-from perceiver_dist.errors import UserError
+from perceiver_dist.range_checks import check_range
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -42,21 +42,7 @@ class ScoringOptions:
             UserError: A number is below 1, or an option holds a password or key.
         """
         refuse_credentials(asdict(self))
-        for name in ("actors", "readers", "batch"):
-            self.check_at_least_one(name)
-
-    def check_at_least_one(self, name: str) -> None:
-        """Make sure that a number is at least 1, if it is given.
-
-        Args:
-            name: The option's name.
-
-        Raises:
-            UserError: It is below 1.
-        """
-        number = getattr(self, name)
-        if number is not None and number < 1:
-            raise UserError(f"--{name} is {number}, must be at least 1")
+        check_range(self, "--", ["actors", "readers", "batch"], at_least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +69,8 @@ class EvaluationOptions(ScoringOptions):
             UserError: A number is below 1, or an option holds a password or key.
         """
         super().__post_init__()
-        self.check_at_least_one("views")
-        if self.attention < 0:
-            raise UserError(f"--attention is {self.attention}, must not be negative")
+        check_range(self, "--", ["views"], at_least=1)
+        check_range(self, "--", ["attention"], at_least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,5 +97,4 @@ class PredictionOptions(ScoringOptions):
             UserError: A number is below 1, or an option holds a password or key.
         """
         super().__post_init__()
-        for name in ("top", "samples_per_part"):
-            self.check_at_least_one(name)
+        check_range(self, "--", ["top", "samples_per_part"], at_least=1)

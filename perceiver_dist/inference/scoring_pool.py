@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 import ray
 
-from perceiver_dist.cluster.ray_cluster import Bundle, start_ray, wait_for_room
+from perceiver_dist.cluster.capacity import Bundle, wait_for_room
+from perceiver_dist.cluster.connect import start_ray
 from perceiver_dist.errors import UserError
 from perceiver_dist.inference.inference_options import Device
 

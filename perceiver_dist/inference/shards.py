@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from perceiver_dist.cluster.ray_cluster import check_is_kept
+from perceiver_dist.cluster.connect import check_is_kept
 from perceiver_dist.data.shard_indexing import index_on_cluster
 from perceiver_dist.inference.trained_model import TrainedModel
 from pipelines.shards.shard_index import SourceIndex

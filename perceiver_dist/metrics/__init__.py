@@ -1,1 +1,1 @@
-"""Evaluation metrics: running totals, modality subsets, and the evaluation loop of a rank."""
+"""Evaluation: running totals of metrics, modality subsets, and the evaluation loop of a rank."""

@@ -1,4 +1,4 @@
-"""Evaluation on held-out shards: every sample once, over all ranks, with any subset of the modalities."""
+"""Evaluation loop of a rank: every held-out sample once, with any subset of the modalities."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -20,21 +20,22 @@ def evaluate(
     subsets: Sequence[Subset],
     precision: str,
 ) -> Scores:
-    """Evaluate one source; every rank must call this with its own batches, the same number on each.
+    """Evaluate one source. Every rank must call this with its own batches, the same number on each rank.
 
     Args:
-        engine: DeepSpeed engine; called as (arrays, present, source name) -> logits (B, classes).
-        source: The source that the batches come from.
-        batches: This rank's units, padded ones included.
-        subsets: Modalities to look at; each subset is evaluated on the same samples.
+        engine: DeepSpeed engine, called as (arrays, present, source name) -> logits (B, classes).
+        source: Source of the batches.
+        batches: This rank's units, including padded ones.
+        subsets: Modality subsets; each is evaluated on the same samples.
         precision: fp32 or bf16.
 
     Returns:
-        Scores over all ranks' samples, the same on every rank.
+        Scores over the samples of all ranks, the same on every rank.
     """
     engine.eval()
     totals = {subset: MetricTotals(source, engine.device) for subset in subsets}
     for batch in batches:
+        # All subsets of one batch, so that every sample is read and decoded once.
         for subset, total in totals.items():
             with autocast(engine.device, precision):
                 logits = engine(batch.arrays, show_only(batch.present, subset), source.name)

@@ -1,8 +1,8 @@
-"""Running totals of an evaluation, from which its metrics are computed; of any subset of the modalities.
+"""Running totals of an evaluation, from which metrics are computed over all ranks.
 
-Units at the end of the held-out samples may be empty on some ranks, and any unit may be all bad. So what is kept are
-sums and rows, both of which may come from nothing: a metric is computed once, of what all ranks have added. A metric
-that no sample defines (an accuracy of no samples, the precision of a class without positives) is NaN, never 0.
+A rank may have no valid sample: units at the end of an evaluation set are padded, and every sample of a unit may be
+bad. So ranks keep sums and rows, which may be empty, and metrics are computed once, from those of all ranks. A metric
+that no sample defines (the accuracy of no samples, the precision of a class without positives) is NaN, never 0.
 """
 
 from collections.abc import Mapping
@@ -37,43 +37,44 @@ class Scores:
 
 
 _MANY_CLASSES = 20
-"""From so many classes on it is told whether the label is among the five best; of ten it would say little."""
+"""Number of classes from which top-5 accuracy is reported; with ten classes chance alone would reach 0.5."""
 
-_BEST = 5
+_TOP = 5
+"""As in the usual top-5 accuracy on ImageNet."""
 
 _COUNTS = {"samples", "classes_with_positives"}
-"""Metrics that count what is held out, and so are the same for every subset of the modalities."""
+"""Metrics that count held-out samples or classes, and so are the same for every modality subset."""
 
 
 class MetricTotals:
-    """Running totals of one source and subset; `compute` adds them up over the ranks, if there are any.
+    """Running totals of one source and modality subset; `compute` sums them over the ranks, if there are several.
 
     Args:
         source: The source.
-        device: Where logits and labels are.
+        device: Device of logits and labels.
     """
 
     def __init__(self, source: SourceConfig, device: torch.device) -> None:
         self._task = source.task
         self._classes = source.num_classes
-        # Samples, sum of their losses, and how often the label was among the five best. In fp64, so that the count is
-        # exact and the mean does not depend on the order, however many samples.
+        # Number of samples, sum of their losses, and hits among the top 5. fp64 keeps the counts exact and makes the
+        # mean independent of the order in which samples are added, to far below what is displayed.
         self._sums = torch.zeros(3, dtype=torch.float64, device=device)
         self._confusion: Tensor | None = None
         if source.task == "softmax":
             self._confusion = torch.zeros(self._classes, self._classes, dtype=torch.int64, device=device)
-        # Rows of multilabel sources, whose metrics depend on the order of all scores. Begun with no rows, so that a
-        # rank without a valid sample has something to gather.
+        # Rows of multilabel sources, whose metrics depend on the ranking of all scores. The lists start with an empty
+        # tensor, so that a rank without valid samples has one to gather.
         self._logits = [torch.zeros(0, self._classes, device=device)]
         self._labels = [torch.zeros(0, self._classes, dtype=torch.uint8, device=device)]
 
     def update(self, logits: Tensor, labels: Tensor, valid: Tensor) -> None:
-        """Add a batch, without the rows that are padded or bad; it may have no others.
+        """Add the valid rows of a batch, of which there may be none.
 
         Args:
             logits: (B, classes) fp32.
             labels: (B,) int64 for softmax, (B, classes) for multilabel.
-            valid: (B,) bool; which rows count.
+            valid: (B,) bool; false for rows that are padded or bad.
         """
         logits, labels = logits[valid], labels[valid]
         self._sums[0] += len(logits)
@@ -85,10 +86,10 @@ class MetricTotals:
         cells = labels * self._classes + logits.argmax(1)
         self._confusion += torch.bincount(cells, minlength=self._classes**2).view_as(self._confusion)
         if self._classes >= _MANY_CLASSES:
-            self._sums[2] += (logits.topk(_BEST).indices == labels[:, None]).sum()
+            self._sums[2] += (logits.topk(_TOP).indices == labels[:, None]).sum()
 
     def compute(self) -> Scores:
-        """Return metrics and confusion matrix of all that was added, on all ranks; every rank must call it."""
+        """Return metrics and confusion matrix over all ranks; every rank must call this."""
         samples, loss, hits = _summed(self._sums).tolist()
         metrics = {"samples": samples, "loss": _mean(loss, samples)}
         if self._confusion is None:
@@ -97,14 +98,14 @@ class MetricTotals:
         confusion = _summed(self._confusion)
         metrics["accuracy"] = _mean(confusion.trace().item(), samples)
         if self._classes >= _MANY_CLASSES:
-            metrics[f"top_{_BEST}_accuracy"] = _mean(hits, samples)
+            metrics[f"top_{_TOP}_accuracy"] = _mean(hits, samples)
         return Scores(metrics, confusion.cpu().numpy())
 
     def by_class(self) -> dict[str, list[float]]:
-        """Return metric -> value of every class, of what was added on all ranks; NaN where a class gives none.
+        """Return metric -> value per class, over all ranks; NaN where a class has none. Every rank must call this.
 
-        Softmax: samples of the class, precision, recall and F1. Multilabel: samples that have the class, average
-        precision and the area under the ROC curve.
+        Softmax: number of samples of the class, precision, recall and F1. Multilabel: number of samples with the class,
+        average precision and area under the ROC curve.
         """
         if self._confusion is not None:
             return _precision_and_recall(_summed(self._confusion).double())
@@ -122,7 +123,7 @@ class MetricTotals:
 
 
 def _summed(tensor: Tensor) -> Tensor:
-    """Return the sum over the ranks; the tensor stays as it is."""
+    """Return the sum over the ranks, leaving the tensor unchanged."""
     if not distributed.is_initialized():
         return tensor
     total = tensor.clone()
@@ -131,10 +132,10 @@ def _summed(tensor: Tensor) -> Tensor:
 
 
 def _gathered(rows: Tensor) -> Tensor:
-    """Return the rows of all ranks, each of which may have another number of them, or none."""
+    """Return the rows of all ranks; each rank may have a different number of them, or none."""
     if not distributed.is_initialized():
         return rows
-    # Only sources with several labels need it, and its import takes a second.
+    # Imported here, since only multilabel sources need torchmetrics and its import takes a second.
     from torchmetrics.utilities.distributed import gather_all_tensors
 
     return torch.cat(gather_all_tensors(rows))
@@ -145,10 +146,11 @@ def _mean(total: float, samples: float) -> float:
 
 
 def _multilabel_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Return the means over the classes for which a value is defined, and how many have a precision."""
+    """Return means over the classes with a defined value, and the number of classes with positives."""
     precision, area = _curves_by_class(logits, labels)
     roc_auc = area.nanmean().item()
-    # Distance between the scores of positives and negatives, were both normal with the same spread.
+    # d' is the distance between the means of positive and negative scores in standard deviations, if both were normal
+    # with equal variance. Clamping keeps it finite for an area of 0 or 1.
     d_prime = sqrt(2) * NormalDist().inv_cdf(min(max(roc_auc, 1e-9), 1 - 1e-9)) if not isnan(roc_auc) else nan
     return {
         "mean_average_precision": precision.nanmean().item(),
@@ -159,15 +161,16 @@ def _multilabel_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def _curves_by_class(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the average precision and the area under the ROC curve (classes,) of every class.
+    """Return average precision and area under the ROC curve, each (classes,) fp64.
 
-    A class without positives has neither, one without negatives no area: NaN.
+    Both are NaN for a class without positives; the area is also NaN for a class without negatives.
     """
     from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
     precision = torch.full((logits.shape[1],), nan, dtype=torch.float64)
     area = precision.clone()
-    # In fp64 a sigmoid keeps scores apart up to logits of 36; in fp32 all above 16 would be one.
+    # The curves need scores in [0, 1]. In fp64 the sigmoid keeps logits up to 36 apart; in fp32 all above 16 become 1,
+    # which makes ties.
     scores = logits.double().sigmoid()
     for number, (truth, score) in enumerate(zip(labels.long().T, scores.T, strict=True)):
         positives = int(truth.sum())
@@ -179,22 +182,25 @@ def _curves_by_class(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _precision_and_recall(counts: Tensor) -> dict[str, list[float]]:
-    """Of a confusion matrix (classes, classes), rows true: a class that never occurs or is never told gives NaN."""
-    right, true, told = counts.diag(), counts.sum(1), counts.sum(0)
+    """Return precision, recall and F1 per class of a confusion matrix (classes, classes), whose rows are true classes.
+
+    Recall is NaN for a class that never occurs, precision for one that is never predicted.
+    """
+    correct, true, predicted = counts.diag(), counts.sum(1), counts.sum(0)
     return {
         "samples": true.long().tolist(),
-        "precision": (right / told).tolist(),
-        "recall": (right / true).tolist(),
-        "f1": (2 * right / (true + told)).tolist(),
+        "precision": (correct / predicted).tolist(),
+        "recall": (correct / true).tolist(),
+        "f1": (2 * correct / (true + predicted)).tolist(),
     }
 
 
 def scores_of(source: SourceConfig, totals: Mapping[Subset, MetricTotals]) -> Scores:
-    """Return the scores of all subsets in one: the name of a metric says which subset it is of, if not of all.
+    """Return the scores of all subsets; metric names of proper subsets end with the subset, as in accuracy_audio_only.
 
     Args:
         source: The source.
-        totals: What was added up, by subset.
+        totals: Running totals by subset.
     """
     together = Scores()
     for subset, total in totals.items():

@@ -1,4 +1,4 @@
-"""Subsets of a source's modalities: what an evaluation shows the model of each sample."""
+"""Modality subsets: evaluation with some of a source's modalities, as if samples lacked the others."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 Subset = tuple[str, ...]
-"""Modalities that are shown; the others are hidden."""
+"""Modalities that the model sees; the others are masked."""
 
 
 def modality_subsets(modalities: Sequence[str]) -> list[Subset]:
-    """Return all modalities first, then every proper subset that is not empty, larger ones first.
+    """Return every non-empty subset, larger ones first: the set of all modalities comes first.
 
     Args:
         modalities: A source's modalities.
@@ -20,11 +20,11 @@ def modality_subsets(modalities: Sequence[str]) -> list[Subset]:
 
 
 def show_only(present: Mapping[str, Tensor], subset: Subset) -> dict[str, Tensor]:
-    """Return presence flags by which the model sees a subset of the modalities.
+    """Return presence flags with all modalities outside a subset marked as missing.
 
     Args:
         present: Modality -> (B,) bool.
-        subset: The modalities that are left as they are.
+        subset: Modalities whose flags are kept.
 
     Returns:
         Modality -> (B,) bool.

@@ -12,6 +12,7 @@ from perceiver_dist.modalities import (
     PointCloudInput,
     VideoInput,
 )
+from perceiver_dist.range_checks import check_range
 
 CrossAttendSharing = Literal["all_but_first", "all", "none"]
 Readout = Literal["mean", "decoder"]
@@ -87,9 +88,7 @@ class ModelConfig:
             "self_attends_per_block",
             "heads",
         )
-        for name in (*sizes, "modality_channels"):
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name} is {getattr(self, name)}, must be at least 1: raise it")
+        check_range(self, "model.", (*sizes, "modality_channels"), at_least=1)
         if self.width % self.heads:
             raise UserError(
                 f"model.heads is {self.heads}, which does not divide model.width {self.width}: "

@@ -1,1 +1,1 @@
-"""What can be known before a training: its cost, and how far a linear model gets."""
+"""Checks before a training: its cost, and the accuracy of a linear baseline."""

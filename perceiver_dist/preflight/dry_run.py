@@ -1,4 +1,4 @@
-"""What a run would cost, computed from its configuration and the shards' indexes without starting anything."""
+"""Dry run: the cost of a training, computed from its configuration and the shard indexes without starting anything."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ _FP32_BYTES = 4
 
 
 def dry_run(config: RunConfig) -> dict[str, Any]:
-    """Compute what a run would cost. Starts nothing, reads no sample and writes nothing.
+    """Compute the cost of a run. Starts nothing, reads no sample and writes nothing.
 
     Args:
         config: The configuration.
@@ -32,16 +32,16 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
     Returns:
         A mapping for JSON:
 
-        - parameters: trained values of the model, its heads included.
-        - device: what FLOPs and activations are computed for; "auto" is decided by this machine.
-        - forward_flops_per_sample, paper_flops_per_sample: FLOPs of one sample with all modalities of its source,
-          by source: as this code computes them, and as the paper formulates them.
-        - tokens: number of tokens M by modality; channels: channels C of each.
+        - parameters: number of trainable parameters, including heads.
+        - device: device for which FLOPs and activations are computed; "auto" is resolved on this machine.
+        - forward_flops_per_sample, paper_flops_per_sample: by source, FLOPs of one sample with all modalities of its
+          source: as this code computes them, and as the paper formulates them.
+        - tokens: number of tokens M by modality; channels: channels C of each token.
         - memory_per_rank: bytes of "parameters", "gradients", "optimizer" and "activations", and their "total".
-        - steps, global_batch: optimizer steps of the run, samples of each.
-        - samples_per_epoch: training samples by source; None if not all of its shards are indexed yet.
-        - epochs: how often the run goes through each source; None where the samples are not known.
-        - problems: what would stop the run, such as shards that are missing, a line each.
+        - steps, global_batch: optimizer steps of the run, samples per step.
+        - samples_per_epoch: training samples by source; None until all of its shards are indexed.
+        - epochs: passes over the samples by source; None if their number is unknown.
+        - problems: one line for each error that would stop the run, such as missing shards.
 
     Raises:
         UserError: The model cannot be built.
@@ -87,13 +87,14 @@ def _device(config: RunConfig) -> str:
 
 
 def training_memory(config: RunConfig, device: str) -> dict[str, int]:
-    """Return bytes by part, as the engine holds them: all in fp32, since bf16 is autocast of the forward pass.
+    """Return the bytes per rank by part. Everything is fp32, since bf16 is only an autocast of the forward pass.
 
-    Under autocast the activations are about 0.6 to 1.1 times as many bytes as in fp32, which is what is given.
+    Under autocast, activations take about 0.6 to 1.1 times the bytes returned here. For an elastic run the maximum
+    number of workers is assumed; with fewer, ZeRO stages 1 to 3 need more memory per rank.
 
     Args:
         config: The configuration.
-        device: Type of the device, cpu or cuda.
+        device: Device type, cpu or cuda.
     """
     stage, ranks = config.deepspeed.zero_stage, config.train.max_workers
     memory = memory_per_rank(
@@ -106,28 +107,28 @@ def training_memory(config: RunConfig, device: str) -> dict[str, int]:
         device=device,
     )
     if stage in (1, 2):
-        # DeepSpeed's stages 1 and 2 update a copy of the rank's share, even when parameters are fp32 already.
+        # DeepSpeed's stages 1 and 2 update an fp32 copy of the rank's partition, even if the parameters are fp32.
         memory["optimizer"] += _FP32_BYTES * -(-parameter_count(config.model, config.heads) // ranks)
     return memory | {"total": sum(memory.values())}
 
 
 def _training_samples(source: SourceConfig, config: RunConfig) -> int | None:
-    """Return the number of training samples, None if not known without work.
+    """Return the number of training samples; None if shards have yet to be indexed or rendered.
 
     Raises:
-        ShardError: A shard is missing, held-out ones included, and is not a demo's that training would render.
+        ShardError: A training or held-out shard is missing, and is not one of a demo that training would render.
     """
     storage = absolute_uri(config.storage.path)
-    found = resolve_demo(source, storage, render=False)
+    resolved = resolve_demo(source, storage, render=False)
     try:
         train = [
             find_index(uri, config.index_folder, config.data.storage_seconds)
-            for uri in expand_shards(found.train_shards, source.name)
+            for uri in expand_shards(resolved.train_shards, source.name)
         ]
-        for uri in expand_shards(found.eval_shards, source.name) if found.eval_shards else []:
+        for uri in expand_shards(resolved.eval_shards, source.name) if resolved.eval_shards else []:
             find_index(uri, config.index_folder, config.data.storage_seconds)
     except ShardError:
-        if found != source and found.train_shards.startswith(storage):
+        if resolved != source and resolved.train_shards.startswith(storage):
             return None
         raise
     return sum(shard.samples for shard, _ in train) if all(indexed for _, indexed in train) else None

@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 
 from perceiver_dist.checkpoint.run_folder import CONFIG
-from perceiver_dist.cluster.ray_cluster import device_type, wait_for_capacity
+from perceiver_dist.cluster.capacity import device_type, wait_for_capacity
 from perceiver_dist.config.command_line import to_yaml
 from perceiver_dist.config.flatten import flatten
 from perceiver_dist.data.shard_indexing import index_sources, list_shards

@@ -7,7 +7,8 @@ import ray
 import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from perceiver_dist.cluster.ray_cluster import cpus_of, gpus_per_worker, start_ray
+from perceiver_dist.cluster.capacity import cpus_of, gpus_per_worker
+from perceiver_dist.cluster.connect import start_ray
 from perceiver_dist.search.study.search_config import SearchRunConfig
 
 TRIAL_MEMORY = 2**30

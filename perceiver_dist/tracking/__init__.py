@@ -1,1 +1,1 @@
-"""Recording in MLflow: a queue on disk, and a background writer that sends what waits there."""
+"""MLflow tracking through a queue on disk, which a background writer sends to the server."""

@@ -1,8 +1,9 @@
-"""Sends what waits in a run's record queue to MLflow, in the background: recording never waits for a server.
+"""Background writer that sends a run's record queue to MLflow, so that recording never waits for a server.
 
-What MLflow cannot take now waits on disk and is tried again for as long as the run lives, and after that when the same
-run is started again. A batch may reach MLflow twice, if the answer to it was lost; its stores keep one of two metrics
-that agree in name, step, time and value, and everything else overwrites itself.
+Records that MLflow cannot accept now stay on disk. They are retried for as long as the run lives, and again when the
+same run is restarted. Delivery is at least once: a batch is sent twice if its response was lost. That does no harm,
+since MLflow's SQL stores keep one of two metrics with the same name, step, time and value, and everything else
+overwrites itself.
 """
 
 import logging
@@ -18,34 +19,34 @@ _log = logging.getLogger(__name__)
 
 
 class BackgroundWriter:
-    """Takes records of any number of MLflow runs, and delivers them in order in the background.
+    """Writer of records for any number of MLflow runs, which delivers them in order in the background.
 
-    Metrics, tags and states go one way, files another, so that neither waits for the other.
+    One thread sends metrics, tags and states, another sends files, so that neither blocks the other.
 
     Args:
-        tracking_uri: Where MLflow keeps its records.
-        file: Where records wait. What waits there from before is delivered first.
+        tracking_uri: MLflow tracking URI.
+        file: File of the queue. Records that are in it already are delivered first.
 
     Raises:
-        UserError: The file cannot be made or is damaged.
+        UserError: The file cannot be created or is damaged.
     """
 
     def __init__(self, tracking_uri: str, file: Path) -> None:
         quiet_mlflow()
         self.tracking_uri = absolute_tracking_uri(tracking_uri)
         self._queue = RecordQueue(file)
-        self._said = False
+        self._warned = False
         self._senders = [RecordSender(self._queue, self.tracking_uri, files) for files in (False, True)]
         for sender in self._senders:
             sender.start()
 
     def put(self, run_id: str, kind: Kind, content: bytes, name: str = "") -> None:
-        """Add a record; it is on disk when this returns.
+        """Add a record; it survives the end of this process.
 
         Args:
-            run_id: The MLflow run that it belongs to.
-            kind: What it is.
-            content: See `perceiver_dist.tracking.record_queue.Record`; at most as many metrics as one request takes.
+            run_id: The MLflow run of the record.
+            kind: Kind of the record.
+            content: See `perceiver_dist.tracking.record_queue.Record`; at most as many metrics as fit one request.
             name: Name of a file.
         """
         try:
@@ -57,23 +58,23 @@ class BackgroundWriter:
             sender.wake.set()
 
     def next_system_metrics_step(self, run_id: str, at_least: int) -> int:
-        """Return the next step of the machine's load, which no restart repeats.
+        """Return the next step number for system metrics, which is never repeated, not even after a restart.
 
         Args:
             run_id: The MLflow run.
-            at_least: The first one that MLflow does not have, as far as is known.
+            at_least: The first step that MLflow does not have, as far as is known.
         """
         try:
             return self._queue.next_system_metrics_step(run_id, at_least)
         except sqlite3.Error as failure:
-            self._warn(f"the machine's load cannot be numbered in {self._queue.file}", failure)
+            self._warn(f"the step of system metrics cannot be read from {self._queue.file}", failure)
             return at_least
 
     def take_over(self, file: Path) -> None:
-        """Deliver what another process left in its queue when it was killed.
+        """Deliver the records that a killed process left in its queue.
 
         Args:
-            file: The other queue; nothing is done if it is not there.
+            file: The other queue's file; it may be missing.
         """
         if not file.exists():
             return
@@ -81,31 +82,35 @@ class BackgroundWriter:
             other = RecordQueue(file)
             for files in (False, True):
                 while records := other.first(files, RECORDS_AT_ONCE):
+                    # Added before they are removed: a process killed in between sends them twice, and loses none.
                     for record in records:
                         self.put(record.run_id, record.kind, record.content, record.name)
                     other.remove(records)
             other.close()
         except (UserError, sqlite3.Error) as failure:
-            self._warn(f"records that wait in {file} are left there", failure)
+            self._warn(f"the records in {file} cannot be delivered and stay there", failure)
 
     def close(self) -> int:
-        """Wait until everything is delivered, or until MLflow has taken nothing for some seconds.
+        """Wait until everything is delivered, or until MLflow has accepted nothing for some seconds.
 
         Returns:
-            How many records still wait on disk.
+            Number of records that are still on disk.
         """
         for sender in self._senders:
             sender.finish()
         for sender in self._senders:
             sender.wait()
         waiting = len(self._queue)
+        # Otherwise a sender that gave up may still be in a request, and uses the queue afterwards.
         if not waiting:
             self._queue.close()
         return waiting
 
     def _warn(self, what: str, failure: BaseException) -> None:
-        if not self._said:
-            self._said = True
+        if not self._warned:
+            self._warned = True
             _log.warning(
-                "tracking: %s (%s); training goes on, and this is said once", what, first_line(failure)
+                "tracking: %s (%s); training continues, and this warning is not repeated",
+                what,
+                first_line(failure),
             )

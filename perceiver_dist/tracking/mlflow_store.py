@@ -1,6 +1,7 @@
-"""Where MLflow keeps its records: its address, who may lay it out, and what its refusals look like.
+"""MLflow's store: tracking URIs, the lock that guards a new database, and permanent errors.
 
-Whoever imports this has told MLflow how long it may take, which it reads when it is imported or first used.
+Importing this module sets MLflow's timeouts in the environment, which MLflow reads when it is imported or first used.
+So it has to be imported before MLflow.
 """
 
 import fcntl
@@ -11,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-# A value the user has set wins. Left alone MLflow reports usage to its makers, and repeats a failed request for
-# minutes, in which a run could not be opened or closed.
+# A value that the user has set wins. By default MLflow sends usage data to its makers, and retries a failed request for
+# minutes, during which no run could be opened or closed. Two retries outlast a dropped connection; everything longer is
+# left to the record queue's own retries.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -22,45 +24,41 @@ from mlflow.exceptions import MlflowException
 RunStatus = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 _SQLITE = "sqlite:///"
-_REFUSALS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+_PERMANENT_ERRORS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 def absolute_tracking_uri(tracking_uri: str) -> str:
-    """Make a local tracking address mean the same file in every process.
+    """Return a tracking URI with the path of a SQLite file made absolute.
 
-    Ray starts workers in other folders than the driver's, where a relative SQLite path is another file. The driver
-    calls this before it hands the address on.
+    Ray starts workers in other working directories than the driver's, where a relative path would be another file.
 
     Args:
-        tracking_uri: What the user gave: `sqlite:///runs/mlflow.db`, `http://host:5000`, ...
-
-    Returns:
-        The same address, with a SQLite path made absolute from the current folder.
+        tracking_uri: As the user gave it: `sqlite:///runs/mlflow.db`, `http://host:5000`, ...
     """
     database = local_database(tracking_uri)
     return tracking_uri if database is None else _SQLITE + str(database.absolute())
 
 
 def local_database(tracking_uri: str) -> Path | None:
-    """Return the file of a SQLite store, None for every other address.
+    """Return the file of a SQLite store; None for any other URI.
 
     Args:
-        tracking_uri: Where MLflow keeps its records.
+        tracking_uri: MLflow tracking URI.
     """
     return Path(tracking_uri.removeprefix(_SQLITE)) if tracking_uri.startswith(_SQLITE) else None
 
 
-def is_refusal(failure: BaseException) -> bool:
-    """Return whether MLflow itself said that it will not do what it was asked to, now or later.
+def is_permanent(failure: BaseException) -> bool:
+    """Return whether an error comes from MLflow itself and no retry can succeed.
 
     Args:
-        failure: What a call to MLflow raised.
+        failure: Exception raised by a call to MLflow.
     """
-    return isinstance(failure, MlflowException) and failure.error_code in _REFUSALS
+    return isinstance(failure, MlflowException) and failure.error_code in _PERMANENT_ERRORS
 
 
 def first_line(failure: BaseException) -> str:
-    """Return what went wrong, in one line.
+    """Return the first line of an exception's message, or the name of its type if it has none.
 
     Args:
         failure: An exception.
@@ -70,10 +68,10 @@ def first_line(failure: BaseException) -> str:
 
 @contextmanager
 def one_process_at_a_time(tracking_uri: str) -> Iterator[None]:
-    """Hold a lock beside a local database: two processes that lay out a new one at once leave it half made.
+    """Hold a file lock beside a local database: two processes that create its tables at once leave some missing.
 
     Args:
-        tracking_uri: Where MLflow keeps its records; nothing is locked for a server.
+        tracking_uri: MLflow tracking URI; nothing is locked for a server.
     """
     database = local_database(tracking_uri)
     if database is None:
@@ -86,6 +84,6 @@ def one_process_at_a_time(tracking_uri: str) -> Iterator[None]:
 
 
 def quiet_mlflow() -> None:
-    """Let MLflow and its database layer log warnings only."""
+    """Limit the logs of MLflow and Alembic, its database migrations, to warnings."""
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,7 +1,9 @@
-"""Records that wait on disk until MLflow has taken them, in the order in which they were made.
+"""Queue on disk of records for MLflow, in the order in which they were made.
 
-A file of SQLite, since it survives the death of a process in the middle of anything, and since two processes may have
-it open for a moment: the tracker of a run whose driver was killed, and the one of the same run started again.
+MLflow's own asynchronous logging keeps its queue in memory and drops a batch whose request fails, so that records are
+lost when the process dies or the server is down. This queue is a SQLite file, which survives a process that is killed
+at any moment. Two processes may have it open for a short time: the tracker of a run whose driver was killed, and that
+of the same run after a restart.
 """
 
 import sqlite3
@@ -14,6 +16,8 @@ from perceiver_dist.errors import UserError
 
 Kind = Literal["metrics", "tags", "status", "file"]
 
+# With a write-ahead log one process can write while another reads. NORMAL does not wait for the disk at each record: a
+# power cut may lose the newest records, but a killed process loses none.
 _LAYOUT = """
 PRAGMA journal_mode = WAL;
 PRAGMA synchronous = NORMAL;
@@ -22,19 +26,20 @@ CREATE TABLE IF NOT EXISTS waiting (
 );
 CREATE TABLE IF NOT EXISTS load_step (run_id TEXT PRIMARY KEY, newest INTEGER);
 """
-_SECONDS_FOR_THE_OTHER_PROCESS = 30.0
+_LOCK_TIMEOUT_SECONDS = 30.0
+"""How long to wait for the other process's transaction. Each takes milliseconds, so 30 s is enough for a slow disk."""
 
 
 class Record(NamedTuple):
-    """What MLflow is to take.
+    """A record for MLflow.
 
     Attributes:
-        number: Place in the order; never given twice.
-        run_id: The MLflow run that it belongs to.
-        kind: What it is.
+        number: Position in the order; never reused.
+        run_id: The MLflow run of the record.
+        kind: Kind of the record.
         name: Name of a file, else "".
-        content: A file's bytes, else JSON: metrics as lists of name, value, milliseconds and step; tags by name; a
-            status and when it was reached, in milliseconds.
+        content: Bytes of a file, else JSON: metrics as lists of name, value, time in milliseconds and step; tags by
+            name; a status and its time in milliseconds.
     """
 
     number: int
@@ -45,74 +50,74 @@ class Record(NamedTuple):
 
 
 class RecordQueue:
-    """The records that wait; any thread may use it.
+    """Thread-safe queue of the records that MLflow has not accepted yet.
 
     Args:
-        file: Where they are kept, on a disk of this machine if possible; made when missing.
+        file: File of the queue, if possible on a local disk; created if missing.
 
     Raises:
-        UserError: The file cannot be made or is damaged.
+        UserError: The file cannot be created or is damaged.
     """
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self._one_at_a_time = threading.Lock()
+        self._lock = threading.Lock()
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(
-                file, timeout=_SECONDS_FOR_THE_OTHER_PROCESS, isolation_level=None, check_same_thread=False
+                file, timeout=_LOCK_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False
             )
             self._database.executescript(_LAYOUT)
         except (OSError, sqlite3.Error) as failure:
             raise UserError(
-                f"tracking: {file}, where records wait for MLflow, cannot be opened ({failure}); make room or move "
-                "the file away"
+                f"tracking: {file}, the queue of records for MLflow, cannot be opened ({failure}); free disk space or "
+                "move the file away"
             ) from failure
 
     def put(self, run_id: str, kind: Kind, name: str, content: bytes) -> None:
-        """Add a record at the end; it is on disk when this returns.
+        """Add a record at the end; it survives the end of this process.
 
         Args:
-            run_id: The MLflow run that it belongs to.
-            kind: What it is.
+            run_id: The MLflow run of the record.
+            kind: Kind of the record.
             name: Name of a file, else "".
             content: See `Record`.
 
         Raises:
             sqlite3.Error: The disk is full or broken.
         """
-        with self._one_at_a_time:
+        with self._lock:
             self._database.execute(
                 "INSERT INTO waiting (run_id, kind, name, content) VALUES (?, ?, ?, ?)",
                 (run_id, kind, name, content),
             )
 
-    def first(self, files: bool, most: int) -> list[Record]:
-        """Return the records that wait longest, and leave them where they are.
+    def first(self, files: bool, limit: int) -> list[Record]:
+        """Return the oldest records without removing them.
 
         Args:
             files: Whether to return files only, or everything else only.
-            most: At most so many.
+            limit: Maximum number of records.
 
         Raises:
             sqlite3.Error: The disk is broken.
         """
-        with self._one_at_a_time:
+        with self._lock:
             rows = self._database.execute(
-                "SELECT * FROM waiting WHERE (kind = 'file') = ? ORDER BY number LIMIT ?", (files, most)
+                "SELECT * FROM waiting WHERE (kind = 'file') = ? ORDER BY number LIMIT ?", (files, limit)
             ).fetchall()
         return [Record(*row) for row in rows]
 
     def remove(self, records: Sequence[Record]) -> None:
-        """Forget records.
+        """Remove records.
 
         Args:
-            records: What was delivered.
+            records: The records that were delivered.
 
         Raises:
             sqlite3.Error: The disk is full or broken.
         """
-        with self._one_at_a_time:
+        with self._lock:
             self._database.execute("BEGIN")
             self._database.executemany(
                 "DELETE FROM waiting WHERE number = ?", [(record.number,) for record in records]
@@ -120,16 +125,16 @@ class RecordQueue:
             self._database.execute("COMMIT")
 
     def next_system_metrics_step(self, run_id: str, at_least: int) -> int:
-        """Return the next step of the machine's load, which no restart repeats.
+        """Return the next step number for system metrics, which is never repeated, not even after a restart.
 
         Args:
             run_id: The MLflow run.
-            at_least: The first one that MLflow does not have, as far as is known.
+            at_least: The first step that MLflow does not have, as far as is known.
 
         Raises:
             sqlite3.Error: The disk is full or broken.
         """
-        with self._one_at_a_time:
+        with self._lock:
             [(step,)] = self._database.execute(
                 "INSERT INTO load_step VALUES (?, ?) ON CONFLICT (run_id) "
                 "DO UPDATE SET newest = max(newest + 1, excluded.newest) RETURNING newest",
@@ -138,11 +143,11 @@ class RecordQueue:
         return int(step)
 
     def __len__(self) -> int:
-        """Return how many records wait."""
-        with self._one_at_a_time:
+        """Return the number of records."""
+        with self._lock:
             [(count,)] = self._database.execute("SELECT count(*) FROM waiting").fetchall()
         return int(count)
 
     def close(self) -> None:
-        """Close the file; nothing may be asked of it any more."""
+        """Close the file; the queue cannot be used afterwards."""
         self._database.close()

@@ -1,4 +1,4 @@
-"""A thread that sends records from the queue to MLflow, for as long as there are any or more may come."""
+"""Thread that sends records from the queue to MLflow, with retries while the server is unavailable."""
 
 import json
 import logging
@@ -8,39 +8,43 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from perceiver_dist.tracking.mlflow_store import first_line, is_refusal, one_process_at_a_time
+from perceiver_dist.tracking.mlflow_store import first_line, is_permanent, one_process_at_a_time
 from perceiver_dist.tracking.record_queue import Record, RecordQueue
 
 # isort: split
-# The modules above say to MLflow how long it may take, before it is imported.
+# mlflow_store, imported above, sets environment variables that MLflow reads when it is imported.
 from mlflow.entities import Metric, RunTag
 from mlflow.tracking import MlflowClient
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
 RECORDS_AT_ONCE = 500
+"""Records read from the queue at a time: with two or more metrics each they fill one of MLflow's requests (1,000)."""
 SECONDS_WITHOUT_PROGRESS = 10.0
-"""How long the end of a run waits for an MLflow that takes nothing."""
+"""How long the end of a run waits for an MLflow that accepts nothing. A restart delivers the rest."""
 _SECONDS_BETWEEN_DELIVERIES = 0.5
+"""Pause after a delivery, so that the metrics of many steps go in one request."""
 _FIRST_PAUSE_SECONDS = 1.0
-_LONGEST_PAUSE_SECONDS = 30.0
+"""Pause before the first retry; it doubles with each one."""
+_MAX_PAUSE_SECONDS = 30.0
+"""Longest pause between retries: how late a server's return may be noticed."""
 _log = logging.getLogger(__name__)
 
 
 class ServerUnavailableError(Exception):
-    """MLflow does not take a record now, and may do so later."""
+    """MLflow does not accept a record now, but may accept it later."""
 
 
 class RecordRejectedError(Exception):
-    """MLflow will never take a record."""
+    """MLflow will never accept a record."""
 
 
 class RecordSender(threading.Thread):
-    """Takes the records of one way to MLflow, as long as there are any or more may come.
+    """Thread that sends either the files or all other records of a queue to MLflow.
 
     Args:
-        queue: Where records wait.
-        tracking_uri: Where MLflow keeps its records; absolute.
-        files: Whether it takes files, or everything else.
+        queue: The queue.
+        tracking_uri: Absolute MLflow tracking URI.
+        files: Whether to send files, or everything else.
     """
 
     def __init__(self, queue: RecordQueue, tracking_uri: str, files: bool) -> None:
@@ -52,27 +56,28 @@ class RecordSender(threading.Thread):
         self._client: MlflowClient | None = None
         self._finishing, self._given_up, self._ended = (threading.Event() for _ in range(3))
         self._progress = threading.Event()
-        self._away = False
-        self._refused: set[str] = set()
+        self._unavailable = False
+        self._rejected: set[str] = set()
 
     def run(self) -> None:
-        """Deliver until told to finish and nothing is left, or given up."""
+        """Deliver until `finish` was called and nothing is left, or until `wait` gives up."""
         pause = _FIRST_PAUSE_SECONDS
         while not self._given_up.is_set():
+            # Both are read before the queue is, so that a record added meanwhile causes another round.
             self.wake.clear()
-            last_look = self._finishing.is_set()
+            last_round = self._finishing.is_set()
             try:
-                found = self._deliver_some()
+                found = self._deliver_batch()
             except (ServerUnavailableError, sqlite3.Error) as failure:
-                self._say_away(failure)
-                self._rest(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                self._warn_unavailable(failure)
+                self._sleep(pause)
+                pause = min(2 * pause, _MAX_PAUSE_SECONDS)
                 continue
             pause = _FIRST_PAUSE_SECONDS
-            self._away = False
+            self._unavailable = False
             if found:
                 self._finishing.wait(_SECONDS_BETWEEN_DELIVERIES)
-            elif last_look:
+            elif last_round:
                 break
             else:
                 self.wake.wait()
@@ -85,21 +90,23 @@ class RecordSender(threading.Thread):
         self.wake.set()
 
     def wait(self) -> None:
-        """Return when nothing is left, or when there was no progress for too long."""
+        """Wait until nothing is left, or until there was no progress for `SECONDS_WITHOUT_PROGRESS`."""
         while not self._ended.is_set() and self._progress.wait(SECONDS_WITHOUT_PROGRESS):
             self._progress.clear()
         self._given_up.set()
 
-    def _rest(self, seconds: float) -> None:
+    def _sleep(self, seconds: float) -> None:
+        # At the end of a run retries stay frequent, since `wait` gives up after some seconds without progress.
         if self._finishing.is_set():
             self._given_up.wait(_FIRST_PAUSE_SECONDS)
         else:
             self._finishing.wait(seconds)
 
-    def _deliver_some(self) -> bool:
+    def _deliver_batch(self) -> bool:
         records = self._queue.first(self._files, RECORDS_AT_ONCE)
         for together in requests_of(records):
             self._deliver(together)
+            # Only now: a process killed before this sends them again, and none is lost.
             self._queue.remove(together)
             self._progress.set()
         return bool(records)
@@ -107,12 +114,13 @@ class RecordSender(threading.Thread):
     def _deliver(self, records: Sequence[Record]) -> None:
         try:
             self._send(records)
-        except RecordRejectedError as refusal:
+        except RecordRejectedError as rejection:
             if len(records) > 1:
+                # One invalid record makes MLflow reject the whole request, so each is sent alone.
                 for record in records:
                     self._deliver([record])
             else:
-                self._say_refused(records[0], refusal)
+                self._warn_rejected(records[0], rejection)
 
     def _send(self, records: Sequence[Record]) -> None:
         try:
@@ -121,35 +129,36 @@ class RecordSender(threading.Thread):
                     self._client = MlflowClient(self._tracking_uri)
             _call(self._client, records)
         except Exception as failure:
-            # The store of the run's files decides what else is raised: every cloud's client has errors of its own.
-            if is_refusal(failure):
+            # Artifact stores raise the errors of their own cloud clients, so all others count as unavailable.
+            if is_permanent(failure):
                 raise RecordRejectedError(first_line(failure)) from failure
             raise ServerUnavailableError(first_line(failure)) from failure
 
-    def _say_away(self, failure: BaseException) -> None:
-        if not self._away:
-            self._away = True
+    def _warn_unavailable(self, failure: BaseException) -> None:
+        if not self._unavailable:
+            self._unavailable = True
             _log.warning(
-                "tracking: MLflow at %s takes nothing now (%s); training goes on, records wait in %s",
+                "tracking: MLflow at %s is unavailable (%s); training continues, and records are queued in %s",
                 self._tracking_uri,
                 first_line(failure),
                 self._queue.file,
             )
 
-    def _say_refused(self, record: Record, refusal: RecordRejectedError) -> None:
-        if record.kind not in self._refused:
-            self._refused.add(record.kind)
+    def _warn_rejected(self, record: Record, rejection: RecordRejectedError) -> None:
+        if record.kind not in self._rejected:
+            self._rejected.add(record.kind)
             _log.warning(
-                "tracking: MLflow at %s refuses %s of run %s: %s; they are left out, and this is said once",
+                "tracking: MLflow at %s rejects %s of run %s: %s; such records are dropped, and this warning is not "
+                "repeated",
                 self._tracking_uri,
                 f"{record.kind} {record.name}".strip(),
                 record.run_id,
-                refusal,
+                rejection,
             )
 
 
 def requests_of(records: Sequence[Record]) -> Iterator[list[Record]]:
-    """Yield records that go in one request, in order: neighbouring metrics of a run together, all else alone.
+    """Group records into requests, in order: consecutive metrics of a run together, everything else alone.
 
     Args:
         records: Records in their order.
@@ -174,7 +183,7 @@ def requests_of(records: Sequence[Record]) -> Iterator[list[Record]]:
 
 
 def _call(client: MlflowClient, records: Sequence[Record]) -> None:
-    """Make one request to MLflow."""
+    """Send records to MLflow in one request."""
     first = records[0]
     if first.kind == "metrics":
         values = [Metric(*fields) for record in records for fields in json.loads(record.content)]
@@ -189,6 +198,7 @@ def _call(client: MlflowClient, records: Sequence[Record]) -> None:
         else:
             client.set_terminated(first.run_id, status, end_time=at_ms)
     else:
+        # MLflow's client uploads files by path only.
         with tempfile.TemporaryDirectory() as scratch:
             folder, _, name = first.name.rpartition("/")
             (Path(scratch) / name).write_bytes(first.content)

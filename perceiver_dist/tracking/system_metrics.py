@@ -1,7 +1,7 @@
-"""The load of the machine that a run's record is kept on, as MLflow measures it.
+"""System metrics (CPU, memory, disk, network, GPU) of the tracker's machine, measured by MLflow's monitors.
 
-MLflow's own thread asks the server between two measurements, and ends at the first question that is not answered. This
-one asks nobody.
+MLflow's own thread calls the server between two measurements and ends at the first call that fails. This one calls no
+server, so it keeps measuring while MLflow is unavailable.
 """
 
 import threading
@@ -14,34 +14,34 @@ _PREFIX = "system/"
 
 
 def system_metrics_steps(run: Any) -> int:
-    """Return how many measurements of the load a run has.
+    """Return how many measurements of system metrics a run has.
 
     Args:
         run: MLflow's `Run`.
     """
-    # MLflow shows the values of the newest metrics, but not their steps.
+    # Run.data.metrics, which is public, has the newest values but not their steps.
     steps = [metric.step for metric in run.data._metric_objs if metric.key.startswith(_PREFIX)]
     return max(steps) + 1 if steps else 0
 
 
 class SystemMetrics(threading.Thread):
-    """Measures until it is finished, as often as MLflow's environment variables say, by default every 10 seconds.
+    """Thread that measures until `finish`, at the interval of MLflow's environment variables (10 seconds by default).
 
     Args:
         run_id: The MLflow run.
-        tracking_uri: Where MLflow keeps its records; nothing is asked there.
-        record: Takes the values of one measurement, by name.
+        tracking_uri: MLflow tracking URI; it is not called.
+        record: Called with the values of each measurement, by name.
     """
 
     def __init__(self, run_id: str, tracking_uri: str, record: Callable[[Mapping[str, float]], None]) -> None:
-        super().__init__(name="machine load", daemon=True)
-        monitor: Any = SystemMetricsMonitor  # MLflow leaves it without types
+        super().__init__(name="system metrics", daemon=True)
+        monitor: Any = SystemMetricsMonitor  # MLflow's class has no types.
         self._monitor = monitor(run_id, tracking_uri=tracking_uri)
         self._record = record
         self._finished = threading.Event()
 
     def run(self) -> None:
-        """Measure until the end."""
+        """Measure until `finish` is called."""
         while True:
             for _ in range(self._monitor.samples_before_logging):
                 self._monitor.collect_metrics()

@@ -24,13 +24,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
 from perceiver_dist.checkpoint.run_folder import ERRORS
-from perceiver_dist.cluster.ray_cluster import (
-    cpus_of,
-    device_type,
-    gpus_per_worker,
-    start_ray,
-    wait_for_capacity,
-)
+from perceiver_dist.cluster.capacity import cpus_of, device_type, gpus_per_worker, wait_for_capacity
+from perceiver_dist.cluster.connect import start_ray
 from perceiver_dist.config.command_line import to_yaml
 from perceiver_dist.config.run_config import RunConfig, WorkerRange
 from perceiver_dist.data.shard_indexing import SourceData, index_sources

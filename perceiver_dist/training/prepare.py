@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from perceiver_dist.checkpoint.run_folder import RunFolder
-from perceiver_dist.cluster.ray_cluster import check_is_kept
+from perceiver_dist.cluster.connect import check_is_kept
 from perceiver_dist.config.command_line import Configuration
 from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.data.shard_indexing import list_shards

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from perceiver_dist.errors import UserError
+from perceiver_dist.range_checks import check_range
 from pipelines.augment.rand_augment import MAX_MAGNITUDE, rand_augment
 
 _ASPECTS = (3 / 4, 4 / 3)
@@ -71,24 +71,11 @@ class AugmentConfig:
         Raises:
             UserError: A number is out of its range.
         """
-        if not 0 < self.smallest_area <= 1:
-            raise UserError(f"augment.smallest_area is {self.smallest_area}, must be above 0 and at most 1")
-        if not 0 <= self.colour < 1:
-            raise UserError(f"augment.colour is {self.colour}, must be from 0 to below 1")
-        if min(self.mixup, self.cutmix) < 0:
-            raise UserError(
-                f"augment.mixup is {self.mixup} and augment.cutmix {self.cutmix}, must not be negative"
-            )
-        if self.operations < 0 or not 0 <= self.magnitude <= MAX_MAGNITUDE:
-            raise UserError(
-                f"augment.operations is {self.operations} and augment.magnitude {self.magnitude}, must be at least 0 "
-                f"and from 0 to {MAX_MAGNITUDE}"
-            )
-        if self.masks < 0 or not 0 < self.masked_time <= 1 or not 0 < self.masked_bands <= 1:
-            raise UserError(
-                f"augment.masks is {self.masks}, masked_time {self.masked_time} and masked_bands {self.masked_bands}, "
-                "must be at least 0, and fractions above 0 and at most 1"
-            )
+        fractions = ["smallest_area", "masked_time", "masked_bands"]
+        check_range(self, "augment.", fractions, above=0, at_most=1)
+        check_range(self, "augment.", ["colour"], at_least=0, below=1)
+        check_range(self, "augment.", ["operations", "mixup", "cutmix", "masks"], at_least=0)
+        check_range(self, "augment.", ["magnitude"], at_least=0, at_most=MAX_MAGNITUDE)
 
 
 NO_AUGMENT = AugmentConfig()

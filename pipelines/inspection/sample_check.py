@@ -6,6 +6,7 @@ from typing import Literal
 
 from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import AudioInput, ImageInput, ModalityInput, PointCloudInput, VideoInput
+from perceiver_dist.range_checks import check_range
 from pipelines.augment.randomness import evaluation_randomness
 from pipelines.decode import FIELD_MODALITY
 from pipelines.decode.sample import Decode, label_classes
@@ -48,8 +49,7 @@ class LabelRules:
             raise UserError(
                 f"--label is '{self.label}'; name a field, as in cls, or an entry, as in json.label"
             )
-        if self.num_classes is not None and self.num_classes < 2:
-            raise UserError(f"--num_classes is {self.num_classes}, must be at least 2")
+        check_range(self, "--", ["num_classes"], at_least=2)
 
     @property
     def field(self) -> str:

@@ -5,6 +5,7 @@ from typing import Literal
 
 from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import MODALITIES
+from perceiver_dist.range_checks import check_range
 from pipelines.augment.image_transform import NO_AUGMENT, AugmentConfig
 from pipelines.limits import DEFAULT_LIMITS, Limits
 
@@ -67,8 +68,7 @@ class SourceConfig:
             )
         if not self.modalities or len(set(self.modalities)) < len(self.modalities):
             raise UserError(f"{where}: modalities is {self.modalities}; name each wanted modality once")
-        if self.num_classes < 2:
-            raise UserError(f"{where}: num_classes is {self.num_classes}, must be at least 2")
+        check_range(self, f"{where}: ", ["num_classes"], at_least=2)
         if self.class_names and len(self.class_names) != self.num_classes:
             raise UserError(
                 f"{where}: class_names has {len(self.class_names)} names for {self.num_classes} classes; "
@@ -133,13 +133,9 @@ class DataConfig:
         Raises:
             UserError: A number is too small, or the fraction is outside 0 to 1.
         """
-        for name in ("chunk_size", "units_per_task", "tasks", "prefetch_units"):
-            if getattr(self, name) < 1:
-                raise UserError(f"data.{name} is {getattr(self, name)}, must be at least 1")
-        if self.storage_seconds <= 0:
-            raise UserError(f"data.storage_seconds is {self.storage_seconds}, must be above 0")
-        if not 0 <= self.max_bad_fraction <= 1:
-            raise UserError(f"data.max_bad_fraction is {self.max_bad_fraction}, must be from 0 to 1")
+        check_range(self, "data.", ["chunk_size", "units_per_task", "tasks", "prefetch_units"], at_least=1)
+        check_range(self, "data.", ["storage_seconds"], above=0)
+        check_range(self, "data.", ["max_bad_fraction"], at_least=0, at_most=1)
 
 
 DEFAULT_DATA = DataConfig()

@@ -1,4 +1,4 @@
-"""The command line: help that names everything, files that can be read back, and errors of one line."""
+"""Tests of the command line: complete help, YAML that can be read back, precedence, and one-line errors."""
 
 import importlib
 import subprocess
@@ -35,7 +35,7 @@ SOURCE = "[{name: clips, train_shards: a.tar, modalities: [video], num_classes: 
 
 @pytest.fixture
 def file(tmp_path: Path) -> str:
-    """A configuration file."""
+    """Path of a configuration file."""
     path = tmp_path / "config.yaml"
     path.write_text(CONFIG)
     return str(path)
@@ -43,7 +43,7 @@ def file(tmp_path: Path) -> str:
 
 @pytest.fixture
 def job(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The training job, as a module."""
+    """The training job's module."""
     monkeypatch.syspath_prepend(ROOT)
     return importlib.import_module("jobs.train_multimodal")
 
@@ -62,7 +62,7 @@ def without_spaces(text: str) -> str:
     return "".join(text.split())
 
 
-def test_help_names_every_option_with_meaning_type_and_default():
+def test_help_names_every_option_with_meaning_type_and_default() -> None:
     text = without_spaces(run_parser("A job.").format_help())
     for option in (option for part in option_groups(RunConfig) for option in part.options):
         assert option.name in text
@@ -73,34 +73,36 @@ def test_help_names_every_option_with_meaning_type_and_default():
     assert "asinthepaper(4.1).(type:int,default:1)" in text
 
 
-def test_the_job_s_help_has_no_need_of_a_configuration(job: ModuleType, capsys: pytest.CaptureFixture[str]):
+def test_help_needs_no_configuration(job: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         job.main(["--help"])
     assert "--dry_run" in capsys.readouterr().out
 
 
-def test_the_command_line_goes_before_the_file(file: str):
+def test_the_command_line_overrides_the_file(file: str) -> None:
     config = parse("--config", file, "--train.steps", "7", "--model.image.patch=4", "--optim.beta1", "0.5")
+    assert config.model.image is not None
     assert (config.train.steps, config.model.image.patch, config.optim.beta1) == (7, 4, 0.5)
     assert (config.model.width, config.model.image.height) == (16, 8)
     assert parse("--model.width", "32", "--config", file).model.width == 32
 
 
-def test_the_later_of_two_files_goes_before_the_earlier(file: str, tmp_path: Path):
+def test_a_later_file_overrides_an_earlier_one(file: str, tmp_path: Path) -> None:
     (tmp_path / "short.yaml").write_text("train: {steps: 3}\n")
     config = parse("--config", file, f"--config={tmp_path / 'short.yaml'}")
     assert (config.train.steps, config.model.width) == (3, 16)
 
 
-def test_a_part_of_the_model_is_added_and_taken_away(file: str):
+def test_optional_parts_of_the_model_can_be_added_and_removed(file: str) -> None:
     config = parse(
         "--config", file, "--model.video.frames", "4", "--model.audio", "null", "--sources", SOURCE
     )
+    assert config.model.video is not None
     assert config.model.video.frames == 4
     assert list(config.model.modalities) == ["image", "video"]
 
 
-def test_the_default_file_is_read_where_none_is_given(file: str):
+def test_the_default_file_is_read_if_none_is_given(file: str) -> None:
     assert parse(default=file) == parse("--config", file)
 
 
@@ -113,14 +115,14 @@ def test_the_default_file_is_read_where_none_is_given(file: str):
         ("null", "--train.gpus_per_worker null", None),
     ],
 )
-def test_what_a_file_leaves_open_the_environment_decides(
+def test_the_environment_sets_what_a_file_leaves_undecided(
     value: str,
     arguments: str,
     expected: int | None,
     file: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-):
+) -> None:
     complete = tmp_path / "complete.yaml"
     written = to_yaml(parse("--config", file))
     assert "gpus_per_worker: null" in written
@@ -129,9 +131,9 @@ def test_what_a_file_leaves_open_the_environment_decides(
     assert parse("--config", str(complete), *arguments.split()).train.gpus_per_worker == expected
 
 
-def test_auto_in_a_file_leaves_an_option_open_and_the_last_file_decides(
+def test_the_environment_overrides_auto_in_the_last_file(
     tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setenv("PERCEIVER_TRAIN__DEVICE", "cpu")
     files = []
     for device in ("auto", "cuda"):
@@ -142,9 +144,9 @@ def test_auto_in_a_file_leaves_an_option_open_and_the_last_file_decides(
     assert parse("--config", file, *reversed(files)).train.device == "cpu"
 
 
-def test_the_environment_brings_no_part_back_that_a_file_takes_away(
+def test_the_environment_does_not_restore_a_part_that_a_file_removes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setenv("PERCEIVER_MODEL__AUDIO__SAMPLES", "4096")
     without = CONFIG.replace("audio: {}", "audio: null").replace(
         "modalities: [audio, image]", "modalities: [image]"
@@ -152,26 +154,26 @@ def test_the_environment_brings_no_part_back_that_a_file_takes_away(
     assert parse_text(without, tmp_path).model.audio is None
 
 
-def test_to_yaml_is_read_back_to_an_equal_configuration(file: str, tmp_path: Path):
+def test_yaml_round_trip_gives_an_equal_configuration(file: str, tmp_path: Path) -> None:
     config = parse("--config", file, "--model.video.patch", "[1, 2, 2]", "--storage.run_name", "null")
     assert parse_text(to_yaml(config), tmp_path) == config
 
 
-def test_print_config_is_read_back_to_an_equal_configuration(
+def test_print_config_round_trip_gives_an_equal_configuration(
     file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+) -> None:
     arguments = ["--config", file, "--train.steps", "7"]
     with pytest.raises(SystemExit, match="0"):
         parse(*arguments, "--print_config")
     assert parse_text(capsys.readouterr().out, tmp_path) == parse(*arguments)
 
 
-def test_the_default_configuration_of_the_job_is_sound(job: ModuleType, tmp_path: Path):
+def test_the_default_configuration_of_the_job_is_valid(job: ModuleType, tmp_path: Path) -> None:
     config = parse("--config", str(job.DEFAULT_CONFIG))
     assert parse_text(to_yaml(config), tmp_path) == config
 
 
-def error_of(job: ModuleType, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def run_and_fail(job: ModuleType, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["train_multimodal.py", *arguments])
     with pytest.raises(SystemExit, match="2"):
         run_job(job.main)
@@ -199,24 +201,24 @@ def error_of(job: ModuleType, arguments: list[str], monkeypatch: pytest.MonkeyPa
         (
             "--train.lanes 4 --train.num_workers 3",
             "train.num_workers is 3, which does not divide train.lanes 4; "
-            "choose one of [1, 2, 4] workers or other lanes",
+            "use one of [1, 2, 4] workers, or change train.lanes",
         ),
-        ("--model.image.patch 3", "image: patch 3 must divide height 8 and width 8"),
+        ("--model.image.patch 3", "model.image.patch is 3, must divide height 8 and width 8"),
         (
             "--model.audio null",
             "source 'birds': has modality audio, but model.audio is null; set model.audio.* to its sizes",
         ),
     ],
 )
-def test_a_wrong_option_ends_in_one_line(
+def test_a_wrong_option_ends_the_job_with_one_line(
     arguments: str,
     line: str,
     file: str,
     job: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-):
-    error_of(job, ["--config", file, *arguments.split()], monkeypatch)
+) -> None:
+    run_and_fail(job, ["--config", file, *arguments.split()], monkeypatch)
     captured = capsys.readouterr()
     assert captured.err == f"error: {line}\n"
     assert captured.out == ""
@@ -229,20 +231,20 @@ def test_a_wrong_option_ends_in_one_line(
          "choose from image, audio, video, points"),
         ("modalities: [image]", "modalities: [video]", "source 'digits': has modality video, but model.video is "
          "null; set model.video.* to its sizes"),
-        ("name: birds", "name: digits", "sources: the name 'digits' is used 2 times; names must differ"),
+        ("name: birds", "name: digits", "sources: the name 'digits' is used 2 times; use each name once"),
         ("num_classes: 3", "num_classes: three", "sources.num_classes is 'three', must be int"),
         ("num_classes: 3", "classes: 3", "there is no option sources.classes; did you mean sources.num_classes?"),
-        (", num_classes: 3", "", "sources.num_classes has no default: give it in the config file or on the "
+        (", num_classes: 3", "", "sources.num_classes has no default: set it in the config file or on the "
          "command line"),
         ("task: multilabel", "task: rank", "sources.task is 'rank', must be one of softmax, multilabel"),
         ("deepspeed:", "deepspede:", "there is no option deepspede; did you mean deepspeed?"),
         ("  width: 16", "  widht: 16", "there is no option model.widht; did you mean model.width?"),
-        ("patch: 2", "patch: 3", "image: patch 3 must divide height 8 and width 8"),
+        ("patch: 2", "patch: 3", "model.image.patch is 3, must divide height 8 and width 8"),
         ("[image]", "[image", "--config is '{file}', which is not YAML, line 7: expected ',' or ']', but got '}}'"),
         (CONFIG, "", "--config is '{file}', which holds nothing, must hold a mapping such as 'train: {{steps: 10}}'"),
     ],
 )  # fmt: skip
-def test_a_wrong_file_ends_in_one_line(
+def test_a_wrong_file_ends_the_job_with_one_line(
     old: str,
     new: str,
     line: str,
@@ -250,10 +252,10 @@ def test_a_wrong_file_ends_in_one_line(
     job: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-):
+) -> None:
     assert old in CONFIG
     Path(file).write_text(CONFIG.replace(old, new))
-    error_of(job, ["--config", file], monkeypatch)
+    run_and_fail(job, ["--config", file], monkeypatch)
     assert capsys.readouterr().err == f"error: {line.format(file=file)}\n"
 
 
@@ -267,13 +269,13 @@ def test_a_file_that_cannot_be_read_is_named(
     job: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-):
-    error_of(job, ["--config", str(tmp_path / name)], monkeypatch)
+) -> None:
+    run_and_fail(job, ["--config", str(tmp_path / name)], monkeypatch)
     expected = f"--config is '{tmp_path / name}', which cannot be read ({reason}); name a YAML file"
     assert capsys.readouterr().err == f"error: {expected}\n"
 
 
-def test_a_real_process_exits_with_status_2_and_one_line(file: str):
+def test_the_process_of_a_wrong_option_exits_with_status_2_and_one_line(file: str) -> None:
     command = [sys.executable, str(JOB), "--config", file, "--train.steps", "many"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")

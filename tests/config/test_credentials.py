@@ -1,4 +1,4 @@
-"""Passwords and keys in options are refused in one line that says where they belong, and does not repeat them."""
+"""Tests that options with passwords or keys are refused, in one line that says where the secret belongs instead."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from perceiver_dist.config.credentials import refuse_credentials
 from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.errors import UserError
 
-SECRET = "hunter2-Very/Secret"  # noqa: S105 # no real one
+SECRET = "hunter2-Very/Secret"  # noqa: S105 # made up
 DEFAULT = "jobs/configs/default.yaml"
 
 
@@ -40,7 +40,7 @@ def test_an_option_with_a_credential_is_refused(option: str, value: str, remedy:
     assert "\n" not in str(refused.value)
 
 
-def test_a_source_and_deepspeed_s_overrides_are_looked_at_too() -> None:
+def test_sources_and_deepspeed_overrides_are_checked_too() -> None:
     source = {"name": "clips", "train_shards": f"https://host/{{0..9}}.tar?token={SECRET}"}
     with pytest.raises(UserError, match=r"^sources\.clips\.train_shards holds"):
         refuse_credentials({"sources": [source]})
@@ -62,5 +62,5 @@ def test_a_source_and_deepspeed_s_overrides_are_looked_at_too() -> None:
         "demo:train",
     ],
 )
-def test_what_holds_no_credential_is_let_through(value: str) -> None:
+def test_a_value_without_a_credential_is_accepted(value: str) -> None:
     refuse_credentials({"storage": {"path": value, "steps": 3, "none": None}, "train": {"max_tokens": 7}})

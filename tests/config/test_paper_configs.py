@@ -1,4 +1,4 @@
-"""The configurations of the papers' experiments have the sizes that the papers publish."""
+"""Tests that the configurations of the papers' experiments have the published sizes."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ SMALL = ("fashion_mnist", "furniture", "instruments")
 
 
 class Published(NamedTuple):
-    """What a paper says of an experiment; None where it does not."""
+    """Published values of an experiment; None where a paper does not state one."""
 
     files: str
     channels: int
@@ -72,6 +72,6 @@ def test_every_configuration_of_an_experiment_is_tested() -> None:
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_small_experiment_s_configuration_is_valid(name: str) -> None:
+def test_the_configuration_of_a_small_experiment_is_valid(name: str) -> None:
     config, _ = parse_run(run_parser(""), [f"--config={CONFIGS / name}.yaml"], [], RunConfig)
     assert config.sources[0].name == name

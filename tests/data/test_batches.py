@@ -1,4 +1,4 @@
-"""Units as a rank receives them: the one that is due or an error, in memory of their own."""
+"""Tests of the unit stream of a rank: the unit that is due or an error, in memory of its own."""
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +33,7 @@ def stream_of(*numbers: int) -> UnitStream:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_units_that_are_due_become_batches():
+def test_units_that_are_due_become_batches() -> None:
     stream = stream_of(4, 6)
     first, second = stream.take(4), stream.take(6)
     assert (first.unit, second.unit) == (4, 6)
@@ -53,7 +53,7 @@ def test_units_that_are_due_become_batches():
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_dtypes_are_those_of_the_unit():
+def test_batches_keep_the_dtypes_of_the_unit() -> None:
     batch = stream_of(1).take(1)
     assert (batch.valid.dtype, batch.labels.dtype) == (torch.bool, torch.int64)
     assert (batch.arrays["image"].dtype, batch.arrays["audio"].dtype) == (torch.uint8, torch.int16)
@@ -61,7 +61,7 @@ def test_dtypes_are_those_of_the_unit():
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_another_unit_than_the_one_due_is_an_error():
+def test_a_unit_out_of_order_is_an_error() -> None:
     stream = stream_of(4, 6)
     stream.take(4)
     with pytest.raises(UnitOrderError) as caught:
@@ -73,7 +73,7 @@ def test_another_unit_than_the_one_due_is_an_error():
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_the_end_of_the_data_is_an_error_while_a_unit_is_due():
+def test_the_end_of_the_data_is_an_error_while_a_unit_is_due() -> None:
     stream = stream_of(4)
     stream.take(4)
     with pytest.raises(UnitOrderError) as caught:
@@ -82,13 +82,13 @@ def test_the_end_of_the_data_is_an_error_while_a_unit_is_due():
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_evaluation_takes_all_that_is_left():
+def test_iteration_yields_all_remaining_units() -> None:
     stream = stream_of(3, 9, 1)
     stream.take(3)
     assert [batch.unit for batch in stream] == [9, 1]
 
 
-def test_a_batch_shares_no_memory_with_the_block():
+def test_a_batch_shares_no_memory_with_the_block() -> None:
     row = {name: array[np.newaxis] for name, array in make_unit(4).items()}
     for array in row.values():
         array.flags.writeable = False

@@ -1,4 +1,4 @@
-"""The line a person watches: on a terminal, in a log, over a resumed run; and the table at the end."""
+"""Tests of the progress display: on a terminal, in a log, of a resumed run; and of the table of results."""
 
 import io
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from perceiver_dist.display.progress import ProgressLine, SamplesLine, result_ta
 
 
 class Clock:
-    """Seconds that pass only when a test says so."""
+    """Clock that a test advances."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -22,7 +22,7 @@ class Clock:
 def shown(
     updates: Iterable[tuple[float, int]], *, total_steps: int = 600, seconds_between_lines: float = 0
 ) -> list[str]:
-    """Lines written without a terminal for updates of (seconds since the one before, step)."""
+    """Return the lines written without a terminal for updates of (seconds since the previous one, step)."""
     console, clock = Console(file=io.StringIO(), width=40), Clock()
     with ProgressLine(console, seconds_between_lines, clock) as line:
         for seconds, step in updates:
@@ -36,12 +36,12 @@ def etas(updates: Iterable[tuple[float, int]], total_steps: int) -> list[str]:
     return [line.split("ETA ")[1] for line in shown(updates, total_steps=total_steps)]
 
 
-def test_the_line_says_all_of_it() -> None:
+def test_the_line_shows_step_loss_throughput_data_wait_and_eta() -> None:
     expected = "step 120/600  loss 1.234  310 samples/s  data wait 1%  ETA 8:00"
     assert shown([(0, 119), (1, 120)])[-1] == expected
 
 
-def test_a_log_gets_a_line_per_interval_and_always_the_last() -> None:
+def test_a_log_gets_one_line_per_interval_and_the_last_one() -> None:
     lines = shown([(1, step) for step in range(1, 36)], seconds_between_lines=10)
     assert [line.split()[1] for line in lines] == ["1/600", "11/600", "21/600", "31/600", "35/600"]
 
@@ -66,22 +66,22 @@ def test_a_line_is_not_printed_twice() -> None:
         "start-up",
         "resumed",
         "one slow step",
-        "went back",
+        "restarted",
         "several steps",
-        "asked often",
+        "same step twice",
         "unknown",
         "done",
     ],
 )
-def test_the_eta_is_the_usual_pace_of_this_run(updates: list[tuple[float, int]], expected: str) -> None:
+def test_the_eta_follows_the_median_step_time(updates: list[tuple[float, int]], expected: str) -> None:
     assert etas(updates, total_steps=10)[-1] == expected
 
 
-def test_hours_are_written_out() -> None:
+def test_long_durations_have_hours() -> None:
     assert etas([(0, 0), (10, 1)], total_steps=1000)[-1] == "2:46:30"
 
 
-def test_a_terminal_keeps_one_line_with_messages_above_it() -> None:
+def test_a_terminal_shows_one_live_line_below_the_messages() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     with ProgressLine(console) as line:
         line.message("starting 2 workers [gpu]")
@@ -94,7 +94,7 @@ def test_a_terminal_keeps_one_line_with_messages_above_it() -> None:
     assert text.count("\n") == 2
 
 
-def test_an_interrupted_run_shows_its_last_step_and_lets_the_error_through() -> None:
+def test_an_interrupted_run_shows_its_last_step_and_propagates_the_error() -> None:
     def interrupted_run() -> None:
         with ProgressLine(console, 10) as line:
             line.update(1, 600, 1.0, 10.0, 0.0)
@@ -108,7 +108,7 @@ def test_an_interrupted_run_shows_its_last_step_and_lets_the_error_through() -> 
     assert "step 2/600" in console.file.getvalue()
 
 
-def test_the_table_has_a_row_per_source_and_whole_paths() -> None:
+def test_the_table_has_a_row_per_source_and_untruncated_paths() -> None:
     console = Console(file=io.StringIO(), width=60)
     metrics = {"fashion/accuracy": 0.91237, "fashion/loss": 0.25, "clips/map": 0.5, "loss": 1.0}
     console.print(result_table(metrics, {"run": "runs/" + "x" * 80, "UI": "make ui"}))
@@ -123,7 +123,7 @@ def test_the_table_has_a_row_per_source_and_whole_paths() -> None:
     assert "".join(lines).count("x") == 80
 
 
-def test_the_pace_of_samples_is_that_since_the_first_update() -> None:
+def test_the_throughput_of_samples_is_measured_from_the_first_update() -> None:
     console, clock = Console(file=io.StringIO(), width=80), Clock()
     with SamplesLine(console, 0, clock) as line:
         for name, before in (("clips", 0), ("fashion", 4000)):

@@ -1,4 +1,4 @@
-"""The pictures of a run: whole PNG files of a fitting size, drawn from what was counted."""
+"""Tests of the figures of a run: complete PNG files of the expected size and colours."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from perceiver_dist.errors import InternalError
 
 
 @pytest.mark.parametrize("classes", [2, 10, 30])
-def test_each_class_gets_room_for_its_name_and_digits(classes: int, tmp_path: Path) -> None:
+def test_the_figure_grows_with_the_number_of_classes(classes: int, tmp_path: Path) -> None:
     counts = np.eye(classes, dtype=int) * 1000
     confusion_matrix_figure(counts, [f"class {i}" for i in range(classes)], tmp_path / "matrix.png")
     pixels = imread(tmp_path / "matrix.png")
@@ -19,7 +19,7 @@ def test_each_class_gets_room_for_its_name_and_digits(classes: int, tmp_path: Pa
     assert [file.name for file in tmp_path.iterdir()] == ["matrix.png"]
 
 
-def test_a_row_is_coloured_by_its_own_share_and_an_empty_row_stays_white(tmp_path: Path) -> None:
+def test_cells_are_coloured_by_their_share_of_the_row_and_an_empty_row_is_white(tmp_path: Path) -> None:
     confusion_matrix_figure(np.array([[1, 0], [0, 0]]), ["rare", "absent"], tmp_path / "matrix.png")
     pixels = imread(tmp_path / "matrix.png")[..., :3]
     dark_blue = (pixels[..., 2] > 0.3) & (pixels[..., 0] < 0.1)
@@ -29,7 +29,7 @@ def test_a_row_is_coloured_by_its_own_share_and_an_empty_row_stays_white(tmp_pat
     assert columns.max() < pixels.shape[1] * 0.6
 
 
-def test_counts_that_do_not_fit_the_names_are_refused(tmp_path: Path) -> None:
+def test_counts_that_do_not_match_the_class_names_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(InternalError, match=r"shape \(3, 3\), 2 class names need \(2, 2\)"):
         confusion_matrix_figure(np.eye(3), ["a", "b"], tmp_path / "matrix.png")
 
@@ -50,6 +50,6 @@ def test_sources_logged_at_different_steps_are_drawn_together(tmp_path: Path) ->
     assert not np.array_equal(imread(tmp_path / "two.png"), imread(tmp_path / "one.png"))
 
 
-def test_a_history_without_metrics_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InternalError, match="none of the 1 entries of the history holds a metric"):
+def test_a_history_without_metrics_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(InternalError, match="none of the 1 entries of the history has a metric"):
         learning_curves_figure([{"step": 1}], tmp_path / "curves.png")

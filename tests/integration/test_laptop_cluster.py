@@ -191,5 +191,5 @@ def test_a_wrong_address_or_a_missing_token_is_one_line(site: Site, tmp_path: Pa
         del environment[missing]
     run = subprocess.run(LITERAL, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 2
-    assert f"RAY_ADDRESS is '{environment['RAY_ADDRESS']}', where no cluster lets this job in" in run.stderr
+    assert f"RAY_ADDRESS is '{environment['RAY_ADDRESS']}', where no cluster accepts this job" in run.stderr
     assert "Traceback" not in run.stderr

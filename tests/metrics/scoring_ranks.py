@@ -1,4 +1,4 @@
-"""Ranks in processes of their own that add up what they are given, for tests of metrics over any number of ranks."""
+"""Ranks in separate processes that compute metrics of given units, for tests over several ranks."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +11,11 @@ from perceiver_dist.metrics.metric_totals import MetricTotals
 from pipelines.shards.source import SourceConfig
 
 Unit = tuple[Tensor, Tensor, Tensor]
-"""Logits (B, classes), labels and `valid` (B,) of a unit."""
+"""Logits (B, classes), labels, and `valid` (B,) of a unit."""
 
 
 class ScoringRanks:
-    """A group of ranks that lives as long as the context; its start takes seconds, a question milliseconds."""
+    """Process group as a context manager. Its start takes seconds, each call of `metrics` milliseconds."""
 
     def __init__(self, world_size: int, folder: Path) -> None:
         self._world_size = world_size
@@ -38,18 +38,18 @@ class ScoringRanks:
         self._processes.join()
 
     def metrics(self, source: SourceConfig, units: Sequence[Unit]) -> list[dict[str, float]]:
-        """Return the metrics that each rank finds; unit u goes to rank u modulo their number."""
+        """Return the metrics that each rank computes; unit u goes to rank u modulo world size."""
         for rank, end in enumerate(self._ends):
             end.send((source, units[rank :: self._world_size]))
-        answers = [end.recv() for end in self._ends]
-        for answer in answers:
-            if isinstance(answer, str):
-                raise AssertionError(answer)
-        return answers
+        results = [end.recv() for end in self._ends]
+        for result in results:
+            if isinstance(result, str):
+                raise AssertionError(result)
+        return results
 
 
 def metrics_of(source: SourceConfig, units: Sequence[Unit]) -> dict[str, float]:
-    """Return the metrics of units on one rank, or on this rank of the process group that there is."""
+    """Return the metrics of units, over all ranks if this process is one of a group."""
     totals = MetricTotals(source, torch.device("cpu"))
     for unit in units:
         totals.update(*unit)
@@ -61,9 +61,9 @@ def _rank(rank: int, world_size: int, folder: Path, ends: list[Any]) -> None:
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
     )
-    while (question := ends[rank].recv()) is not None:
+    while (units_of_source := ends[rank].recv()) is not None:
         try:
-            ends[rank].send(metrics_of(*question))
+            ends[rank].send(metrics_of(*units_of_source))
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             ends[rank].send(f"{type(error).__name__}: {error}")
     distributed.destroy_process_group()

@@ -1,6 +1,7 @@
-"""Scores of held-out samples: every valid one counted once, over all ranks, with each subset of the modalities."""
+"""Tests of evaluation: every valid sample counts once, over all ranks, for each subset of the modalities."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ MULTILABEL = SourceConfig("clips", "x.tar", ["audio", "video"], CLASSES, task="m
 
 
 class SummingEngine:
-    """An engine whose logits are the sum of what is present: the modalities' arrays are logits (B, classes)."""
+    """Engine whose logits are the sum of the present modalities; their arrays are logits (B, classes)."""
 
     device = torch.device("cpu")
 
@@ -37,11 +38,11 @@ class SummingEngine:
 
     def __call__(self, arrays: dict[str, Tensor], present: dict[str, Tensor], source: str) -> Tensor:
         assert source == "clips"
-        return sum(arrays[name] * present[name][:, None] for name in arrays)
+        return torch.stack([arrays[name] * present[name][:, None] for name in arrays]).sum(0)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_rank(tmp_path_factory):
+def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     join_group(0, 1, tmp_path_factory.mktemp("group"))
     yield
     distributed.destroy_process_group()
@@ -67,7 +68,7 @@ def make_batch(audio: Tensor, video: Tensor, labels: Tensor, valid: int) -> Batc
 
 
 def random_batches(multilabel: bool, valid_counts: tuple[int, ...], seed: int = 0) -> list[Batch]:
-    """Batches of 6 rows, of which the first `valid_counts` are valid; the padded ones hold noise as well."""
+    """Return batches of 6 rows, of which the first `valid_counts` are valid; padded rows hold noise too."""
     draw = torch.Generator().manual_seed(seed)
     shape, most = ((6, CLASSES), 2) if multilabel else ((6,), CLASSES)
     return [
@@ -86,38 +87,41 @@ def scores_of(source: SourceConfig, batches: list[Batch]) -> Scores:
 
 
 def valid_rows(batches: list[Batch], names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-    """Logits (samples, classes) and labels of the valid rows, with these modalities alone."""
-    logits = [sum(batch.arrays[name] for name in names)[batch.valid] for batch in batches]
+    """Return logits (samples, classes) and labels of the valid rows, with these modalities only."""
+    logits = [torch.stack([batch.arrays[name] for name in names]).sum(0)[batch.valid] for batch in batches]
     return torch.cat(logits), torch.cat([batch.labels[batch.valid] for batch in batches])
 
 
 def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
-    """Mean over the positives of the precision at the positive's rank; no two scores are equal."""
+    """Return the mean over the positives of the precision at the positive's rank; all scores differ."""
     ranked = truth[np.argsort(-scores)]
     precision = np.cumsum(ranked) / np.arange(1, len(ranked) + 1)
     return float(precision[ranked == 1].mean())
 
 
-def test_modality_subsets_begin_with_all():
+def test_the_set_of_all_modalities_is_the_first_subset() -> None:
     assert modality_subsets(["audio", "video"]) == [("audio", "video"), ("audio",), ("video",)]
     assert modality_subsets(["image"]) == [("image",)]
     assert len(modality_subsets(["image", "audio", "video"])) == 7
 
 
-def test_accuracy_and_confusion_of_known_predictions():
+def test_accuracy_and_confusion_matrix_of_known_predictions() -> None:
     logits = functional.one_hot(torch.tensor([0, 1, 2, 2, 1, 0])).float()
     batch = make_batch(logits, torch.zeros(6, CLASSES), torch.tensor([0, 1, 2, 1, 1, 0]), valid=5)
     scores = scores_of(SOFTMAX, [batch])
+    assert scores.confusion is not None
     assert scores.confusion.tolist() == [[1, 0, 0], [0, 2, 1], [0, 0, 1]]
     assert scores.metrics["accuracy"] == pytest.approx(4 / 5)
     assert scores.metrics["samples"] == 5
-    assert scores.metrics["accuracy_video_only"] == pytest.approx(1 / 5)  # All logits 0: class 0 each time.
+    assert scores.metrics["accuracy_video_only"] == pytest.approx(
+        1 / 5
+    )  # All logits are 0, which predicts class 0.
 
 
 @pytest.mark.parametrize(
     ("suffix", "names"), [("", ("audio", "video")), ("_audio_only", ("audio",)), ("_video_only", ("video",))]
 )
-def test_each_subset_counts_valid_rows_only(suffix, names):
+def test_each_subset_counts_valid_rows_only(suffix: str, names: tuple[str, ...]) -> None:
     batches = random_batches(False, (6, 4, 0))
     metrics = scores_of(SOFTMAX, batches).metrics
     logits, labels = valid_rows(batches, names)
@@ -126,7 +130,7 @@ def test_each_subset_counts_valid_rows_only(suffix, names):
     assert metrics[f"loss{suffix}"] == pytest.approx(functional.cross_entropy(logits, labels).item())
 
 
-def test_subsets_of_three_are_named_by_what_is_there():
+def test_metrics_of_subsets_are_named_by_their_modalities() -> None:
     source = SourceConfig("clips", "x.tar", ["image", "audio", "video"], CLASSES)
     metrics = scores_of(source, random_batches(False, (6,))).metrics
     assert {name for name in metrics if name.startswith("accuracy")} == {
@@ -140,13 +144,13 @@ def test_subsets_of_three_are_named_by_what_is_there():
     }
 
 
-def test_the_engine_is_back_in_training_mode():
+def test_the_engine_returns_to_training_mode() -> None:
     engine = SummingEngine()
     evaluate(engine, SOFTMAX, random_batches(False, (6,)), [("audio", "video")], "fp32")
     assert engine.modes == ["eval", "train"]
 
 
-def test_mean_average_precision_is_that_of_the_definition():
+def test_mean_average_precision_follows_its_definition() -> None:
     batches = random_batches(True, (6, 6, 5))
     scores = scores_of(MULTILABEL, batches)
     logits, labels = valid_rows(batches, ("audio", "video"))
@@ -156,13 +160,13 @@ def test_mean_average_precision_is_that_of_the_definition():
     assert scores.metrics["samples"] == 17
 
 
-def test_area_and_d_prime_are_those_of_the_definition():
+def test_roc_auc_and_d_prime_follow_their_definitions() -> None:
     batches = random_batches(True, (6, 6, 5))
     metrics = scores_of(MULTILABEL, batches).metrics
     logits, labels = valid_rows(batches, ("audio", "video"))
     areas = []
     for scores, truth in zip(logits.T, labels.T, strict=True):
-        # How often a positive is above a negative.
+        # The area is the probability that a positive scores above a negative.
         above = scores[truth == 1][:, None] > scores[truth == 0][None, :]
         areas.append(above.float().mean().item())
     assert metrics["roc_auc"] == pytest.approx(np.mean(areas))
@@ -170,7 +174,7 @@ def test_area_and_d_prime_are_those_of_the_definition():
     assert normal.cdf(torch.tensor(metrics["d_prime"] / math.sqrt(2))).item() == pytest.approx(np.mean(areas))
 
 
-def test_scores_that_separate_all_have_a_finite_d_prime():
+def test_perfect_separation_has_a_finite_d_prime() -> None:
     labels = torch.tensor([[1, 0, 1]] * 3 + [[0, 1, 0]] * 3, dtype=torch.uint8)
     batch = make_batch(10.0 * labels - 5, torch.zeros(6, CLASSES), labels, valid=6)
     metrics = scores_of(MULTILABEL, [batch]).metrics
@@ -178,7 +182,7 @@ def test_scores_that_separate_all_have_a_finite_d_prime():
     assert 8 < metrics["d_prime"] < 9
 
 
-def test_of_many_classes_the_five_best_count():
+def test_top_5_accuracy_of_many_classes() -> None:
     classes = 20
     source = SourceConfig("clips", "x.tar", ["audio", "video"], classes)
     logits = torch.arange(classes).expand(6, -1).float()
@@ -188,7 +192,7 @@ def test_of_many_classes_the_five_best_count():
     assert metrics["top_5_accuracy"] == pytest.approx(3 / 5)
 
 
-def test_the_mean_is_over_the_classes_that_occur():
+def test_mean_average_precision_ignores_classes_without_positives() -> None:
     (batch,) = random_batches(True, (6,))
     batch.labels[:, 2] = 0
     logits, labels = valid_rows([batch], ("audio", "video"))
@@ -199,7 +203,7 @@ def test_the_mean_is_over_the_classes_that_occur():
     assert "classes_with_positives_audio_only" not in metrics
 
 
-def test_loss_of_known_logits():
+def test_loss_of_known_logits() -> None:
     logits = torch.zeros(2, 4)
     assert loss_per_sample(logits, torch.tensor([0, 3]), "softmax").tolist() == pytest.approx(
         [math.log(4)] * 2
@@ -209,13 +213,13 @@ def test_loss_of_known_logits():
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_precision_is_that_of_matrix_products(precision, dtype):
+def test_precision_sets_the_dtype_of_matrix_products(precision: str, dtype: torch.dtype) -> None:
     with autocast(torch.device("cpu"), precision):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
 def _score_as_rank(rank: int, folder: Path) -> None:
-    """Rank 0 has all valid rows, rank 1 padded ones alone."""
+    """Evaluate as rank 0, which has all valid rows, or as rank 1, which has only padded ones."""
     torch.set_num_threads(1)
     join_group(rank, 2, folder)
     valid_counts = ((6, 4), (0, 0))[rank]
@@ -227,7 +231,7 @@ def _score_as_rank(rank: int, folder: Path) -> None:
     distributed.destroy_process_group()
 
 
-def test_a_rank_with_padded_rows_only_changes_nothing(tmp_path):
+def test_a_rank_with_only_padded_rows_changes_nothing(tmp_path: Path) -> None:
     multiprocessing.spawn(_score_as_rank, (tmp_path,), nprocs=2)
     alone = [
         scores_of(source, random_batches(source is MULTILABEL, (6, 4))).metrics

@@ -1,4 +1,4 @@
-"""Figures of every class, compared with scikit-learn."""
+"""Tests of the metrics per class against scikit-learn."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ CLASSES = 4
 CPU = torch.device("cpu")
 
 
-def test_precision_recall_and_f1_of_every_class() -> None:
+def test_precision_recall_and_f1_per_class() -> None:
     draw = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(50, CLASSES, generator=draw), torch.randint(3, (50,), generator=draw)
     totals = MetricTotals(SourceConfig("a", "x.tar", ["image"], CLASSES), CPU)
@@ -31,7 +31,7 @@ def test_precision_recall_and_f1_of_every_class() -> None:
     assert found["f1"][:3] == pytest.approx([2 * p * r / (p + r) for p, r in pairs])
 
 
-def test_precision_and_area_of_every_class_of_a_multilabel_source() -> None:
+def test_average_precision_and_roc_auc_per_class() -> None:
     draw = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(50, CLASSES, generator=draw), torch.randint(2, (50, CLASSES), generator=draw)
     labels[:, 3] = 0

@@ -1,4 +1,4 @@
-"""Metrics of units that are empty, of one sample, all bad or of one class: those of the whole set by scikit-learn."""
+"""Tests of metrics against scikit-learn, with units that are empty, have one sample or one class, or are all bad."""
 
 import math
 from collections.abc import Iterator
@@ -29,9 +29,9 @@ def source_of(task: str, classes: int) -> SourceConfig:
 
 @st.composite
 def evaluations(draw: st.DrawFn) -> tuple[SourceConfig, list[Unit]]:
-    """A source, and 3 or 6 units for three ranks in which any rows may be padded or bad."""
+    """Draw a source, and 3 or 6 units for three ranks in which any rows may be padded or bad."""
     task = draw(st.sampled_from(["softmax", "multilabel"]))
-    # 2 and 3 leave units of one class; from 20 on the five best count.
+    # With 2 or 3 classes units of a single class occur; from 20 classes the top-5 accuracy is reported.
     classes = draw(st.sampled_from([2, 3, 19, 20, 25] if task == "softmax" else [2, 5]))
     random = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     most = draw(st.integers(1, classes)) if task == "softmax" else 2
@@ -47,7 +47,7 @@ def evaluations(draw: st.DrawFn) -> tuple[SourceConfig, list[Unit]]:
 
 
 def expected(source: SourceConfig, units: list[Unit]) -> dict[str, float]:
-    """Return the metrics by their definition, of all valid rows at once; NaN where one is not defined."""
+    """Return the metrics of all valid rows at once, by their definition; NaN if undefined."""
     logits = torch.cat([logits[valid] for logits, _, valid in units])
     labels = torch.cat([labels[valid] for _, labels, valid in units])
     if source.task == "multilabel":
@@ -95,7 +95,7 @@ ALL_BAD = (source_of("multilabel", 2), [(torch.zeros(BATCH, 2), torch.zeros(BATC
 @example(EMPTY_LAST_UNITS)
 @example(ALL_BAD)
 @given(evaluations())
-def test_metrics_are_those_of_the_whole_set_on_any_number_of_ranks(
+def test_metrics_are_those_of_the_whole_set_for_any_number_of_ranks(
     three_ranks: ScoringRanks, evaluation: tuple[SourceConfig, list[Unit]]
 ) -> None:
     source, units = evaluation
@@ -105,14 +105,14 @@ def test_metrics_are_those_of_the_whole_set_on_any_number_of_ranks(
         assert without_d_prime(found) == wanted
 
 
-def test_predictions_that_are_right_score_one_whatever_classes_are_missing() -> None:
+def test_perfect_predictions_score_1_even_if_a_class_is_missing() -> None:
     labels = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0]], dtype=torch.uint8)
     found = metrics_of(source_of("multilabel", 3), [(40.0 * labels - 20, labels, ~NOTHING)])
     assert (found["mean_average_precision"], found["roc_auc"]) == (1, 1)
     assert found["classes_with_positives"] == 2
 
 
-def test_a_loss_that_is_no_number_is_told() -> None:
+def test_a_nan_loss_is_reported() -> None:
     logits = torch.zeros(BATCH, 2)
     logits[1] = torch.nan
     found = metrics_of(source_of("softmax", 2), [(logits, torch.zeros(BATCH, dtype=torch.long), ~NOTHING)])

@@ -90,15 +90,17 @@ def test_pixel_scale_imagenet_normalises_by_imagenet_mean_and_std() -> None:
     torch.testing.assert_close(Tokenizer("image", spec)(array).content[0, 0], expected.repeat(4))
     with pytest.raises(UserError, match="pixel_scale is 'none', must be one of symmetric, imagenet"):
         ImageInput(pixel_scale="none")
-    with pytest.raises(UserError, match="pixel_scale imagenet is for 3 channels, channels is 1"):
+    with pytest.raises(UserError, match="pixel_scale is imagenet, which needs 3 channels, but channels is 1"):
         ImageInput(channels=1, pixel_scale="imagenet")
 
 
 @pytest.mark.parametrize("name", ["image", "audio", "video"])
 def test_invalid_position_options_are_rejected(name: str) -> None:
-    with pytest.raises(UserError, match=f"{name}: position is 'absolute', must be one of fourier, learned"):
+    with pytest.raises(
+        InternalError, match=f"model.{name}.position is 'absolute', must be one of fourier, learned"
+    ):
         replace(SMALL[name], position="absolute")
-    with pytest.raises(UserError, match=f"{name}: position_channels is 0"):
+    with pytest.raises(UserError, match=f"model.{name}.position_channels is 0"):
         replace(SMALL[name], position_channels=0)
 
 

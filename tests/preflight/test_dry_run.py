@@ -1,4 +1,4 @@
-"""A dry run computes what a run would cost and starts, writes and renders nothing."""
+"""Tests of the dry run: the cost of a run, without starting, writing or rendering anything."""
 
 import json
 import re
@@ -6,13 +6,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from perceiver_dist.config.run_config import DeepSpeedConfig, RunConfig, StorageConfig, TrainConfig
 from perceiver_dist.modalities import AudioInput, ImageInput
-from perceiver_dist.model.model_config import ModelConfig
+from perceiver_dist.model.model_config import CrossAttentionPath, ModelConfig
 from perceiver_dist.model.perceiver import Perceiver
 from perceiver_dist.preflight.dry_run import dry_run
 from pipelines.shards.shard_index import index_shard
@@ -24,7 +24,7 @@ MODEL = ModelConfig(image=ImageInput(height=8, width=8, bands=2), audio=AudioInp
 
 @pytest.fixture
 def config(tmp_path: Path) -> RunConfig:
-    """Images in two shards of 30 and 20 samples with weight 3, sounds in one of 10 with weight 1; 100 steps of 8."""
+    """Return a run of 100 steps of 8 samples: images in two shards (30 + 20), weight 3; audio in one (10), weight 1."""
     for name, count in (("image-0", 30), ("image-1", 20), ("sound-0", 10)):
         samples = ({"__key__": f"{number:04d}", "cls": 0, "png": b"not read"} for number in range(count))
         write_shard(samples, tmp_path / f"{name}.tar")
@@ -49,7 +49,7 @@ def change(config: RunConfig, number: int, **fields: Any) -> RunConfig:
     return replace(config, sources=sources)
 
 
-def test_the_model_s_size_is_that_of_the_model_built(config: RunConfig):
+def test_the_number_of_parameters_is_that_of_the_model(config: RunConfig) -> None:
     result = dry_run(config)
     model = Perceiver(config.model, {"images": 10, "sounds": 3})
     assert result["parameters"] == sum(parameter.numel() for parameter in model.parameters())
@@ -58,15 +58,15 @@ def test_the_model_s_size_is_that_of_the_model_built(config: RunConfig):
     assert json.loads(json.dumps(result)) == result
 
 
-def test_flops_are_those_of_the_source_s_own_modalities(config: RunConfig):
+def test_flops_depend_on_the_modalities_of_the_source(config: RunConfig) -> None:
     both = dry_run(change(config, 1, modalities=["image", "audio"]))
     for kind in ("forward_flops_per_sample", "paper_flops_per_sample"):
         flops = dry_run(config)[kind]
         assert flops["sounds"] < flops["images"] == both[kind]["images"] < both[kind]["sounds"]
 
 
-def test_flops_are_those_of_the_path_the_device_takes(config: RunConfig):
-    def flops(path: str, device: str) -> Any:
+def test_flops_depend_on_the_cross_attention_that_the_device_uses(config: RunConfig) -> None:
+    def flops(path: CrossAttentionPath, device: Literal["cpu", "cuda"]) -> Any:
         model, train = replace(config.model, cross_attention=path), replace(config.train, device=device)
         result = dry_run(replace(config, model=model, train=train))
         assert result["device"] == device
@@ -81,9 +81,14 @@ def test_flops_are_those_of_the_path_the_device_takes(config: RunConfig):
     [(0, 4, 4, 8), (1, 4, 4, 6), (2, 4, 2, 6), (3, 2, 2, 4)],
 )
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_memory_is_fp32_for_both_precisions(
-    config: RunConfig, precision: str, stage: int, parameters: int, gradients: int, optimizer: int
-):
+def test_memory_is_that_of_fp32_with_both_precisions(
+    config: RunConfig,
+    precision: Literal["fp32", "bf16"],
+    stage: Literal[0, 1, 2, 3],
+    parameters: int,
+    gradients: int,
+    optimizer: int,
+) -> None:
     train = replace(config.train, precision=precision)
     result = dry_run(replace(config, train=train, deepspeed=DeepSpeedConfig(zero_stage=stage)))
     memory, count = result["memory_per_rank"], result["parameters"]
@@ -93,7 +98,7 @@ def test_memory_is_fp32_for_both_precisions(
     assert memory["total"] == sum(size for name, size in memory.items() if name != "total")
 
 
-def test_epochs_are_known_once_all_shards_are_indexed(config: RunConfig):
+def test_epochs_are_known_once_all_shards_are_indexed(config: RunConfig) -> None:
     index(config, "image-0", "sound-0")
     assert dry_run(config)["samples_per_epoch"] == {"images": None, "sounds": 10}
     index(config, "image-1")
@@ -104,14 +109,14 @@ def test_epochs_are_known_once_all_shards_are_indexed(config: RunConfig):
 
 
 @pytest.mark.parametrize("field", ["train_shards", "eval_shards"])
-def test_a_missing_shard_is_named(config: RunConfig, tmp_path: Path, field: str):
+def test_a_missing_shard_is_named(config: RunConfig, tmp_path: Path, field: str) -> None:
     [problem] = dry_run(change(config, 0, **{field: f"{tmp_path}/no-such-0.tar"}))["problems"]
     assert re.search(r"no-such-0\.tar: no such file", problem)
     [problem] = dry_run(change(config, 0, **{field: f"{tmp_path}/no-such-*.tar"}))["problems"]
     assert re.search(r"source 'images': no file matches .*no-such-\*\.tar", problem)
 
 
-def test_demos_are_found_and_not_rendered(config: RunConfig):
+def test_demos_are_resolved_but_not_rendered(config: RunConfig) -> None:
     config = change(config, 0, train_shards="demo:fashion_mnist/train-*.tar")
     config = change(config, 1, train_shards="demo:sights_and_sounds/train-*.tar")
     assert dry_run(config)["samples_per_epoch"] == {"images": None, "sounds": None}
@@ -120,7 +125,7 @@ def test_demos_are_found_and_not_rendered(config: RunConfig):
     assert re.search("no file matches .*fashion_mnist/trial-", problem)
 
 
-def test_ray_deepspeed_and_mlflow_are_not_even_imported():
+def test_ray_deepspeed_and_mlflow_are_not_imported() -> None:
     program = (
         "import sys, perceiver_dist.preflight.dry_run, perceiver_dist.config.command_line;"
         "print({'ray', 'deepspeed', 'mlflow'} & {name.split('.')[0] for name in sys.modules})"

@@ -20,7 +20,9 @@ MODEL = python_files("perceiver_dist/model")
 PIPELINES = python_files("pipelines")
 TESTS = python_files("tests")
 
-SHARED_CONTRACT = frozenset({"perceiver_dist.modalities", "perceiver_dist.errors"})
+SHARED_CONTRACT = frozenset(
+    {"perceiver_dist.modalities", "perceiver_dist.errors", "perceiver_dist.range_checks"}
+)
 MODEL_IMPORTS = {"torch", "triton", "perceiver_dist.model", *SHARED_CONTRACT}
 
 HABITS: list[tuple[str, list[str], Callable[[str], list[str]]]] = [

@@ -10,6 +10,7 @@ PACKAGES = ("perceiver_dist", "pipelines", "jobs")
 
 LAYERS = [
     "perceiver_dist.errors",
+    "perceiver_dist.range_checks",
     "perceiver_dist.modalities",
     "perceiver_dist.strict_json",
     "pipelines.*",  # errors, limits and random numbers

@@ -1,4 +1,4 @@
-"""Records on their way to a real MLflow server that is stopped, killed and started again meanwhile."""
+"""Tests of the background writer with a real MLflow server that is suspended, killed and restarted meanwhile."""
 
 import json
 import logging
@@ -33,22 +33,22 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedMlflow]:
 
 @pytest.fixture
 def server(served: ServedMlflow) -> Iterator[ServedMlflow]:
-    """The module's server, which answers again after each test."""
+    """The module's server, which is resumed after each test."""
     yield served
     served.go_on()
 
 
 @pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Find out in a moment that a server is back."""
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retry at short intervals, so that a server's return is noticed at once."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr(sender, "SECONDS_WITHOUT_PROGRESS", 60.0)
     monkeypatch.setattr(sender, "_FIRST_PAUSE_SECONDS", 0.1)
-    monkeypatch.setattr(sender, "_LONGEST_PAUSE_SECONDS", 0.2)
+    monkeypatch.setattr(sender, "_MAX_PAUSE_SECONDS", 0.2)
 
 
-def open_log(writer: BackgroundWriter, run_id: str | None = None) -> MlflowRun:
+def open_run(writer: BackgroundWriter, run_id: str | None = None) -> MlflowRun:
     return MlflowRun(writer, "perceiver", "a-run", run_id, {}, {}, new_identity(), system_metrics=False)
 
 
@@ -66,137 +66,141 @@ def expected(steps: int) -> list[tuple[int, float]]:
     return [(step, step / 8) for step in range(steps)]
 
 
-def test_what_is_recorded_while_the_server_hangs_arrives_once_and_in_order(
+def test_records_made_while_the_server_hangs_arrive_once_and_in_order(
     server: ServedMlflow, tmp_path: Path
 ) -> None:
     writer = BackgroundWriter(server.address, tmp_path / "outbox.sqlite")
-    log = open_log(writer)
+    run = open_run(writer)
     for step in range(30):
         if step == 10:
             server.stop()
-        # Between step 10 and 20 nobody answers: a call that waited for the server would never return.
+        # The server does not respond from step 10 to 20: a call that waited for it would never return.
         if step == 20:
             server.go_on()
-        log.metrics(step, {"loss": step / 8})
-        log.text(f"{step}.txt", str(step))
-    log.close("FINISHED")
+        run.metrics(step, {"loss": step / 8})
+        run.text(f"{step}.txt", str(step))
+    run.close("FINISHED")
     assert writer.close() == 0
-    assert loss_steps(server, log.run_id) == expected(30)
-    assert files_of(server, log.run_id) == sorted(f"{step}.txt" for step in range(30))
-    assert MlflowClient(server.address).get_run(log.run_id).info.status == "FINISHED"
+    assert loss_steps(server, run.run_id) == expected(30)
+    assert files_of(server, run.run_id) == sorted(f"{step}.txt" for step in range(30))
+    assert MlflowClient(server.address).get_run(run.run_id).info.status == "FINISHED"
 
 
-def test_a_log_is_closed_and_opened_again_while_the_server_is_dead(
+def test_a_run_can_be_closed_and_continued_while_the_server_is_down(
     server: ServedMlflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "outbox.sqlite"
     writer = BackgroundWriter(server.address, file)
-    log = open_log(writer)
-    log.metrics(0, {"loss": 0.0})
+    run = open_run(writer)
+    run.metrics(0, {"loss": 0.0})
     server.kill()
-    log.metrics(1, {"loss": 1 / 8})
-    log.close("KILLED")
+    run.metrics(1, {"loss": 1 / 8})
+    run.close("KILLED")
     monkeypatch.setattr(sender, "SECONDS_WITHOUT_PROGRESS", 0.5)
     waiting = writer.close()
     assert waiting in (2, 3)
     writer = BackgroundWriter(server.address, file)
-    again = open_log(writer, log.run_id)
+    again = open_run(writer, run.run_id)
     again.metrics(2, {"loss": 2 / 8})
     again.text("result.json", "{}")
     server.start()
     again.close("FINISHED")
     monkeypatch.setattr(sender, "SECONDS_WITHOUT_PROGRESS", 60.0)
     assert writer.close() == 0
-    assert loss_steps(server, log.run_id) == expected(3)
-    assert files_of(server, log.run_id) == ["result.json"]
-    assert MlflowClient(server.address).get_run(log.run_id).info.status == "FINISHED"
+    assert loss_steps(server, run.run_id) == expected(3)
+    assert files_of(server, run.run_id) == ["result.json"]
+    assert MlflowClient(server.address).get_run(run.run_id).info.status == "FINISHED"
 
 
-def test_a_killed_process_leaves_its_records_to_the_next_one(server: ServedMlflow, tmp_path: Path) -> None:
-    run_id = open_log(BackgroundWriter(server.address, tmp_path / "first")).run_id
+def test_records_of_a_killed_process_are_delivered_by_the_next_one(
+    server: ServedMlflow, tmp_path: Path
+) -> None:
+    run_id = open_run(BackgroundWriter(server.address, tmp_path / "first")).run_id
     server.stop()
     code = f"""
 import os, signal
 from pathlib import Path
 from perceiver_dist.tracking.background_writer import BackgroundWriter
 from perceiver_dist.tracking.mlflow_run import MlflowRun
-delivery = BackgroundWriter("{server.address}", Path("{tmp_path}") / "outbox.sqlite")
-log = MlflowRun(delivery, "perceiver", "a-run", "{run_id}", {{}}, {{}}, "", system_metrics=False)
+writer = BackgroundWriter("{server.address}", Path("{tmp_path}") / "outbox.sqlite")
+run = MlflowRun(writer, "perceiver", "a-run", "{run_id}", {{}}, {{}}, "", system_metrics=False)
 for step in range(50):
-    log.metrics(step, {{"loss": step / 8}})
+    run.metrics(step, {{"loss": step / 8}})
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    environment = {**os.environ, "MLFLOW_HTTP_REQUEST_TIMEOUT": "1"}  # to learn that nobody answers
+    environment = {**os.environ, "MLFLOW_HTTP_REQUEST_TIMEOUT": "1"}  # to notice the server's silence
     subprocess.run([sys.executable, "-c", code], env=environment, check=False, stderr=subprocess.DEVNULL)
     server.go_on()
     assert BackgroundWriter(server.address, tmp_path / "outbox.sqlite").close() == 0
     assert loss_steps(server, run_id) == expected(50)
 
 
-def test_two_processes_that_deliver_the_same_records_do_no_harm(server: ServedMlflow, tmp_path: Path) -> None:
+def test_two_processes_that_deliver_the_same_records_store_each_once(
+    server: ServedMlflow, tmp_path: Path
+) -> None:
     file = tmp_path / "outbox.sqlite"
     first, second = BackgroundWriter(server.address, file), BackgroundWriter(server.address, file)
-    log = open_log(first)
+    run = open_run(first)
     for step in range(200):
-        log.metrics(step, {"loss": step / 8})
-    log.close("FINISHED")
+        run.metrics(step, {"loss": step / 8})
+    run.close("FINISHED")
     assert (first.close(), second.close()) == (0, 0)
-    assert loss_steps(server, log.run_id) == expected(200)
+    assert loss_steps(server, run.run_id) == expected(200)
 
 
-def test_what_a_killed_trial_left_is_taken_over(server: ServedMlflow, tmp_path: Path) -> None:
+def test_records_of_a_killed_trial_are_taken_over(server: ServedMlflow, tmp_path: Path) -> None:
     writer = BackgroundWriter(server.address, tmp_path / "search.sqlite")
-    log = open_log(writer)
+    run = open_run(writer)
     left = RecordQueue(tmp_path / "trial.sqlite")
-    left.put(log.run_id, "metrics", "", json.dumps([("loss", 0.0, 1, 0)]).encode())
-    left.put(log.run_id, "file", "left.txt", b"left")
+    left.put(run.run_id, "metrics", "", json.dumps([("loss", 0.0, 1, 0)]).encode())
+    left.put(run.run_id, "file", "left.txt", b"left")
     writer.take_over(tmp_path / "trial.sqlite")
     writer.take_over(tmp_path / "missing.sqlite")
     assert len(left) == 0
     assert writer.close() == 0
-    assert loss_steps(server, log.run_id) == expected(1)
-    assert files_of(server, log.run_id) == ["left.txt"]
+    assert loss_steps(server, run.run_id) == expected(1)
+    assert files_of(server, run.run_id) == ["left.txt"]
     assert not (tmp_path / "missing.sqlite").exists()
 
 
-def test_a_file_that_the_store_does_not_take_holds_up_no_metrics(
+def test_a_file_that_cannot_be_stored_does_not_delay_metrics(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(sender, "SECONDS_WITHOUT_PROGRESS", 0.5)
     (tmp_path / "mlflow_artifacts").write_text("a file where a folder must be")
     store = f"sqlite:///{tmp_path}/mlflow.db"
     writer = BackgroundWriter(store, tmp_path / "outbox.sqlite")
-    log = open_log(writer)
-    log.text("config.yaml", "model: {}")
-    log.metrics(0, {"loss": 0.0})
-    log.close("FINISHED")
+    run = open_run(writer)
+    run.text("config.yaml", "model: {}")
+    run.metrics(0, {"loss": 0.0})
+    run.close("FINISHED")
     with caplog.at_level(logging.WARNING, "perceiver_dist"):
         assert writer.close() == 1
-    run = MlflowClient(store).get_run(log.run_id)
-    assert (run.data.metrics, run.info.status) == ({"loss": 0.0}, "FINISHED")
+    stored = MlflowClient(store).get_run(run.run_id)
+    assert (stored.data.metrics, stored.info.status) == ({"loss": 0.0}, "FINISHED")
 
 
-def test_a_wrong_value_costs_itself_only(server: ServedMlflow, tmp_path: Path) -> None:
+def test_an_invalid_metric_is_dropped_alone(server: ServedMlflow, tmp_path: Path) -> None:
     writer = BackgroundWriter(server.address, tmp_path / "outbox.sqlite")
-    log = open_log(writer)
+    run = open_run(writer)
     server.stop()
-    log.metrics(0, {"loss": 0.0})
-    log.metrics(1, {"loss!": 0.0})
-    log.metrics(1, {"loss": 1 / 8})
+    run.metrics(0, {"loss": 0.0})
+    run.metrics(1, {"loss!": 0.0})
+    run.metrics(1, {"loss": 1 / 8})
     server.go_on()
     assert writer.close() == 0
-    assert loss_steps(server, log.run_id) == expected(2)
+    assert loss_steps(server, run.run_id) == expected(2)
 
 
-def test_a_damaged_outbox_is_named(tmp_path: Path) -> None:
+def test_a_damaged_queue_is_named(tmp_path: Path) -> None:
     (tmp_path / "outbox.sqlite").write_bytes(b"not a database" * 100)
     with pytest.raises(
-        UserError, match=r"outbox.sqlite, where records wait for MLflow, cannot be opened \(file"
+        UserError, match=r"outbox.sqlite, the queue of records for MLflow, cannot be opened \(file"
     ):
         RecordQueue(tmp_path / "outbox.sqlite")
 
 
-def test_records_made_in_several_threads_all_wait(tmp_path: Path) -> None:
+def test_records_of_several_threads_are_all_queued(tmp_path: Path) -> None:
     queue = RecordQueue(tmp_path / "outbox.sqlite")
     threads = [
         threading.Thread(target=lambda name=name: [queue.put("run", "tags", name, b"{}") for _ in range(100)])
@@ -206,10 +210,10 @@ def test_records_made_in_several_threads_all_wait(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    waiting = queue.first(files=False, most=1000)
+    waiting = queue.first(files=False, limit=1000)
     assert sorted(record.name for record in waiting) == sorted("abcd" * 100)
     queue.remove(waiting[:399])
-    assert queue.first(files=False, most=1000) == waiting[399:]
+    assert queue.first(files=False, limit=1000) == waiting[399:]
 
 
 kinds = st.sampled_from(["metrics", "tags", "status", "file"])

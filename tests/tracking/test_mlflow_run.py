@@ -1,4 +1,4 @@
-"""MLflow runs on a real SQLite store: what is written, what a restart finds, and what a failure may not do."""
+"""Tests of MLflow runs on a real SQLite store: contents, continued runs, and failures that must not stop training."""
 
 import logging
 import subprocess
@@ -21,15 +21,15 @@ from perceiver_dist.tracking.mlflow_store import RunStatus, absolute_tracking_ur
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One store for the module: MLflow takes seconds to lay out a new database."""
+    """One store for the module, since MLflow takes seconds to create a new database."""
     folder = tmp_path_factory.mktemp("store")
     uri = f"sqlite:///{folder}/deeper/mlflow.db"
-    OpenLog(uri, folder).end("FINISHED")
+    OpenRun(uri, folder).end("FINISHED")
     return uri
 
 
-class OpenLog(MlflowRun):
-    """A log and the delivery that only it uses."""
+class OpenRun(MlflowRun):
+    """An MLflow run with a writer of its own."""
 
     def __init__(self, uri: str, folder: Path, run_id: str | None = None, **changed: object) -> None:
         options = {"experiment": "perceiver", "run_name": "a-run", "parameters": {}, "tags": {}}
@@ -38,46 +38,46 @@ class OpenLog(MlflowRun):
         super().__init__(self.writer, run_id=run_id, **options)  # type: ignore[arg-type] # of several types
 
     def end(self, status: RunStatus) -> int:
-        """Close the log and the delivery; return how many records wait."""
+        """Close the run and the writer; return the number of records that are left."""
         self.close(status)
         return self.writer.close()
 
 
-def stored_run(uri: str, log: OpenLog) -> Run:
-    return MlflowClient(uri).get_run(log.run_id)
+def stored_run(uri: str, run: OpenRun) -> Run:
+    return MlflowClient(uri).get_run(run.run_id)
 
 
-def wait_for_load_steps(uri: str, log: OpenLog, least: int) -> list[int]:
-    """Steps of the recorded CPU load, asked for until there are at least so many."""
+def wait_for_system_metrics(uri: str, run: OpenRun, count: int) -> list[int]:
+    """Wait for at least `count` measurements of the CPU's utilization, and return their steps."""
     deadline = time.monotonic() + 30
     steps: list[int] = []
-    while len(steps) < least and time.monotonic() < deadline:
-        history = MlflowClient(uri).get_metric_history(log.run_id, "system/cpu_utilization_percentage")
+    while len(steps) < count and time.monotonic() < deadline:
+        history = MlflowClient(uri).get_metric_history(run.run_id, "system/cpu_utilization_percentage")
         steps = [point.step for point in history]
-    assert len(steps) >= least
+    assert len(steps) >= count
     return steps
 
 
 def test_a_run_keeps_its_name_parameters_tags_metrics_and_status(store: str, tmp_path: Path) -> None:
-    log = OpenLog(store, tmp_path, parameters={"model.depth": "6"}, tags={"commit": "abc"})
-    log.metrics(3, {"fashion/loss": 1.5, "clips/loss": float("nan")})
-    log.end("FINISHED")
-    run = stored_run(store, log)
-    assert (run.info.run_name, run.info.status) == ("a-run", "FINISHED")
-    assert run.data.params == {"model.depth": "6"}
-    assert run.data.tags["commit"] == "abc"
-    [loss] = MlflowClient(store).get_metric_history(log.run_id, "fashion/loss")
+    run = OpenRun(store, tmp_path, parameters={"model.depth": "6"}, tags={"commit": "abc"})
+    run.metrics(3, {"fashion/loss": 1.5, "clips/loss": float("nan")})
+    run.end("FINISHED")
+    stored = stored_run(store, run)
+    assert (stored.info.run_name, stored.info.status) == ("a-run", "FINISHED")
+    assert stored.data.params == {"model.depth": "6"}
+    assert stored.data.tags["commit"] == "abc"
+    [loss] = MlflowClient(store).get_metric_history(run.run_id, "fashion/loss")
     assert (loss.step, loss.value) == (3, 1.5)
 
 
 def test_a_resumed_run_is_running_again_and_repeats_the_steps_after_the_checkpoint(
     store: str, tmp_path: Path
 ) -> None:
-    first = OpenLog(store, tmp_path)
+    first = OpenRun(store, tmp_path)
     for step in (1, 2, 3):
         first.metrics(step, {"loss": float(step)})
     first.end("FAILED")
-    second = OpenLog(store, tmp_path, run_id=first.run_id)
+    second = OpenRun(store, tmp_path, run_id=first.run_id)
     while stored_run(store, second).info.status != "RUNNING":
         threading.Event().wait(0.02)
     second.metrics(3, {"loss": 3.25})
@@ -88,75 +88,75 @@ def test_a_resumed_run_is_running_again_and_repeats_the_steps_after_the_checkpoi
 
 def test_a_run_whose_id_was_lost_is_found_again(store: str, tmp_path: Path) -> None:
     identity = new_identity()
-    lost = OpenLog(store, tmp_path, identity=identity, parameters={"model.depth": "6"})
-    found = OpenLog(store, tmp_path, identity=identity, parameters={"model.depth": "6"})
+    lost = OpenRun(store, tmp_path, identity=identity, parameters={"model.depth": "6"})
+    found = OpenRun(store, tmp_path, identity=identity, parameters={"model.depth": "6"})
     assert found.run_id == lost.run_id
     found.end("FINISHED")
     lost.end("FINISHED")
-    assert OpenLog(store, tmp_path).run_id != lost.run_id
+    assert OpenRun(store, tmp_path).run_id != lost.run_id
 
 
-def test_more_metrics_and_parameters_than_one_request_takes_all_arrive(store: str, tmp_path: Path) -> None:
-    log = OpenLog(store, tmp_path, parameters={f"p{i}": str(i) for i in range(101)})
-    log.metrics(1, {f"m{i}": float(i) for i in range(1001)})
-    log.end("FINISHED")
-    data = stored_run(store, log).data
+def test_metrics_and_parameters_beyond_one_request_all_arrive(store: str, tmp_path: Path) -> None:
+    run = OpenRun(store, tmp_path, parameters={f"p{i}": str(i) for i in range(101)})
+    run.metrics(1, {f"m{i}": float(i) for i in range(1001)})
+    run.end("FINISHED")
+    data = stored_run(store, run).data
     assert len(data.params) == 101
     assert data.metrics["m1000"] == 1000.0
 
 
-def test_a_long_parameter_is_cut_to_what_mlflow_takes(store: str, tmp_path: Path) -> None:
-    log = OpenLog(store, tmp_path, parameters={"sources": "x" * (MAX_PARAM_VAL_LENGTH + 1)})
-    log.end("FINISHED")
-    kept = stored_run(store, log).data.params["sources"]
+def test_a_long_parameter_is_truncated_to_mlflows_limit(store: str, tmp_path: Path) -> None:
+    run = OpenRun(store, tmp_path, parameters={"sources": "x" * (MAX_PARAM_VAL_LENGTH + 1)})
+    run.end("FINISHED")
+    kept = stored_run(store, run).data.params["sources"]
     assert len(kept) == MAX_PARAM_VAL_LENGTH
     assert kept.endswith("x…")
 
 
 def test_files_are_stored_beside_the_database(store: str, tmp_path: Path) -> None:
     (tmp_path / "curves.png").write_bytes(b"png")
-    log = OpenLog(store, tmp_path)
-    log.artifact(tmp_path / "curves.png")
-    log.text("config.yaml", "model: {}\n")
-    log.dictionary("result.json", {"steps": 3})
-    log.end("FINISHED")
+    run = OpenRun(store, tmp_path)
+    run.artifact(tmp_path / "curves.png")
+    run.text("config.yaml", "model: {}\n")
+    run.dictionary("result.json", {"steps": 3})
+    run.end("FINISHED")
     folder = Path(store.removeprefix("sqlite:///")).parent / "mlflow_artifacts"
-    stored = folder / log.run_id / "artifacts"
+    stored = folder / run.run_id / "artifacts"
     assert sorted(file.name for file in stored.iterdir()) == ["config.yaml", "curves.png", "result.json"]
     assert (stored / "result.json").read_text() == '{\n  "steps": 3\n}'
 
 
-def test_the_load_of_the_machine_goes_on_where_the_run_stopped(
+def test_system_metrics_of_a_continued_run_repeat_no_step(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
-    log = OpenLog(store, tmp_path)
-    before = wait_for_load_steps(store, log, 2)
-    log.end("KILLED")
-    resumed = OpenLog(store, tmp_path, run_id=log.run_id)
-    after = wait_for_load_steps(store, log, len(before) + 2)
+    run = OpenRun(store, tmp_path)
+    before = wait_for_system_metrics(store, run, 2)
+    run.end("KILLED")
+    resumed = OpenRun(store, tmp_path, run_id=run.run_id)
+    after = wait_for_system_metrics(store, run, len(before) + 2)
     resumed.end("FINISHED")
     assert after == list(range(len(after)))
 
 
-def test_a_run_that_is_deleted_costs_one_warning_per_kind_and_stops_nothing(
+def test_a_deleted_run_causes_one_warning_per_kind_and_no_error(
     store: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    log = OpenLog(store, tmp_path)
-    MlflowClient(store).delete_run(log.run_id)
+    run = OpenRun(store, tmp_path)
+    MlflowClient(store).delete_run(run.run_id)
     with caplog.at_level(logging.WARNING, "perceiver_dist"):
-        log.metrics(1, {"loss": 1.0})
-        log.metrics(2, {"loss": 1.0})
-        log.tags({"state": "running"})
-        log.artifact(tmp_path / "missing.png")
-        assert log.end("FINISHED") == 0
-    said = [record.getMessage() for record in caplog.records]
-    # Records are delivered beside, so the file may be missed before or after the first of them is refused.
-    unread = [line for line in said if "missing.png cannot be read" in line]
+        run.metrics(1, {"loss": 1.0})
+        run.metrics(2, {"loss": 1.0})
+        run.tags({"state": "running"})
+        run.artifact(tmp_path / "missing.png")
+        assert run.end("FINISHED") == 0
+    warnings = [record.getMessage() for record in caplog.records]
+    # Another thread delivers the records, so the warning about the file may come before or after theirs.
+    unread = [line for line in warnings if "missing.png cannot be read" in line]
     assert len(unread) == 1
-    refused = [line for line in said if line not in unread]
-    for kind, line in zip(("metrics", "tags", "status"), refused, strict=True):
-        assert line.startswith(f"tracking: MLflow at {store} refuses {kind} of run {log.run_id}: The run")
+    rejected = [line for line in warnings if line not in unread]
+    for kind, line in zip(("metrics", "tags", "status"), rejected, strict=True):
+        assert line.startswith(f"tracking: MLflow at {store} rejects {kind} of run {run.run_id}: The run")
 
 
 @pytest.mark.parametrize(
@@ -167,19 +167,19 @@ def test_a_run_that_is_deleted_costs_one_warning_per_kind_and_stops_nothing(
         ("sqlite:////proc/none/mlflow.db", "cannot open a run at sqlite:////proc/none/mlflow.db"),
     ],
 )
-def test_an_address_that_keeps_no_records_is_named(
+def test_an_unusable_tracking_uri_is_named(
     uri: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(UserError, match=message):
-        OpenLog(uri, tmp_path)
+        OpenRun(uri, tmp_path)
 
 
-def test_going_on_with_a_run_that_is_not_there_is_named(store: str, tmp_path: Path) -> None:
+def test_continuing_a_missing_run_fails(store: str, tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"cannot go on with run 0123 at .*mlflow.db: Run with id=0123 not found"
+        UserError, match=r"cannot continue run 0123 at .*mlflow.db: Run with id=0123 not found"
     ):
-        OpenLog(store, tmp_path, run_id="0123")
+        OpenRun(store, tmp_path, run_id="0123")
 
 
 def test_a_deleted_experiment_is_named_with_the_remedy(store: str, tmp_path: Path) -> None:
@@ -188,10 +188,10 @@ def test_a_deleted_experiment_is_named_with_the_remedy(store: str, tmp_path: Pat
     with pytest.raises(
         UserError, match=r"experiment 'gone' .* was deleted; restore it with `mlflow experiments"
     ):
-        OpenLog(store, tmp_path, experiment="gone")
+        OpenRun(store, tmp_path, experiment="gone")
 
 
-def test_a_relative_database_is_the_same_file_in_every_folder(
+def test_the_path_of_a_relative_database_is_made_absolute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -199,18 +199,16 @@ def test_a_relative_database_is_the_same_file_in_every_folder(
     assert absolute_tracking_uri("http://host:5000") == "http://host:5000"
 
 
-def test_a_new_store_is_laid_out_once_and_without_a_word_by_processes_that_start_together(
-    tmp_path: Path,
-) -> None:
+def test_a_new_store_is_created_once_and_silently_by_processes_that_start_together(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/new/mlflow.db"
     code = f"""
 import sys
 from pathlib import Path
 from perceiver_dist.tracking.background_writer import BackgroundWriter
 from perceiver_dist.tracking.mlflow_run import MlflowRun, new_identity
-delivery = BackgroundWriter("{uri}", Path("{tmp_path}") / sys.argv[1])
-MlflowRun(delivery, "shared", "a-run", None, {{}}, {{}}, new_identity()).close("FINISHED")
-delivery.close()
+writer = BackgroundWriter("{uri}", Path("{tmp_path}") / sys.argv[1])
+MlflowRun(writer, "shared", "a-run", None, {{}}, {{}}, new_identity()).close("FINISHED")
+writer.close()
 """
     command = [sys.executable, "-c", code]
     together = [

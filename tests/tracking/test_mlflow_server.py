@@ -1,4 +1,4 @@
-"""`make mlflow-server` as it is shipped, with SQLite and with PostgreSQL, and eight processes that log at once."""
+"""Tests of `make mlflow-server` with SQLite and with PostgreSQL, and eight processes that log at the same time."""
 
 import os
 import shutil
@@ -21,12 +21,12 @@ STEPS = 25
 
 @contextmanager
 def shipped_server(folder: Path, environment: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
-    """Run a copy of the script, since it keeps its records beside itself; yields address and what it said."""
-    port, said = free_port(), folder / "said.txt"
+    """Run a copy of the script, which stores its records beside itself; yield its address and its log."""
+    port, log = free_port(), folder / "log.txt"
     (folder / "cluster").mkdir()
     script = shutil.copy(SCRIPT, folder / "cluster")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    with said.open("w") as output:
+    with log.open("w") as output:
         server = subprocess.Popen(
             [script, "--workers=1"],
             env={**os.environ, "MLFLOW_PORT": str(port), "PATH": path, **environment},
@@ -36,7 +36,7 @@ def shipped_server(folder: Path, environment: Mapping[str, str]) -> Iterator[tup
         )
     try:
         wait_until_healthy(f"http://127.0.0.1:{port}", server)
-        yield f"http://127.0.0.1:{port}", said
+        yield f"http://127.0.0.1:{port}", log
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
@@ -44,10 +44,10 @@ def shipped_server(folder: Path, environment: Mapping[str, str]) -> Iterator[tup
 
 @pytest.fixture
 def postgres() -> Iterator[dict[str, str]]:
-    """A PostgreSQL of this test's own with an empty database `mlflow`; yields the variables that lead there."""
+    """Start PostgreSQL with an empty database `mlflow`; yield the environment variables of its clients."""
     if not (shutil.which("initdb") and shutil.which("pg_ctl") and shutil.which("createdb")):
         pytest.skip("initdb, pg_ctl and createdb of PostgreSQL are not in PATH")
-    # PostgreSQL does not run as root, and nobody else may enter pytest's folders. A socket's path must be short.
+    # PostgreSQL does not run as root, and other users cannot enter pytest's folders. A socket's path must be short.
     user = "nobody" if os.getuid() == 0 else None
     folder = Path(tempfile.mkdtemp(prefix="postgres-"))
     if user:
@@ -55,7 +55,7 @@ def postgres() -> Iterator[dict[str, str]]:
     variables = {"PGHOST": str(folder), "PGPORT": str(free_port()), "PGUSER": "tester"}
 
     def run(*command: str) -> None:
-        # pg_ctl's server keeps what it inherits open, so that a pipe would never end.
+        # The server that pg_ctl starts inherits its output and keeps it open, so that reading a pipe would never end.
         subprocess.run(
             command,
             env={**os.environ, **variables},
@@ -79,28 +79,28 @@ def postgres() -> Iterator[dict[str, str]]:
 
 
 def write_at_once(address: str, folder: Path) -> None:
-    """Log from several processes, and wait until each says that nothing waits."""
+    """Log from several processes, and wait until each has delivered everything."""
     code = f"""
 import sys
 from pathlib import Path
 from perceiver_dist.tracking.background_writer import BackgroundWriter
 from perceiver_dist.tracking.mlflow_run import MlflowRun, new_identity
 name = sys.argv[1]
-delivery = BackgroundWriter("{address}", Path("{folder}") / f"{{name}}.sqlite")
-log = MlflowRun(delivery, "shared", name, None, {{"writer": name}}, {{}}, new_identity(), system_metrics=False)
+writer = BackgroundWriter("{address}", Path("{folder}") / f"{{name}}.sqlite")
+run = MlflowRun(writer, "shared", name, None, {{"writer": name}}, {{}}, new_identity(), system_metrics=False)
 for step in range({STEPS}):
-    log.metrics(step, {{"loss": step / 8, "writer": float(name)}})
-log.text("name.txt", name)
-log.close("FINISHED")
-while delivery.close():
-    delivery = BackgroundWriter("{address}", Path("{folder}") / f"{{name}}.sqlite")
+    run.metrics(step, {{"loss": step / 8, "writer": float(name)}})
+run.text("name.txt", name)
+run.close("FINISHED")
+while writer.close():
+    writer = BackgroundWriter("{address}", Path("{folder}") / f"{{name}}.sqlite")
 """
     command = [sys.executable, "-c", code]
     writers = [subprocess.Popen([*command, str(number)]) for number in range(WRITERS)]
     assert [writer.wait() for writer in writers] == [0] * WRITERS
 
 
-def check_all_is_there(address: str) -> None:
+def check_everything_arrived(address: str) -> None:
     client = MlflowClient(address)
     [experiment] = client.search_experiments(filter_string="name = 'shared'")
     runs = client.search_runs([experiment.experiment_id])
@@ -114,17 +114,17 @@ def check_all_is_there(address: str) -> None:
 
 
 def test_eight_processes_log_at_once_into_sqlite(tmp_path: Path) -> None:
-    with shipped_server(tmp_path, {"PGHOST": str(tmp_path)}) as (address, said):
+    with shipped_server(tmp_path, {"PGHOST": str(tmp_path)}) as (address, log):
         write_at_once(address, tmp_path)
-        check_all_is_there(address)
-    assert said.read_text().startswith(
+        check_everything_arrived(address)
+    assert log.read_text().startswith(
         f"MLflow at {address}, records in sqlite:///{tmp_path}/runs/mlflow.db\n"
     )
 
 
 def test_eight_processes_log_at_once_into_postgresql(tmp_path: Path, postgres: dict[str, str]) -> None:
-    with shipped_server(tmp_path, postgres) as (address, said):
+    with shipped_server(tmp_path, postgres) as (address, log):
         write_at_once(address, tmp_path)
-        check_all_is_there(address)
-    assert said.read_text().startswith(f"MLflow at {address}, records in postgresql+psycopg2:///mlflow\n")
+        check_everything_arrived(address)
+    assert log.read_text().startswith(f"MLflow at {address}, records in postgresql+psycopg2:///mlflow\n")
     assert not (tmp_path / "runs" / "mlflow.db").exists()

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.errors import UserError
+from perceiver_dist.range_checks import check_range
 
 
 @dataclass(frozen=True)
@@ -68,20 +69,10 @@ class SearchConfig:
         Raises:
             UserError: A number is outside its range, or two options exclude each other.
         """
-        for name, minimum in (
-            ("trials", 1),
-            ("evaluations", 1),
-            ("reduction_factor", 2),
-            ("max_concurrent", 1),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < minimum:
-                raise UserError(f"search.{name} is {value}, must be at least {minimum}")
-        for name in ("max_parameters", "max_flops_per_sample", "max_memory_per_rank"):
-            limit = getattr(self, name)
-            # Not `limit <= 0`, which NaN would pass.
-            if limit is not None and not limit > 0:
-                raise UserError(f"search.{name} is {limit}, must be above 0, or null for no limit")
+        check_range(self, "search.", ["trials", "evaluations", "max_concurrent"], at_least=1)
+        check_range(self, "search.", ["reduction_factor"], at_least=2)
+        limits = ["max_parameters", "max_flops_per_sample", "max_memory_per_rank"]
+        check_range(self, "search.", limits, above=0, remedy=", or null for no limit")
         if not self.name or set(self.name) & set("/\\: "):
             raise UserError(f"search.name is '{self.name}'; use a name without slashes, colons and spaces")
         if self.minimize_flops and (self.sampler != "tpe" or self.scheduler != "none"):

@@ -125,7 +125,7 @@ def test_all_frames_of_a_video_are_augmented_alike() -> None:
     ("options", "reason"),
     [
         ({"smallest_area": 0.0}, "augment.smallest_area is 0.0, must be above 0 and at most 1"),
-        ({"colour": 1.0}, "augment.colour is 1.0, must be from 0 to below 1"),
+        ({"colour": 1.0}, "augment.colour is 1.0, must be at least 0 and below 1"),
     ],
 )
 def test_number_out_of_range_is_rejected(options: dict[str, Any], reason: str) -> None:

@@ -150,14 +150,14 @@ def test_an_empty_space_is_rejected_with_an_example() -> None:
 @pytest.mark.parametrize(
     ("space", "line"),
     [
-        ({"model.latents": [8, -5]}, "model.latents is -5, must be at least 1: raise it"),
-        ({"model.latents": {"low": -5, "high": 8}}, "model.latents is -5, must be at least 1: raise it"),
+        ({"model.latents": [8, -5]}, "model.latents is -5, must be at least 1"),
+        ({"model.latents": {"low": -5, "high": 8}}, "model.latents is -5, must be at least 1"),
         (
             {"model.width": [30], "model.heads": [4, 8]},
             "model.heads is 4, which does not divide model.width 30",
         ),
         ({"sources.squares.weight": [-2.0]}, "source 'squares': weight is -2.0, must be above 0"),
-        ({"model.image.patch": [2, 3]}, "image: patch 3 must divide height 8 and width 8"),
+        ({"model.image.patch": [2, 3]}, "model.image.patch is 3, must divide height 8 and width 8"),
     ],
 )
 def test_a_value_that_is_invalid_in_every_combination_is_rejected(space: dict[str, Any], line: str) -> None:

@@ -55,5 +55,5 @@ def test_a_constant_rate_is_constant_after_the_warm_up() -> None:
 
 
 def test_a_fraction_out_of_range_is_named() -> None:
-    with pytest.raises(UserError, match=r"optim\.decay_at is \[84\], must be fractions between 0 and 1"):
+    with pytest.raises(UserError, match=r"optim\.decay_at is \[84\], every entry must be between 0 and 1"):
         OptimConfig(decay_at=(84,))

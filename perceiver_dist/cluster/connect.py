@@ -1,0 +1,111 @@
+"""Connection to Ray: join the cluster that RAY_ADDRESS names, or start Ray on this machine."""
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._private import ray_constants
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+from ray.exceptions import AuthenticationError
+
+from perceiver_dist.errors import UserError
+
+_CONNECT_SECONDS = 10.0
+"""Timeout of the reachability check: far above a connection's round trip, far below the minutes that Ray retries."""
+_LOOPBACK = "127.0.0.1"
+"""A Ray node with this address listens on loopback only; with any other address it listens on all interfaces."""
+
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+"""Options of `ray.init` that keep Ray's log off the terminal, which shows the job's progress."""
+
+
+def start_ray(cpus: int, dashboard: bool = False) -> None:
+    """Connect to the cluster that RAY_ADDRESS names, or start Ray in this process.
+
+    A Ray started here has as many CPUs as needed, even on a machine with fewer cores: Ray's CPUs are units of
+    scheduling, and with too few of them no read task would ever run. It listens on loopback only.
+
+    Args:
+        cpus: CPUs that are needed.
+        dashboard: Whether to start Ray's dashboard, which also frees the resources of a killed training.
+
+    Raises:
+        UserError: There is no cluster at RAY_ADDRESS, it rejects this process, or Ray does not start in time.
+    """
+    # Without this, Ray prints the error of every bad shard beside the one line that the job prints for the first.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _connect(address)
+        return
+    # A run has some 12 processes however many cores there are. Ray prints a warning at 4 times this number.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
+    # Otherwise Ray replaces the loopback address with the machine's own, so that other machines can join.
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, cpus),
+            include_dashboard=dashboard,
+            _node_ip_address=_LOOPBACK,
+            **QUIET,
+        )
+    except Exception as error:  # Ray raises a plain Exception, so only the message tells.
+        if "timed out during startup" not in str(error):
+            raise
+        raise UserError(
+            "Ray did not start on this machine within its limit of 30 seconds; start the job again when the machine is "
+            "less busy"
+        ) from error
+
+
+def _connect(address: str) -> None:
+    """Connect to a cluster.
+
+    Raises:
+        UserError: There is none at this address, or it rejects this process.
+    """
+    try:
+        _check_reachable(address)
+        ray.init(**QUIET)
+    except (AuthenticationError, OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"RAY_ADDRESS is '{address}', where no cluster accepts this job ({str(error).splitlines()[0]}); check "
+            "the address and the token (RAY_AUTH_MODE, ~/.ray/auth_token), or unset it to start Ray here"
+        ) from error
+
+
+def _check_reachable(address: str) -> None:
+    """Open a connection to the cluster's port, since Ray itself would retry for minutes.
+
+    Raises:
+        OSError: Nothing accepts the connection.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+
+
+def check_is_kept(folder: str, option: str) -> None:
+    """Check that a folder outlives the job: Ray deletes its uploaded copy of the working directory afterwards.
+
+    Args:
+        folder: Path or URI.
+        option: Name of the option with the folder, for the error.
+
+    Raises:
+        UserError: The folder is inside the uploaded copy, in which this process runs.
+    """
+    job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
+    uploaded = (job.get("runtime_env") or {}).get("working_dir", "local://")
+    # local:// is a folder that the nodes had before the job, which Ray does not delete.
+    if not uploaded.startswith("local://") and Path(folder).is_relative_to(Path.cwd()):
+        raise UserError(
+            f"{option} is '{folder}', in the copy of the working directory that Ray deletes after the job; "
+            "set it to a folder that all nodes share, or s3://... or gs://..."
+        )
