@@ -1,24 +1,24 @@
-"""Cross-attention of latents to tokens: the paper's function with nothing projected per token.
+"""Single-head cross-attention from latents to tokens, without projecting any token.
 
-The paper computes, for a query Q = W_q LN(latent) + b_q and every token x of C channels,
+Shapes: B batch, M tokens, N latents, C token channels, D latent width. For one latent, the paper computes
 
-    softmax_j( Q . K_j / sqrt(C) ),   K_j = W_k y_j + b_k,   V_j = W_v y_j + b_v,   y_j = g * xhat_j + b,
+    sum_j p_j V_j,    p = softmax_j(Q . K_j / sqrt(C)),    Q = W_q LayerNorm(latent) + b_q,
+    K_j = W_k y_j + b_k,    V_j = W_v y_j + b_v,    y_j = g * xhat_j + b,    xhat_j = (x_j - mean_j) * rstd_j.
 
-with xhat = (x - mean) * rstd the plainly normalised token and g, b the LayerNorm's gain and bias. Then
+Both projections of the tokens can be moved to the latents, of which there are far fewer:
 
-    Q . K_j / sqrt(C) = [ g * (W_k^T Q) / sqrt(C) ] . xhat_j + (a term without j),
+1. Keys. Q . K_j / sqrt(C) = [g * (W_k^T Q)] . xhat_j / sqrt(C) + Q . (W_k b + b_k) / sqrt(C). The last term is the
+   same for all tokens, and a softmax does not change when a constant is added to all scores. So the folded query
+   q = g * (W_k^T Q) / sqrt(C) scores the normalised tokens directly, and b_k never has an effect.
+2. Values. The weights sum to 1, so sum_j p_j V_j = W_v (g * sum_j p_j xhat_j + b) + b_v: W_v comes after attention.
 
-and a term without j drops out of the softmax. So `q = g * (W_k^T Q) / sqrt(C)` scores against xhat directly;
-b_k never matters, b matters in the values only. As the weights p_j of a softmax sum to 1,
+Every cross-attend, whatever its weights, thus uses the one array xhat as keys and as values. It is built once per
+forward pass, and the 2 M C^2 multiplications of the projections become 2 N C^2. The same algebra serves multi-head
+latent attention, where it is called weight absorption (DeepSeek-V2, arXiv 2405.04434, section 2.1.2).
 
-    sum_j p_j V_j = W_v (g * sum_j p_j xhat_j + b) + b_v,
-
-so W_v comes after attention. Keys and values of every cross-attend, shared or not, are therefore the one
-array xhat, made once per forward pass: 2 M C^2 multiplications per cross-attend become 2 N C^2.
-
-How q meets xhat is the business of the object that holds the tokens, `AttendableTokens`:
+The object that holds the tokens computes the softmax and the weighted sum, behind the protocol `AttendableTokens`:
 - `DenseTokens` builds xhat, (B, M, C), and calls torch's fused attention;
-- `FactoredTokens` (factored.py) never builds it, and makes the scores of a grid axis by axis (separable.py);
+- `FactoredTokens` (factored.py) never builds it, and can score a grid axis by axis (separable.py);
 - `LatentTokens` are the latents themselves, which a decoder reads (readout.py).
 """
 
@@ -35,21 +35,22 @@ from perceiver_dist.model.layers import DenseBlock, init_weight, linear, no_effe
 from perceiver_dist.model.model_config import ModelConfig
 from perceiver_dist.model.positions import separates_by_axis
 
-# Fused kernels on GPUs want channels in multiples of 8; 261 (the paper's ImageNet) becomes 264.
 CHANNEL_MULTIPLE = 8
+"""Channels are padded to a multiple of 8, which fused GPU kernels require: 261 on ImageNet becomes 264."""
 
-# Tokens of a grid from which separable scores are faster on CPUs.
 _SEPARABLE_TOKENS = 1024
+"""Grid size from which separable scores are chosen on CPUs. With the default model they took 0.9 to 1.9 times the
+speed of factored ones up to 1,024 tokens, and about twice from 2,304 on (docs/experiments.md)."""
 
 
 class AttendableTokens(Protocol):
-    """All tokens of a batch, normalised over their C channels, as keys and values of attention."""
+    """The tokens of a batch, normalised over their C channels, as keys and values of attention."""
 
     def attend(self, query: Tensor) -> Tensor:
-        """Average the normalised tokens with softmax(query . token) as weights.
+        """Return the average of the normalised tokens, weighted by softmax(query . token).
 
         Args:
-            query: (B, N, C), scale and key projection folded in.
+            query: (B, N, C), with scale and key projection folded in.
 
         Returns:
             (B, N, C) in the query's dtype; 0 for a sample in which no modality is present.
@@ -58,12 +59,12 @@ class AttendableTokens(Protocol):
 
 
 class DenseTokens:
-    """Tokens as one array: the fused kernel's way, with B * M * C values kept during the forward pass.
+    """Tokens as one array (B, M, C) for torch's fused attention.
 
     Args:
         tokens: One entry per modality of the step.
-        presence: What is missing, or None.
-        dtype: Of the array; the model's parameters' dtype.
+        presence: Which modalities each sample has; None if no sample lacks one.
+        dtype: Dtype of the array, that of the model's parameters.
     """
 
     def __init__(self, tokens: list[Tokens], presence: Presence | None, dtype: torch.dtype) -> None:
@@ -75,8 +76,8 @@ class DenseTokens:
         self.mask: Tensor | None = None
         if presence is not None:
             columns = torch.split(presence.visible, 1, dim=1)
-            seen = [column.expand_as(part.mean) for column, part in zip(columns, tokens, strict=True)]
-            self.mask = torch.cat(seen, dim=1)[:, None, None, :]
+            by_token = [column.expand_as(part.mean) for column, part in zip(columns, tokens, strict=True)]
+            self.mask = torch.cat(by_token, dim=1)[:, None, None, :]
 
     def attend(self, query: Tensor) -> Tensor:
         """See `AttendableTokens.attend`.
@@ -96,7 +97,7 @@ class DenseTokens:
 
 
 class LatentTokens:
-    """The latents as the tokens of a decoder."""
+    """Latents in the role of tokens, for a decoder."""
 
     def __init__(self, latents: Tensor) -> None:
         """Normalise the latents.
@@ -120,26 +121,26 @@ class LatentTokens:
 
 
 def _normalise(tokens: Tokens) -> Tensor:
-    """(B, M, C): the parts put together, minus mean, times rstd."""
+    """Return xhat, (B, M, C): the concatenated parts, minus mean, times rstd."""
     batch, count, _ = tokens.content.shape
     position = tokens.position.expand(batch, -1, -1)
     encoding = tokens.encoding.expand(batch, count, -1)
-    together = torch.cat([tokens.content, position, encoding], dim=-1)
-    return (together - tokens.mean[:, :, None]) * tokens.rstd[:, :, None]
+    concatenated = torch.cat([tokens.content, position, encoding], dim=-1)
+    return (concatenated - tokens.mean[:, :, None]) * tokens.rstd[:, :, None]
 
 
 def attention_path(config: ModelConfig, device: str) -> Literal["dense", "factored", "separable"]:
-    """Choose how cross-attention is computed where the configuration leaves it open.
+    """Return how cross-attention is computed: the configured path, or the choice made for "auto".
+
+    On CPUs "auto" is "separable" if a modality has a grid large enough for it to be faster, else "factored". One
+    factored cross-attend at the ImageNet setting took a fifth less time than a dense one (docs/experiments.md); whole
+    steps take about the same time, in 0.6 to 1.1 times the memory (docs/benchmarks.md). On other devices "auto" is
+    "dense": one fused kernel instead of many small ones. On the one GPU measured, an H200 at the ImageNet setting in
+    bf16, dense was faster at batch 4 and separable at batch 32.
 
     Args:
         config: The model's options.
         device: Type of the device, as in `torch.device.type`.
-
-    Returns:
-        The configured path; for "auto", on CPUs, "separable" if there is a grid that is large enough for it to be
-        faster, else "factored", which needs about a fifth less time than "dense" on large inputs, the same within
-        noise on small ones, and about half the memory. "dense" elsewhere: one fused kernel instead of many small
-        ones; not measured.
     """
     if config.cross_attention != "auto":
         return config.cross_attention
@@ -150,14 +151,15 @@ def attention_path(config: ModelConfig, device: str) -> Literal["dense", "factor
 
 
 class CrossAttend(nn.Module):
-    """Latents read the tokens: pre-norm single-head cross-attention with a residual, then a dense block.
+    """Pre-norm single-head cross-attention of latents to tokens with a residual, then a dense block.
 
-    LN gain, LN bias and key projection are parameters of this module itself, not of child modules: they are
-    folded into other things here, and ZeRO-3 gathers a module's parameters when the module itself is called.
+    The tokens' LayerNorm gain and bias and the key projection are parameters of this module, not of child modules.
+    They are folded into the query and the output without a child being called, and ZeRO-3 gathers a module's
+    parameters only when that module is called.
 
     Args:
         width: Latent width D.
-        channels: Token channels C, which queries, keys and values have too.
+        channels: Token channels C; queries, keys and values have as many.
     """
 
     def __init__(self, width: int, channels: int) -> None:
@@ -175,7 +177,7 @@ class CrossAttend(nn.Module):
     def forward(self, latents: Tensor, tokens: AttendableTokens) -> Tensor:
         """Update the latents from the tokens.
 
-        A sample without any token reads the normalised token 0: it gets value and output biases only.
+        A sample without any token reads an average of 0: the value projection sees the token bias alone.
 
         Args:
             latents: (B, N, D).
@@ -188,6 +190,6 @@ class CrossAttend(nn.Module):
         scale = self.token_gain / sqrt(query.shape[-1])
         attended = tokens.attend(query @ self.key_weight * scale)
         read: Tensor = self.output(self.value(attended * self.token_gain + self.token_bias))
-        # The key bias is one of the paper's 44,912,254 parameters, though no result depends on it.
+        # The key bias has no effect (see the module), but it is one of the paper's 44,912,254 parameters.
         result: Tensor = self.dense(latents + read + no_effect([self.key_bias], like=read))
         return result

@@ -1,14 +1,13 @@
-"""From decoded arrays to tokens: content, position, learned modality encoding, LN statistics.
+"""Tokenizers: decoded arrays become tokens of content, position and modality encoding, with LayerNorm statistics.
 
-A token's C channels are, in this order,
+Shapes: B batch, M tokens, C = c + P + E channels of a token, in this order:
 
     [content | raw positions | sin of every axis | cos of every axis | modality encoding]
 
-which is the order of the published Perceiver IO weights (RGB, (y, x), sin y, sin x, cos y, cos x); a learned
-position is one vector in place of the three. They are kept apart, because the parts differ in what they depend on:
-content on sample and token, position on the token only, encoding on neither. `attention.py` says what that buys. The
-tokens of a point cloud are their positions: all of their features depend on the sample and are content, and they have
-no position channels.
+This is the channel order of the published Perceiver IO weights (RGB, (y, x), sin y, sin x, cos y, cos x). A learned
+position is one vector in place of the three position parts. The parts are stored separately, because content depends
+on sample and token, position on the token only, and encoding on neither; `factored.py` saves work with that. The tokens
+of a point cloud have no position channels: their Fourier features depend on the sample, so they are content.
 """
 
 from collections.abc import Callable, Mapping
@@ -39,12 +38,14 @@ from perceiver_dist.model.positions import (
 )
 
 LAYER_NORM_EPS = 1e-5
+"""Epsilon of every LayerNorm: the default of the authors' library (Haiku) and of torch."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of red, green and blue where 255 is 1; used since the first networks trained on ImageNet."""
+"""Mean and standard deviation of ImageNet's red, green and blue, scaled to [0, 1]: the values in common use, also those
+of the published Perceiver IO weights."""
 
 
 def encoding_channels(config: ModelConfig) -> dict[str, int]:
-    """Length of each modality's learned encoding, which pads all modalities to one channel count C.
+    """Return the length of each modality's learned encoding, which pads all modalities to one channel count C.
 
     Args:
         config: The model's options.
@@ -64,13 +65,13 @@ def encoding_channels(config: ModelConfig) -> dict[str, int]:
 
 
 def learned_positions(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """Shapes of the learned positions.
+    """Return the shapes of the learned positions.
 
     Args:
         config: The model's options.
 
     Returns:
-        (M, P) of each modality whose positions are learned.
+        (M, P) of each modality with learned positions, by name.
     """
     return {
         name: (tokens(spec), position_channels(spec))
@@ -80,7 +81,7 @@ def learned_positions(config: ModelConfig) -> dict[str, tuple[int, int]]:
 
 
 def token_channels(config: ModelConfig) -> int:
-    """Channels C of one token: content, position and, with several modalities, encoding.
+    """Return the channels C of one token: content, position and, with several modalities, encoding.
 
     Args:
         config: The model's options.
@@ -96,8 +97,8 @@ def token_channels(config: ModelConfig) -> int:
     return spec.content_channels + position_channels(spec) + encoding
 
 
-def cut_into_tokens(array: Tensor, spec: ModalityInput) -> Tensor:
-    """Cut each sample into the patches or segments of the modality's grid.
+def patchify(array: Tensor, spec: ModalityInput) -> Tensor:
+    """Cut each sample into the patches (or segments) of the modality's grid.
 
     Args:
         array: (B, *spec.array_shape).
@@ -118,15 +119,15 @@ def cut_into_tokens(array: Tensor, spec: ModalityInput) -> Tensor:
 
 @dataclass(frozen=True)
 class Tokens:
-    """One modality's tokens of a batch, in parts; fp32, or fp64 for an fp64 model.
+    """One modality's tokens of a batch, in parts; fp32, or fp64 in an fp64 model.
 
     Attributes:
-        content: (B, M, c) in [-1, 1], or around it where pixel_scale is "imagenet" or points are not normalised.
+        content: (B, M, c) in [-1, 1], or near it if pixel_scale is "imagenet" or points are not normalised.
         position: (M, P), the same for the whole batch.
         encoding: (E,), the same for all tokens; E is 0 when one modality is configured.
         mean: (B, M), mean of a token's C = c + P + E channels.
         rstd: (B, M), 1 / sqrt(variance of the C channels + eps).
-        axes: (size, 2K + 1) for each axis of the grid, of which the positions are made; empty where they are not.
+        axes: (size, 2K + 1) for each axis of the grid, if positions separate by axis, else empty.
     """
 
     content: Tensor
@@ -143,7 +144,7 @@ class Tokens:
 
 
 class Tokenizer(nn.Module):
-    """Turns one modality's arrays into `Tokens`; has no parameters.
+    """Module without parameters that turns one modality's arrays into `Tokens`.
 
     Args:
         name: The modality's name, for error messages.
@@ -164,7 +165,7 @@ class Tokenizer(nn.Module):
             self.register_buffer(name, features, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Tokenizer":
-        # module.bfloat16() casts buffers too; positions stay fp32, since LN statistics are made from them.
+        # module.bfloat16() casts buffers too. Positions stay in fp32: LayerNorm statistics are computed from them.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch does not annotate it
         if any(self.get_buffer(name).itemsize < torch.float32.itemsize for name in self._exact):
             for name, features in _fixed_arrays(self.spec).items():
@@ -178,20 +179,21 @@ class Tokenizer(nn.Module):
         learned_position: Tensor | None = None,
         masked: Tensor | None = None,
     ) -> Tokens:
-        """Scale, cut, order and measure one batch of arrays.
+        """Scale, patchify and reorder one batch of arrays, and compute the tokens' LayerNorm statistics.
 
         Args:
-            array: (B, *spec.array_shape), uint8 (scaled as x / 127.5 - 1, or as spec.pixel_scale says), int16
-                (x / 32768) or the fp32 coordinates of points.
+            array: (B, *spec.array_shape): uint8, scaled to x / 127.5 - 1 or as spec.pixel_scale says; int16, scaled to
+                x / 32768; or fp32 coordinates of points.
             encoding: (E,) learned modality encoding; None for none.
-            learned_position: (M, P) learned positions, if the modality's are; place by place after ordering.
-            masked: (B, *spec.grid) bool, tokens whose content is replaced by the mean of the sample's; None for none.
+            learned_position: (M, P), if the modality's positions are learned; row i belongs to place i of the fixed
+                order.
+            masked: (B, *spec.grid) bool, tokens whose content is replaced by the sample's mean content; None for none.
 
         Returns:
-            The tokens, with LN statistics from sums over the parts: the C channels are never put together.
+            The tokens. Their statistics are sums over the parts, so the C channels are never concatenated.
 
         Raises:
-            UserError: The array's shape or dtype is not the modality's, or learned positions are not given.
+            UserError: The array does not have the modality's shape or dtype, or learned positions are missing.
         """
         expected_dtype = getattr(torch, self.spec.array_dtype)
         if tuple(array.shape[1:]) != self.spec.array_shape or array.dtype != expected_dtype:
@@ -201,7 +203,9 @@ class Tokenizer(nn.Module):
             )
         position = learned_position if self.spec.position == "learned" else self.get_buffer("position")
         if position is None:
-            raise UserError(f"{self.name}: positions are learned, give them")
+            raise UserError(
+                f"{self.name}: position is 'learned', but learned_position is missing: pass an (M, P) tensor"
+            )
         position = position.to(torch.promote_types(position.dtype, torch.float32))
         content = self._content(array, position.dtype)
         if masked is not None:
@@ -217,21 +221,21 @@ class Tokenizer(nn.Module):
         return Tokens(content, position, encoding, mean, rstd, axes)
 
     def _content(self, array: Tensor, dtype: torch.dtype) -> Tensor:
-        """(B, *spec.array_shape) -> (B, M, c)."""
+        """Map (B, *spec.array_shape) to (B, M, c)."""
         if isinstance(self.spec, PointCloudInput):
             return point_features(array.to(dtype), self.spec)
         if isinstance(self.spec, AudioInput) and self.spec.mel_bands is not None:
             levels = log_mel(array.to(dtype) / 32768, self.spec.segment, self.get_buffer("mel_filters"))
             return self._ordered(levels.flatten(1)[..., None])
-        return _scaled(self._ordered(cut_into_tokens(array, self.spec)).to(dtype), self.spec)
+        return _scaled(self._ordered(patchify(array, self.spec)).to(dtype), self.spec)
 
     def _ordered(self, tokens: Tensor) -> Tensor:
-        """(B, M, c) -> the same shape: the tokens in their fixed order."""
+        """Return tokens (B, M, c) in their fixed order."""
         return tokens if self.order is None else tokens[:, self.order]
 
 
 def _scaled(patches: Tensor, spec: ModalityInput) -> Tensor:
-    """(B, M, c) -> the same shape: integers, as floats, become numbers about 0."""
+    """Scale integer values, given as floats (B, M, c), to numbers around 0."""
     if spec.array_dtype == "int16":
         return patches / 32768
     if not isinstance(spec, ImageInput) or spec.pixel_scale == "symmetric":
@@ -242,7 +246,7 @@ def _scaled(patches: Tensor, spec: ModalityInput) -> Tensor:
 
 
 def _fixed_arrays(spec: ModalityInput) -> dict[str, Tensor]:
-    """What is computed once: "position" (M, P) of each token, "axis_0" (size, 2K + 1) along an axis, "mel_filters"."""
+    """Return the constant arrays by name: "position" (M, P), "axis_0" (size, 2K + 1), ..., and "mel_filters"."""
     arrays: dict[str, Tensor] = {}
     if isinstance(spec, AudioInput) and spec.mel_bands is not None:
         arrays["mel_filters"] = mel_filters(spec.sample_rate, 2 * spec.segment, spec.mel_bands)
@@ -256,12 +260,12 @@ def _fixed_arrays(spec: ModalityInput) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Presence:
-    """Which samples have which of the step's K modalities.
+    """Masks of the modalities that each sample has, of the K modalities of a step.
 
     Attributes:
-        visible: (B, K) bool, whether attention sees the modality. All true where a sample has nothing, so
+        visible: (B, K) bool, whether attention sees the modality. All true for a sample without any modality, so
             that its softmax is defined; `nonempty` then removes the result.
-        nonempty: (B, 1, 1) bool, false where a sample has nothing.
+        nonempty: (B, 1, 1) bool, false for a sample without any modality.
     """
 
     visible: Tensor
@@ -269,15 +273,15 @@ class Presence:
 
 
 def read_presence(present: Mapping[str, Tensor], names: list[str], batch: int) -> Presence | None:
-    """Put the presence masks of a step together.
+    """Combine the presence masks of a step.
 
     Args:
-        present: (B,) bool per modality; a modality it does not name is there in every sample.
+        present: (B,) bool by modality; every sample has a modality that is not named.
         names: The step's modalities, in the order of the tokens.
         batch: B.
 
     Returns:
-        The presence, or None when nothing is missing: attention then needs no mask.
+        The presence, or None if no sample lacks a modality: attention then needs no mask.
 
     Raises:
         UserError: A mask is not bool of shape (B,).
@@ -293,7 +297,7 @@ def read_presence(present: Mapping[str, Tensor], names: list[str], batch: int) -
         return None
     everywhere = torch.ones_like(next(iter(masks.values())))
     visible = torch.stack([masks.get(name, everywhere) for name in names], dim=1)
-    # An exported graph serves batches of both kinds, so it always has the mask.
+    # An exported graph serves batches with and without missing modalities, so it always has the mask.
     if not torch.compiler.is_exporting() and bool(visible.all()):
         return None
     nonempty = visible.any(dim=1, keepdim=True)

@@ -1,4 +1,7 @@
-"""The parts of the latent Transformer, learned arrays, and the initialisation of all linear maps."""
+"""Layers of the latent Transformer, learned arrays, and the initialisation of all linear layers.
+
+Shapes: B batch, N latents, D latent width, H heads.
+"""
 
 from collections.abc import Mapping
 from math import sqrt
@@ -9,14 +12,14 @@ from torch import Tensor, nn
 
 from perceiver_dist.model.inputs import LAYER_NORM_EPS
 
-# Standard deviation of a unit normal cut off at +-2: dividing by it restores the wanted variance.
 _TRUNCATED_STD = 0.87962566103423978
+"""Standard deviation of a standard normal truncated at +-2. Dividing by it restores the intended variance."""
 
 
 def init_weight(weight: Tensor) -> Tensor:
-    """Initialise a linear map in place as the authors' code does: variance scaling 1.0 over the fan-in.
+    """Initialise a linear layer's weight in place as the authors' code does (Haiku's VarianceScaling, scale 1.0).
 
-    Truncated normal of variance 1 / fan-in, cut at two standard deviations (Haiku's VarianceScaling).
+    The distribution is a normal truncated at two standard deviations, of variance 1 / fan-in.
 
     Args:
         weight: (out, in).
@@ -45,7 +48,7 @@ def linear(inputs: int, outputs: int) -> nn.Linear:
 
 
 class DenseBlock(nn.Module):
-    """LN, Linear, GELU (erf), Linear, with a residual; hidden width 1x, as in the paper.
+    """LayerNorm, Linear, GELU (erf), Linear, with a residual; the hidden width is D, as in the paper.
 
     Args:
         width: Latent width D.
@@ -58,7 +61,7 @@ class DenseBlock(nn.Module):
         self.project = linear(width, width)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Update each latent on its own.
+        """Update each latent independently.
 
         Args:
             latents: (B, N, D).
@@ -87,7 +90,7 @@ class SelfAttend(nn.Module):
         self.dense = DenseBlock(width)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Let the latents exchange information.
+        """Update the latents from each other.
 
         Args:
             latents: (B, N, D).
@@ -105,12 +108,13 @@ class SelfAttend(nn.Module):
 
 
 class LearnedArrays(nn.Module):
-    """Named parameters of which a step may need some only: all are given out, whatever the step.
+    """Named parameters of which a step may use only some.
 
-    They begin as the authors' learned positions do: truncated normal, standard deviation 0.02.
+    `forward` returns all of them whatever the step uses, so the module takes part in every forward pass (see
+    `no_effect`). They are initialised like the authors' learned positions: truncated normal, standard deviation 0.02.
 
     Args:
-        shapes: Shape of each, by name.
+        shapes: Shape of each parameter, by name.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -119,27 +123,23 @@ class LearnedArrays(nn.Module):
             self.register_parameter(name, nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=0.02)))
 
     def forward(self) -> dict[str, Tensor]:
-        """All of them, each of any shape.
+        """Return all parameters by name, each of any shape.
 
-        Returns:
-            Copies by name: ZeRO-3 takes a parameter's memory back when its module returns.
+        They are copies, because ZeRO-3 frees a gathered parameter's memory when its module returns.
         """
         return {name: parameter.clone() for name, parameter in self.named_parameters()}
 
 
 def no_effect(tensors: list[Tensor], like: Tensor) -> Tensor:
-    """Zero that depends on the tensors, so that each gets a zero gradient instead of none.
+    """Return a scalar 0 that depends on the tensors, so that each gets a zero gradient instead of none.
 
-    ZeRO stages treat a parameter without gradient differently, and ZeRO-3 replays the modules of the first
-    step; so every parameter takes part in every forward pass, and what the result does not need enters by
-    adding this.
+    ZeRO stages differ in how they treat a parameter without a gradient, and ZeRO-3 expects every step to call the
+    modules of the first one. So every parameter takes part in every forward pass: what a result does not depend on is
+    added as this zero.
 
     Args:
-        tensors: Of any shape.
-        like: Tensor that gives dtype and device when there are no tensors.
-
-    Returns:
-        Scalar 0.
+        tensors: Tensors of any shape.
+        like: Any tensor with the dtype and device of the result.
     """
     total = like.new_zeros(())
     for tensor in tensors:

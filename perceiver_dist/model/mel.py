@@ -1,8 +1,9 @@
-"""Sound as a log-mel spectrogram: power by segment of time and by mel band of frequency.
+"""Log-mel spectrogram of sound: power per segment of time and mel band of frequency.
 
-Each segment is looked at through a Hann window of twice its length about its middle. Bands are triangles, evenly spaced
-and half overlapping on the mel scale m(f) = 2595 log10(1 + f / 700), from 0 to half of the sample rate. Power is 0.25
-for a sine of full scale, so its logarithm lies between FLOOR and about 0, and is put between -1 and 1.
+A Hann window of twice a segment's length is centred on each segment. Bands are triangular filters, evenly spaced and
+half overlapping on the mel scale m(f) = 2595 log10(1 + f / 700) (O'Shaughnessy 1987, HTK's formula), from 0 to half the
+sample rate. A full-scale sine has power 0.25, so log10 of the power lies between FLOOR and about 0. It is scaled to
+[-1, 1].
 """
 
 import torch
@@ -10,15 +11,15 @@ import torch.nn.functional as F  # noqa: N812  # torch's own convention
 from torch import Tensor
 
 FLOOR = -6.0
-"""log10 of the power of silence."""
+"""log10 of the power that silence counts as: 60 dB below full scale, near the noise of most recordings."""
 
 
 def mel_filters(sample_rate: int, window: int, bands: int) -> Tensor:
-    """Return how much of each frequency of a Fourier transform each band takes.
+    """Return the filter bank: the weight of each frequency of a Fourier transform in each band.
 
     Args:
         sample_rate: Samples per second.
-        window: Samples of the transform.
+        window: Samples in the transform.
         bands: Number of bands.
 
     Returns:
@@ -35,9 +36,9 @@ def log_mel(sound: Tensor, segment: int, filters: Tensor) -> Tensor:
     """Return the log-mel spectrogram of sounds.
 
     Args:
-        sound: (B, samples), fp32 or fp64 in [-1, 1]; the samples are a multiple of the segment.
-        segment: Samples of a segment, an even number.
-        filters: From `mel_filters`, for a window of 2 * segment.
+        sound: (B, samples), fp32 or fp64 in [-1, 1]; the number of samples is a multiple of `segment`.
+        segment: Samples in a segment, an even number.
+        filters: (segment + 1, bands), from `mel_filters` for a window of 2 * segment.
 
     Returns:
         (B, segments, bands) in the dtype of `sound`.
@@ -46,7 +47,7 @@ def log_mel(sound: Tensor, segment: int, filters: Tensor) -> Tensor:
     padded = F.pad(sound, (segment // 2, segment // 2))
     views = padded.unfold(-1, 2 * segment, segment) * window
     power = (torch.fft.rfft(views).abs() / window.sum()).square()
-    # Autocast would make the product in bfloat16, and quiet bands vanish.
+    # Autocast would compute the product in bfloat16, whose 8 bits lose quiet bands.
     with torch.autocast(sound.device.type, enabled=False):
         by_band = power @ filters.to(power.dtype)
     levels = (by_band + 10**FLOOR).log10()

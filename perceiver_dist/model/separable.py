@@ -1,20 +1,22 @@
-"""Cross-attention to a grid whose Fourier positions are separate by axis: scores are sums of a term per axis.
+"""Cross-attention to a grid with Fourier positions, whose position scores are sums of one term per axis.
 
-The position features of token (y, x) are [F_y | F_x]: those of its row and those of its column (factored.py has
-the rest of the notation). So q_F . F_(y, x) = q_y . F_y + q_x . F_x, and with A = q_y F_y^T, (N, rows), and
-B = q_x F_x^T, (N, columns), which take next to nothing to make, the score of a token is
+Shapes: B batch, M = R * W tokens of a grid of R rows and W columns, N latents, A = c + 2 feature channels. The Fourier
+features of token (y, x) are [F_y | F_x], those of its row and those of its column. So with A_y = q_y . F_y, (N, R), and
+B_x = q_x . F_x, (N, W), both small matrix products, the score of factored.py becomes
 
-    q . xhat = rstd * ( r . u(y, x)  +  A(y) + B(x) ),                                u = [c | 1 | mean].
+    q . xhat = rstd * (r . u_yx  +  A_y + B_x),    u = [c | 1 | mean].
 
-Of the products with the M tokens only that with u is left: c + 2 channels in place of C. What comes back separates
-in the same way. With w = softmax(scores) * rstd,
+Of the product with all M tokens only the one with u is left: A channels instead of C. The sums separate as well. With
+w = p * rstd, p = softmax(scores),
 
-    sum w F = [ sum_y (sum_x w) F_y | sum_x (sum_y w) F_x ]:   sums of w along each axis, then products with A's size,
+    sum_yx w F = [sum_y (sum_x w) F_y | sum_x (sum_y w) F_x]:
 
-and so does backward, since dP = dO . xhat has the form of the scores with dO in place of q (factored.py). It holds
-for any number of axes. At the paper's ImageNet setting a cross-attend has 3 GFLOPs instead of 43; what takes the time
-is walking over N * M scores, which are made a tile at a time, of a few latents and the whole grid, and never kept. On
-CUDA the walk is a Triton kernel (grid_kernels.py).
+sums of w along each axis, then products of the size of A_y and B_x. Backward has the same form, since dP = dO . xhat is
+a score with dO in place of q (factored.py). Nothing is approximated, and any number of axes works.
+
+At the paper's ImageNet setting a cross-attend takes 3 GFLOPs, as the paper formulates it 43. The remaining time goes
+into visiting N * M scores. They are computed one tile at a time, a few latents by the whole grid, and never kept; on
+CUDA by Triton kernels (grid_kernels.py).
 """
 
 import importlib.util
@@ -27,43 +29,49 @@ from torch import Tensor
 
 from perceiver_dist.model.positions import axis_channels
 
-# Scores in one tile: 2**20 fp32 values are 4 MB, the L2 cache of two CPU cores. CUDA: not measured.
 _TILE_SCORES = {"cpu": 2**20, "cuda": 2**26}
+"""Scores in one tile. On CPUs 2**20 fp32 scores are 4 MiB; 2**19 took 13% longer, 2**21 more than three times as long
+(docs/experiments.md). On CUDA 2**26 (256 MiB in fp32) is a guess that bounds memory, for grids without kernels."""
 
 
 def attend_to_grid(
-    query: Tensor, position_query: Tensor, own: Tensor, tables: Sequence[Tensor], mean: Tensor, rstd: Tensor
+    query: Tensor,
+    position_query: Tensor,
+    features: Tensor,
+    tables: Sequence[Tensor],
+    mean: Tensor,
+    rstd: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Average the parts of a grid's normalised tokens with the softmax of their scores as weights.
+    """Return the weighted sums over a grid's tokens, with the softmax of their scores as weights p.
 
     Args:
-        query: (B, N, A), for the tokens' own features u.
-        position_query: (B, N, P), for their positions, channels as `axis_channels` says.
-        own: (B, M, A), u; gets no gradient. Its last channel is `mean`, whose gradient is made here.
-        tables: (size, 2K + 1) position features of each of the grid's axes.
+        query: (B, N, A), the part r of the query that meets the features u.
+        position_query: (B, N, P), the part that meets positions, channels in the order of `axis_channels`.
+        features: (B, M, A), u, which gets no gradient. Its last channel is `mean`, which does.
+        tables: (size, 2K + 1) for each axis of the grid, its position features.
         mean: (B, M).
         rstd: (B, M).
 
     Returns:
-        Sums over tokens of weight * rstd * u, (B, N, A), and of weight * rstd * position, (B, N, P), and the
-        log-sum-exp of the scores, (B, N).
+        Sums over tokens of p * rstd * u, (B, N, A), and of p * rstd * position, (B, N, P), and the log-sum-exp of the
+        scores, (B, N).
     """
     channels = axis_channels(tables)
     parts = zip(channels, tables, strict=True)
-    axis_scores = [position_query[..., of_axis] @ table.T for of_axis, table in parts]
+    axis_scores = [position_query[..., of_axis] @ table.T for of_axis, table in parts]  # A_y and B_x
     if _has_kernels(query, axis_scores):
         from perceiver_dist.model.grid_attention import attend_by_kernels
 
         attend: Callable[..., tuple[Tensor, ...]] = attend_by_kernels
     else:
         attend = _Attention.apply
-    own_sum, normaliser, *axis_sums = attend(query, own, mean, rstd, *axis_scores)
+    feature_sum, normaliser, *axis_sums = attend(query, features, mean, rstd, *axis_scores)
     in_axis_order = torch.cat([part @ table for part, table in zip(axis_sums, tables, strict=True)], dim=-1)
-    return own_sum, in_axis_order[..., torch.cat(channels).argsort()], normaliser
+    return feature_sum, in_axis_order[..., torch.cat(channels).argsort()], normaliser
 
 
 def _has_kernels(query: Tensor, axis_scores: Sequence[Tensor]) -> bool:
-    """Whether this device and this grid have Triton kernels (grid_kernels.py); Triton comes with torch for CUDA."""
+    """Return whether the Triton kernels (grid_kernels.py) can be used here; Triton comes with torch for CUDA."""
     if query.device.type != "cuda" or not _triton_is_installed():
         return False
     from perceiver_dist.model.grid_kernels import fits
@@ -77,62 +85,67 @@ def _triton_is_installed() -> bool:
 
 
 class _Attention(torch.autograd.Function):
-    """The softmax between scores and sums; gradients for all but `own`."""
+    """Softmax and sums over the grid in plain torch, with gradients for all but `features`.
+
+    In the notation of factored.py, `value_grad` is dP and `score_grad` is dS.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
         query: Tensor,
-        own: Tensor,
-        mean: Tensor,  # noqa: ARG004  # the last channel of `own`, an argument for its gradient's sake
+        features: Tensor,
+        mean: Tensor,  # noqa: ARG004  # the last channel of `features`, an argument so that it gets a gradient
         rstd: Tensor,
         *axis_scores: Tensor,
     ) -> tuple[Tensor, ...]:
-        """(B, N, A), (B, M, A), (B, M), (B, M), (B, N, size)... -> (B, N, A), (B, N), (B, N, size)..."""
-        keys = (own * rstd[..., None]).transpose(1, 2)
+        """Map (B, N, A), (B, M, A), (B, M), (B, M), (B, N, size)... to (B, N, A), (B, N), (B, N, size)..."""
+        keys = (features * rstd[..., None]).transpose(1, 2)
         scale = rstd.view(rstd.shape[0], 1, *(scores.shape[-1] for scores in axis_scores))
-        own_sum, normaliser = torch.empty_like(query), torch.empty_like(query[..., 0])
+        feature_sum, normaliser = torch.empty_like(query), torch.empty_like(query[..., 0])
         axis_sums = [torch.empty_like(scores) for scores in axis_scores]
-        for samples, rows in _tiles(query, own):
+        for samples, rows in _tiles(query, features):
             weights = _products(
                 query[samples, rows], keys[samples], [a[samples, rows] for a in axis_scores], scale[samples]
             )
             peak = weights.amax(-1, keepdim=True)
             total = weights.sub_(peak).exp_().sum(-1, keepdim=True)
             normaliser[samples, rows] = (peak + total.log())[..., 0]
-            own_sum[samples, rows] = (weights @ keys[samples].transpose(1, 2)) / total
+            feature_sum[samples, rows] = (weights @ keys[samples].transpose(1, 2)) / total
             for result, part in zip(axis_sums, _sums_by_axis(weights, scale[samples]), strict=True):
                 result[samples, rows] = part / total
-        ctx.save_for_backward(query, own, rstd, own_sum, normaliser, *axis_scores, *axis_sums)
-        return own_sum, normaliser, *axis_sums
+        ctx.save_for_backward(query, features, rstd, feature_sum, normaliser, *axis_scores, *axis_sums)
+        return feature_sum, normaliser, *axis_sums
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(
-        ctx: Any, own_grad: Tensor, normaliser_grad: Tensor, *axis_grads: Tensor
+        ctx: Any, feature_grad: Tensor, normaliser_grad: Tensor, *axis_grads: Tensor
     ) -> tuple[Tensor | None, ...]:
-        """Gradients in the order of forward's arguments."""
-        query, own, rstd, own_sum, normaliser, *by_axis = ctx.saved_tensors
+        """Return the gradients in the order of forward's arguments."""
+        query, features, rstd, feature_sum, normaliser, *by_axis = ctx.saved_tensors
         axis_scores, axis_sums = by_axis[: len(axis_grads)], by_axis[len(axis_grads) :]
-        shift = (own_grad * own_sum).sum(-1) - normaliser_grad
+        shift = (feature_grad * feature_sum).sum(-1) - normaliser_grad
         for gradient, of_axis in zip(axis_grads, axis_sums, strict=True):
             shift = shift + (gradient * of_axis).sum(-1)
-        keys = (own * rstd[..., None]).transpose(1, 2)
+        keys = (features * rstd[..., None]).transpose(1, 2)
         scale = rstd.view(rstd.shape[0], 1, *(scores.shape[-1] for scores in axis_scores))
         statistics = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
         query_grad = torch.empty_like(query)
         score_grads = [torch.empty_like(scores) for scores in axis_scores]
         mean_grad, rstd_grad = torch.zeros_like(rstd), torch.zeros_like(rstd)
-        for samples, rows in _tiles(query, own):
+        for samples, rows in _tiles(query, features):
             key, by = keys[samples], scale[samples]
             scores = _products(query[samples, rows], key, [a[samples, rows] for a in axis_scores], by)
-            value_grad = _products(own_grad[samples, rows], key, [a[samples, rows] for a in axis_grads], by)
+            value_grad = _products(
+                feature_grad[samples, rows], key, [a[samples, rows] for a in axis_grads], by
+            )
             if statistics:
                 weights = (scores - normaliser[samples, rows, None]).exp_()
                 score_grad = (value_grad - shift[samples, rows, None]).mul_(weights)
-                # xhat = rstd * (x - mean), so d/d rstd is (gradient of xhat) . xhat / rstd: products in the tiles.
+                # Gradients of mean and rstd, up to a factor of rstd: see factored.py.
                 mean_grad[samples] += _last_channel(score_grad, query[samples, rows])
-                mean_grad[samples] += _last_channel(weights, own_grad[samples, rows])
+                mean_grad[samples] += _last_channel(weights, feature_grad[samples, rows])
                 rstd_grad[samples] += scores.mul_(score_grad).sum(1) + weights.mul_(value_grad).sum(1)
             else:
                 weights = scores.sub_(normaliser[samples, rows, None]).exp_()
@@ -145,7 +158,7 @@ class _Attention(torch.autograd.Function):
 
 
 def _tiles(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Slices (samples, latents) that cover (B, N), each with a bounded number of scores if one latent's fit."""
+    """Yield slices (samples, latents) that cover (B, N), each with at most `_TILE_SCORES` scores or one latent."""
     (batch, rows, _), count = queries.shape, keys.shape[1]
     budget = max(1, _TILE_SCORES.get(queries.device.type, _TILE_SCORES["cuda"]) // count)
     tile_rows, tile_samples = min(rows, budget), max(1, budget // rows)
@@ -155,13 +168,13 @@ def _tiles(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice]]:
 
 
 def _products(query: Tensor, keys: Tensor, by_axis: Sequence[Tensor], scale: Tensor) -> Tensor:
-    """(b, n, M): query . key + scale * (a term per axis), the keys having the scale in them already."""
+    """Return query . key + scale * (sum of a term per axis), (b, n, M); the keys are already scaled."""
     axes = len(by_axis)
     terms = [
         values.view(*values.shape[:2], *(-1 if other == axis else 1 for other in range(axes)))
         for axis, values in enumerate(by_axis)
     ]
-    # From the last axes on, so that all but the last sum are over less than the grid.
+    # From the last axis backwards, so that only the last of these sums is as large as the grid.
     total = terms[-1]
     for term in reversed(terms[:-1]):
         total = total + term
@@ -170,7 +183,10 @@ def _products(query: Tensor, keys: Tensor, by_axis: Sequence[Tensor], scale: Ten
 
 
 def _sums_by_axis(weights: Tensor, scale: Tensor) -> list[Tensor]:
-    """(b, n, size) for each axis: the sums of weights (b, n, M) times scale over all other axes. Spoils weights."""
+    """Return, for each axis, weights (b, n, M) times scale summed over all other axes, (b, n, size).
+
+    Overwrites `weights`.
+    """
     grid = weights.view(*weights.shape[:2], *scale.shape[2:]).mul_(scale)
     sums = []
     for _ in scale.shape[3:]:
@@ -180,5 +196,5 @@ def _sums_by_axis(weights: Tensor, scale: Tensor) -> list[Tensor]:
 
 
 def _last_channel(weights: Tensor, queries: Tensor) -> Tensor:
-    """(b, M): sum over the tile's queries of weights (b, n, M) times the queries' last channel."""
+    """Return the sum over queries of weights (b, n, M) times the queries' last channel: (b, M)."""
     return (queries[:, None, :, -1] @ weights)[:, 0]

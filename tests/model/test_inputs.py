@@ -11,7 +11,7 @@ from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import AudioInput, ImageInput, PointCloudInput, VideoInput
 from perceiver_dist.model.inputs import (
     Tokenizer,
-    cut_into_tokens,
+    patchify,
     encoding_channels,
     learned_positions,
     token_channels,
@@ -58,7 +58,7 @@ def test_a_token_is_its_patch_row_by_row_with_colours_last():
     spec = ImageInput(height=2, width=4, channels=3, patch=2, bands=1)
     array = torch.arange(24, dtype=torch.uint8).view(1, 2, 4, 3)
     first = [0, 1, 2, 3, 4, 5, 12, 13, 14, 15, 16, 17]
-    assert cut_into_tokens(array, spec).tolist() == [[first, [value + 6 for value in first]]]
+    assert patchify(array, spec).tolist() == [[first, [value + 6 for value in first]]]
 
 
 def test_a_permutation_moves_fourier_positions_with_their_tokens():
