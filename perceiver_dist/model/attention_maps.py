@@ -1,4 +1,7 @@
-"""Where the latents look: the weights of every cross-attend, as maps over the inputs."""
+"""Attention maps: the weights of every cross-attend, over the places of the inputs.
+
+Shapes: B batch, M tokens, N latents, C token channels.
+"""
 
 from collections.abc import Mapping
 
@@ -10,13 +13,13 @@ from perceiver_dist.model.inputs import Presence, Tokens, read_presence
 from perceiver_dist.model.perceiver import Perceiver
 
 
-class WatchedTokens(DenseTokens):
-    """Tokens that keep the weights with which they were averaged, (B, N, M) of each cross-attend.
+class RecordingTokens(DenseTokens):
+    """Tokens that record the weights with which they are averaged, (B, N, M) for each cross-attend.
 
     Args:
         tokens: One entry per modality of the step.
-        presence: What is missing, or None.
-        dtype: Of the array; the model's parameters' dtype.
+        presence: Which modalities each sample has; None if no sample lacks one.
+        dtype: Dtype of the array, that of the model's parameters.
     """
 
     def __init__(self, tokens: list[Tokens], presence: Presence | None, dtype: torch.dtype) -> None:
@@ -43,35 +46,37 @@ class WatchedTokens(DenseTokens):
 def attention_maps(
     model: Perceiver, arrays: Mapping[str, Tensor], present: Mapping[str, Tensor]
 ) -> list[dict[str, Tensor]]:
-    """Return what every latent attends to, in the paper's way (figure 3 there).
+    """Return the attention weights of every latent, as in figure 3 of the paper.
+
+    Whatever the model's `cross_attention`, they are computed the dense way, which has the same values. That takes
+    memory for B * N * M weights per cross-attend.
 
     Args:
-        model: The model. Its own attention is not used, but the dense one, which has the same values: memory is that of
-            B * N * M weights for each cross-attend.
-        arrays: (B, *array_shape) per modality, as `Perceiver.forward` takes them.
-        present: (B,) bool per modality.
+        model: The model.
+        arrays: (B, *array_shape) by modality, as for `Perceiver.forward`.
+        present: (B,) bool by modality.
 
     Returns:
-        For each cross-attend in order, by modality, (B, N, *grid): weights at the places that tokens have in the input,
-        whatever order the model has them in. Those of a sample's latent add up to 1 over all modalities.
+        For each cross-attend in order, by modality, (B, N, *grid): the weights at the tokens' places in the input, with
+        any permutation undone. The weights of one latent of one sample sum to 1 over all modalities.
     """
     names = [name for name in model.tokenizers if name in arrays]
     tokens = model.tokenize(arrays, names, model.encodings(), model.positions())
     batch = tokens[0].content.shape[0]
-    watched = WatchedTokens(tokens, read_presence(present, names, batch), model.latents.dtype)
-    model.encode(watched, batch)
+    recorded = RecordingTokens(tokens, read_presence(present, names, batch), model.latents.dtype)
+    model.encode(recorded, batch)
     counts = [part.mean.shape[1] for part in tokens]
     return [
         {
-            name: _in_place(part, model, name)
+            name: _to_grid(part, model, name)
             for name, part in zip(names, torch.split(weights, counts, dim=-1), strict=True)
         }
-        for weights in watched.weights
+        for weights in recorded.weights
     ]
 
 
-def _in_place(weights: Tensor, model: Perceiver, name: str) -> Tensor:
-    """(B, N, M) in the order of the tokens -> (B, N, *grid)."""
+def _to_grid(weights: Tensor, model: Perceiver, name: str) -> Tensor:
+    """Map weights (B, N, M) in the order of the tokens to (B, N, *grid)."""
     order = model.tokenizers[name].order
     if isinstance(order, Tensor):
         weights = weights[..., order.argsort()]

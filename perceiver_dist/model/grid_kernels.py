@@ -32,7 +32,7 @@ _SCORES = 4096
 """Scores of a row that a program holds: 16 registers per thread in each of the half dozen arrays of this size. 16
 latents by 256 columns spill at most 200 bytes. 32 by 256 were faster on an H200 (0.36 and 0.27 ms); not adopted yet."""
 _MAX_COLUMNS = 256
-"""Columns of a row, which is held whole: 256 by the minimum of 16 latents are `_SCORES`. The paper's images have 224."""
+"""Columns of a row, which is held whole: 256 by the minimum of 16 latents are `_SCORES`. ImageNet takes 224."""
 _MAX_CHANNELS = 64
 """Feature channels A: the keys of a row, 256 by 64, are then 64 registers per thread, a quarter of all."""
 _MIN_TILE = 16

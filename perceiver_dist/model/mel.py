@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812  # torch's own convention
 from torch import Tensor
 
 FLOOR = -6.0
-"""log10 of the power that silence counts as: 60 dB below full scale, near the noise of most recordings."""
+"""log10 of the power added to every value, so that silence is finite: 60 dB below a power of 1."""
 
 
 def mel_filters(sample_rate: int, window: int, bands: int) -> Tensor:

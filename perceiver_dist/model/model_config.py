@@ -1,4 +1,4 @@
-"""The model's options: sizes, sharing rules and modalities, checked before anything is built."""
+"""Options of the model: sizes, weight sharing and modalities, validated on construction."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -20,40 +20,40 @@ CrossAttentionPath = Literal["auto", "dense", "factored", "separable"]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Size, weight sharing and inputs of one Perceiver.
+    """Sizes, weight sharing and inputs of a Perceiver.
 
     Attributes:
         latents: Number of latent vectors N. 32 trains in minutes on a laptop; the paper uses 512.
         width: Channels D of a latent. 64 for the same reason; the paper uses 1024.
         cross_attends: Number T of cross-attends, each followed by a latent block. 2 is the smallest number
-            that shows the iteration; the paper uses 8 on ImageNet and 2 on AudioSet and ModelNet40.
-        latent_block_repeats: How often the latent block runs after each cross-attend, with the same weights. 1 is
-            the paper's; Perceiver IO's ImageNet model has one cross-attend and runs one block 8 times.
-        self_attends_per_block: Latent self-attention layers in a block. 2 keeps the default small; the paper
+            that iterates; the paper uses 8 on ImageNet and 2 on AudioSet and ModelNet40.
+        latent_block_repeats: How often the latent block runs after each cross-attend, with the same weights. 1 as in
+            the paper; Perceiver IO's ImageNet model has one cross-attend and runs one block 8 times.
+        self_attends_per_block: Latent self-attention layers in a block. 2 keeps the default model small; the paper
             uses 6 on ImageNet and ModelNet40, 8 on AudioSet.
-        heads: Heads H of the latent self-attention; must divide width. 4 gives 16 channels a head at the
+        heads: Attention heads H of the latent self-attention; must divide width. 4 gives 16 channels per head at the
             default width; the authors use 8. Cross-attention always has one head, as in the paper.
-        share_cross_attends: Which cross-attends have the same weights. "all_but_first" is the paper's ImageNet
-            rule and its best (table 7): the first has weights of its own, all later ones share one set.
-            "all": one set. "none": each has its own (the paper's AudioSet).
-        share_latent_blocks: Whether all T latent blocks have the same weights. True is the paper's ImageNet
-            setting; false is its AudioSet one.
-        readout: What a source's linear map to logits reads. "mean": the mean of the latents, as in the paper.
-            "decoder": the result of one cross-attend to the latents, whose query the source learns, as in
-            Perceiver IO; sources share its other weights.
-        modality_channels: Channels of the smallest learned modality encoding; the other modalities' encodings
-            are longer, which pads all to one channel count C. 4 is what the paper's 487 channels on AudioSet
-            imply. Without effect when one modality is configured: there is then no encoding.
-        activation_checkpointing: Recompute each layer in the backward pass instead of keeping its
-            activations: about a third more compute, memory of one layer instead of all. False: small models
-            fit. Not stated in the paper.
-        cross_attention: How cross-attention is computed; the function is the same (see `attention.py`).
-            "factored" suits CPUs, "dense" GPUs, "separable" large grids: on CPUs in tiles, on CUDA by Triton kernels
-            that no GPU has run yet. "auto" goes by device and size (reasons in `attention_path`).
-        image: Image input, or none. The paper's ImageNet: 224 x 224 x 3, patch 1, 64 bands.
-        audio: Audio input, or none. The paper's AudioSet: 61,440 samples in segments of 128.
-        video: Video input, or none. The paper's AudioSet: 32 frames of 224 x 224, patch (2, 8, 8), 16 bands.
-        points: Point cloud input, or none. The paper's ModelNet40: about 2,000 points, 64 bands, mu 2240.
+        share_cross_attends: Which cross-attends share weights. "all_but_first" is the paper's choice on ImageNet,
+            its best in table 7: the first has its own weights, all later ones share one set. "all": one set for all.
+            "none": each has its own, as on the paper's AudioSet.
+        share_latent_blocks: Whether all T latent blocks share their weights. True as on the paper's ImageNet; the
+            paper does not share them on AudioSet.
+        readout: Input of the linear head of each source. "mean": the mean of the latents, as in the paper. "decoder":
+            one cross-attend to the latents with a learned query per source, as in Perceiver IO; sources share the
+            decoder's other weights.
+        modality_channels: Channels of the shortest learned modality encoding; those of other modalities are longer,
+            which pads all tokens to one channel count C. 4 follows from the paper's 487 channels on AudioSet. Without
+            effect with one modality, which has no encoding.
+        activation_checkpointing: Recompute each layer in the backward pass instead of keeping its activations: about
+            a third more compute, for the memory of one layer instead of all. False, since small models fit. The paper
+            does not mention it.
+        cross_attention: How cross-attention is computed; all ways compute the same function (see `attention.py`).
+            "factored" suits CPUs, "dense" GPUs, "separable" large grids: in tiles on CPUs, by Triton kernels on CUDA,
+            where they were tried on one H200. "auto" chooses by device and grid size (reasons in `attention_path`).
+        image: Image input, or null. The paper's ImageNet: 224 x 224 x 3, patch 1, 64 bands.
+        audio: Audio input, or null. The paper's AudioSet: 61,440 samples in segments of 128.
+        video: Video input, or null. The paper's AudioSet: 32 frames of 224 x 224, patch (2, 8, 8), 16 bands.
+        points: Point cloud input, or null. The paper's ModelNet40: about 2,000 points, 64 bands, mu 2240.
     """
 
     latents: int = 32
@@ -74,7 +74,7 @@ class ModelConfig:
     points: PointCloudInput | None = None
 
     def __post_init__(self) -> None:
-        """Check the options that do not need data.
+        """Validate what can be checked without data.
 
         Raises:
             UserError: A size is below 1, heads does not divide width, or a choice is unknown.
@@ -93,7 +93,7 @@ class ModelConfig:
         if self.width % self.heads:
             raise UserError(
                 f"model.heads is {self.heads}, which does not divide model.width {self.width}: "
-                "take a width that is a multiple of heads"
+                "set width to a multiple of heads"
             )
         choices = {
             "share_cross_attends": CrossAttendSharing,
@@ -114,11 +114,11 @@ class ModelConfig:
 
     @property
     def cross_attend_order(self) -> tuple[int, ...]:
-        """Which distinct cross-attend each of the T iterations uses, for example (0, 1, 1, 1)."""
+        """Index of the distinct cross-attend that each of the T iterations uses, for example (0, 1, 1, 1)."""
         first_shared = {"all": 0, "all_but_first": 1, "none": self.cross_attends}[self.share_cross_attends]
         return tuple(min(step, first_shared) for step in range(self.cross_attends))
 
     @property
     def latent_block_order(self) -> tuple[int, ...]:
-        """Which distinct latent block each of the T iterations uses, for example (0, 0, 0, 0)."""
+        """Index of the distinct latent block that each of the T iterations uses, for example (0, 0, 0, 0)."""
         return tuple(0 if self.share_latent_blocks else step for step in range(self.cross_attends))

@@ -1,4 +1,8 @@
-"""The Perceiver (Jaegle et al. 2021, arXiv 2103.03206): latents that read tokens, then think, T times."""
+"""The Perceiver (Jaegle et al. 2021, arXiv 2103.03206).
+
+Latents (B, N, D) read the tokens by cross-attention and pass through a block of self-attention layers, T times. A
+linear head per source reads their mean, or the output of a decoder. Cross-attention is in attention.py.
+"""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -23,21 +27,22 @@ from perceiver_dist.model.layers import LearnedArrays, SelfAttend, linear, no_ef
 from perceiver_dist.model.model_config import ModelConfig
 from perceiver_dist.model.readout import Decoder
 
-NOTHING: Mapping[str, Tensor] = MappingProxyType({})
+NO_MASKS: Mapping[str, Tensor] = MappingProxyType({})
+"""Default of `masked`: no token is masked."""
 
 
 class Perceiver(nn.Module):
-    """One set of weights for all modalities and sources, with a linear head per source.
+    """Perceiver with one set of weights for all modalities and sources, and a linear head per source.
 
-    Weights depend on torch's random state when it is built; the forward pass is without randomness.
+    Initial weights depend on torch's random state; the forward pass is deterministic, without dropout.
 
     Args:
-        config: Sizes, sharing and modalities.
-        heads: Number of classes of each source, by source name.
+        config: Sizes, weight sharing and modalities.
+        heads: Number of classes by source name.
 
     Raises:
-        UserError: No modality is configured, there is no head, a head has no classes, or a source's name is
-            not one that torch accepts for a module.
+        UserError: No modality is configured, there is no head, a head has no classes, or torch does not accept a
+            source's name as the name of a module.
     """
 
     def __init__(self, config: ModelConfig, heads: Mapping[str, int]) -> None:
@@ -45,13 +50,11 @@ class Perceiver(nn.Module):
         _check_heads(heads)
         self.config = config
         channels = token_channels(config)
-        self.tokenizers = nn.ModuleDict(
-            {name: Tokenizer(name, spec) for name, spec in config.modalities.items()}
-        )
+        self.tokenizers = self._build_tokenizers()
         encodings = encoding_channels(config)
         self.encodings = LearnedArrays({name: (length,) for name, length in encodings.items() if length})
         self.positions = LearnedArrays(learned_positions(config))
-        # The paper's init: standard deviation 0.02, cut at +-2.
+        # The paper's initialisation: truncated normal with standard deviation 0.02, cut at +-2.
         self.latents = nn.Parameter(
             nn.init.trunc_normal_(torch.empty(config.latents, config.width), std=0.02, a=-2.0, b=2.0)
         )
@@ -69,31 +72,34 @@ class Perceiver(nn.Module):
             {source: linear(config.width, classes) for source, classes in heads.items()}
         )
 
+    def _build_tokenizers(self) -> nn.ModuleDict:
+        return nn.ModuleDict({name: Tokenizer(name, spec) for name, spec in self.config.modalities.items()})
+
     def forward(
         self,
         arrays: Mapping[str, Tensor],
         present: Mapping[str, Tensor],
         source: str,
-        masked: Mapping[str, Tensor] = NOTHING,
+        masked: Mapping[str, Tensor] = NO_MASKS,
     ) -> Tensor:
-        """Logits of a batch of one source.
+        """Return the logits of a batch of one source.
 
-        What is not present in a sample has no influence on that sample's logits. A sample with nothing
-        present gets the finite logits of the learned latents and biases alone.
+        The array of a modality that a sample lacks has no influence on its logits. A sample without any modality gets
+        the finite logits of learned latents and biases alone.
 
         Args:
-            arrays: (B, *array_shape) per modality the source has, as decoded: uint8, int16 or fp32.
-            present: (B,) bool per modality; one it does not name is there in every sample.
-            source: Whose head to use.
-            masked: (B, *grid) bool by modality, tokens that are shown the mean content of their modality instead of
-                their own, as SpecAugment does.
+            arrays: (B, *array_shape) for each modality of the source, as decoded: uint8, int16 or fp32.
+            present: (B,) bool by modality; every sample has a modality that is not named.
+            source: Name of the source whose head is used.
+            masked: (B, *grid) bool by modality, tokens whose content is replaced by the mean content of their
+                modality in that sample, as in SpecAugment.
 
         Returns:
             (B, classes of the source) in the parameters' dtype.
 
         Raises:
-            UserError: The source or a modality is unknown, there is no array, or an array or mask has another
-                shape or dtype than configured.
+            UserError: The source or a modality is unknown, there is no array, or an array or presence mask does not
+                have the configured shape or dtype.
         """
         logits, _ = self.logits_and_latents(arrays, present, source, masked)
         return logits
@@ -103,33 +109,33 @@ class Perceiver(nn.Module):
         arrays: Mapping[str, Tensor],
         present: Mapping[str, Tensor],
         source: str,
-        masked: Mapping[str, Tensor] = NOTHING,
+        masked: Mapping[str, Tensor] = NO_MASKS,
     ) -> tuple[Tensor, Tensor]:
-        """Logits of a batch, and the latents after the last block that they are read from.
+        """Return the logits of a batch and the latents after the last block, from which they are read.
 
         Args:
-            arrays: As `forward` takes them.
-            present: As `forward` takes them.
-            source: Whose head to use.
-            masked: As `forward` takes it.
+            arrays: As for `forward`.
+            present: As for `forward`.
+            source: As for `forward`.
+            masked: As for `forward`.
 
         Returns:
             (B, classes of the source), and (B, N, D).
 
         Raises:
-            UserError: As `forward` raises it.
+            UserError: As for `forward`.
         """
         names = self._modalities_of(arrays, source)
         encodings: dict[str, Tensor] = self.encodings()
         positions: dict[str, Tensor] = self.positions()
         tokens = self.tokenize(arrays, names, encodings, positions, masked)
         batch = tokens[0].content.shape[0]
-        readable = self._attendable(tokens, read_presence(present, names, batch))
-        latents = self.encode(readable, batch)
-        reads = (
+        latents = self.encode(self._attendable(tokens, read_presence(present, names, batch)), batch)
+        pooled = (
             dict.fromkeys(self.heads, latents.mean(dim=1)) if self.decoder is None else self.decoder(latents)
         )
-        logits: dict[str, Tensor] = {name: head(reads[name]) for name, head in self.heads.items()}
+        # All heads run, so that the modules of every step are the same (see `no_effect`).
+        logits: dict[str, Tensor] = {name: head(pooled[name]) for name, head in self.heads.items()}
         unused = [value for name, value in logits.items() if name != source]
         unused += [
             value for part in (encodings, positions) for name, value in part.items() if name not in names
@@ -142,16 +148,16 @@ class Perceiver(nn.Module):
         names: list[str],
         encodings: Mapping[str, Tensor],
         positions: Mapping[str, Tensor],
-        masked: Mapping[str, Tensor] = NOTHING,
+        masked: Mapping[str, Tensor] = NO_MASKS,
     ) -> list[Tokens]:
         """Turn arrays into tokens.
 
         Args:
-            arrays: (B, *array_shape) by modality, as `forward` takes them.
+            arrays: (B, *array_shape) by modality, as for `forward`.
             names: The modalities, in the order of `tokenizers`.
-            encodings: (E,) by modality, what `self.encodings()` gives.
-            positions: (M, P) by modality, what `self.positions()` gives.
-            masked: (B, *grid) bool by modality, as `forward` takes it.
+            encodings: (E,) by modality, from `self.encodings()`.
+            positions: (M, P) by modality, from `self.positions()`.
+            masked: (B, *grid) bool by modality, as for `forward`.
 
         Returns:
             The tokens of each modality.
@@ -161,11 +167,11 @@ class Perceiver(nn.Module):
             for name in names
         ]
 
-    def encode(self, readable: AttendableTokens, batch: int) -> Tensor:
-        """Let the latents read the tokens and think.
+    def encode(self, tokens: AttendableTokens, batch: int) -> Tensor:
+        """Run the T iterations of cross-attend and latent block.
 
         Args:
-            readable: The tokens of B samples.
+            tokens: The tokens of B samples.
             batch: B.
 
         Returns:
@@ -174,7 +180,7 @@ class Perceiver(nn.Module):
         latents = self.latents.expand(batch, -1, -1)
         orders = zip(self.config.cross_attend_order, self.config.latent_block_order, strict=True)
         for cross_attend, block in orders:
-            latents = self._run(self.cross_attends[cross_attend], latents, readable)
+            latents = self._run(self.cross_attends[cross_attend], latents, tokens)
             for layer in [*self.latent_blocks[block].children()] * self.config.latent_block_repeats:
                 latents = self._run(layer, latents)
         return latents
@@ -185,8 +191,8 @@ class Perceiver(nn.Module):
         unknown = [name for name in arrays if name not in self.tokenizers]
         if unknown or not arrays:
             raise UserError(
-                f"source {source!r} gives the arrays {list(arrays)}, the model reads "
-                f"{', '.join(self.tokenizers)}: configure model.<modality> for each, and give at least one"
+                f"source {source!r} has the arrays {list(arrays)}, the model reads "
+                f"{', '.join(self.tokenizers)}: configure model.<modality> for each, and pass at least one"
             )
         return [name for name in self.tokenizers if name in arrays]
 
@@ -200,14 +206,15 @@ class Perceiver(nn.Module):
         if not (self.config.activation_checkpointing and torch.is_grad_enabled()):
             result: Tensor = layer(*inputs)
             return result
-        # The reentrant kind breaks ZeRO on weights that are used more than once in a forward pass.
+        # Reentrant checkpointing breaks ZeRO where a forward pass uses the same weights more than once. The forward
+        # pass draws no random numbers, so their state need not be saved.
         recomputed: Tensor = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
         return recomputed
 
 
 def _check_heads(heads: Mapping[str, int]) -> None:
     if not heads:
-        raise UserError("the model has no head: give at least one source and its number of classes")
+        raise UserError("the model has no head: pass at least one source and its number of classes")
     for source, classes in heads.items():
         if classes < 1:
             raise UserError(f"source {source!r} has {classes} classes, must be at least 1")

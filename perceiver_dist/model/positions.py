@@ -1,4 +1,7 @@
-"""Where tokens are: Fourier features of grids, axis by axis and together, of points, and fixed orders of tokens."""
+"""Position features of tokens: Fourier features of grids and of points, and fixed random orders of tokens.
+
+Shapes: B batch, M tokens, P position channels, K frequency bands per axis.
+"""
 
 from collections.abc import Sequence
 
@@ -9,13 +12,12 @@ from perceiver_dist.modalities import ModalityInput, PointCloudInput, tokens
 
 
 def position_channels(spec: ModalityInput) -> int:
-    """Position channels P of a modality; 0 for points, whose positions are content.
+    """Return the number of position channels P of a modality; 0 for points, whose positions are content.
+
+    Fourier features have axes * (2K + 1) channels: K sines, K cosines and the raw position per axis.
 
     Args:
         spec: The modality's input.
-
-    Returns:
-        Number of channels. Of Fourier features axes * (2K + 1): K sines, K cosines and the raw position per axis.
     """
     if isinstance(spec, PointCloudInput):
         return 0
@@ -25,16 +27,17 @@ def position_channels(spec: ModalityInput) -> int:
 
 
 def axis_features(spec: ModalityInput) -> list[Tensor]:
-    """Position features along each axis of the modality's grid (paper 3.2).
+    """Return Fourier features along each axis of the modality's grid (paper, section 3.2).
 
-    Positions run from -1 to 1 on each axis; the K frequencies f are linear from 1 to mu / 2, mu being the
-    input's max_frequency or the number of tokens on the axis. Computed in fp64: sin(pi * 112 * x) needs it.
+    Positions are spaced evenly from -1 to 1 on each axis. The K frequencies f are spaced evenly from 1 to mu / 2, where
+    mu is the input's max_frequency or the number of tokens on the axis. Computed in fp64, since in fp32 the phase
+    pi * 112 * x of the highest ImageNet frequency would lose digits.
 
     Args:
         spec: The modality's input.
 
     Returns:
-        (size, 2K + 1) fp32 for each axis, channels [x, sin(pi f x), cos(pi f x)]; none for a point cloud.
+        (size, 2K + 1) fp32 for each axis, channels [x, sin(pi f x), cos(pi f x)]; empty for a point cloud.
     """
     if isinstance(spec, PointCloudInput):
         return []
@@ -48,13 +51,14 @@ def axis_features(spec: ModalityInput) -> list[Tensor]:
 
 
 def fourier_features(spec: ModalityInput) -> Tensor:
-    """Position features of every token of the modality's grid, made of those along its axes.
+    """Return the Fourier features of every token of the modality's grid.
 
     Args:
         spec: The modality's input.
 
     Returns:
-        (M, P) fp32, tokens in row-major order of the grid, channels as `axis_channels` says; of a point cloud (M, 0).
+        (M, P) fp32, tokens in row-major order of the grid, channels in the order of `axis_channels`; (M, 0) for a point
+        cloud.
     """
     tables = axis_features(spec)
     if not tables:
@@ -65,14 +69,15 @@ def fourier_features(spec: ModalityInput) -> Tensor:
 
 
 def axis_channels(tables: Sequence[Tensor]) -> list[Tensor]:
-    """Where the features along each axis are among the channels of a token's position.
+    """Return the places of each axis' features among the channels of a token's position.
+
+    A position holds the raw coordinates of all axes, then the sines of all axes, then the cosines.
 
     Args:
-        tables: (size, 2K + 1) of each axis, from `axis_features`.
+        tables: (size, 2K + 1) for each axis, from `axis_features`.
 
     Returns:
-        (2K + 1,) int64 for each axis: positions have the x of all axes, then all sines, then all cosines, each axis
-        by axis.
+        (2K + 1,) int64 for each axis.
     """
     axes, bands = len(tables), tables[0].shape[1] // 2
     axis = torch.arange(axes, device=tables[0].device)[:, None]
@@ -81,7 +86,9 @@ def axis_channels(tables: Sequence[Tensor]) -> list[Tensor]:
 
 
 def separates_by_axis(spec: ModalityInput) -> bool:
-    """Whether a token's position is a row, a column, ... of a grid, each with features of its own.
+    """Return whether a token's position features consist of one part per axis, as separable.py requires.
+
+    Permuted tokens do not form a grid, and a learned position has no parts.
 
     Args:
         spec: The modality's input.
@@ -90,17 +97,18 @@ def separates_by_axis(spec: ModalityInput) -> bool:
 
 
 def point_features(points: Tensor, spec: PointCloudInput) -> Tensor:
-    """Fourier features of points wherever they are (paper 4.3: 387 channels, the coordinates among them).
+    """Return the Fourier features of points at any coordinates (paper, section 4.3: 387 channels).
 
-    The K frequencies f are linear from 1 to mu / 2. f * x is made in fp64 and whole turns are taken off it there, so
-    that the sine itself may be computed in fp32: sin(pi * 1120 * x) is exact to fp32 for the fp32 coordinate x.
+    The K frequencies f are spaced evenly from 1 to mu / 2. f * x is computed in fp64 and reduced by whole turns, so the
+    sine can be computed in fp32: sin(pi * 1120 * x) is then accurate to fp32 for an fp32 coordinate x.
 
     Args:
         points: (B, M, 3), fp32 or fp64.
-        spec: The input.
+        spec: The modality's input.
 
     Returns:
-        (B, M, 3 * (2K + 1)) in the dtype of `points`, channels [x, sin(pi f x), cos(pi f x)], each axis by axis.
+        (B, M, 3 * (2K + 1)) in the dtype of `points`: coordinates, then sin(pi f x), then cos(pi f x), each axis by
+        axis.
     """
     frequencies = torch.linspace(
         1, spec.max_frequency / 2, spec.bands, dtype=torch.float64, device=points.device
@@ -111,13 +119,13 @@ def point_features(points: Tensor, spec: PointCloudInput) -> Tensor:
 
 
 def token_order(spec: ModalityInput) -> Tensor:
-    """The fixed random order that a modality's tokens are put into (paper 4.1, permuted ImageNet).
+    """Return the fixed random order of a modality's tokens (paper, section 4.1, permuted ImageNet).
 
     Args:
         spec: The modality's input, with a permutation_seed.
 
     Returns:
-        (M,) int64 on the CPU: which token of the grid, in row-major order, comes at each place.
+        (M,) int64 on the CPU: for each place, the row-major index of the token that is put there.
     """
     generator = torch.Generator().manual_seed(spec.permutation_seed or 0)
     return torch.randperm(tokens(spec), generator=generator, device="cpu")

@@ -1,10 +1,10 @@
-"""The precision of a forward pass, the same in training, evaluation and prediction."""
+"""Precision of a forward pass, the same in training, evaluation and prediction."""
 
 import torch
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return the context for a forward pass: bfloat16 matrix products for bf16, nothing for fp32.
+    """Return the autocast context for a forward pass: bfloat16 matrix products for bf16, disabled for fp32.
 
     Args:
         device: Device of the forward pass.

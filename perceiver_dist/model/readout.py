@@ -1,4 +1,4 @@
-"""Perceiver IO's decoder (arXiv 2107.14795, 2.1): queries read the latents as latents read the tokens."""
+"""Decoder of Perceiver IO (arXiv 2107.14795, section 2.1): learned queries cross-attend to the latents."""
 
 from collections.abc import Iterable
 
@@ -10,12 +10,12 @@ from perceiver_dist.model.layers import LearnedArrays
 
 
 class Decoder(nn.Module):
-    """One learned query per source, and one cross-attend to the latents for all of them.
+    """Decoder with one learned query per source and one cross-attend that all sources share.
 
-    Queries do not see each other, so a source's result does not depend on the other sources.
+    Queries do not interact, so a source's result does not depend on the other sources.
 
     Args:
-        width: Latent width D, which queries, keys and values have too.
+        width: Latent width D; queries, keys and values have as many channels.
         sources: Names of the sources.
     """
 
@@ -25,7 +25,7 @@ class Decoder(nn.Module):
         self.cross_attend = CrossAttend(width, width)
 
     def forward(self, latents: Tensor) -> dict[str, Tensor]:
-        """Read the latents for every source, whichever the step needs.
+        """Read the latents with the queries of all sources, so that every step uses every parameter.
 
         Args:
             latents: (B, N, D).

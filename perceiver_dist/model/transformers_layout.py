@@ -1,9 +1,9 @@
-"""Weights between this model and the layout of `transformers`' PerceiverForImageClassificationFourier.
+"""Conversion of weights between this model and `transformers`' PerceiverForImageClassificationFourier.
 
-That is Perceiver IO's ImageNet model with Fourier positions: one cross-attend, one latent block run several times, a
-decoder. The function is the same; names differ, queries, keys and values of a latent layer are three matrices there
-and one here, and decoder query is (1, D) there and (D,) here. Sizes that config.json does not name are fixed there:
-3 colours, 64 bands, frequencies up to 112. The library itself is not needed.
+That model is Perceiver IO's ImageNet model with Fourier positions: one cross-attend, one latent block run several
+times, and a decoder. It computes the same function. Parameter names differ; query, key and value of a latent layer are
+three matrices there and one here; the decoder query is (1, D) there and (D,) here. Sizes that config.json does not
+contain are constants there: 3 colours, 64 bands, frequencies up to 112. The library itself is not imported.
 """
 
 from collections.abc import Iterable, Mapping
@@ -35,10 +35,16 @@ _FIXED = {
     "hidden_act": "gelu",
     "use_query_residual": True,
 }
-"""What config.json can say in other ways, but this model computes in one."""
+"""Settings of config.json for which this model supports one value only."""
 
 _IMAGE = ImageInput(224, 224, 3, patch=1, bands=64, max_frequency=224.0, pixel_scale="imagenet")
-_OTHERS: dict[str, Any] = {"cross_attends": 1, "readout": "decoder", "audio": None, "video": None}
+_OTHERS: dict[str, Any] = {
+    "cross_attends": 1,
+    "readout": "decoder",
+    "audio": None,
+    "video": None,
+    "points": None,
+}
 
 _DECODER = "perceiver.decoder.decoder"
 _QUERY = f"{_DECODER}.output_position_encodings.position_embeddings"
@@ -63,28 +69,28 @@ _JOINED = ("query", "key", "value")
 def from_transformers(
     weights: Mapping[str, Tensor], config: Mapping[str, Any], source: str
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Translate a model of `transformers` into one of ours.
+    """Convert a model of `transformers` to this project's layout.
 
     Args:
         weights: Tensors of any shape by name, as in model.safetensors.
         config: The content of config.json.
-        source: Name that the source gets whose classes the model tells apart.
+        source: Name to give the source whose classes the model predicts.
 
     Returns:
-        The model's options, for images of 224 x 224, and its weights by name, each of any shape; they share memory
-        with the ones given where they can.
+        The model's options, for images of 224 x 224, and its weights by name, each of any shape. They share memory with
+        the given ones where possible.
 
     Raises:
-        UserError: It is another architecture, or one whose layers this model has not.
+        UserError: The architecture is another one, or has layers that this model does not have.
     """
     for name, needed in _FIXED.items():
         if config.get(name, None if name == "num_cross_attention_heads" else needed) != needed:
             raise UserError(
-                f"config.json: {name} is {config.get(name)!r}, must be {needed!r}: other layers cannot be converted"
+                f"config.json: {name} is {config.get(name)!r}, must be {needed!r}: no other value can be converted"
             )
     missing = [name for name in _SIZES if name not in config]
     if missing:
-        raise UserError(f"config.json has no {missing[0]}: take the one that was saved with the model")
+        raise UserError(f"config.json has no {missing[0]}: use the file that was saved with the model")
     sizes: dict[str, Any] = {ours: config[theirs] for theirs, ours in _SIZES.items()}
     model = ModelConfig(image=_IMAGE, **sizes, **_OTHERS)
     layers = model.self_attends_per_block
@@ -100,26 +106,26 @@ def from_transformers(
 def to_transformers(
     weights: Mapping[str, Tensor], model: ModelConfig, source: str
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Translate one of our models into one of `transformers`.
+    """Convert a model of this project to the layout of `transformers`.
 
-    How pixels are scaled is not part of the layout: there an image processor does it.
+    Pixel scaling is not part of that layout: there an image processor does it.
 
     Args:
-        weights: Tensors of any shape by name, of a model with a decoder; other sources' heads may be among them.
+        weights: Tensors of any shape by name, of a model with a decoder; may include the heads of other sources.
         model: The model's options.
-        source: Whose query and head to take.
+        source: Name of the source whose query and head are converted.
 
     Returns:
-        Weights by name, each of any shape, which share memory with the ones given where they can, and the content of
+        Weights by name, each of any shape, which share memory with the given ones where possible, and the content of
         config.json.
 
     Raises:
-        UserError: The layout has no place for one of the options, or the source is unknown.
+        UserError: The layout cannot express one of the options, or the source is unknown.
     """
     _check_fits(model)
     if f"heads.{source}.weight" not in weights:
         raise UserError(
-            f"source {source!r} has no head in these weights: name one that the model was trained on"
+            f"source {source!r} has no head in these weights: name a source that the model was trained on"
         )
     layers = model.self_attends_per_block
     translated = {theirs: weights[ours] for theirs, ours in _names(layers, source).items()}
@@ -139,7 +145,7 @@ def to_transformers(
 
 
 def _check_fits(model: ModelConfig) -> None:
-    """Make sure that the layout can say what the model is; sharing means nothing with one cross-attend.
+    """Check that the layout can express the model; with one cross-attend the sharing options have no effect.
 
     Raises:
         UserError: It cannot.
@@ -154,13 +160,13 @@ def _check_fits(model: ModelConfig) -> None:
     alike = ("channels", "patch", "bands", "max_frequency", "position", "permutation_seed")
     if image is None or any(getattr(image, name) != getattr(_IMAGE, name) for name in alike):
         raise UserError(
-            f"model.image is {image}, must be like {_IMAGE} but for its size and pixel_scale in the layout of "
+            f"model.image is {image}, must equal {_IMAGE} except for its size and pixel_scale in the layout of "
             f"{ARCHITECTURE}: this model cannot be converted"
         )
 
 
 def _names(layers: int, source: str) -> dict[str, str]:
-    """Our name by theirs, of all tensors that are the same in both."""
+    """Return this project's name of each tensor that is the same in both layouts, by its name in `transformers`."""
     names = {"perceiver.embeddings.latents": "latents"}
     modules = {f"{_DECODER}.final_layer": f"heads.{source}"}
     cross_attends = {
@@ -178,7 +184,7 @@ def _names(layers: int, source: str) -> dict[str, str]:
 
 
 def _joined(layers: int) -> dict[str, list[str]]:
-    """Our name -> their three names, in the order in which they are put together."""
+    """Return the three names in `transformers` of each tensor that concatenates them, by this project's name."""
     return {
         f"latent_blocks.0.{layer}.query_key_value.{kind}": [
             f"perceiver.encoder.self_attends.{layer}.attention.self.{part}.{kind}" for part in _JOINED
@@ -193,6 +199,6 @@ def _check_names(weights: Mapping[str, Tensor], expected: Iterable[str]) -> None
     if differing:
         where = "has" if differing[0] in weights else "lacks"
         raise UserError(
-            f"the weights are not those of a {ARCHITECTURE} of the sizes in config.json: it {where} "
-            f"'{differing[0]}'; no other kind can be converted"
+            f"the weights are not those of a {ARCHITECTURE} with the sizes in config.json: the file {where} "
+            f"'{differing[0]}'; no other model can be converted"
         )

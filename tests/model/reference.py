@@ -1,8 +1,12 @@
-"""The Perceiver as the paper writes it, slowly: one sample at a time, every token built, keys and values projected."""
+"""Reference Perceiver, written as in the paper, for tests.
+
+One sample at a time, with every token built and its keys and values projected. Also small configurations and inputs.
+"""
 
 import itertools
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -20,19 +24,23 @@ from perceiver_dist.modalities import (
 from perceiver_dist.model.model_config import ModelConfig
 from perceiver_dist.model.perceiver import Perceiver
 
-SMALL = {
-    "image": ImageInput(height=4, width=6, channels=3, patch=2, bands=3),
-    "audio": AudioInput(samples=40, segment=8, bands=2, max_frequency=11.0),
-    "video": VideoInput(frames=4, height=4, width=6, channels=1, patch=(2, 2, 3), bands=1),
+IMAGE = ImageInput(height=4, width=6, channels=3, patch=2, bands=3)
+AUDIO = AudioInput(samples=40, segment=8, bands=2, max_frequency=11.0)
+VIDEO = VideoInput(frames=4, height=4, width=6, channels=1, patch=(2, 2, 3), bands=1)
+SMALL: dict[str, Any] = {
+    "image": IMAGE,
+    "audio": AUDIO,
+    "video": VIDEO,
     "points": PointCloudInput(points=7, bands=2, max_frequency=50.0),
 }
+"""One small input of every modality, as arguments of `ModelConfig`."""
 HEADS = {"clips": 5, "pictures": 3}
 Parameters = dict[str, Tensor]
 
 
 @st.composite
 def small_configs(draw: st.DrawFn, **fixed: object) -> ModelConfig:
-    """Any sharing rule, any non-empty set of modalities, any positions and orders of theirs, odd sizes."""
+    """Draw any sharing rules, any non-empty set of modalities with any positions and orders, and odd sizes."""
     names = draw(st.sets(st.sampled_from(MODALITIES), min_size=1))
     position = st.fixed_dictionaries(
         {
@@ -42,7 +50,7 @@ def small_configs(draw: st.DrawFn, **fixed: object) -> ModelConfig:
         }
     )
     heads = draw(st.integers(1, 3))
-    options = {
+    options: dict[str, Any] = {
         "latents": draw(st.integers(1, 5)),
         "width": heads * draw(st.integers(4, 6)),
         "heads": heads,
@@ -63,7 +71,7 @@ def small_configs(draw: st.DrawFn, **fixed: object) -> ModelConfig:
 
 
 def random_arrays(config: ModelConfig, batch: int) -> dict[str, Tensor]:
-    """Random bytes, samples and coordinates for every configured modality."""
+    """Return random bytes, samples and coordinates for every configured modality."""
     generator = torch.Generator().manual_seed(batch)
     arrays = {}
     for name, spec in config.modalities.items():
@@ -77,7 +85,7 @@ def random_arrays(config: ModelConfig, batch: int) -> dict[str, Tensor]:
 
 
 def random_model(config: ModelConfig, heads: dict[str, int] = HEADS) -> Perceiver:
-    """A model whose biases and gains are not 0 and 1, so that leaving one out shows."""
+    """Return a model whose biases are not 0 and gains not 1, so that omitting one changes results."""
     torch.manual_seed(0)
     model = Perceiver(config, heads)
     with torch.no_grad():
@@ -87,7 +95,7 @@ def random_model(config: ModelConfig, heads: dict[str, int] = HEADS) -> Perceive
 
 
 def content_of(sample: Tensor, spec: ModalityInput) -> Tensor:
-    """(M, c): the patch at each place of the grid, flattened; of points, all features."""
+    """Return the flattened patch at each place of the grid, or all features of points: (M, c)."""
     if isinstance(spec, PointCloudInput):
         rows = [waves(point, [spec.max_frequency] * 3, spec.bands) for point in sample.tolist()]
         return torch.tensor(rows, dtype=torch.float64)
@@ -101,7 +109,7 @@ def content_of(sample: Tensor, spec: ModalityInput) -> Tensor:
 
 
 def position_of(spec: ModalityInput) -> Tensor:
-    """(M, P): raw positions, then sines, then cosines."""
+    """Return raw positions, then sines, then cosines: (M, P)."""
     if isinstance(spec, PointCloudInput):
         return torch.empty(spec.points, 0, dtype=torch.float64)
     rows = []
@@ -109,12 +117,12 @@ def position_of(spec: ModalityInput) -> Tensor:
         axes = list(zip(place, spec.grid, strict=True))
         raw = [-1 + 2 * index / (count - 1) if count > 1 else -1.0 for index, count in axes]
         rows.append(waves(raw, [spec.max_frequency or count for count in spec.grid], spec.bands))
-    # The features are made in fp64 and kept in fp32, by definition.
+    # By definition the features are computed in fp64 and stored in fp32.
     return torch.tensor(rows, dtype=torch.float64).float().double()
 
 
 def waves(place: list[float], twice_highest: list[float], bands: int) -> list[float]:
-    """One token's raw position, sines and cosines, each axis by axis."""
+    """Return one token's raw position, sines and cosines, each axis by axis."""
     sines, cosines = [], []
     for x, mu in zip(place, twice_highest, strict=True):
         for band in range(bands):
@@ -146,11 +154,11 @@ def dense(p: Parameters, name: str, x: Tensor) -> Tensor:
 
 
 def cross_attend(p: Parameters, name: str, x: Tensor, tokens: Tensor | None) -> Tensor:
-    """One cross-attend of latents (N, D) to tokens (M, C); with no token, to the normalised token 0."""
+    """Cross-attend latents (N, D) to tokens (M, C); without tokens, to one whose normalised value is 0."""
     gain, bias = p[f"{name}.token_gain"], p[f"{name}.token_bias"]
     normalised = bias[None] if tokens is None else layer_norm(tokens, gain, bias)
     query = linear(p, f"{name}.query", norm(p, f"{name}.latent_norm", x))
-    # The model stores W_k the usual way round, (out, in).
+    # The model stores W_k as torch does, (out, in).
     key = normalised @ p[f"{name}.key_weight"].T + p[f"{name}.key_bias"]
     value = linear(p, f"{name}.value", normalised)
     return dense(p, f"{name}.dense", x + linear(p, f"{name}.output", attention(query, key, value)))
@@ -166,7 +174,7 @@ def self_attend(p: Parameters, name: str, x: Tensor, heads: int) -> Tensor:
 def tokens_of(
     p: Parameters, config: ModelConfig, arrays: Parameters, present: Parameters, row: int
 ) -> Tensor | None:
-    """(M, C) of one sample: only what is present."""
+    """Return the tokens of the modalities that one sample has: (M, C)."""
     parts = []
     for name in arrays:
         if name in present and not present[name][row]:
@@ -188,7 +196,7 @@ def tokens_of(
 def reference(
     p: Parameters, config: ModelConfig, arrays: Parameters, present: Parameters, source: str
 ) -> Tensor:
-    """Logits (B, classes) from the parameters of a `Perceiver`, by name, in fp64."""
+    """Return logits (B, classes) from the named parameters of a `Perceiver`, in fp64."""
     logits = []
     for row in range(len(next(iter(arrays.values())))):
         tokens, x = tokens_of(p, config, arrays, present, row), p["latents"]

@@ -1,16 +1,17 @@
-"""Costs computed from a configuration are those of the model it builds, and the paper's."""
+"""Parameters, FLOPs and memory computed from a configuration, against built models and published numbers."""
 
 from dataclasses import replace
+from typing import Any, Literal
 
 import pytest
 import torch
 from hypothesis import given, settings
-from reference import HEADS, SMALL, random_arrays, small_configs
+from reference import AUDIO, HEADS, SMALL, random_arrays, small_configs
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from perceiver_dist.errors import UserError
-from perceiver_dist.modalities import ImageInput, PointCloudInput
+from perceiver_dist.modalities import AudioInput, ImageInput, PointCloudInput, PositionKind
 from perceiver_dist.model.cost import (
     forward_flops,
     memory_per_rank,
@@ -18,7 +19,7 @@ from perceiver_dist.model.cost import (
     parameter_count,
     tokens_per_modality,
 )
-from perceiver_dist.model.model_config import ModelConfig
+from perceiver_dist.model.model_config import CrossAttentionPath, ModelConfig, Readout
 from perceiver_dist.model.perceiver import Perceiver
 
 IMAGENET = ModelConfig(
@@ -46,30 +47,37 @@ PERCEIVER_IO = replace(ONE_CROSS_ATTEND, readout="decoder")
         (PERCEIVER_IO, 48_440_627),
     ],
 )
-def test_the_paper_s_imagenet_models_have_the_published_parameters(config: ModelConfig, count: int):
+def test_imagenet_models_have_the_published_parameter_counts(config: ModelConfig, count: int) -> None:
     assert parameter_count(config, {"imagenet": 1000}) == count
-    with torch.device("meta"):
-        model = Perceiver(config, {"imagenet": 1000})
-    assert sum(p.numel() for p in model.parameters()) == count
 
 
 @settings(max_examples=30, deadline=None)
 @given(config=small_configs())
-def test_the_parameter_count_is_the_model_s(config: ModelConfig):
+def test_parameter_count_is_that_of_a_built_model(config: ModelConfig) -> None:
     model = Perceiver(config, HEADS)
     assert parameter_count(config, HEADS) == sum(p.numel() for p in model.parameters())
+
+
+def test_counting_parameters_allocates_nothing_and_draws_no_random_numbers() -> None:
+    spectrogram = AudioInput(sample_rate=8000, samples=512, segment=64, mel_bands=10)
+    huge = replace(IMAGENET, width=2**20, audio=spectrogram)
+    before = torch.get_rng_state()
+    assert parameter_count(huge, {"imagenet": 1000}) > 2**43
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(
     ("config", "published"), [(IMAGENET, 707.2e9), (ONE_CROSS_ATTEND, 404e9), (PERCEIVER_IO, 407e9)]
 )
-def test_the_papers_flops_are_the_published_ones(config: ModelConfig, published: float):
+def test_flops_in_the_papers_formulation_are_the_published_ones(
+    config: ModelConfig, published: float
+) -> None:
     assert paper_flops(config, ["image"]) == pytest.approx(published, rel=0.01)
     assert forward_flops(config, ["image"]) < paper_flops(config, ["image"])
 
 
 def baddbmm_flops(_: torch.Size, left: torch.Size, right: torch.Size, **_options: object) -> int:
-    """Of the in-place product, which torch's counter leaves out."""
+    """Return the FLOPs of the in-place product, which torch's counter does not include."""
     return 2 * left.numel() * right[-1]
 
 
@@ -78,9 +86,11 @@ def baddbmm_flops(_: torch.Size, left: torch.Size, right: torch.Size, **_options
     ("names", "readout"),
     [(("image",), "mean"), (("audio", "video"), "decoder"), (("audio", "points"), "mean")],
 )
-def test_forward_flops_are_the_matrix_products_that_run(path: str, names: tuple[str, ...], readout: str):
-    specs = SMALL | {"audio": replace(SMALL["audio"], position="learned", position_channels=3)}
-    options = {"latent_block_repeats": 2, "readout": readout, "cross_attention": path}
+def test_forward_flops_are_those_of_the_matrix_products_that_run(
+    path: CrossAttentionPath, names: tuple[str, ...], readout: Readout
+) -> None:
+    specs: dict[str, Any] = {**SMALL, "audio": replace(AUDIO, position="learned", position_channels=3)}
+    options: dict[str, Any] = {"latent_block_repeats": 2, "readout": readout, "cross_attention": path}
     config, sources = ModelConfig(latents=4, width=8, heads=2, **options, **specs), {"clips": 5}
     model = Perceiver(config, sources)
     arrays = {name: array for name, array in random_arrays(config, 1).items() if name in names}
@@ -91,14 +101,14 @@ def test_forward_flops_are_the_matrix_products_that_run(path: str, names: tuple[
     assert counter.get_total_flops() == forward_flops(config, names) + heads
 
 
-def test_tokens_are_counted_per_modality():
+def test_tokens_are_counted_per_modality() -> None:
     assert tokens_per_modality(ModelConfig(**SMALL)) == {"image": 6, "audio": 5, "video": 8, "points": 7}
 
 
 @pytest.mark.parametrize(
     ("stage", "divided"), [(0, ()), (1, ("optimizer",)), (2, ("optimizer", "gradients"))]
 )
-def test_each_zero_stage_divides_one_thing_more(stage: int, divided: tuple[str, ...]):
+def test_each_zero_stage_partitions_one_more_state(stage: Literal[0, 1, 2], divided: tuple[str, ...]) -> None:
     whole = memory_per_rank(IMAGENET, {"a": 1000}, zero_stage=0, world_size=4, micro_batch=1)
     split = memory_per_rank(IMAGENET, {"a": 1000}, zero_stage=stage, world_size=4, micro_batch=1)
     assert whole["parameters"] == 2 * 44_912_254
@@ -120,13 +130,14 @@ def test_each_zero_stage_divides_one_thing_more(stage: int, divided: tuple[str, 
 )
 @pytest.mark.parametrize("position", ["fourier", "learned"])
 def test_estimated_activations_are_near_what_autograd_saves(
-    path: str, names: tuple[str, ...], options: dict[str, object], position: str
-):
+    path: CrossAttentionPath, names: tuple[str, ...], options: dict[str, Any], position: PositionKind
+) -> None:
     image = ImageInput(28, 28, 3, position=position, position_channels=34)
-    large = {"image": image, "points": PointCloudInput()}
+    large: dict[str, Any] = {"image": image, "points": PointCloudInput()}
     specs = {name: large.get(name, SMALL[name]) for name in names}
     config = ModelConfig(latents=64, cross_attends=3, cross_attention=path, **options, **specs)
-    model, saved = Perceiver(config, HEADS), {}
+    model = Perceiver(config, HEADS)
+    saved: dict[int, tuple[int, torch.Tensor]] = {}
     own = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())}
 
     def record(tensor: torch.Tensor) -> torch.Tensor:
@@ -143,15 +154,15 @@ def test_estimated_activations_are_near_what_autograd_saves(
     assert estimate["activations"] == pytest.approx(measured, rel=0.15)
 
 
-def test_checkpointing_keeps_one_latent_array_per_layer_and_one_layer():
+def test_activation_checkpointing_keeps_one_latent_array_per_layer_and_one_layer() -> None:
     config = replace(IMAGENET, activation_checkpointing=True)
-    options = {"zero_stage": 0, "world_size": 1, "micro_batch": 2, "precision": "fp32"}
+    options: dict[str, Any] = {"zero_stage": 0, "world_size": 1, "micro_batch": 2, "precision": "fp32"}
     less, more = (memory_per_rank(c, {"a": 1}, **options)["activations"] for c in (config, IMAGENET))
     latents = 2 * 512 * 1024 * 4
     assert 56 * latents < less < (56 + 12) * latents < more
 
 
-def test_wrong_questions_are_named():
+def test_errors_name_the_unknown_modality_and_the_world_size() -> None:
     with pytest.raises(UserError, match=r"\['audio'\] are not configured.*image"):
         paper_flops(IMAGENET, ["audio"])
     with pytest.raises(UserError, match="world_size 0"):

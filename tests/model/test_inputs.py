@@ -11,9 +11,9 @@ from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import AudioInput, ImageInput, PointCloudInput, VideoInput
 from perceiver_dist.model.inputs import (
     Tokenizer,
-    patchify,
     encoding_channels,
     learned_positions,
+    patchify,
     token_channels,
 )
 from perceiver_dist.model.model_config import ModelConfig
@@ -79,7 +79,7 @@ def test_learned_positions_stay_at_their_places_and_replace_the_fourier_channels
     assert token_channels(config) == 2 * 2 * 3 + 5
     array = random_arrays(config, 2)["image"]
     assert torch.equal(Tokenizer("image", spec)(array, None, position).position, position)
-    with pytest.raises(UserError, match="image: positions are learned"):
+    with pytest.raises(UserError, match="image: position is 'learned', but learned_position is missing"):
         Tokenizer("image", spec)(array)
 
 

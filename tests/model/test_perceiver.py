@@ -254,7 +254,7 @@ def test_initial_weights_have_the_authors_spread():
             "films",
             "'films' has no head.*clips, pictures",
         ),
-        ({}, {}, "clips", "give at least one"),
+        ({}, {}, "clips", "pass at least one"),
         ({"smell": torch.zeros(2)}, {}, "clips", r"\['smell'\].*image, audio, video, points"),
         ({"audio": torch.zeros(2, 40)}, {}, "clips", r"audio: array of torch.float32.*expected torch.int16"),
         ({"audio": torch.zeros(2, 39, dtype=torch.int16)}, {}, "clips", r"\(39,\)\).*\(40,\)\)"),
