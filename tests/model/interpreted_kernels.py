@@ -1,4 +1,4 @@
-"""The Triton kernels compute what the tiles of plain torch do; run by test_grid_kernels.py in Triton's interpreter."""
+"""Tests of the Triton kernels against plain torch, run by test_grid_kernels.py in Triton's interpreter."""
 
 from collections.abc import Callable, Sequence
 
@@ -37,6 +37,7 @@ def arguments(batch: int, latents: int, channels: int, grid: Sequence[int]) -> l
 
 
 def results_and_gradients(attend: Attend, given: list[Tensor], statistics: bool) -> list[Tensor]:
+    # Index 1 are the features, which get no gradient; 2 and 3 are mean and rstd.
     needed = [index != 1 and (statistics or index not in (2, 3)) for index in range(len(given))]
     copies = [array.clone().requires_grad_(need) for array, need in zip(given, needed, strict=True)]
     results = attend(*copies)
@@ -53,7 +54,7 @@ def results_and_gradients(attend: Attend, given: list[Tensor], statistics: bool)
     grid=st.lists(st.integers(1, 5), min_size=2, max_size=3),
     statistics=st.booleans(),
 )
-def test_kernels_compute_what_the_tiles_do(
+def test_kernels_match_plain_torch(
     batch: int, latents: int, channels: int, grid: list[int], statistics: bool
 ) -> None:
     given = arguments(batch, latents, channels, grid)
@@ -63,14 +64,14 @@ def test_kernels_compute_what_the_tiles_do(
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
-def test_several_programs_share_the_latents() -> None:
+def test_kernels_match_with_several_programs_per_sample() -> None:
     given = arguments(batch=1, latents=150, channels=5, grid=[3, 17])
     expected = results_and_gradients(separable._Attention.apply, given, True)
     for one, other in zip(results_and_gradients(attend_by_kernels, given, True), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
-def test_a_model_of_two_grids_computes_the_same_by_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_with_two_grids_matches_by_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     image = ImageInput(height=6, width=5, channels=1)
     video = VideoInput(frames=2, height=4, width=4, patch=(1, 2, 2), bands=2)
     model = random_model(
@@ -89,7 +90,7 @@ def test_a_model_of_two_grids_computes_the_same_by_kernels(monkeypatch: pytest.M
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
 
 
-def test_what_does_not_fit_registers_is_left_to_the_tiles() -> None:
+def test_large_rows_are_left_to_plain_torch() -> None:
     assert grid_kernels.fits(columns=224, channels=5)
     assert not grid_kernels.fits(columns=224, channels=386)
     assert not grid_kernels.fits(columns=300, channels=5)

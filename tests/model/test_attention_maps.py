@@ -1,4 +1,4 @@
-"""Attention maps are the weights that the model itself uses, at the places that tokens have in the input."""
+"""Attention maps: the model's own attention weights, at the tokens' places in the input."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ CONFIG = ModelConfig(
 GRIDS = {"image": (4, 3), "audio": (8, 4), "video": (2, 2, 2), "points": (7,)}
 
 
-def built(config: ModelConfig) -> tuple[Perceiver, dict[str, Tensor]]:
+def build_model(config: ModelConfig) -> tuple[Perceiver, dict[str, Tensor]]:
     torch.manual_seed(0)
     model = Perceiver(config, {"all": 3}).double().eval()
     with torch.no_grad():
@@ -38,8 +38,8 @@ def built(config: ModelConfig) -> tuple[Perceiver, dict[str, Tensor]]:
     return model, arrays
 
 
-def test_a_latent_s_weights_add_up_to_one_over_what_is_there() -> None:
-    model, arrays = built(CONFIG)
+def test_attention_weights_sum_to_one_over_present_modalities() -> None:
+    model, arrays = build_model(CONFIG)
     present = {"audio": torch.tensor([True, False])}
     maps = attention_maps(model, arrays, present)
     assert len(maps) == 3
@@ -52,12 +52,12 @@ def test_a_latent_s_weights_add_up_to_one_over_what_is_there() -> None:
 
 
 @pytest.mark.parametrize("seed", [None, 11])
-def test_the_weights_are_those_that_the_model_uses(seed: int | None) -> None:
-    """Where all weight lies on one place, what is there and only that decides; found by changing it."""
+def test_attention_maps_are_the_weights_that_the_model_uses(seed: int | None) -> None:
+    """If all weight is on one token, only a change of that token's pixels changes the output."""
     config = replace(
         CONFIG, image=replace(CONFIG.image, permutation_seed=seed), audio=None, video=None, points=None
     )
-    model, arrays = built(config)
+    model, arrays = build_model(config)
     with torch.no_grad():
         model.cross_attends[0].query.weight.mul_(60)
     weights = attention_maps(model, arrays, {})[0]["image"][0, 0]
@@ -81,9 +81,9 @@ def test_the_weights_are_those_that_the_model_uses(seed: int | None) -> None:
     assert max(changed, key=lambda place: changed[place]) == (row, column)
 
 
-def test_a_model_with_separable_scores_has_the_same_maps() -> None:
-    model, arrays = built(CONFIG)
-    other, _ = built(replace(CONFIG, cross_attention="separable"))
+def test_separable_and_dense_models_have_the_same_maps() -> None:
+    model, arrays = build_model(CONFIG)
+    other, _ = build_model(replace(CONFIG, cross_attention="separable"))
     for one, two in zip(attention_maps(model, arrays, {}), attention_maps(other, arrays, {}), strict=True):
         for name, weights in one.items():
             torch.testing.assert_close(weights, two[name], rtol=1e-9, atol=1e-12)

@@ -1,4 +1,7 @@
-"""The Triton kernels, on the CPU: Triton decides when it is imported whether it compiles or interprets."""
+"""Tests of the Triton kernels without a GPU: results in Triton's interpreter, and compilation for an H100.
+
+Triton reads TRITON_INTERPRET when it is imported, so the interpreter runs in a process of its own.
+"""
 
 import os
 import subprocess
@@ -12,7 +15,7 @@ needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="comes wit
 
 
 @needs_triton
-def test_kernels_compute_what_the_tiles_do() -> None:
+def test_kernels_match_plain_torch() -> None:
     checks = Path(__file__).with_name("interpreted_kernels.py")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(checks)]
     finished = subprocess.run(
@@ -23,8 +26,8 @@ def test_kernels_compute_what_the_tiles_do() -> None:
 
 @needs_triton
 @pytest.mark.parametrize("kernel", ["_forward", "_backward", "_statistics"])
-def test_kernels_compile_for_a_gpu_that_is_not_there(kernel: str) -> None:
-    """For an H100, at the paper's ImageNet setting; no driver is needed for that."""
+def test_kernels_compile_for_an_h100(kernel: str) -> None:
+    """Compile at the paper's ImageNet setting, which needs neither a GPU nor a driver."""
     from triton import compiler
     from triton.backends.compiler import GPUTarget
 

@@ -1,4 +1,4 @@
-"""The log-mel spectrogram is that of the definition, and a model reads it as any other grid."""
+"""Log-mel spectrogram: values against the definition, and as the input of a model."""
 
 import math
 from dataclasses import replace
@@ -17,7 +17,7 @@ SPEC = AudioInput(sample_rate=8000, samples=512, segment=64, mel_bands=10, bands
 
 
 def levels_by_definition(sound: list[float], band: int, column: int) -> float:
-    """One value, by the sums of its definition."""
+    """Return one value, by the sums of its definition."""
     size, rate = 2 * SPEC.segment, SPEC.sample_rate
     window = [0.5 - 0.5 * math.cos(2 * math.pi * n / size) for n in range(size)]
     first = column * SPEC.segment - SPEC.segment // 2
@@ -41,7 +41,7 @@ def spectrogram(sound: torch.Tensor) -> torch.Tensor:
     return log_mel(sound, SPEC.segment, mel_filters(SPEC.sample_rate, 2 * SPEC.segment, SPEC.mel_bands))
 
 
-def test_values_are_those_of_the_definition() -> None:
+def test_values_match_the_definition() -> None:
     sound = 2 * torch.rand(512, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 1
     found = spectrogram(sound[None])[0]
     assert found.shape == (8, 10)
@@ -50,7 +50,7 @@ def test_values_are_those_of_the_definition() -> None:
         assert found[column, band].item() == pytest.approx(expected, abs=1e-9)
 
 
-def test_a_tone_is_loudest_in_its_band_and_silence_is_the_floor() -> None:
+def test_a_tone_peaks_in_its_band_and_silence_is_the_floor() -> None:
     time = torch.arange(512) / SPEC.sample_rate
     for band in range(10):
         mel = (band + 1) * 2595 * math.log10(1 + 4000 / 700) / 11
@@ -62,7 +62,7 @@ def test_a_tone_is_loudest_in_its_band_and_silence_is_the_floor() -> None:
 
 
 @pytest.mark.parametrize("path", ["dense", "factored", "separable"])
-def test_every_path_reads_it_and_autocast_does_not_change_it(path: str) -> None:
+def test_all_attention_paths_agree_and_autocast_has_no_effect(path: str) -> None:
     config = ModelConfig(latents=4, width=8, heads=2, cross_attention=path, audio=SPEC, image=SMALL["image"])
     model = random_model(config).double()
     sound = torch.randint(-(2**15), 2**15, (2, 512), dtype=torch.int16)
@@ -75,12 +75,12 @@ def test_every_path_reads_it_and_autocast_does_not_change_it(path: str) -> None:
     torch.testing.assert_close(content.flatten(1), spectrogram(sound / 32768).flatten(1))
 
 
-def test_the_paper_s_spectrogram_has_4800_tokens() -> None:
+def test_the_papers_spectrogram_has_4800_tokens() -> None:
     assert tokens(AudioInput(sample_rate=48_000, samples=61_440, segment=1024, mel_bands=80)) == 4800
 
 
 @pytest.mark.parametrize("options", [{"mel_bands": 0}, {"segment": 33, "samples": 33}])
-def test_wrong_options_are_named(options: dict[str, int]) -> None:
+def test_invalid_options_are_rejected(options: dict[str, int]) -> None:
     with pytest.raises(
         UserError, match="a spectrogram needs bands, and segments of an even number of samples"
     ):

@@ -1,4 +1,4 @@
-"""The model computes the paper's function, by every path, whatever is missing, and all of it takes part."""
+"""Perceiver: every attention path against the reference, missing modalities, precision, gradients and errors."""
 
 import subprocess
 import sys
@@ -29,7 +29,7 @@ LATER = replace(
     audio=replace(SMALL["audio"], permutation_seed=2),
     video=replace(SMALL["video"], position="learned", position_channels=3),
 )
-"""What came after the paper's ImageNet model, all at once."""
+"""All options that were added after the paper's ImageNet model, combined."""
 
 
 def with_path(model: Perceiver, path: str) -> Perceiver:
@@ -50,9 +50,9 @@ def gradients(logits: Tensor, parameters: dict[str, Tensor]) -> dict[str, Tensor
 @pytest.mark.parametrize("path", PATHS)
 @settings(max_examples=40, deadline=None)
 @given(config=small_configs(), data=st.data())
-def test_outputs_and_gradients_are_the_reference_s_in_fp64(
+def test_outputs_and_gradients_match_the_reference_in_fp64(
     path: str, config: ModelConfig, data: st.DataObject
-):
+) -> None:
     model = with_path(random_model(config).double(), path)
     names = data.draw(st.sets(st.sampled_from(list(config.modalities)), min_size=1))
     arrays = {name: array for name, array in random_arrays(config, 3).items() if name in names}
@@ -72,7 +72,7 @@ def test_outputs_and_gradients_are_the_reference_s_in_fp64(
 @pytest.mark.parametrize("scores", [1, 8, 24, 100])
 def test_the_tile_size_does_not_change_the_result(
     monkeypatch: pytest.MonkeyPatch, path: str, module: ModuleType, scores: int
-):
+) -> None:
     model = with_path(random_model(ALL).double(), path)
     arrays, parameters = random_arrays(ALL, 3), dict(model.named_parameters())
     expected = model(arrays, {}, "clips")
@@ -86,7 +86,7 @@ def test_the_tile_size_does_not_change_the_result(
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("missing", MODALITIES)
-def test_the_bytes_of_a_missing_modality_change_nothing(path: str, missing: str):
+def test_the_array_of_a_missing_modality_has_no_effect(path: str, missing: str) -> None:
     model = with_path(random_model(ALL), path)
     arrays = random_arrays(ALL, 2)
     present = {missing: torch.tensor([False, True])}
@@ -98,7 +98,7 @@ def test_the_bytes_of_a_missing_modality_change_nothing(path: str, missing: str)
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_a_sample_with_nothing_present_is_finite_and_independent_of_its_bytes(path: str):
+def test_a_sample_without_modalities_is_finite_and_independent_of_its_arrays(path: str) -> None:
     model = with_path(random_model(ALL), path)
     present = {name: torch.tensor([False, True]) for name in MODALITIES}
     arrays = random_arrays(ALL, 2)
@@ -111,7 +111,7 @@ def test_a_sample_with_nothing_present_is_finite_and_independent_of_its_bytes(pa
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_a_permutation_of_tokens_with_fourier_positions_changes_only_rounding(path: str):
+def test_permuting_tokens_with_fourier_positions_changes_only_rounding(path: str) -> None:
     model = with_path(random_model(ALL).double(), path)
     permuted = replace(
         ALL, **{name: replace(getattr(ALL, name), permutation_seed=7) for name in ("image", "audio", "video")}
@@ -124,7 +124,7 @@ def test_a_permutation_of_tokens_with_fourier_positions_changes_only_rounding(pa
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_a_permutation_with_learned_positions_is_another_order_of_them(path: str):
+def test_permuting_tokens_equals_permuting_learned_positions(path: str) -> None:
     spec = replace(SMALL["image"], position="learned", position_channels=4)
     config = replace(ALL, image=spec, audio=None, video=None)
     model = with_path(random_model(config).double(), path)
@@ -139,7 +139,7 @@ def test_a_permutation_with_learned_positions_is_another_order_of_them(path: str
 
 
 @pytest.mark.parametrize("path", ["dense", "factored"])
-def test_tokens_permuted_with_their_positions_give_the_same_logits(path: str):
+def test_tokens_permuted_with_their_positions_give_the_same_logits(path: str) -> None:
     config = replace(ALL, image=replace(SMALL["image"], patch=1), audio=None, video=None, points=None)
     model = with_path(random_model(config).double(), path)
     array = random_arrays(config, 2)["image"]
@@ -152,7 +152,7 @@ def test_tokens_permuted_with_their_positions_give_the_same_logits(path: str):
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_the_order_of_points_does_not_matter_but_their_places_do(path: str):
+def test_the_order_of_points_has_no_effect_but_their_coordinates_do(path: str) -> None:
     model = with_path(random_model(replace(ALL, image=None, audio=None, video=None)).double(), path)
     points = random_arrays(model.config, 2)["points"]
     before = model({"points": points}, {}, "clips")
@@ -167,9 +167,9 @@ def test_the_order_of_points_does_not_matter_but_their_places_do(path: str):
 @pytest.mark.parametrize("names", [("image",), ("audio", "video"), ("points",), MODALITIES])
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("config", [ALL, LATER], ids=["all", "later"])
-def test_every_parameter_gets_a_gradient_whatever_the_step(
+def test_every_parameter_gets_a_gradient_in_every_step(
     config: ModelConfig, path: str, names: tuple[str, ...], source: str
-):
+) -> None:
     model = with_path(random_model(config), path)
     arrays = {name: array for name, array in random_arrays(ALL, 2).items() if name in names}
     model(arrays, {}, source).square().sum().backward()
@@ -179,7 +179,7 @@ def test_every_parameter_gets_a_gradient_whatever_the_step(
 
 
 @pytest.mark.parametrize("config", [ALL, LATER], ids=["all", "later"])
-def test_modules_run_in_the_same_order_whatever_the_step(config: ModelConfig):
+def test_modules_run_in_the_same_order_in_every_step(config: ModelConfig) -> None:
     model, calls = random_model(config), []
     for name, module in model.named_modules():
         if list(module.parameters(recurse=False)):
@@ -195,7 +195,7 @@ def test_modules_run_in_the_same_order_whatever_the_step(config: ModelConfig):
 
 @pytest.mark.parametrize("config", [ALL, LATER], ids=["all", "later"])
 @pytest.mark.parametrize("path", PATHS)
-def test_checkpointing_changes_no_bit(path: str, config: ModelConfig):
+def test_activation_checkpointing_is_bit_identical(path: str, config: ModelConfig) -> None:
     model = with_path(random_model(config), path)
     arrays, parameters = random_arrays(ALL, 2), dict(model.named_parameters())
     plain = gradients(model(arrays, {}, "clips"), parameters)
@@ -206,7 +206,7 @@ def test_checkpointing_changes_no_bit(path: str, config: ModelConfig):
 
 @pytest.mark.parametrize("config", [ALL, LATER], ids=["all", "later"])
 @pytest.mark.parametrize("path", PATHS)
-def test_bf16_is_close_to_fp32_forward_and_backward(path: str, config: ModelConfig):
+def test_bf16_is_close_to_fp32_forward_and_backward(path: str, config: ModelConfig) -> None:
     torch.manual_seed(0)
     model = with_path(Perceiver(config, HEADS), path)
     arrays, parameters = random_arrays(ALL, 4), dict(model.named_parameters())
@@ -220,13 +220,13 @@ def test_bf16_is_close_to_fp32_forward_and_backward(path: str, config: ModelConf
         assert difference <= 0.2 * exact_gradients[name].norm() + 0.02, name
 
 
-def test_positions_stay_fp32_in_a_bf16_model():
+def test_positions_stay_fp32_in_a_bf16_model() -> None:
     model = Perceiver(ALL, HEADS)
     before = model.tokenizers["video"].position.clone()
     assert torch.equal(model.bfloat16().tokenizers["video"].position, before)
 
 
-def test_the_seed_alone_decides_the_weights_and_no_buffer_is_saved():
+def test_weights_depend_on_the_seed_alone_and_no_buffer_is_saved() -> None:
     torch.manual_seed(5)
     first = Perceiver(ALL, HEADS)
     torch.manual_seed(5)
@@ -235,7 +235,7 @@ def test_the_seed_alone_decides_the_weights_and_no_buffer_is_saved():
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
-def test_initial_weights_have_the_authors_spread():
+def test_initial_weights_have_the_authors_standard_deviation() -> None:
     torch.manual_seed(0)
     model = Perceiver(replace(ALL, width=256, latents=64), HEADS)
     weight = model.cross_attends[0].dense.expand.weight
@@ -266,9 +266,9 @@ def test_initial_weights_have_the_authors_spread():
         ),
     ],
 )
-def test_wrong_inputs_are_named(
+def test_invalid_inputs_are_rejected(
     arrays: dict[str, Tensor], present: dict[str, Tensor], source: str, text: str
-):
+) -> None:
     with pytest.raises(UserError, match=text):
         random_model(ALL)(arrays, present, source)
 
@@ -277,12 +277,12 @@ def test_wrong_inputs_are_named(
     ("heads", "text"),
     [({}, "no head"), ({"a": 0}, "0 classes"), ({"a.b": 2}, "'a.b'"), ({"items": 2}, "'items'")],
 )
-def test_wrong_heads_are_named(heads: dict[str, int], text: str):
+def test_invalid_heads_are_rejected(heads: dict[str, int], text: str) -> None:
     with pytest.raises(UserError, match=text):
         Perceiver(ALL, heads)
 
 
-def test_the_model_needs_none_of_the_training_stack():
+def test_the_model_does_not_import_the_training_stack() -> None:
     code = (
         "import sys, perceiver_dist.model.perceiver, perceiver_dist.model.cost\n"
         "print([m for m in ('ray', 'deepspeed', 'mlflow', 'pipelines', 'perceiver_dist.training') if m in sys.modules])"
@@ -293,7 +293,7 @@ def test_the_model_needs_none_of_the_training_stack():
 
 @pytest.mark.parametrize("config", [ALL, LATER], ids=["all", "later"])
 @pytest.mark.parametrize("path", PATHS)
-def test_autocast_to_bf16_keeps_parameters_in_fp32_and_stays_close(path: str, config: ModelConfig):
+def test_autocast_to_bf16_keeps_parameters_in_fp32_and_stays_close(path: str, config: ModelConfig) -> None:
     torch.manual_seed(0)
     model = with_path(Perceiver(config, HEADS), path)
     arrays, parameters = random_arrays(ALL, 4), dict(model.named_parameters())

@@ -1,4 +1,4 @@
-"""Weights of the library's Perceiver IO give the library's logits here, and go back unchanged."""
+"""Conversion from and to `transformers`: equal logits and gradients, round trips, and rejected models."""
 
 import importlib
 import json
@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from perceiver_dist.errors import UserError
-from perceiver_dist.modalities import AudioInput
+from perceiver_dist.modalities import AudioInput, PointCloudInput
 from perceiver_dist.model.perceiver import Perceiver
 from perceiver_dist.model.transformers_layout import from_transformers, to_transformers
 
@@ -51,9 +51,9 @@ def as_ours(theirs: PerceiverForImageClassificationFourier, height: int, width: 
 
 
 @pytest.mark.parametrize("path", ["dense", "factored"])
-def test_the_library_s_weights_give_the_library_s_logits(
+def test_converted_weights_give_the_logits_of_transformers(
     theirs: PerceiverForImageClassificationFourier, path: str
-):
+) -> None:
     model = as_ours(theirs, 14, 10)
     model.config = replace(model.config, cross_attention=path)
     pixels = torch.randint(
@@ -68,7 +68,7 @@ def test_the_library_s_weights_give_the_library_s_logits(
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
 
 
-def test_gradients_are_the_library_s(theirs: PerceiverForImageClassificationFourier):
+def test_gradients_match_those_of_transformers(theirs: PerceiverForImageClassificationFourier) -> None:
     model = as_ours(theirs, 6, 8)
     model.config = replace(model.config, image=replace(model.config.image, pixel_scale="symmetric"))
     model.tokenizers["image"].spec = model.config.image
@@ -84,9 +84,9 @@ def test_gradients_are_the_library_s(theirs: PerceiverForImageClassificationFour
         torch.testing.assert_close(parameter.grad, expected[name], atol=1e-4, rtol=1e-3, msg=name)
 
 
-def test_weights_go_to_the_library_and_back_unchanged(
+def test_weights_survive_a_round_trip_unchanged(
     theirs: PerceiverForImageClassificationFourier, tmp_path: Path
-):
+) -> None:
     config, weights = from_transformers(theirs.state_dict(), theirs.config.to_dict(), "imagenet")
     back, config_json = to_transformers(weights, config, "imagenet")
     save_file({name: tensor.contiguous() for name, tensor in back.items()}, tmp_path / "model.safetensors")
@@ -100,7 +100,9 @@ def test_weights_go_to_the_library_and_back_unchanged(
         assert torch.equal(loaded.state_dict()[name], tensor), name
 
 
-def test_what_the_library_saves_can_be_read(theirs: PerceiverForImageClassificationFourier, tmp_path: Path):
+def test_a_model_saved_by_transformers_can_be_read(
+    theirs: PerceiverForImageClassificationFourier, tmp_path: Path
+) -> None:
     theirs.save_pretrained(tmp_path)
     config_json = json.loads((tmp_path / "config.json").read_text())
     config, weights = from_transformers(load_file(tmp_path / "model.safetensors"), config_json, "pictures")
@@ -124,9 +126,9 @@ def test_what_the_library_saves_can_be_read(theirs: PerceiverForImageClassificat
         ({"num_self_attends_per_block": 1}, "has 'perceiver.encoder.self_attends.1"),
     ],
 )
-def test_other_models_of_the_library_are_refused(
+def test_unsupported_models_of_transformers_are_rejected(
     theirs: PerceiverForImageClassificationFourier, change: dict[str, Any], text: str
-):
+) -> None:
     with pytest.raises(UserError, match=text):
         from_transformers(theirs.state_dict(), theirs.config.to_dict() | change, "imagenet")
     with pytest.raises(UserError, match="has no num_latents"):
@@ -139,12 +141,13 @@ def test_other_models_of_the_library_are_refused(
         ({"cross_attends": 2}, r"model\.cross_attends is 2, must be 1"),
         ({"readout": "mean"}, r"model\.readout is 'mean', must be 'decoder'"),
         ({"audio": AudioInput()}, r"model\.audio is AudioInput"),
+        ({"points": PointCloudInput()}, r"model\.points is PointCloudInput"),
         ({"image": None, "audio": None}, r"model\.image is None"),
     ],
 )
-def test_what_the_library_has_no_place_for_is_refused(
+def test_options_that_transformers_lacks_are_rejected(
     theirs: PerceiverForImageClassificationFourier, options: dict[str, Any], text: str
-):
+) -> None:
     config, weights = from_transformers(theirs.state_dict(), theirs.config.to_dict(), "imagenet")
     with pytest.raises(UserError, match=text):
         to_transformers(weights, replace(config, **options), "imagenet")
