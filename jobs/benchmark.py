@@ -1,4 +1,4 @@
-"""Measure, beside what others would use: `python jobs/benchmark.py KIND ...`; `--help` names the kinds."""
+"""Benchmarks against the usual alternatives: `python jobs/benchmark.py KIND ...`; `--help` lists the kinds."""
 
 from collections.abc import Callable, Sequence
 
@@ -18,7 +18,7 @@ from perceiver_dist.config.command_line import run_job
 from perceiver_dist.config.subcommands import parse_arguments, subcommand_parser
 
 _WIDTH_OF_FILES = 140
-"""Columns where the table does not go to a terminal, which says how many it has."""
+"""Columns of a table that is not written to a terminal: the widest one fits without wrapping."""
 
 KINDS: dict[str, Callable[..., ResultTable]] = {
     "data": measure_data,
@@ -34,17 +34,17 @@ KINDS: dict[str, Callable[..., ResultTable]] = {
 
 
 def build_parser() -> ArgumentParser:
-    """Return the job's parser: one subcommand for each kind, its options taken from the function."""
-    parser = subcommand_parser("Measure what this machine can do.", "kind", KINDS)
+    """Return the job's parser, with a subcommand for each kind and the options of its function."""
+    parser = subcommand_parser("Run a benchmark on this machine.", "kind", KINDS)
     parser.add_argument(
-        "--page", type=str, help="Markdown page in which the section of this kind is replaced"
+        "--page", type=str, help="Markdown page in which the section with this benchmark's table is replaced"
     )
-    parser.add_argument("--section", type=str, help="name of the section; by default the kind")
+    parser.add_argument("--section", type=str, help="name of that section; by default the kind")
     return parser
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure, print a table, and put it into a page if one is named.
+    """Run a benchmark, print its table, and write the table into a page if one is named.
 
     Args:
         arguments: The command line without the program's name.
@@ -53,14 +53,14 @@ def main(arguments: Sequence[str]) -> int:
         Exit status: 0.
 
     Raises:
-        UserError: There is no such benchmark, or an option is not as it must be.
+        UserError: The benchmark does not exist, or an option is invalid.
     """
     parsed = parse_arguments(build_parser(), arguments)
     figures = KINDS[parsed.kind](**parsed[parsed.kind].as_dict())
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _WIDTH_OF_FILES
-    console.print(figures.shown())
+    console.print(figures.render())
     if parsed.page:
         typed = arguments[list(arguments).index(parsed.kind) :]
         write_section(

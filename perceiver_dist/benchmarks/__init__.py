@@ -1,7 +1,10 @@
-"""What `jobs/benchmark.py` measures, each beside what people would use instead; nothing else imports this."""
+"""Benchmarks of `jobs/benchmark.py`, which compare this project with the usual alternatives.
+
+Nothing else in the library imports this package.
+"""
 
 from pathlib import Path
 
 JOBS = Path(__file__).parents[2] / "jobs"
 DEFAULT_CONFIG = str(JOBS / "configs" / "default.yaml")
-"""Of the default run, wherever the benchmark is started."""
+"""Configuration of the default run; absolute, so that a benchmark can be started from any folder."""

@@ -1,4 +1,4 @@
-"""What a checkpoint costs: how long training stands still for it, against a save that is waited for."""
+"""Benchmark of checkpoints: how long a save stalls training, asynchronous against synchronous."""
 
 import tempfile
 import time
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from perceiver_dist.benchmarks.one_rank import engine_of_one_rank
+from perceiver_dist.benchmarks.one_rank import single_rank_engine
 from perceiver_dist.benchmarks.result_table import ResultTable
 from perceiver_dist.checkpoint.manifest import StoredFile, TrainingProgress, read_manifest
 from perceiver_dist.checkpoint.retention import CheckpointList
@@ -37,8 +37,8 @@ CONFIG = RunConfig(
     train=TrainConfig(micro_batch=1, lanes=1, num_workers=1),
     deepspeed=DeepSpeedConfig(zero_stage=2),
 )
-"""The paper's ImageNet model but for 32 latents, 2 cross-attends and small images, on one rank with ZeRO 2: 44
-million parameters, and steps that take a second, not a minute, on a processor."""
+"""The paper's ImageNet model with 32 latents, 2 cross-attends and small images, on one rank with ZeRO 2: still 44
+million parameters, but steps that take a second instead of a minute on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -46,62 +46,62 @@ class MeasuredSave:
     """One measured save.
 
     Attributes:
-        waited: Whether it was waited for, as synchronous saving does.
-        stall: Seconds for which training stood still.
+        synchronous: Whether training waited until the checkpoint was stored.
+        stall: Seconds for which training was stalled.
         stored: Seconds until the manifest was written.
         bytes: Size of the checkpoint's files.
     """
 
-    waited: bool
+    synchronous: bool
     stall: float
     stored: float
     bytes: int
 
 
 def measure_checkpoint(repeats: int = 5, folder: str | None = None) -> ResultTable:
-    """Measure how long training stands still for a checkpoint of 44 million parameters.
+    """Measure how long a checkpoint of 44 million parameters stalls training.
 
     Args:
-        repeats: Saves of each kind.
-        folder: Path or URI to write to; by default a folder that is deleted.
+        repeats: Measured saves of each kind.
+        folder: Path or URI to write to; by default a temporary folder.
 
     Raises:
-        UserError: An option is not as it must be.
+        UserError: An option is out of range.
     """
     if repeats < 1:
         raise UserError(f"--repeats is {repeats}, must be at least 1")
     with tempfile.TemporaryDirectory() as scratch:
         saves = measure_saves(folder or scratch, repeats)
-    whole = median(save.stall for save in saves if save.waited)
+    baseline = median(save.stall for save in saves if save.synchronous)
     rows = []
-    for name, waited in (("waited for", True), ("beside training", False)):
-        stalls = [save.stall for save in saves if save.waited == waited]
-        figures = [median(stalls), min(stalls), max(stalls), median(stalls) / whole]
-        stored = median(save.stored for save in saves if save.waited == waited)
+    for name, synchronous in (("synchronous", True), ("asynchronous", False)):
+        stalls = [save.stall for save in saves if save.synchronous == synchronous]
+        figures = [median(stalls), min(stalls), max(stalls), median(stalls) / baseline]
+        stored = median(save.stored for save in saves if save.synchronous == synchronous)
         rows.append([name, *(f"{figure:.3f}" for figure in figures), f"{stored:.2f}", f"{saves[0].bytes:,}"])
-    return ResultTable(("save", "stall s", "least", "most", "ratio", "stored after s", "bytes"), rows)
+    return ResultTable(("save", "stall s", "min", "max", "ratio", "stored after s", "bytes"), rows)
 
 
 def measure_saves(folder: str, repeats: int, config: RunConfig = CONFIG) -> list[MeasuredSave]:
-    """Train and save after every step, by turns without waiting and waiting for it.
+    """Train and save before every step, alternately asynchronously and synchronously.
 
     Args:
-        folder: Path or URI to write to; two checkpoints are left in it.
-        repeats: Saves of each kind; one more of each comes first and does not count.
-        config: Model and engine, of one rank; learns from its first source, of images.
+        folder: Path or URI to write to; two checkpoints remain in it.
+        repeats: Measured saves of each kind, after one warm-up save of each kind.
+        config: Model and engine, for one rank; trains on its first source, which must have images.
 
     Returns:
-        Every save that counts.
+        Every measured save.
     """
-    with engine_of_one_rank(config) as engine:
+    with single_rank_engine(config) as engine:
         checkpoints = CheckpointList(folder, 2, None, lambda: None, lambda _: None)
         run = _Run(engine, config, folder, checkpoints)
-        saves = [run.save(1 + number, waited=number % 2 == 1) for number in range(2 + 2 * repeats)]
+        saves = [run.save(1 + number, synchronous=number % 2 == 1) for number in range(2 + 2 * repeats)]
     return saves[2:]
 
 
 class _Run:
-    """A training of one rank, with a list of checkpoints of its own in place of the tracker's."""
+    """Training of one rank that keeps its own checkpoint list, in place of the tracker's."""
 
     def __init__(self, engine: Any, config: RunConfig, folder: str, checkpoints: CheckpointList) -> None:
         self._engine = engine
@@ -112,16 +112,16 @@ class _Run:
         self._group = checkpoints.choose_starting_point().group
         self._writer = CheckpointWriter(engine, folder)
 
-    def save(self, step: int, waited: bool) -> MeasuredSave:
-        """Save and take a step; without waiting, training stands still until it may change the weights."""
+    def save(self, step: int, synchronous: bool) -> MeasuredSave:
+        """Save and take a step; an asynchronous save stalls training until the weights are copied."""
         progress = TrainingProgress(
             step, step, 1, self._engine.zero_optimization_stage(), adam_step(self._engine)
         )
-        began = time.perf_counter()
-        self._writer.save(progress, partial(self._tell, waited))
-        if waited:
+        started = time.perf_counter()
+        self._writer.save(progress, partial(self._on_saved, synchronous))
+        if synchronous:
             self._writer.wait()
-        stall = time.perf_counter() - began
+        stall = time.perf_counter() - started
         self._forward_and_backward()
         computed = time.perf_counter()
         self._writer.wait_for_copy()
@@ -129,10 +129,10 @@ class _Run:
         self._engine.step()
         self._writer.wait()
         files = read_manifest(join(self._folder, checkpoint_name(step))).files
-        return MeasuredSave(waited, stall, self._stored_at - began, sum(file.bytes for file in files))
+        return MeasuredSave(synchronous, stall, self._stored_at - started, sum(file.bytes for file in files))
 
-    def _tell(self, waited: bool, progress: TrainingProgress, outcome: StoredFile | str) -> None:
-        self._checkpoints.rank_saved(self._group, 0, waited, progress, outcome)
+    def _on_saved(self, synchronous: bool, progress: TrainingProgress, outcome: StoredFile | str) -> None:
+        self._checkpoints.rank_saved(self._group, 0, synchronous, progress, outcome)
         self._stored_at = time.perf_counter()
 
     def _forward_and_backward(self) -> None:

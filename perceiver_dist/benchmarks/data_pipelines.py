@@ -1,11 +1,11 @@
-"""Ways from shards to batches of tensors: this project's, and those that others would be built of.
+"""Data pipelines under comparison, from shards to batches of tensors: this project, webdataset and Ray Data.
 
-All decode with the same functions, unless a way's name says "own decoder": then with what the library's
-documentation shows for pictures. Each shuffles as it is documented to:
+All use this project's decoders, except those named "own decoder", which decode pictures as the library's documentation
+shows. Each shuffles as it is documented to:
 
-- perceiver-dist: chunks of 4 samples among all of an epoch, and each batch in itself (pipelines/units/plan.py);
-- webdataset: shards are drawn at random, and samples pass a buffer of 1,000, still encoded;
-- ray.data: shards in random order, and rows pass a buffer of 1,000 decoded ones, or as many as 256 MiB hold.
+- perceiver-dist: chunks of 4 samples among a whole epoch, then within each batch (pipelines/units/plan.py);
+- webdataset: random shards, then a shuffle buffer of 1,000 encoded samples;
+- ray.data: shards in random order, then a shuffle buffer of 1,000 decoded rows, or as many as 256 MiB hold.
 """
 
 import math
@@ -38,23 +38,25 @@ from pipelines.units.unit_datasource import unit_dataset
 from pipelines.units.unit_maker import UnitMaker
 
 _BUFFER = 1000
+"""Samples in a shuffle buffer, the size in webdataset's own examples."""
 _BUFFER_BYTES = 2**28
+"""Max size of Ray Data's buffer, which holds decoded arrays: 1,000 clips would take 5 GB."""
 
 Row = dict[str, np.ndarray]
-"""A sample: modality -> array, and its label."""
+"""A decoded sample: array by modality, and the label."""
 
 
-def ours(data_set: DataSet, cpus: int, batches: int, index_folder: str) -> Iterator[int]:
-    """Read as a training of one rank does.
+def with_perceiver_dist(data_set: DataSet, cpus: int, batches: int, index_folder: str) -> Iterator[int]:
+    """Read like a training run with one rank.
 
     Args:
-        data_set: What to read.
-        cpus: Read tasks at a time.
-        batches: How many will be asked for, at most.
-        index_folder: Where indexes of shards are kept.
+        data_set: The data set to read.
+        cpus: Concurrent read tasks.
+        batches: Max number of batches.
+        index_folder: Folder of the shard indexes.
 
     Yields:
-        The samples of a batch that is there.
+        The number of samples of each batch, once it is loaded.
     """
     _start_ray(cpus)
     source, size = data_set.source, data_set.batch
@@ -73,17 +75,17 @@ def with_webdataset(
     index_folder: str,  # noqa: ARG001
     own_decoder: bool = False,
 ) -> Iterator[int]:
-    """Read with webdataset in the workers of a DataLoader.
+    """Read with webdataset in DataLoader workers.
 
     Args:
-        data_set: What to read.
-        cpus: Workers.
-        batches: How many will be asked for, at most.
-        index_folder: Not needed.
-        own_decoder: Whether pictures are decoded by webdataset.
+        data_set: The data set to read.
+        cpus: DataLoader workers.
+        batches: Max number of batches.
+        index_folder: Not used.
+        own_decoder: Whether webdataset decodes pictures.
 
     Yields:
-        The samples of a batch that is there.
+        The number of samples of each batch, once it is loaded.
     """
     pipeline = webdataset.WebDataset(data_set.shards, resampled=True, shardshuffle=False).shuffle(_BUFFER)
     if own_decoder:
@@ -102,17 +104,17 @@ def with_ray_data(
     index_folder: str,
     own_decoder: bool = False,
 ) -> Iterator[int]:
-    """Read with `ray.data.read_webdataset`, and what is documented to follow it.
+    """Read with `ray.data.read_webdataset`, `map_batches` and `iter_torch_batches`, as documented.
 
     Args:
-        data_set: What to read.
+        data_set: The data set to read.
         cpus: CPUs of Ray.
-        batches: How many will be asked for, at most.
-        index_folder: Not needed.
-        own_decoder: Whether pictures are decoded by `read_webdataset`.
+        batches: Max number of batches.
+        index_folder: Folder of the shard indexes, which tell the number of samples in an epoch.
+        own_decoder: Whether `read_webdataset` decodes pictures.
 
     Yields:
-        The samples of a batch that is there.
+        The number of samples of each batch, once it is loaded.
     """
     _start_ray(cpus)
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -141,7 +143,7 @@ def _start_ray(cpus: int) -> None:
 
 
 def _from_bytes(sample: Mapping[str, Any], inputs: Mapping[str, ModalityInput]) -> Row:
-    """Decode with this project's functions."""
+    """Decode an encoded sample with this project's decoders."""
     fields = {name: data for name, data in sample.items() if name in FIELD_MODALITY}
     raw = RawSample("", str(sample["__key__"]), fields)
     arrays = decode_sample(raw, inputs, evaluation_randomness(raw.key), DEFAULT_LIMITS)
@@ -149,7 +151,7 @@ def _from_bytes(sample: Mapping[str, Any], inputs: Mapping[str, ModalityInput]) 
 
 
 def _from_picture(sample: Mapping[str, Any], inputs: Mapping[str, ModalityInput]) -> Row:
-    """Fit a picture that a library has decoded."""
+    """Resize and crop a picture that the library has decoded."""
     spec = cast(ImageInput, inputs["image"])
     name = next(name for name in sample if name in FIELD_MODALITY)
     picture = sample[name]
@@ -170,10 +172,10 @@ def _from_rows(
 Pipeline = Callable[[DataSet, int, int, str], Iterator[int]]
 
 PIPELINES: dict[str, Pipeline] = {
-    "perceiver-dist": ours,
+    "perceiver-dist": with_perceiver_dist,
     "webdataset": with_webdataset,
     "ray.data": with_ray_data,
     "webdataset, own decoder": partial(with_webdataset, own_decoder=True),
     "ray.data, own decoder": partial(with_ray_data, own_decoder=True),
 }
-"""Functions by name; the last two for pictures only."""
+"""Pipelines by name; the last two are for pictures only."""

@@ -1,7 +1,7 @@
-"""Shards to measure reading with: photographs, clips with sound, recordings and tiny pictures.
+"""Data sets for the data benchmarks: photographs, clips with sound, recordings and tiny pictures.
 
-The photographs are parts of the two that scikit-learn comes with, of another place, size and light each, so that
-files have the size and the detail of real ones. Everything is written once, and the same bytes each time.
+The photographs are crops of the two that come with scikit-learn, with varied place, size and brightness, so that files
+have the size and detail of real ones. Shards are written once and are deterministic to the byte.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,19 +23,22 @@ from pipelines.shards.source import SourceConfig
 from pipelines.storage.files import expand_shards
 
 _SHARDS = 8
+"""Shards per data set: enough for shard shuffling, and for every worker of a small machine to have some."""
 _COMPLETE = "complete"
+"""File that is written last, so that a data set whose writing was interrupted is written again."""
 _X264_OPTIONS = {"preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}
-"""In one thread and without the macroblock tree, which reads beyond the frame: the same bytes each time."""
+"""One thread, and no macroblock tree, which reads beyond the frame: otherwise bytes differ between runs
+(docs/experiments.md)."""
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """Samples and what they are decoded to.
+    """A data set and what its samples are decoded to.
 
     Attributes:
-        source: Their shards and modalities.
-        inputs: What each modality is decoded to.
-        batch: Samples of a micro-batch.
+        source: Shards and modalities.
+        inputs: Decoded form of each modality.
+        batch: Samples in a batch.
     """
 
     source: SourceConfig
@@ -49,11 +52,11 @@ class DataSet:
 
 
 def make_data_set(name: str, folder: Path) -> DataSet:
-    """Return one of `DATA_SETS`, written first where it is not there.
+    """Return one of `DATA_SETS`; writes its shards if they do not exist yet.
 
     Args:
-        name: Its name.
-        folder: Where shards are kept.
+        name: Name of the data set.
+        folder: Folder of the shards.
     """
     inputs, batch, samples, count = DATA_SETS[name]
     shards = resolve_shards("demo:fashion_mnist/train-*.tar", str(folder), name)
@@ -67,16 +70,16 @@ def make_data_set(name: str, folder: Path) -> DataSet:
 
 
 def _photographs(count: int) -> Iterator[Sample]:
-    """JPEG files of 500 x 375 pixels, some 60 kB each."""
-    for number, random, photograph in _parts(count):
-        part = _part(photograph, random, (500, 375))
+    """Yield JPEG files of 500 x 375 pixels, 45 kB on average: the usual size of ImageNet's pictures."""
+    for number, random, photograph in _numbered_photographs(count):
+        crop = _random_crop(photograph, random, (500, 375))
         file = BytesIO()
-        part.save(file, "JPEG", quality=90)
+        crop.save(file, "JPEG", quality=90)
         yield {"__key__": f"{number:06d}", "jpg": file.getvalue(), "cls": number % 10}
 
 
 def _recordings(count: int) -> Iterator[Sample]:
-    """FLAC files of 10 seconds at 44.1 kHz."""
+    """Yield FLAC files of 10 seconds at 44.1 kHz: four tones, and noise so that they compress like real sound."""
     rate, seconds = 44_100, 10
     time = np.arange(rate * seconds) / rate
     for number in range(count):
@@ -92,10 +95,10 @@ def _recordings(count: int) -> Iterator[Sample]:
 
 
 def _clips(count: int) -> Iterator[Sample]:
-    """MP4 files of 4 seconds: H.264, 400 x 224 pixels at 24 frames per second, and AAC."""
+    """Yield MP4 files of 4 seconds: H.264 with 400 x 224 pixels at 24 frames per second, and AAC."""
     rate, seconds, frames_per_second = 44_100, 4, 24
-    for number, random, photograph in _parts(count):
-        wide = _part(photograph, random, (600, 336))
+    for number, random, photograph in _numbered_photographs(count):
+        wide = _random_crop(photograph, random, (600, 336))
         file = BytesIO()
         with av.open(file, "w", format="mp4") as container:
             video = container.add_stream("libx264", frames_per_second, _X264_OPTIONS)
@@ -114,19 +117,19 @@ def _clips(count: int) -> Iterator[Sample]:
         yield {"__key__": f"{number:06d}", "mp4": file.getvalue(), "cls": number % 10}
 
 
-def _parts(count: int) -> Iterator[tuple[int, np.random.Generator, Image.Image]]:
+def _numbered_photographs(count: int) -> Iterator[tuple[int, np.random.Generator, Image.Image]]:
     photographs = [Image.fromarray(pixels) for pixels in load_sample_images().images]
     for number in range(count):
         yield number, np.random.default_rng(number), photographs[number % len(photographs)]
 
 
-def _part(photograph: Image.Image, random: np.random.Generator, size: tuple[int, int]) -> Image.Image:
+def _random_crop(photograph: Image.Image, random: np.random.Generator, size: tuple[int, int]) -> Image.Image:
     scale = random.uniform(0.6, 1.0) * min(photograph.width / size[0], photograph.height / size[1])
     width, height = size[0] * scale, size[1] * scale
     left, top = random.uniform(0, photograph.width - width), random.uniform(0, photograph.height - height)
-    part = photograph.resize(size, Image.Resampling.BICUBIC, (left, top, left + width, top + height))
-    light = random.uniform(0.7, 1.0)
-    return part.point(lambda value: value * light)
+    crop = photograph.resize(size, Image.Resampling.BICUBIC, (left, top, left + width, top + height))
+    brightness = random.uniform(0.7, 1.0)
+    return crop.point(lambda value: value * brightness)
 
 
 def _encode_sound(container: OutputContainer, stream: AudioStream, wave: np.ndarray) -> None:
@@ -154,4 +157,5 @@ DATA_SETS: dict[str, tuple[dict[str, ModalityInput], int, Samples | None, int]] 
     "recordings": ({"audio": AudioInput(sample_rate=16_000, samples=61_440)}, 32, _recordings, 320),
     "tiny": ({"image": ImageInput(height=28, width=28, channels=1)}, 32, None, 8000),
 }
-"""Inputs, batch, what makes the samples (None for the part of Fashion-MNIST that is shipped), and how many, by name."""
+"""Inputs, batch size, generator of samples (None for the Fashion-MNIST images in the repository) and their number, by
+name."""

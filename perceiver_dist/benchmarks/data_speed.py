@@ -1,8 +1,8 @@
-"""How fast samples are read, and at what cost, side by side with webdataset and stock Ray Data at equal CPUs.
+"""Benchmark of reading and decoding: throughput and CPU time, against webdataset and stock Ray Data at equal CPUs.
 
-Every measurement is made in a process of its own. Contenders take turns, so that a machine whose speed drifts is fair
-to each. Time is that of whole batches as tensors, after a first while in which workers start and buffers fill; the cost
-is the processor time of all processes in that time, Ray's own among them.
+Every measurement runs in its own process. Pipelines take turns, so that a machine whose speed drifts treats them alike.
+Throughput is that of whole batches as tensors, after a warm-up in which workers start and buffers fill. CPU time is the
+sum over all processes in the same period, including Ray's own.
 """
 
 import os
@@ -16,25 +16,25 @@ import psutil
 
 from perceiver_dist.benchmarks.data_pipelines import PIPELINES
 from perceiver_dist.benchmarks.data_sets import DATA_SETS, make_data_set
-from perceiver_dist.benchmarks.processes import answer, in_a_process
+from perceiver_dist.benchmarks.processes import measure_in_subprocess, run_measurement
 from perceiver_dist.benchmarks.result_table import ResultTable
 from perceiver_dist.errors import UserError
 
 _MODULE = "perceiver_dist.benchmarks.data_speed"
 _MAX_BATCHES = 20_000
-"""No way reads so many in a minute on a few cores."""
+"""Batches that a pipeline is prepared for; more than any of them reads in a minute on a few cores."""
 
 
 @dataclass(frozen=True)
 class ReadingTask:
-    """What one process measures.
+    """Task of one measuring process.
 
     Attributes:
         pipeline: One of `PIPELINES`.
         data_set: One of `DATA_SETS`.
-        cpus: Worker processes or tasks at a time.
-        seconds: For how long.
-        folder: Where shards are kept.
+        cpus: Concurrent worker processes or read tasks.
+        seconds: Measured time, after a warm-up of half of it.
+        folder: Folder of the shards.
     """
 
     pipeline: str
@@ -46,11 +46,11 @@ class ReadingTask:
 
 @dataclass(frozen=True)
 class ReadingSpeed:
-    """What one process found.
+    """Result of one measuring process.
 
     Attributes:
-        samples_per_second: Of whole batches.
-        cpu_seconds: Processor time of a sample.
+        samples_per_second: Throughput in whole batches.
+        cpu_seconds: CPU time per sample.
     """
 
     samples_per_second: float
@@ -64,24 +64,24 @@ def measure_data(
     repeats: int = 3,
     folder: str = "runs/benchmark",
 ) -> ResultTable:
-    """Measure reading and decoding beside webdataset and stock Ray Data.
+    """Measure the throughput of reading and decoding, against webdataset and stock Ray Data.
 
     Args:
         sets: Some of photographs, clips, recordings and tiny; by default all.
-        cpus: Worker processes of each; 0 for all cores.
-        seconds: For how long each is measured, after a half of this in which it gets going.
-        repeats: Processes for each.
-        folder: Where shards are kept; made the first time.
+        cpus: Worker processes of each pipeline; 0 for all cores.
+        seconds: Measured time per process, after a warm-up of half of it.
+        repeats: Processes per pipeline and data set.
+        folder: Folder of the shards, which are written the first time.
 
     Raises:
-        UserError: An option is not as it must be, or a process failed.
+        UserError: An option is invalid, or a process failed.
     """
     sets = sets or list(DATA_SETS)
     unknown = [name for name in sets if name not in DATA_SETS]
     if unknown or seconds <= 0 or repeats < 1 or cpus < 0:
         raise UserError(
-            f"--sets must be some of {', '.join(DATA_SETS)}, --seconds above 0, --repeats at least 1, --cpus not "
-            "negative"
+            f"--sets {sets}, --seconds {seconds}, --repeats {repeats}, --cpus {cpus}: --sets must be some of "
+            f"{', '.join(DATA_SETS)}, --seconds above 0, --repeats at least 1, --cpus at least 0"
         )
     found: dict[tuple[str, str], list[ReadingSpeed]] = {}
     for name in sets:
@@ -90,11 +90,12 @@ def measure_data(
             for pipeline in PIPELINES:
                 if pictures or "own decoder" not in pipeline:
                     task = ReadingTask(pipeline, name, cpus or os.cpu_count() or 1, seconds, folder)
+                    # One thread per process, so that no pipeline uses more CPUs than it was given.
                     found.setdefault((name, pipeline), []).append(
-                        in_a_process(_MODULE, task, ReadingSpeed, {"OMP_NUM_THREADS": "1"})
+                        measure_in_subprocess(_MODULE, task, ReadingSpeed, {"OMP_NUM_THREADS": "1"})
                     )
     return ResultTable(
-        ("samples", "read by", "samples/s", "least", "most", "ratio", "CPU ms", "ratio"),
+        ("samples", "pipeline", "samples/s", "min", "max", "ratio", "CPU ms", "ratio"),
         [
             _row(name, pipeline, speeds, found[name, "perceiver-dist"])
             for (name, pipeline), speeds in found.items()
@@ -120,18 +121,18 @@ def _row(
 
 
 def measure(task: ReadingTask) -> ReadingSpeed:
-    """Measure in this process.
+    """Measure a pipeline in this process.
 
     Args:
-        task: What to measure.
+        task: Pipeline, data set and time.
     """
     data_set = make_data_set(task.data_set, Path(task.folder))
     batches = PIPELINES[task.pipeline](data_set, task.cpus, _MAX_BATCHES, f"{task.folder}/index")
     next(batches)
     _count(batches, task.seconds / 2)
-    cost, began = _cpu_seconds(), time.perf_counter()
+    cost, started = _cpu_seconds(), time.perf_counter()
     samples = _count(batches, task.seconds)
-    seconds, cost = time.perf_counter() - began, _cpu_seconds() - cost
+    seconds, cost = time.perf_counter() - started, _cpu_seconds() - cost
     return ReadingSpeed(samples / seconds, cost / samples)
 
 
@@ -144,11 +145,11 @@ def _count(batches: Iterator[int], seconds: float) -> int:
 
 
 def _cpu_seconds() -> float:
-    """Processor time of this process and of all that it started and that still run."""
+    """Return the CPU time of this process and of its descendants that still run."""
     here = psutil.Process()
     times = [process.cpu_times() for process in (here, *here.children(recursive=True))]
     return sum(one.user + one.system for one in times)
 
 
 if __name__ == "__main__":
-    answer(ReadingTask, measure)
+    run_measurement(ReadingTask, measure)

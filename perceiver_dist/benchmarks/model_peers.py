@@ -1,7 +1,7 @@
-"""The same model by other libraries, for `jobs/benchmark.py model`; they are installed by `make benchmark-model`.
+"""The same model in other libraries, for `jobs/benchmark.py model`; `make benchmark-model` installs them.
 
-A peer is given the tokens ready made, position features and all: its time is that of attention alone. `transformers`
-takes pictures, and keeps the position features from one pass to the next as this project does.
+The other libraries get finished tokens with position features, so that only their attention is timed. `transformers`
+gets images, and keeps position features between passes as this project does.
 """
 
 import importlib
@@ -22,55 +22,56 @@ from perceiver_dist.model.perceiver import Perceiver
 from perceiver_dist.model.transformers_layout import to_transformers
 
 SOURCE = "benchmark"
-"""Name of the one source, and so of the head."""
+"""Name of the only source, and so of the head."""
 
 Contender = Callable[[Mapping[str, Tensor]], Tensor]
-"""(B, *array_shape) arrays by modality -> logits (B, classes)."""
+"""Function from arrays (B, *array_shape) by modality to logits (B, classes)."""
 
 
 CONTENDERS = (
     "separable", "separable, compiled", "factored", "dense", "perceiver-io", "transformers", "perceiver-pytorch",
 )  # fmt: skip
-"""This project's ways of cross-attention, the first also with the latents' layers compiled; and other libraries."""
+"""This project's cross-attention paths, the first also with compiled latent layers, and other libraries."""
 
 OTHER_WEIGHTS = ("perceiver-pytorch",)
-"""Contenders that cannot have the same weights, and so give other logits."""
+"""Contenders that cannot be given the same weights, so that their logits differ."""
 
 _MODULES = {
     "perceiver-io": "perceiver",
     "perceiver-pytorch": "perceiver_pytorch",
     "transformers": "transformers",
 }
-"""Modules of the contenders that are not this project's."""
+"""Python modules of the contenders that are other libraries."""
 
 
 def is_possible(name: str, config: ModelConfig) -> bool:
-    """Whether a contender can be built here and can be such a model.
+    """Return whether a contender is installed here and supports the configuration.
 
     Args:
         name: One of `CONTENDERS`.
         config: The model's options.
     """
     if name == "separable, compiled":
+        # torch.compile generates C++ for CPUs.
         return torch.cuda.is_available() or shutil.which("g++") is not None
     if name not in _MODULES:
         return True
-    # transformers has the later recipe alone, the others have no decoder of its kind.
+    # transformers has only the later recipe, with a decoder; the others have no such decoder.
     has_it = config.readout == ("decoder" if name == "transformers" else "mean")
     return has_it and importlib.util.find_spec(_MODULES[name]) is not None
 
 
 def build(name: str, config: ModelConfig, classes: int, device: str) -> tuple[Contender, nn.Module]:
-    """Build a contender with the weights that seed 0 gives this project's model, where it can have them.
+    """Build a contender with the weights that seed 0 gives this project's model, unless it is in `OTHER_WEIGHTS`.
 
     Args:
-        name: One of `CONTENDERS` that is possible.
-        config: The model's options: one modality, sharing as on ImageNet.
+        name: One of `CONTENDERS`, for which `is_possible` is true.
+        config: The model's options: one modality, weights shared as on ImageNet.
         classes: Number of classes.
-        device: Where the model is put.
+        device: Device of the model.
 
     Returns:
-        What computes logits from arrays, and the module with the parameters.
+        The function from arrays to logits, and the module with the parameters.
 
     Raises:
         ImportError: The library is not installed.
@@ -92,23 +93,23 @@ def build(name: str, config: ModelConfig, classes: int, device: str) -> tuple[Co
 
 
 class _TokensOf:
-    """Arrays to tokens (B, M, C) that are not normalised yet; the last ones are kept."""
+    """Function from arrays to tokens (B, M, C) before normalisation, which caches its last result."""
 
     def __init__(self, model: Perceiver) -> None:
         [(self._modality, self._tokenizer)] = model.tokenizers.items()
-        self._made: tuple[Tensor, Tensor] | None = None
+        self._cached: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, arrays: Mapping[str, Tensor]) -> Tensor:
         array = arrays[self._modality]
-        if self._made is None or self._made[0] is not array:
+        if self._cached is None or self._cached[0] is not array:
             tokens = self._tokenizer(array)
             position = tokens.position.expand(len(array), -1, -1)
-            self._made = (array, torch.cat([tokens.content, position], dim=-1))
-        return self._made[1]
+            self._cached = (array, torch.cat([tokens.content, position], dim=-1))
+        return self._cached[1]
 
 
 class _MeanAndHead(nn.Module):
-    """The paper's readout behind an encoder that gives latents (B, N, D)."""
+    """The paper's readout after an encoder that returns latents (B, N, D)."""
 
     def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
         super().__init__()
@@ -116,14 +117,14 @@ class _MeanAndHead(nn.Module):
         self.head = head
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, M, C) -> (B, classes)."""
+        """Map (B, M, C) to (B, classes)."""
         latents: Tensor = self.encoder(tokens)
         logits: Tensor = self.head(latents.mean(dim=1))
         return logits
 
 
 def _perceiver_io(ours: Perceiver) -> nn.Module:
-    """The library perceiver-io (krasserm), the only one with the paper's sharing."""
+    """Build the model of the library perceiver-io (krasserm), the only one with the paper's weight sharing."""
     core: Any = importlib.import_module("perceiver.model.core.modules")
     config, channels = ours.config, token_channels(ours.config)
 
@@ -188,12 +189,12 @@ def _copy(module: Any, weight: Tensor, bias: Tensor) -> None:
 
 
 def _transformers(ours: Perceiver) -> tuple[Contender, nn.Module]:
-    """The library transformers, whose Perceiver IO has the layout of `perceiver_dist.model.transformers_layout`."""
+    """Build the model of the library transformers, by `perceiver_dist.model.transformers_layout`."""
     library: Any = importlib.import_module("transformers")
     weights, sizes = to_transformers(ours.state_dict(), ours.config, SOURCE)
     model: Any = library.PerceiverForImageClassificationFourier(library.PerceiverConfig(**sizes))
     model.load_state_dict(weights)
-    # Dropout of attention is on by default in training, off in this project.
+    # eval(): its attention has dropout in training mode by default, this project has none.
     model = model.eval().to(ours.latents.device)
 
     def compute(arrays: Mapping[str, Tensor]) -> Tensor:
@@ -205,7 +206,10 @@ def _transformers(ours: Perceiver) -> tuple[Contender, nn.Module]:
 
 
 def _perceiver_pytorch(config: ModelConfig, classes: int) -> nn.Module:
-    """The library perceiver-pytorch (lucidrains): blocks of its own kind, its weights tied after the first block."""
+    """Build the model of the library perceiver-pytorch (lucidrains).
+
+    Its dense blocks are wider and gated, and it ties weights after the first block.
+    """
     library: Any = importlib.import_module("perceiver_pytorch")
     channels = token_channels(config)
     model: nn.Module = library.Perceiver(

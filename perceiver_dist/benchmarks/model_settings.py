@@ -1,4 +1,4 @@
-"""The models that are measured: those of the papers, and the ImageNet one with one size changed at a time."""
+"""Models under measurement: those of the papers, and the ImageNet model with one size changed at a time."""
 
 from dataclasses import replace
 
@@ -27,7 +27,8 @@ SETTINGS: dict[str, ModelConfig] = {
     ),
     "small": ModelConfig(image=ImageInput(height=48, width=48, channels=3, patch=1, bands=16)),
 }  # fmt: skip
-"""The papers' models, AudioSet's with ImageNet's sharing, which all contenders have; and one that takes no time."""
+"""The papers' models, and a small one for tests. AudioSet has the weight sharing of ImageNet, which all libraries
+support."""
 
 SWEEP: dict[str, ModelConfig] = {
     **{f"{side * side:,} tokens": replace(_IMAGENET, image=_square(side)) for side in (32, 64, 128)},
@@ -36,7 +37,7 @@ SWEEP: dict[str, ModelConfig] = {
     **{f"{count} cross-attends": replace(_IMAGENET, cross_attends=count) for count in (2, 4)},
     "the ImageNet model": _IMAGENET,
 }
-"""The ImageNet model, with one thing changed in each."""
+"""The ImageNet model with one size changed in each entry."""
 
 
 def find_setting(name: str) -> ModelConfig:

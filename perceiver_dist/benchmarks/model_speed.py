@@ -1,7 +1,7 @@
-"""How fast the model is and what memory it takes, side by side with other libraries' at the same size and precision.
+"""Benchmark of the model: step time and peak memory, against other libraries at the same size and precision.
 
-Every measurement is made in a process of its own, so that none has the other's memory, and contenders take turns, so
-that a machine whose speed drifts is fair to each.
+Every measurement runs in its own process, so that peak memory is its own. Contenders take turns, so that a machine
+whose speed drifts treats them alike.
 """
 
 import resource
@@ -16,24 +16,25 @@ import torch
 
 from perceiver_dist.benchmarks.model_peers import CONTENDERS, OTHER_WEIGHTS, build, is_possible
 from perceiver_dist.benchmarks.model_settings import SETTINGS, SWEEP, find_setting
-from perceiver_dist.benchmarks.processes import answer, in_a_process
+from perceiver_dist.benchmarks.processes import measure_in_subprocess, run_measurement
 from perceiver_dist.benchmarks.result_table import ResultTable
 from perceiver_dist.errors import UserError
 from perceiver_dist.model.cost import paper_flops
 from perceiver_dist.model.precision import autocast
 
 _CLASSES = 1000
+"""Classes of the head, as on ImageNet."""
 _MODULE = "perceiver_dist.benchmarks.model_speed"
 
 
 @dataclass(frozen=True)
 class ModelTask:
-    """What one process measures.
+    """Task of one measuring process.
 
     Attributes:
         contender: One of `CONTENDERS`.
         setting: Name of one of `SETTINGS` or `SWEEP`.
-        batch: Samples.
+        batch: Samples in a step.
         precision: fp32, or bf16 by autocast.
         device: cpu or cuda.
     """
@@ -47,14 +48,14 @@ class ModelTask:
 
 @dataclass(frozen=True)
 class ModelSpeed:
-    """What one process found.
+    """Result of one measuring process.
 
     Attributes:
-        parameters: Of the model.
+        parameters: Number of parameters.
         forward: Seconds of a forward pass without gradients.
         step: Seconds of a forward and backward pass.
-        bytes: Largest memory above that of the process with model and input, before its first step.
-        logits: Of the first sample.
+        bytes: Peak memory of the steps, above that of the process with model and input.
+        logits: Logits of the first sample.
     """
 
     parameters: int
@@ -71,30 +72,33 @@ def measure_model(
     device: Literal["cpu", "cuda"] = "cpu",
     repeats: int = 3,
 ) -> ResultTable:
-    """Measure the model's step beside that of other libraries, at the same size and precision.
+    """Measure step time and peak memory of the model, against other libraries at the same size and precision.
 
-    TFLOP/s are by the paper's count, three forward passes to a step, whatever is computed in truth; a share of what
-    the accelerator can do (MFU) is found by dividing.
+    TFLOP/s count the FLOPs of the paper's formulation, three forward passes per step, whatever a contender actually
+    computes. Divided by the peak of the accelerator they are the model FLOPs utilisation (MFU).
 
     Args:
         setting: imagenet, imagenet_1cross, audioset_video, modelnet40 or small.
         batch: Samples in a step.
         precision: fp32 or bf16 (autocast).
         device: cpu or cuda.
-        repeats: Processes for each contender.
+        repeats: Processes per contender.
 
     Raises:
-        UserError: An option is not as it must be, or a process failed.
+        UserError: An option is invalid, or a process failed.
     """
     if setting not in SETTINGS or min(batch, repeats) < 1:
-        raise UserError(f"--setting must be one of {', '.join(SETTINGS)}, --batch and --repeats at least 1")
+        raise UserError(
+            f"--setting {setting}, --batch {batch}, --repeats {repeats}: --setting must be one of "
+            f"{', '.join(SETTINGS)}, --batch and --repeats at least 1"
+        )
     found = measure_speeds(CONTENDERS, setting, batch, precision, device, repeats)
     first = next(iter(found.values()))
     config = SETTINGS[setting]
     flops = 3 * batch * paper_flops(config, config.modalities)
     rows = []
     for contender, speeds in found.items():
-        step, memory = middle(speeds, "step"), middle(speeds, "bytes")
+        step, memory = median_of(speeds, "step"), median_of(speeds, "bytes")
         steps = [speed.step for speed in speeds]
         pairs = zip(speeds[0].logits, first[0].logits, strict=True)
         difference = max(abs(one - other) for one, other in pairs)
@@ -102,28 +106,28 @@ def measure_model(
             [
                 contender,
                 f"{speeds[0].parameters:,}",
-                *(f"{figure:.3f}" for figure in (middle(speeds, "forward"), step, min(steps), max(steps))),
-                f"{step / middle(first, 'step'):.2f}",
+                *(f"{figure:.3f}" for figure in (median_of(speeds, "forward"), step, min(steps), max(steps))),
+                f"{step / median_of(first, 'step'):.2f}",
                 f"{batch / step:.3g}",
                 f"{flops / step / 1e12:.3g}",
                 f"{memory / 2**30:.2f}",
-                f"{memory / middle(first, 'bytes'):.2f}",
+                f"{memory / median_of(first, 'bytes'):.2f}",
                 "-" if contender in OTHER_WEIGHTS else f"{difference:.1e}",
             ]
         )
-    times = ("forward s", "step s", "least", "most", "ratio", "samples/s", "TFLOP/s")
+    times = ("forward s", "step s", "min", "max", "ratio", "samples/s", "TFLOP/s")
     return ResultTable(("model", "parameters", *times, "GiB", "ratio", "difference"), rows)
 
 
 def measure_sweep(
     precision: Literal["fp32", "bf16"] = "fp32", device: Literal["cpu", "cuda"] = "cpu", repeats: int = 1
 ) -> ResultTable:
-    """Measure the ImageNet model's step beside `perceiver-io`'s over tokens, latents and depth, one sample at a time.
+    """Measure the ImageNet model over tokens, latents and depth, against `perceiver-io`, at batch size 1.
 
     Args:
         precision: fp32 or bf16 (autocast).
         device: cpu or cuda.
-        repeats: Processes for each contender and size.
+        repeats: Processes per contender and size.
 
     Raises:
         UserError: `perceiver-io` is not installed, repeats is below 1, or a process failed.
@@ -137,7 +141,7 @@ def measure_sweep(
     for name in SWEEP:
         found = measure_speeds((ours, peer), name, 1, precision, device, repeats)
         (step, memory), (their_step, their_memory) = (
-            (middle(found[contender], "step"), middle(found[contender], "bytes") / 2**30)
+            (median_of(found[contender], "step"), median_of(found[contender], "bytes") / 2**30)
             for contender in (ours, peer)
         )
         rows.append(
@@ -149,26 +153,24 @@ def measure_sweep(
                 f"{their_memory / memory:.2f}",
             ]
         )
-    return ResultTable(
-        ("size", "step s", f"{peer} s", "times as fast", "GiB", f"{peer} GiB", "times as small"), rows
-    )
+    return ResultTable(("size", "step s", f"{peer} s", "speedup", "GiB", f"{peer} GiB", "memory ratio"), rows)
 
 
 def measure_speeds(
     contenders: Sequence[str], setting: str, batch: int, precision: str, device: str, repeats: int
 ) -> dict[str, list[ModelSpeed]]:
-    """Measure contenders by turns.
+    """Measure contenders in turns.
 
     Args:
         contenders: Some of `CONTENDERS`.
         setting: Name of one of `SETTINGS` or `SWEEP`.
-        batch: Samples.
+        batch: Samples in a step.
         precision: fp32 or bf16.
         device: cpu or cuda.
-        repeats: Processes for each contender.
+        repeats: Processes per contender.
 
     Returns:
-        A result for each repetition by contender; those that cannot be had here or at this setting are left out.
+        One result per repetition, by contender; without those that are not installed or do not support the setting.
 
     Raises:
         UserError: A process failed.
@@ -178,25 +180,25 @@ def measure_speeds(
     for _ in range(repeats):
         for contender in possible:
             task = ModelTask(contender, setting, batch, precision, device)
-            found.setdefault(contender, []).append(in_a_process(_MODULE, task, ModelSpeed))
+            found.setdefault(contender, []).append(measure_in_subprocess(_MODULE, task, ModelSpeed))
     return found
 
 
-def middle(speeds: Sequence[ModelSpeed], name: str) -> float:
-    """Return the median of one figure.
+def median_of(speeds: Sequence[ModelSpeed], name: str) -> float:
+    """Return the median of one attribute over repetitions.
 
     Args:
-        speeds: Repetitions.
-        name: The figure's name in `ModelSpeed`.
+        speeds: Results of the repetitions.
+        name: Name of an attribute of `ModelSpeed`.
     """
     return median(getattr(speed, name) for speed in speeds)
 
 
 def measure(task: ModelTask) -> ModelSpeed:
-    """Measure in this process: the second forward pass and the second step, after a first that does not count.
+    """Measure the second forward pass and the second step in this process, after a warm-up of one each.
 
     Args:
-        task: What to measure.
+        task: Contender, setting and device.
 
     Raises:
         ImportError: The contender's library is not installed.
@@ -230,20 +232,20 @@ def measure(task: ModelTask) -> ModelSpeed:
     before = _bytes_in_use(device)
     step()
     step_seconds = _seconds(step, device)
-    peak = _most_bytes(device) - before
+    peak = _peak_bytes(device) - before
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return ModelSpeed(parameters, _seconds(evaluate, device), step_seconds, peak, logits)
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    _wait_for(device)
-    began = time.perf_counter()
+    _synchronise(device)
+    started = time.perf_counter()
     run()
-    _wait_for(device)
-    return time.perf_counter() - began
+    _synchronise(device)
+    return time.perf_counter() - started
 
 
-def _wait_for(device: torch.device) -> None:
+def _synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -255,11 +257,12 @@ def _bytes_in_use(device: torch.device) -> int:
     return resident_pages * resource.getpagesize()
 
 
-def _most_bytes(device: torch.device) -> int:
+def _peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
+    # Linux gives kibibytes.
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 if __name__ == "__main__":
-    answer(ModelTask, measure)
+    run_measurement(ModelTask, measure)

@@ -1,4 +1,4 @@
-"""A DeepSpeed engine in this process, a group of one rank without Ray."""
+"""DeepSpeed engine of a single rank in this process, without Ray."""
 
 import os
 import tempfile
@@ -15,8 +15,8 @@ from perceiver_dist.training.zero.engine import build_engine
 
 
 @contextmanager
-def engine_of_one_rank(config: RunConfig) -> Iterator[Any]:
-    """Build the engine that a run of one worker would have, on the GPU if there is one.
+def single_rank_engine(config: RunConfig) -> Iterator[Any]:
+    """Build the engine that a run with one worker has, on the GPU if there is one.
 
     Args:
         config: Model and engine.

@@ -1,4 +1,4 @@
-"""Measuring in a process of its own, so that nothing has another's memory, threads or caches."""
+"""Measurements in subprocesses, so that none inherits another's memory, threads or caches."""
 
 import json
 import os
@@ -15,19 +15,19 @@ from perceiver_dist.errors import UserError
 Result = TypeVar("Result")
 
 
-def in_a_process(
+def measure_in_subprocess(
     module: str, task: Any, result: Callable[..., Result], environment: Mapping[str, str] | None = None
 ) -> Result:
-    """Run a module as a program that measures a task.
+    """Run a module as a program that measures a task, and return its result.
 
     Args:
-        module: Its name; it ends by calling `answer`.
-        task: A dataclass that says what to measure.
-        result: A dataclass of what is found.
-        environment: Variables to set.
+        module: Name of the module, whose main block calls `run_measurement`.
+        task: Dataclass instance that describes the task.
+        result: Dataclass of the result.
+        environment: Environment variables to set.
 
     Raises:
-        UserError: The process failed; its last line is told.
+        UserError: The process failed; the message has its last line.
     """
     command = [sys.executable, "-m", module, json.dumps(asdict(task))]
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **(environment or {})}
@@ -39,12 +39,13 @@ def in_a_process(
     return result(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def answer(task: Callable[..., Any], measure: Callable[[Any], Any]) -> None:
-    """Measure what the command line says, and print what is found for `in_a_process`.
+def run_measurement(task: Callable[..., Any], measure: Callable[[Any], Any]) -> None:
+    """Measure the task on the command line and print the result for `measure_in_subprocess`.
 
     Args:
-        task: The dataclass that says what to measure.
+        task: Dataclass of the task.
         measure: Takes a task and returns a dataclass.
     """
-    found = measure(task(**json.loads(sys.argv[1])))
-    sys.stdout.write(f"\n{json.dumps(asdict(found))}\n")
+    result = measure(task(**json.loads(sys.argv[1])))
+    # On a line of its own, whatever the measured libraries have printed.
+    sys.stdout.write(f"\n{json.dumps(asdict(result))}\n")

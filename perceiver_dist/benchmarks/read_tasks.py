@@ -1,4 +1,4 @@
-"""How fast samples are read and decoded, by the number of read tasks: what tells how many CPUs a run needs for it."""
+"""Benchmark of read throughput by number of read tasks, to choose how many CPUs a run needs for reading."""
 
 import logging
 import time
@@ -25,13 +25,13 @@ from pipelines.units.unit_maker import UnitMaker
 
 
 @dataclass(frozen=True)
-class Ingest:
-    """What was measured of one source.
+class ReadThroughput:
+    """Measured throughput of one source.
 
     Attributes:
         source: Name of the source.
-        tasks: Read tasks at a time, each on one CPU.
-        samples_per_second: One figure for each repetition.
+        tasks: Concurrent read tasks, each on one CPU.
+        samples_per_second: One value per repetition.
     """
 
     source: str
@@ -40,7 +40,7 @@ class Ingest:
 
     @property
     def median(self) -> float:
-        """Samples per second."""
+        """Median samples per second."""
         return median(self.samples_per_second)
 
 
@@ -51,58 +51,63 @@ def measure_read_tasks(
     repeats: int = 3,
     one_cpu_nodes: bool = False,
 ) -> ResultTable:
-    """Measure how fast a run's samples are read and decoded, by the number of read tasks.
+    """Measure the throughput of reading and decoding a run's samples, by number of read tasks.
 
     Args:
         config: YAML file of a run.
-        tasks: Numbers of read tasks to try; by default 1 and 2.
+        tasks: Numbers of read tasks to measure; by default 1 and 2.
         units: Units to read each time; many more than data.units_per_task, since the last tasks run alone.
-        repeats: Times that each number is tried.
-        one_cpu_nodes: Try it on a cluster started here, with as many CPU-only nodes of one CPU as there are tasks.
+        repeats: Repetitions of each number of tasks.
+        one_cpu_nodes: Measure on a local cluster with as many CPU-only nodes of one CPU as there are tasks.
 
     Raises:
-        UserError: An option is not as it must be, a shard is missing or damaged, or a sample cannot be decoded.
+        UserError: An option is out of range, a shard is missing or damaged, or a sample cannot be decoded.
     """
     tasks = tasks or [1, 2]
     if min(*tasks, repeats) < 1 or units < 4:
-        raise UserError("--tasks and --repeats must be at least 1, --units at least 4")
+        raise UserError(
+            f"--tasks {tasks}, --repeats {repeats}, --units {units}: --tasks and --repeats must be at least 1, --units "
+            "at least 4"
+        )
     run, _ = parse_run(run_parser(""), ["--config", config], [], RunConfig)
     nodes = OneCpuNodes() if one_cpu_nodes else None
     try:
-        found = measure_ingest(run, tasks, units, repeats, nodes.set if nodes else None)
+        found = measure_throughput(run, tasks, units, repeats, nodes.set if nodes else None)
     finally:
         if nodes:
             nodes.close()
-    first = {ingest.source: ingest.median for ingest in reversed(found)}
+    # Reversed, so that the first number of tasks of each source is the baseline of its ratios.
+    baseline = {result.source: result.median for result in reversed(found)}
     rows = []
-    for ingest in found:
-        rates = (ingest.median, min(ingest.samples_per_second), max(ingest.samples_per_second))
-        ratio = ingest.median / first[ingest.source]
-        rows.append([ingest.source, str(ingest.tasks), *(f"{rate:,.0f}" for rate in rates), f"{ratio:.2f}"])
+    for result in found:
+        rates = (result.median, min(result.samples_per_second), max(result.samples_per_second))
+        ratio = result.median / baseline[result.source]
+        rows.append([result.source, str(result.tasks), *(f"{rate:,.0f}" for rate in rates), f"{ratio:.2f}"])
     unit = "nodes" if one_cpu_nodes else "tasks"
-    return ResultTable(("source", unit, "samples/s", "least", "most", "ratio"), rows)
+    return ResultTable(("source", unit, "samples/s", "min", "max", "ratio"), rows)
 
 
-def measure_ingest(
+def measure_throughput(
     config: RunConfig,
     tasks: Sequence[int],
     units: int,
     repeats: int,
     set_nodes: Callable[[int], None] | None = None,
-) -> list[Ingest]:
-    """Read units of every source as training would, with nobody learning from them.
+) -> list[ReadThroughput]:
+    """Read units of every source as training does, without training.
 
-    Repetitions go through all numbers of tasks in turn, so that a machine whose speed drifts is fair to each.
+    Every repetition goes through all numbers of tasks, so that a machine whose speed drifts treats them alike.
 
     Args:
         config: A run's configuration.
-        tasks: Numbers of read tasks to try.
-        units: Units to read each time; the first quarter is not counted, in which tasks start.
-        repeats: Times that each number is tried.
-        set_nodes: Called with the number of tasks before each try, to give the cluster as many CPUs; None leaves it.
+        tasks: Numbers of read tasks to measure.
+        units: Units to read each time. The first quarter, in which tasks start, does not count.
+        repeats: Repetitions of each number of tasks.
+        set_nodes: Called with the number of tasks before each measurement, to give the cluster as many CPUs; None to
+            leave the cluster as it is.
 
     Returns:
-        A result for each source and number of tasks.
+        One result per source and number of tasks.
 
     Raises:
         UserError: A shard is missing or damaged, or a sample cannot be decoded.
@@ -118,13 +123,13 @@ def measure_ingest(
     makers = {
         source.name: training_units(config, source, indexes[source.name].train) for source in config.sources
     }
-    found = {(name, count): Ingest(name, count, []) for name in makers for count in tasks}
+    found = {(name, count): ReadThroughput(name, count, []) for name in makers for count in tasks}
     for _ in range(repeats):
-        for (name, count), ingest in found.items():
+        for (name, count), result in found.items():
             if set_nodes:
                 set_nodes(count)
             data = replace(config.data, tasks=count)
-            ingest.samples_per_second.append(_samples_per_second(makers[name], data, units))
+            result.samples_per_second.append(_samples_per_second(makers[name], data, units))
     return list(found.values())
 
 
@@ -133,29 +138,29 @@ def _samples_per_second(maker: UnitMaker, data: DataConfig, units: int) -> float
     rows = iter(stream.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=data.prefetch_units))
     for _ in range(units // 4):
         next(rows)
-    began = time.perf_counter()
+    started = time.perf_counter()
     count = sum(1 for _ in rows)
-    return count * maker.plan.unit_size / (time.perf_counter() - began)
+    return count * maker.plan.unit_size / (time.perf_counter() - started)
 
 
 class OneCpuNodes:
-    """A cluster on this machine whose head has no CPUs, and which has as many nodes of one CPU as it is told."""
+    """Ray cluster on this machine: a head without CPUs and a variable number of nodes with one CPU each."""
 
     def __init__(self) -> None:
         """Start the head and connect to it."""
         from ray.cluster_utils import Cluster
 
-        # Ray would tell that `ray.init` now finds this cluster, before it is told to be quiet.
+        # Cluster logs how to connect to it before `ray.init` can set the logging level.
         logging.getLogger("ray").setLevel(QUIET["logging_level"])
         self._cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
         self._nodes: list[Any] = []
         ray.init(address=self._cluster.address, **QUIET)
 
     def set(self, count: int) -> None:
-        """Add or remove nodes until there are so many.
+        """Add or remove nodes until there are `count`.
 
         Args:
-            count: Nodes beside the head.
+            count: Number of nodes, without the head.
         """
         while len(self._nodes) < count:
             self._nodes.append(self._cluster.add_node(num_cpus=1))
@@ -164,6 +169,6 @@ class OneCpuNodes:
         self._cluster.wait_for_nodes()
 
     def close(self) -> None:
-        """End all nodes."""
+        """Stop all nodes."""
         ray.shutdown()
         self._cluster.shutdown()

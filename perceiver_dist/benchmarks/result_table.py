@@ -1,4 +1,4 @@
-"""What a benchmark found, as a table for the screen and as a section of a Markdown page."""
+"""Table of benchmark results, for the terminal and as a section of a Markdown page."""
 
 import os
 import platform
@@ -19,18 +19,18 @@ from pipelines.storage.files import read_text, write_text
 
 @dataclass(frozen=True)
 class ResultTable:
-    """A table of figures.
+    """Table of results.
 
     Attributes:
-        columns: What stands above; all columns but the first are of numbers.
-        rows: As many texts in each.
+        columns: Column headings; all columns but the first are right-aligned.
+        rows: Cells of each row, one text per column.
     """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
 
-    def shown(self) -> Table:
-        """Return the table for a screen."""
+    def render(self) -> Table:
+        """Return the table for the terminal."""
         first, *numbers = self.columns
         table = Table(first, box=None, pad_edge=False)
         for column in numbers:
@@ -41,30 +41,31 @@ class ResultTable:
 
 
 def write_section(page: str, name: str, command: Sequence[str], figures: ResultTable) -> None:
-    """Put figures in their place in a page: what stood there before is replaced, and what stands around is kept.
+    """Replace one section of a Markdown page by a table; the rest of the page stays as it is.
 
     Args:
-        page: A Markdown file with the lines `<!-- NAME -->` and `<!-- end of NAME -->`; what is between is replaced.
-        name: The benchmark's.
-        command: What was typed, for others to measure the same.
-        figures: What was found.
+        page: Markdown file with the lines `<!-- NAME -->` and `<!-- end of NAME -->`, between which is the section.
+        name: Name of the section.
+        command: Command line of the measurement, to reproduce it.
+        figures: The results.
 
     Raises:
-        UserError: The page is not there, or has no such lines.
+        UserError: The page does not exist, or lacks these lines.
     """
     begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
     before, found, rest = (read_text(page) or "").partition(begin)
     _, also_found, after = rest.partition(end)
     if not found or not also_found:
         raise UserError(
-            f"--page {page}: there is no such file with the lines '{begin.strip()}' and '{end.strip()}'"
+            f"--page {page}: the file does not exist, or lacks the lines '{begin.strip()}' and '{end.strip()}'; add "
+            "them where the table should be"
         )
     lines = [f"`{' '.join(command)}`: {machine()}", "", *markdown_table(figures.columns, figures.rows)]
     write_text(page, f"{before}{begin}\n" + "\n".join(lines) + f"\n\n{end}{after}")
 
 
 def machine() -> str:
-    """Return what figures depend on: processor, accelerator, library, commit and day."""
+    """Return what results depend on: CPU, accelerator, torch version, commit and date."""
     parts = [f"{os.cpu_count()} CPU cores ({_processor()})"]
     if torch.cuda.is_available():
         parts.append(f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}")

@@ -1,8 +1,8 @@
-"""What Ray Train, Ray Data and MLflow add to a step: whole runs beside a bare DeepSpeed loop.
+"""Benchmark of framework overhead: step time of a full run against a bare DeepSpeed loop.
 
-Both have one rank with one thread, the same model, engine and order of sources. The bare loop has its units in memory
-and nobody to tell; the whole run reads, decodes, checks, logs and records. The last window before the end of the run is
-left out, and the first ones, in which processes start and buffers fill.
+Both have one rank with one thread, and the same model, engine and order of sources. The bare loop has its units in
+memory and logs nothing; the full run reads, decodes, checks, logs and tracks. The first windows, in which processes
+start and buffers fill, and the last one do not count.
 """
 
 import json
@@ -20,8 +20,8 @@ import torch
 from rich.console import Console
 
 from perceiver_dist.benchmarks import DEFAULT_CONFIG
-from perceiver_dist.benchmarks.one_rank import engine_of_one_rank
-from perceiver_dist.benchmarks.processes import answer, in_a_process
+from perceiver_dist.benchmarks.one_rank import single_rank_engine
+from perceiver_dist.benchmarks.processes import measure_in_subprocess, run_measurement
 from perceiver_dist.benchmarks.result_table import ResultTable
 from perceiver_dist.config.command_line import parse_run, run_parser
 from perceiver_dist.config.run_config import RunConfig, StorageConfig
@@ -41,19 +41,21 @@ from pipelines.units.schedule import Schedule
 
 _MODULE = "perceiver_dist.benchmarks.step_overhead"
 _WINDOW = 10
-"""Steps whose mean is one figure."""
+"""Steps over which a step time is averaged, the full run's train.log_every."""
 _FIRST_WINDOWS = 3
+"""Warm-up windows that do not count."""
 _STEPS_IN_MEMORY = 30
+"""Steps whose units the bare loop holds in memory and repeats; several of every source of the default run."""
 
 
 @dataclass(frozen=True)
 class OverheadTask:
-    """What one process measures.
+    """Task of one measuring process.
 
     Attributes:
-        loop: bare, or a whole run.
+        loop: "bare" for the DeepSpeed loop, "whole" for a full run.
         config: YAML file of the run.
-        steps: Of the loop.
+        steps: Number of steps.
         folder: Storage of the run.
     """
 
@@ -65,11 +67,11 @@ class OverheadTask:
 
 @dataclass(frozen=True)
 class StepTimes:
-    """What one process found.
+    """Result of one measuring process.
 
     Attributes:
-        seconds: Of a step, for each window.
-        waiting: Fraction of the time in which the rank waited for data, for each window.
+        seconds: Step time of each window.
+        waiting: Fraction of each window in which the rank waited for data.
     """
 
     seconds: list[float]
@@ -81,11 +83,11 @@ def measure_overhead(config: str = DEFAULT_CONFIG, steps: int = 300, repeats: in
 
     Args:
         config: YAML file of a run; it trains with one worker.
-        steps: Of each loop; the first 30 and the last 10 do not count.
-        repeats: Processes of each kind.
+        steps: Steps of each loop; the first 30 and the last 10 do not count.
+        repeats: Processes per loop.
 
     Raises:
-        UserError: An option is not as it must be, or a process failed.
+        UserError: An option is out of range, or a process failed.
     """
     if steps < (_FIRST_WINDOWS + 2) * _WINDOW or repeats < 1:
         raise UserError(
@@ -96,7 +98,7 @@ def measure_overhead(config: str = DEFAULT_CONFIG, steps: int = 300, repeats: in
         for number in range(repeats):
             for loop, measured in found.items():
                 task = OverheadTask(loop, config, steps, f"{folder}/{number}" if loop == "whole" else folder)
-                measured.append(in_a_process(_MODULE, task, StepTimes, {"OMP_NUM_THREADS": "1"}))
+                measured.append(measure_in_subprocess(_MODULE, task, StepTimes, {"OMP_NUM_THREADS": "1"}))
     bare = median(median(one.seconds) for one in found["bare"])
     rows = []
     for loop, measured in found.items():
@@ -105,30 +107,30 @@ def measure_overhead(config: str = DEFAULT_CONFIG, steps: int = 300, repeats: in
         figures = (median(medians), min(medians), max(medians))
         rows.append(
             [
-                {"bare": "bare DeepSpeed loop", "whole": "whole run"}[loop],
+                {"bare": "bare DeepSpeed loop", "whole": "full run"}[loop],
                 *(f"{1000 * figure:.1f}" for figure in figures),
                 f"{median(medians) / bare:.3f}",
                 f"{waiting:.1%}",
             ]
         )
-    return ResultTable(("loop", "step ms", "least", "most", "ratio", "waiting for data"), rows)
+    return ResultTable(("loop", "step ms", "min", "max", "ratio", "data wait"), rows)
 
 
 def measure(task: OverheadTask) -> StepTimes:
-    """Measure in this process.
+    """Measure a loop in this process.
 
     Args:
-        task: What to measure.
+        task: The loop and its run.
     """
     options = (f"--train.steps={task.steps}", "--train.num_workers=1", "--train.eval_every=0")
     config, _ = parse_run(
         run_parser(""), ["--config", task.config, *options, f"--train.log_every={_WINDOW}"], [], RunConfig
     )
     config = replace(config, storage=StorageConfig(path=task.folder, run_name="measured"))
-    return _whole_run(config) if task.loop == "whole" else _bare_loop(config)
+    return _full_run(config) if task.loop == "whole" else _bare_loop(config)
 
 
-def _whole_run(config: RunConfig) -> StepTimes:
+def _full_run(config: RunConfig) -> StepTimes:
     run_training(config, Console(file=StringIO()))
     lines = (Path(config.storage.path) / "measured" / "metrics.jsonl").read_text().splitlines()
     windows = [entry for entry in map(json.loads, lines) if "train/step_seconds" in entry]
@@ -143,10 +145,10 @@ def _bare_loop(config: RunConfig) -> StepTimes:
     config = resolve(config)
     config = replace(config, sources=[resolve_demo(source, config.storage.path) for source in config.sources])
     seconds: list[float] = []
-    with engine_of_one_rank(config) as engine:
+    with single_rank_engine(config) as engine:
         in_memory = list(_first_steps(config, engine.device))
         for window in range(config.train.steps // _WINDOW):
-            began = time.perf_counter()
+            started = time.perf_counter()
             for step in range(window * _WINDOW, (window + 1) * _WINDOW):
                 set_learning_rate(engine, learning_rate(step, config.train.steps, config.optim))
                 source, batches = in_memory[step % len(in_memory)]
@@ -156,7 +158,7 @@ def _bare_loop(config: RunConfig) -> StepTimes:
                     loss = loss_per_sample(logits.float(), batch.labels, source.task).mean()
                     engine.backward(loss)
                     engine.step()
-            seconds.append((time.perf_counter() - began) / _WINDOW)
+            seconds.append((time.perf_counter() - started) / _WINDOW)
     counted = seconds[_FIRST_WINDOWS:-1]
     return StepTimes(counted, [0.0] * len(counted))
 
@@ -177,4 +179,4 @@ def _first_steps(config: RunConfig, device: torch.device) -> Iterator[tuple[Sour
 
 
 if __name__ == "__main__":
-    answer(OverheadTask, measure)
+    run_measurement(OverheadTask, measure)

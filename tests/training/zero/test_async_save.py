@@ -39,7 +39,7 @@ def test_the_optimizer_waits_for_the_copy_and_for_nothing_else(saved: dict[str, 
 def test_the_benchmark_saves_by_turns_and_leaves_checkpoints(tmp_path: Path) -> None:
     with get_context("spawn").Pool(1) as process:
         saves = process.apply(measure_saves, (str(tmp_path), 2, ranks.CONFIG))
-    assert [save.waited for save in saves] == [False, True, False, True]
+    assert [save.synchronous for save in saves] == [False, True, False, True]
     assert {save.bytes for save in saves} == {file.stat().st_size for file in tmp_path.glob("step-*/rank-*")}
     assert newest_step(str(tmp_path)) == 6
 
