@@ -105,6 +105,6 @@ def test_libraries_are_skipped_for_models_that_they_do_not_support() -> None:
 
 def test_an_unknown_data_set_is_rejected() -> None:
     with pytest.raises(
-        UserError, match="--sets \\['movies'\\].*must be some of photographs, clips, recordings, tiny"
+        UserError, match=r"--sets \['movies'\].*must be some of photographs, clips, recordings, tiny"
     ):
         measure_data(sets=["movies"])
