@@ -95,6 +95,7 @@ def measure_saves(folder: str, repeats: int, config: RunConfig = CONFIG) -> list
     with single_rank_engine(config) as engine:
         checkpoints = CheckpointList(RunFolder(folder), 2, None, lambda: None, lambda _: None)
         run = _Run(engine, config, RunFolder(folder), checkpoints)
+        # The first save of each kind allocates memory that later ones reuse, so it does not count.
         saves = [run.save(1 + number, synchronous=number % 2 == 1) for number in range(2 + 2 * repeats)]
     return saves[2:]
 
@@ -126,6 +127,7 @@ class _Run:
         self._forward_and_backward()
         computed = time.perf_counter()
         self._writer.wait_for_copy()
+        # The copy overlaps with forward and backward; only what is left of it after them stalls training.
         stall += time.perf_counter() - computed
         self._engine.step()
         self._writer.wait()

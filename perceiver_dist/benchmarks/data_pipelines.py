@@ -87,6 +87,7 @@ def with_webdataset(
     Yields:
         The number of samples of each batch, once it is loaded.
     """
+    # Resampling shards with replacement gives an endless stream, which needs no equal shards per worker.
     pipeline = webdataset.WebDataset(data_set.shards, resampled=True, shardshuffle=False).shuffle(_BUFFER)
     if own_decoder:
         pipeline = pipeline.decode("pil").map(partial(_from_picture, inputs=data_set.inputs))
@@ -110,7 +111,7 @@ def with_ray_data(
         data_set: The data set to read.
         cpus: CPUs of Ray.
         batches: Max number of batches.
-        index_folder: Folder of the shard indexes, which tell the number of samples in an epoch.
+        index_folder: Folder of the shard indexes, from which the number of samples in an epoch is known.
         own_decoder: Whether `read_webdataset` decodes pictures.
 
     Yields:
@@ -120,6 +121,7 @@ def with_ray_data(
     ray.data.DataContext.get_current().enable_progress_bars = False
     shards = data_set.shards
     samples = index_shards(shards, index_folder).samples
+    # read_webdataset reads a list of shards once, so the list holds as many epochs as the batches need.
     epochs = math.ceil(batches * data_set.batch / samples)
     row_bytes = sum(
         math.prod(spec.array_shape) * np.dtype(spec.array_dtype).itemsize for spec in data_set.inputs.values()

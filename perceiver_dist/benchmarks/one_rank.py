@@ -27,6 +27,7 @@ def single_rank_engine(config: RunConfig) -> Iterator[Any]:
     on_gpu = torch.cuda.is_available()
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
     with tempfile.TemporaryDirectory() as scratch:
+        # A file as rendezvous needs no free port.
         distributed.init_process_group(
             "nccl" if on_gpu else "gloo", init_method=f"file://{scratch}/rendezvous", rank=0, world_size=1
         )

@@ -133,6 +133,7 @@ def measure_throughput(
 
 
 def _samples_per_second(maker: UnitMaker, data: DataConfig, units: int) -> float:
+    # As on a rank: blocks of one unit, prefetched in order.
     [stream] = unit_dataset(maker, 0, units, data).streaming_split(1, equal=True)
     rows = iter(stream.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=data.prefetch_units))
     for _ in range(units // 4):

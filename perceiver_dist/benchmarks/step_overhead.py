@@ -54,13 +54,13 @@ class OverheadTask:
     """Task of one measuring process.
 
     Attributes:
-        loop: "bare" for the DeepSpeed loop, "whole" for a full run.
+        loop: "bare" for the DeepSpeed loop, "full" for a full run.
         config: YAML file of the run.
         steps: Number of steps.
         folder: Storage of the run.
     """
 
-    loop: Literal["bare", "whole"]
+    loop: Literal["bare", "full"]
     config: str
     steps: int
     folder: str
@@ -94,11 +94,11 @@ def measure_overhead(config: str = DEFAULT_CONFIG, steps: int = 300, repeats: in
         raise UserError(
             f"--steps is {steps} and --repeats {repeats}, must be at least {(_FIRST_WINDOWS + 2) * _WINDOW} and 1"
         )
-    found: dict[Literal["bare", "whole"], list[StepTimes]] = {"bare": [], "whole": []}
+    found: dict[Literal["bare", "full"], list[StepTimes]] = {"bare": [], "full": []}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(repeats):
             for loop, measured in found.items():
-                task = OverheadTask(loop, config, steps, f"{folder}/{number}" if loop == "whole" else folder)
+                task = OverheadTask(loop, config, steps, f"{folder}/{number}" if loop == "full" else folder)
                 measured.append(measure_in_subprocess(_MODULE, task, StepTimes, {"OMP_NUM_THREADS": "1"}))
     bare = median(median(one.seconds) for one in found["bare"])
     rows = []
@@ -108,7 +108,7 @@ def measure_overhead(config: str = DEFAULT_CONFIG, steps: int = 300, repeats: in
         figures = (median(medians), min(medians), max(medians))
         rows.append(
             [
-                {"bare": "bare DeepSpeed loop", "whole": "full run"}[loop],
+                {"bare": "bare DeepSpeed loop", "full": "full run"}[loop],
                 *(f"{1000 * figure:.1f}" for figure in figures),
                 f"{median(medians) / bare:.3f}",
                 f"{waiting:.1%}",
@@ -128,13 +128,14 @@ def measure(task: OverheadTask) -> StepTimes:
         run_parser(""), ["--config", task.config, *options, f"--train.log_every={_WINDOW}"], [], RunConfig
     )
     config = replace(config, storage=StorageConfig(path=task.folder, run_name="measured"))
-    return _full_run(config) if task.loop == "whole" else _bare_loop(config)
+    return _full_run(config) if task.loop == "full" else _bare_loop(config)
 
 
 def _full_run(config: RunConfig) -> StepTimes:
     run_training(config, Console(file=StringIO()))
     history = from_jsonl(read_text(RunFolder.of(config).metrics) or "")
     windows = [metrics for metrics in history if isinstance(metrics, StepMetrics)]
+    # The last window includes the end of the run.
     counted = windows[_FIRST_WINDOWS:-1]
     return StepTimes(
         [window.step_seconds for window in counted], [window.data_wait_fraction for window in counted]
@@ -159,6 +160,7 @@ def _bare_loop(config: RunConfig) -> StepTimes:
                     engine.backward(loss)
                     engine.step()
             seconds.append((time.perf_counter() - started) / _WINDOW)
+    # The same windows as for the full run, so that both are means over the same steps.
     counted = seconds[_FIRST_WINDOWS:-1]
     return StepTimes(counted, [0.0] * len(counted))
 

@@ -71,11 +71,13 @@ class DenseTokens:
         normalised = torch.cat([_normalise(part) for part in tokens], dim=1)
         self.channels = normalised.shape[-1]
         self.padding = -self.channels % CHANNEL_MULTIPLE
+        # One head: torch's fused attention takes (B, H, M, C).
         self.keys = F.pad(normalised, (0, self.padding)).to(dtype)[:, None]
         self.presence = presence
         self.mask: Tensor | None = None
         if presence is not None:
             columns = torch.split(presence.visible, 1, dim=1)
+            # (B, 1, 1, M): whether a token is visible, the same for all latents.
             by_token = [column.expand_as(part.mean) for column, part in zip(columns, tokens, strict=True)]
             self.mask = torch.cat(by_token, dim=1)[:, None, None, :]
 
@@ -88,6 +90,7 @@ class DenseTokens:
         Returns:
             (B, N, C) in the query's dtype.
         """
+        # Zeros in the padded channels change no score. The scale 1 / sqrt(C) is part of the folded query.
         padded = F.pad(query, (0, self.padding))[:, None]
         attended = F.scaled_dot_product_attention(
             padded, self.keys, self.keys, attn_mask=self.mask, scale=1.0
@@ -188,6 +191,7 @@ class CrossAttend(nn.Module):
         """
         query: Tensor = self.query(self.latent_norm(latents))
         scale = self.token_gain / sqrt(query.shape[-1])
+        # Rows are vectors here: query @ W_k is W_k^T Q of the module's docstring, and times `scale` the folded query.
         attended = tokens.attend(query @ self.key_weight * scale)
         read: Tensor = self.output(self.value(attended * self.token_gain + self.token_bias))
         # The key bias has no effect (see the module), but it is one of the paper's 44,912,254 parameters.

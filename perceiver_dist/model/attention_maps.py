@@ -35,6 +35,7 @@ class RecordingTokens(DenseTokens):
         Returns:
             (B, N, C) in the query's dtype.
         """
+        # Recomputed beside the fused attention, which does not return its weights.
         scores = query @ self.keys[:, 0, :, : self.channels].transpose(1, 2)
         if self.mask is not None:
             scores = scores.masked_fill(~self.mask[:, 0], -torch.inf)

@@ -17,7 +17,7 @@ Products are in full fp32: with so few channels they cost little, and an error o
 weight. On one H200 (ImageNet setting, commit b3af075) `_forward` took 0.55 ms and `_backward` 0.34 ms per cross-attend
 and image, mostly waiting for reductions across warps at the end of each row. fp32 gradients differed from fp64 by 6e-5
 to 8e-5, those of plain tiles by 1e-6: long sums over rows lose digits. Tests compare the kernels with plain torch in
-fp64 in Triton's interpreter. `fits` tells which grids and patches they support.
+fp64 in Triton's interpreter. `fits` decides which grids and patches they support.
 """
 
 import torch

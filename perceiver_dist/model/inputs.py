@@ -160,6 +160,7 @@ class Tokenizer(nn.Module):
         order = None if spec.permutation_seed is None else token_order(spec)
         self.register_buffer("order", order, persistent=False)
         fixed = _fixed_arrays(spec)
+        # Names of the buffers that keep at least fp32, see `_apply`.
         self._exact = tuple(fixed)
         for name, features in fixed.items():
             self.register_buffer(name, features, persistent=False)
@@ -214,6 +215,7 @@ class Tokenizer(nn.Module):
         encoding = position.new_zeros(0) if encoding is None else encoding.to(position.dtype)
         parts = (content, position, encoding)
         channels = sum(part.shape[-1] for part in parts)
+        # Variance as E[x^2] - E[x]^2, summed over the parts. Little cancels, since values are near [-1, 1].
         mean = sum((part.sum(-1) for part in parts), start=torch.zeros_like(content[..., 0])) / channels
         square = sum((part.square().sum(-1) for part in parts), start=torch.zeros_like(mean)) / channels
         rstd = (square - mean.square() + LAYER_NORM_EPS).rsqrt()

@@ -85,6 +85,7 @@ class SelfAttend(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        # One matrix product for the three, and one parameter for ZeRO to gather.
         self.query_key_value = linear(width, 3 * width)
         self.output = linear(width, width)
         self.dense = DenseBlock(width)

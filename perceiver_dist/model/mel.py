@@ -50,5 +50,6 @@ def log_mel(sound: Tensor, segment: int, filters: Tensor) -> Tensor:
     # Autocast would compute the product in bfloat16, whose 8 bits lose quiet bands.
     with torch.autocast(sound.device.type, enabled=False):
         by_band = power @ filters.to(power.dtype)
+    # Adding the floor instead of clamping keeps differences between quiet bands.
     levels = (by_band + 10**FLOOR).log10()
     return 1 - 2 * levels / FLOOR

@@ -44,6 +44,7 @@ def axis_features(spec: ModalityInput) -> list[Tensor]:
     tables = []
     for size in spec.grid:
         positions = torch.linspace(-1, 1, size, dtype=torch.float64)[:, None]
+        # size / 2 is the Nyquist frequency of a grid with `size` tokens on [-1, 1].
         highest = (spec.max_frequency or size) / 2
         phases = torch.pi * positions * torch.linspace(1, highest, spec.bands, dtype=torch.float64)
         tables.append(torch.cat([positions, phases.sin(), phases.cos()], dim=1).float())
@@ -127,5 +128,6 @@ def token_order(spec: ModalityInput) -> Tensor:
     Returns:
         (M,) int64 on the CPU: for each place, the row-major index of the token that is put there.
     """
+    # Drawn on the CPU, since generators of other devices give other numbers for the same seed.
     generator = torch.Generator().manual_seed(spec.permutation_seed or 0)
     return torch.randperm(tokens(spec), generator=generator, device="cpu")

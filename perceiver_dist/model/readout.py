@@ -34,6 +34,7 @@ class Decoder(nn.Module):
             (B, D) by source.
         """
         queries: dict[str, Tensor] = self.queries()
+        # Stacked as N queries, so that one cross-attend serves all sources.
         stacked = torch.stack(list(queries.values())).expand(latents.shape[0], -1, -1)
         read: Tensor = self.cross_attend(stacked, LatentTokens(latents))
         return dict(zip(queries, read.unbind(dim=1), strict=True))

@@ -83,6 +83,7 @@ def from_transformers(
     Raises:
         UserError: The architecture is another one, or has layers that this model does not have.
     """
+    # config.json omits default values. Those of `transformers` are the supported ones, except 8 cross-attention heads.
     for name, needed in _FIXED.items():
         if config.get(name, None if name == "num_cross_attention_heads" else needed) != needed:
             raise UserError(

@@ -5,6 +5,7 @@ One sample at a time, with every token built and its keys and values projected. 
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -35,7 +36,7 @@ SMALL: dict[str, Any] = {
 }
 """One small input of every modality, as arguments of `ModelConfig`."""
 HEADS = {"clips": 5, "pictures": 3}
-Parameters = dict[str, Tensor]
+Parameters = Mapping[str, Tensor]
 
 
 @st.composite
@@ -100,11 +101,11 @@ def content_of(sample: Tensor, spec: ModalityInput) -> Tensor:
         rows = [waves(point, [spec.max_frequency] * 3, spec.bands) for point in sample.tolist()]
         return torch.tensor(rows, dtype=torch.float64)
     steps = [size // count for size, count in zip(spec.array_shape, spec.grid, strict=False)]
-    rows = []
+    patches = []
     for place in itertools.product(*(range(count) for count in spec.grid)):
         patch = sample[tuple(slice(i * step, (i + 1) * step) for i, step in zip(place, steps, strict=True))]
-        rows.append(patch.flatten().double())
-    content = torch.stack(rows)
+        patches.append(patch.flatten().double())
+    content = torch.stack(patches)
     return content / 127.5 - 1 if sample.dtype == torch.uint8 else content / 32768
 
 

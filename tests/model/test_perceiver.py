@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from types import ModuleType
 
@@ -37,7 +38,7 @@ def with_path(model: Perceiver, path: str) -> Perceiver:
     return model
 
 
-def gradients(logits: Tensor, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+def gradients(logits: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     weights = torch.arange(logits.numel(), dtype=logits.dtype).view_as(logits)
     loss = (logits * weights.cos()).sum()
     grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
