@@ -97,7 +97,7 @@ def test_pixel_scale_imagenet_normalises_by_imagenet_mean_and_std() -> None:
 @pytest.mark.parametrize("name", ["image", "audio", "video"])
 def test_invalid_position_options_are_rejected(name: str) -> None:
     with pytest.raises(
-        InternalError, match=f"{name}: position is 'absolute', must be one of fourier, learned"
+        UserError, match=f"model.{name}.position is 'absolute', must be one of fourier, learned"
     ):
         replace(SMALL[name], position="absolute")
     with pytest.raises(UserError, match=f"model.{name}.position_channels is 0"):

@@ -79,9 +79,13 @@ def test_the_papers_spectrogram_has_4800_tokens() -> None:
     assert tokens(AudioInput(sample_rate=48_000, samples=61_440, segment=1024, mel_bands=80)) == 4800
 
 
-@pytest.mark.parametrize("options", [{"mel_bands": 0}, {"segment": 33, "samples": 33}])
-def test_invalid_options_are_rejected(options: dict[str, int]) -> None:
-    with pytest.raises(
-        UserError, match="a spectrogram needs bands, and segments of an even number of samples"
-    ):
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"mel_bands": 0}, "model.audio.mel_bands is 0, must be at least 1"),
+        ({"segment": 33, "samples": 33}, "model.audio.segment is 33, must be even for a spectrogram"),
+    ],
+)
+def test_invalid_options_are_rejected(options: dict[str, int], text: str) -> None:
+    with pytest.raises(UserError, match=text):
         replace(SPEC, **options)
