@@ -14,8 +14,8 @@ class SourceConfig:
     """One data source: a set of shards with its modalities, one task and a weight.
 
     Attributes:
-        name: Short name of letters, digits and underscores. It names the source's head in the model and
-            its metrics, which are logged as name/metric.
+        name: Short name; letters, digits and underscores. It names the source's head in the model and its metrics,
+            which are logged as name/metric.
         train_shards: Training shards (tar files): path or URI with braces and globs, as in
             "s3://bucket/train-{000000..000099}.tar" or "data/train-*.tar".
         eval_shards: Held-out shards to evaluate on, given like train_shards. Default "": no evaluation of this source.
@@ -100,9 +100,11 @@ class DataConfig:
 
     Attributes:
         chunk_size: Consecutive samples that are shuffled and read together. More means fewer storage requests and a
-            coarser shuffle. The default, 4, needs a quarter of the requests of 1 and is small beside a micro-batch.
-        units_per_task: Max units (micro-batches) that one Ray Data read task makes. Default 16: enough to hide the cost
-            of a task, about 0.5 ms to schedule, and few enough to keep tasks short.
+            coarser shuffle. The default, 4, needs a quarter of the requests of 1 and is far below the size of a usual
+            micro-batch.
+        units_per_task: Max units (micro-batches) that one Ray Data read task makes. All tasks of a run are planned
+            before its first unit, at about 0.5 ms each, so fewer units per task delay the start. With many more, a
+            short run has too few tasks to keep all readers busy. The default, 16, avoids both.
         tasks: Max read tasks that run at the same time per source, each on one CPU. Increase it if ranks wait for data.
             At least one CPU per source must be left by the workers, or nothing is ever read; so the default is 1.
         prefetch_units: Units (micro-batches) that each rank prefetches. Default 4, enough to hide one slow sample.

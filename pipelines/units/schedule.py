@@ -22,7 +22,7 @@ from math import gcd, inf, lcm
 from perceiver_dist.errors import UserError
 
 _RESOLUTION = 1000
-"""Shares are met to about 0.1 %, in cycles of at most about 1,000 steps, of which a run takes several."""
+"""Shares are met to about 0.1 %, in cycles of at most about 1,000 steps; a run has several."""
 
 
 class Schedule:
