@@ -19,6 +19,7 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 _ON_THEIR_SIDE = (5, 6, 7, 8)
 """Values of the EXIF orientation tag that swap width and height."""
 SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+"""Pillow modes of 16-bit grayscale images. "I" is wider, but older Pillow versions open 16-bit PNG files in it."""
 
 
 def decode_image(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -42,7 +43,7 @@ def click_track(rate: int, channels: int = 1, click: float = FLASH) -> np.ndarra
 
 def add_audio(
     container: OutputContainer, codec: str, sound: np.ndarray, rate: int, delay: float = 0.0
-) -> list[Packet]:
+) -> list["Packet[Any]"]:
     """Encode int16 (channels, samples) in a new stream that starts `delay` seconds late."""
     layout = "stereo" if len(sound) == 2 else "mono"
     stream = container.add_stream(codec, rate=rate, layout=layout)
@@ -55,7 +56,7 @@ def add_audio(
 
 def add_frames(
     container: OutputContainer, codec: str, fps: int, pictures: np.ndarray, delay: float = 0.0
-) -> list[Packet]:
+) -> list["Packet[Any]"]:
     """Encode uint8 (frames, height, width, 3) in a new stream that starts `delay` seconds late."""
     stream = container.add_stream(codec, rate=fps)
     assert isinstance(stream, VideoStream)
@@ -74,7 +75,7 @@ def flashes(fps: int, flash: float = FLASH) -> np.ndarray:
     return np.tile(shade[:, None, None, None], (1, 48, 64, 3))
 
 
-def mux(extension: str, *tracks: Callable[[OutputContainer], list[Packet]]) -> bytes:
+def mux(extension: str, *tracks: Callable[[OutputContainer], list["Packet[Any]"]]) -> bytes:
     """Interleave the packets of tracks, functions that encode into a container, in one file."""
     target = BytesIO()
     with av.open(target, "w", format={"mkv": "matroska"}.get(extension, extension)) as container:
