@@ -18,6 +18,10 @@ This is how Ray 2.60 behaves (ray/data/_internal/execution/operators/output_spli
 unit carries its number, and the run stops if a rank gets another unit than
 `perceiver_dist.training.zero.accumulation.units_of_rank` says (`perceiver_dist.data.batches.UnitStream.take`).
 `tests/pipelines/units/test_unit_datasource.py` checks the order with the installed Ray.
+
+Ray plans all read tasks before the first one runs, at 0.4 to 1 ms and 8 KiB each; the ImageNet recipe has 600,000. So
+longer datasets are made in two stages: one task streams the ranges of units, and a task per range makes the units. That
+starts in seconds whatever the length, but costs a process, so short datasets are planned.
 """
 
 from collections.abc import Iterator
@@ -35,6 +39,9 @@ from pipelines.decode.sandbox import sandboxed_on_retry
 from pipelines.shards.source import DataConfig
 from pipelines.units.unit_maker import Unit, UnitMaker
 
+_MAX_PLANNED_TASKS = 2000
+"""Read tasks up to which Ray plans them all at the start: one to two seconds, about the start of one more process."""
+
 
 class UnitDatasource(Datasource):
     """Ray Datasource of the units `first` to `stop` - 1 of one source.
@@ -49,14 +56,13 @@ class UnitDatasource(Datasource):
     def __init__(self, maker: "ray.ObjectRef[UnitMaker]", first: int, stop: int, units_per_task: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # Ray leaves it without types
         self._maker = maker
-        self._ranges = [
-            range(start, min(start + units_per_task, stop)) for start in range(first, stop, units_per_task)
-        ]
+        self._stop = stop
+        self._starts = range(first, stop, units_per_task)
 
     @property
     def tasks(self) -> int:
         """Number of read tasks."""
-        return len(self._ranges)
+        return len(self._starts)
 
     def estimate_inmemory_data_size(self) -> int | None:
         """Return None (unknown): Ray uses the size only to choose the number of read tasks, which is given here."""
@@ -70,13 +76,53 @@ class UnitDatasource(Datasource):
             args: Other arguments of Ray's interface; ignored.
             kwargs: Other arguments of Ray's interface; ignored.
         """
-        return [
-            ReadTask(
-                partial(_make_blocks, self._maker, numbers),
-                BlockMetadata(num_rows=len(numbers), size_bytes=None, exec_stats=None, input_files=None),
+        tasks = []
+        for start in self._starts:
+            numbers = range(start, min(start + self._starts.step, self._stop))
+            metadata = BlockMetadata(
+                num_rows=len(numbers), size_bytes=None, exec_stats=None, input_files=None
             )
-            for numbers in self._ranges
-        ]
+            tasks.append(ReadTask(partial(_make_blocks, self._maker, numbers), metadata))
+        return tasks
+
+
+class UnitRangeDatasource(Datasource):
+    """Ray Datasource of ranges of units: rows of `start` and `stop`, streamed by a single task.
+
+    Args:
+        first: Number of the first unit.
+        stop: Number after that of the last unit.
+        units_per_task: Max units per range.
+    """
+
+    def __init__(self, first: int, stop: int, units_per_task: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # Ray leaves it without types
+        self._ranges = partial(_stream_ranges, first, stop, units_per_task)
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Return None (unknown): there is one task, whatever the size."""
+        return None
+
+    def get_read_tasks(self, parallelism: int, *args: Any, **kwargs: Any) -> list[ReadTask]:  # noqa: ARG002
+        """Return the only read task.
+
+        Args:
+            parallelism: Number of tasks that Ray suggests; ignored.
+            args: Other arguments of Ray's interface; ignored.
+            kwargs: Other arguments of Ray's interface; ignored.
+        """
+        unknown = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
+        return [ReadTask(self._ranges, unknown)]
+
+
+def _stream_ranges(first: int, stop: int, units_per_task: int) -> Iterator[pa.Table]:
+    for start in range(first, stop, units_per_task):
+        yield pa.table({"start": [start], "stop": [min(start + units_per_task, stop)]})
+
+
+def _make_blocks_of_ranges(maker: "ray.ObjectRef[UnitMaker]", ranges: pa.Table) -> Iterator[pa.Table]:
+    for row in ranges.to_pylist():
+        yield from _make_blocks(maker, range(row["start"], row["stop"]))
 
 
 def _make_blocks(maker: "ray.ObjectRef[UnitMaker]", numbers: range) -> Iterator[pa.Table]:
@@ -127,10 +173,22 @@ def unit_dataset(maker: UnitMaker, first: int, stop: int, data: DataConfig) -> D
     context.target_max_block_size = 1
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
-    source = UnitDatasource(ray.put(maker), first, stop, data.units_per_task)
-    return ray.data.read_datasource(
-        source,
-        override_num_blocks=source.tasks,
+    reference = ray.put(maker)
+    source = UnitDatasource(reference, first, stop, data.units_per_task)
+    if source.tasks <= _MAX_PLANNED_TASKS:
+        return ray.data.read_datasource(
+            source, override_num_blocks=source.tasks, concurrency=data.tasks, num_cpus=1
+        )
+    ranges = ray.data.read_datasource(
+        UnitRangeDatasource(first, stop, data.units_per_task), override_num_blocks=1, num_cpus=0
+    )
+    return ranges.map_batches(
+        partial(_make_blocks_of_ranges, reference),
+        batch_size=1,
+        batch_format="pyarrow",
         concurrency=data.tasks,
         num_cpus=1,
+        # Ray never fuses an operator that has such a function: not with the ranges, which would make all units in one
+        # task, nor with the actors of `perceiver_dist.inference.scoring`, which a crashing decoder would end.
+        ray_remote_args_fn=dict,
     )

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from ray import ObjectRef, cloudpickle
-from ray.data import DataIterator
+from ray.data import ActorPoolStrategy, DataIterator
 from ray.exceptions import RayTaskError
 from tar_files import index_of, write_tar
 
@@ -21,8 +21,9 @@ from perceiver_dist.modalities import ImageInput
 from pipelines.errors import SampleError
 from pipelines.permutation import uniform
 from pipelines.shards.source import DataConfig, SourceConfig
+from pipelines.units import unit_datasource
 from pipelines.units.plan import TrainingPlan
-from pipelines.units.unit_datasource import UnitDatasource, unit_block, unit_dataset
+from pipelines.units.unit_datasource import UnitDatasource, UnitRangeDatasource, unit_block, unit_dataset
 from pipelines.units.unit_maker import Unit, UnitMaker
 
 SAMPLES, UNIT_SIZE, LANES = 37, 2, 4
@@ -30,6 +31,13 @@ DATA = DataConfig(units_per_task=5, tasks=2, chunk_size=4)
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this module.
+
+
+class Unchanged:
+    """Returns what it is given, as an actor."""
+
+    def __call__(self, row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return row
 
 
 class UnevenMaker(UnitMaker):
@@ -104,6 +112,42 @@ def test_units_are_dealt_in_turn_to_ranks_that_do_not_divide_them(maker: UnevenM
     with ThreadPoolExecutor(ranks) as pool:
         taken = list(pool.map(take, shards, due))
     assert taken == [[maker.plan.unit(number) for number in numbers] for numbers in due]
+
+
+@pytest.fixture
+def streamed_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every dataset one of those that are too long to be planned."""
+    monkeypatch.setattr(unit_datasource, "_MAX_PLANNED_TASKS", 0)
+
+
+@pytest.mark.usefixtures("streamed_ranges")
+@pytest.mark.parametrize("world_size", [1, 4])
+def test_long_datasets_have_the_same_order(maker: UnevenMaker, world_size: int) -> None:
+    first, stop = 2 * LANES, 8 * LANES
+    shards = unit_dataset(maker, first, stop, DATA).streaming_split(world_size, equal=True)
+    due = [range(first + rank, stop, world_size) for rank in range(world_size)]
+    with ThreadPoolExecutor(world_size) as pool:
+        taken = list(pool.map(take, shards, due))
+    assert taken == [[maker.plan.unit(number) for number in numbers] for numbers in due]
+
+
+@pytest.mark.usefixtures("streamed_ranges")
+def test_units_of_long_datasets_are_made_by_tasks_of_their_own(maker: UnevenMaker) -> None:
+    data = replace(DATA, tasks=1)
+    scored = unit_dataset(maker, 0, 12, data).map_batches(
+        Unchanged, batch_size=1, compute=ActorPoolStrategy(size=1), num_cpus=1
+    )
+    rows = scored.materialize()
+    assert [row["unit"].tolist() for row in rows.iter_rows()] == [[number] for number in range(12)]
+    assert rows.num_blocks() == 12
+    assert "->" not in rows.stats().replace("->SplitBlocks", ""), rows.stats()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_million_units_start_without_being_planned(maker: UnevenMaker) -> None:
+    [shard] = unit_dataset(maker, 0, 1_000_000, DATA).streaming_split(1, equal=True)
+    assert take(shard, range(3)) == [maker.plan.unit(number) for number in range(3)]
+    assert UnitRangeDatasource(0, 1_000_000, 5).get_read_tasks(-1).__len__() == 1
 
 
 def test_resumed_dataset_continues_with_its_first_unit(maker: UnevenMaker) -> None:
