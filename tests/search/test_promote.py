@@ -68,8 +68,8 @@ def test_why_mlflow_does_not_register_is_said_in_one_line(run: Path, store: str,
         promote_best(record_of(run, ""), config, store, "perceiver", "champion")
     elsewhere = f"sqlite:///{tmp_path}/other.db"
     with pytest.raises(
-        UserError, match=r"MLflow's database .*other\.db, where the training was tracked, is not there"
+        UserError, match=r"MLflow's database .*other\.db, where the training was tracked, does not exist"
     ):
         promote_best(record_of(run, "0" * 32), config, elsewhere, "perceiver", "champion")
-    with pytest.raises(UserError, match=r"does not register the model: .*not found"):
+    with pytest.raises(UserError, match=r"did not register the model: .*not found"):
         promote_best(record_of(run, "0" * 32), config, store, "perceiver", "champion")

@@ -35,7 +35,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedMlflow]:
 def server(served: ServedMlflow) -> Iterator[ServedMlflow]:
     """The module's server, which answers again after each test."""
     yield served
-    served.go_on()
+    served.resume()
 
 
 @pytest.fixture(autouse=True)
@@ -73,10 +73,10 @@ def test_what_is_recorded_while_the_server_hangs_arrives_once_and_in_order(
     log = open_log(writer)
     for step in range(30):
         if step == 10:
-            server.stop()
+            server.pause()
         # Between step 10 and 20 nobody answers: a call that waited for the server would never return.
         if step == 20:
-            server.go_on()
+            server.resume()
         log.metrics(step, {"loss": step / 8})
         log.text(f"{step}.txt", str(step))
     log.close("FINISHED")
@@ -114,7 +114,7 @@ def test_a_log_is_closed_and_opened_again_while_the_server_is_dead(
 
 def test_a_killed_process_leaves_its_records_to_the_next_one(server: ServedMlflow, tmp_path: Path) -> None:
     run_id = open_log(BackgroundWriter(server.address, tmp_path / "first")).run_id
-    server.stop()
+    server.pause()
     code = f"""
 import os, signal
 from pathlib import Path
@@ -128,7 +128,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
     environment = {**os.environ, "MLFLOW_HTTP_REQUEST_TIMEOUT": "1"}  # to learn that nobody answers
     subprocess.run([sys.executable, "-c", code], env=environment, check=False, stderr=subprocess.DEVNULL)
-    server.go_on()
+    server.resume()
     assert BackgroundWriter(server.address, tmp_path / "outbox.sqlite").close() == 0
     assert loss_steps(server, run_id) == expected(50)
 
@@ -179,11 +179,11 @@ def test_a_file_that_the_store_does_not_take_holds_up_no_metrics(
 def test_a_wrong_value_costs_itself_only(server: ServedMlflow, tmp_path: Path) -> None:
     writer = BackgroundWriter(server.address, tmp_path / "outbox.sqlite")
     log = open_log(writer)
-    server.stop()
+    server.pause()
     log.metrics(0, {"loss": 0.0})
     log.metrics(1, {"loss!": 0.0})
     log.metrics(1, {"loss": 1 / 8})
-    server.go_on()
+    server.resume()
     assert writer.close() == 0
     assert loss_steps(server, log.run_id) == expected(2)
 
