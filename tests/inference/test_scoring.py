@@ -41,8 +41,9 @@ def write_index(folder: Path, samples: list[Sample]) -> SourceIndex:
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> ScoringTask:
     """Task with unlabelled images, then a damaged image and a sample without an image."""
+    images: list[Sample] = [{"__key__": f"{n:02d}", "png": tiny_model.png(n)} for n in range(SAMPLES)]
     samples: list[Sample] = [
-        *({"__key__": f"{n:02d}", "png": tiny_model.png(n)} for n in range(SAMPLES)),
+        *images,
         {"__key__": "broken", "png": b"x"},
         {"__key__": "silent", "wav": tiny_model.wav(0)},
     ]
