@@ -82,6 +82,7 @@ def _temporary_sibling(out: str) -> Iterator[Path]:
     """Context manager for a local path with the name of `out`, on the same file system, so that a rename is atomic."""
     folder, _, name = out.rpartition("/")
     check_writable(folder, "--out")
+    # Hidden, so that the remains of a killed export are not mistaken for a result.
     with tempfile.TemporaryDirectory(
         prefix=f".{name}-", dir=_local_path(folder) if is_local(out) else None
     ) as scratch:

@@ -52,7 +52,7 @@ SIGNATURE = ModelSignature(
     Schema(
         [
             ColSpec(DataType.string, "name"),
-            ColSpec(DataType.binary, "content"),
+            ColSpec(DataType.binary, "content"),  # MLflow's server decodes base64 for this type
             ColSpec(DataType.string, "sample", required=False),
         ]
     ),
@@ -117,6 +117,7 @@ def write_mlflow_model(stored: StoredModel, folder: Path, licence: str | None = 
         data = Path(scratch) / WEIGHTS_FOLDER
         data.mkdir()
         write_model(stored, data, licence)
+        # With a copy of the code, so that the model can be served where this project is not installed.
         mlflow.pyfunc.save_model(
             folder,
             loader_module=served_model.__name__,

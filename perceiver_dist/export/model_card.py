@@ -24,6 +24,7 @@ def model_card(stored: StoredModel, facts: TrainingFacts | None, licence: str | 
         licence: Licence of the model; None if it is not stated.
     """
     config = stored.config
+    # Keys of the Hugging Face Hub, such as "license".
     head = {"library_name": "perceiver_dist", "tags": ["perceiver", *config.model.modalities]}
     parts = [
         f"---\n{yaml.safe_dump(head | ({'license': licence} if licence else {}), sort_keys=False)}---",

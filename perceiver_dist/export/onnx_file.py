@@ -58,9 +58,10 @@ def export_onnx(model: str, out: str, source: str | None = None, output: Output 
             input_names=input_names(chosen),
             output_names=[output],
             dynamo=True,
-            external_data=False,
+            external_data=False,  # a single file, weights included
             verbose=False,
         )
+        # Imported by name, since these packages are an optional extra.
         onnx = import_module("onnx")
         exported = onnx.load(file)
         onnx.helper.set_model_props(exported, {"classes": class_names_json(chosen)})

@@ -39,6 +39,7 @@ def export_torch(model: str, out: str, source: str | None = None, output: Output
     with atomic_file(out) as file:
         program = trace(trained, chosen, output)
         torch.export.save(program, file, extra_files={CLASSES: class_names_json(chosen)})
+        # Read back, so that the check covers the file and not only the graph in memory.
         loaded = torch.export.load(file).module()
         largest = check_outputs(trained, chosen, output, lambda inputs: loaded(*inputs).detach().numpy())
     return (

@@ -62,4 +62,5 @@ def training_facts(stored: StoredModel) -> TrainingFacts | None:
 
 def _read(text: str) -> TrainingFacts:
     facts = TrainingFacts(**json.loads(text))
+    # JSON has null where a metric was NaN.
     return TrainingFacts(facts.steps, facts.samples_seen, numbers(facts.metrics))

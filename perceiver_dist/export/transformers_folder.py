@@ -75,7 +75,7 @@ def convert_to_transformers(folder: str, out: str, source: str = "imagenet") -> 
 def _processor(image: ImageInput) -> dict[str, Any]:
     """Return the image processor configuration that scales pixels as this model expects them."""
     size = {"height": image.height, "width": image.width}
-    symmetric = image.pixel_scale == "symmetric"
+    symmetric = image.pixel_scale == "symmetric"  # -1 to 1: mean and deviation 0.5 of pixels from 0 to 1
     return {
         "image_processor_type": "PerceiverImageProcessor",
         "size": size,
@@ -112,5 +112,5 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def _write_weights(weights: dict[str, Tensor], file: Path) -> None:
-    # Cloned, since slices of one matrix share memory, which safetensors rejects.
+    # Cloned, since slices of one matrix share memory, which safetensors rejects. save_pretrained writes this metadata.
     save_file({name: tensor.clone() for name, tensor in weights.items()}, file, metadata={"format": "pt"})

@@ -43,6 +43,7 @@ def _evenly_spaced(
     model: TrainedModel, source: SourceConfig, index: SourceIndex, count: int
 ) -> Iterator[Unit]:
     """Yield units of one sample, without bad samples and samples that have none of the modalities."""
+    # Units of one sample, so that a unit has the number of its sample.
     plan = EvaluationPlan(index.samples, unit_size=1, lanes=1)
     maker = UnitMaker(source, model.inputs(source), index, plan, model.config.data)
     for number in np.linspace(0, index.samples - 1, min(count, index.samples)).round().astype(int):
@@ -54,6 +55,7 @@ def _evenly_spaced(
 def _draw(model: TrainedModel, source: SourceConfig, unit: Unit, path: Path) -> None:
     present = {name: unit[name] for name in source.modalities if unit[f"{name}_present"][0]}
     arrays = {name: torch.from_numpy(array).to(model.device) for name, array in present.items()}
+    # Without presence masks: `arrays` has the present modalities only.
     logits, _ = model.logits_and_latents(arrays, {}, source)
     probabilities = probabilities_of(logits, source.task)[0]
     best, names = int(probabilities.argmax()), source.shown_classes

@@ -29,6 +29,7 @@ def write_report(evaluation: ModelEvaluation, attention: int = 0) -> list[str]:
     Returns:
         Paths or URIs of the files.
     """
+    # Written locally first, since the output folder may be a URI.
     with tempfile.TemporaryDirectory() as scratch:
         figures = [_draw_confusion(found, Path(scratch)) for found in evaluation.sources]
         drawn = [figure for figure in figures if figure is not None]
@@ -122,6 +123,7 @@ def report_page(evaluation: ModelEvaluation) -> str:
 def _text(value: float | None) -> str:
     if value is None or math.isnan(value):
         return ""
+    # Counts are integers above 1; a metric of exactly 1 is formatted like the others.
     return f"{value:,.0f}" if float(value).is_integer() and value > 1 else f"{value:.4g}"
 
 

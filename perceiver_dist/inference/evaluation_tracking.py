@@ -64,8 +64,9 @@ def _write(evaluation: ModelEvaluation, files: list[str], writer: BackgroundWrit
             **({MLFLOW_PARENT_RUN_ID: training, "training_run_id": training} if training else {}),
         },
         new_identity(),
-        system_metrics=False,
+        system_metrics=False,  # the run is opened when the evaluation is done: there is no load to record
     )
+    # At the step of the checkpoint, so that the metrics line up with the curves of the training.
     log.metrics(stored.steps, evaluation.metrics)
     for file in files:
         with open_file(file) as content:

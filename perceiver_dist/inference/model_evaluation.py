@@ -94,6 +94,7 @@ def evaluate_model(options: EvaluationOptions, console: Console) -> ModelEvaluat
     """
     model = load_model(options.model)
     sources = list(_sources(model, options))
+    # Before Ray starts, which takes seconds.
     for source in sources:
         check_views(options.views, source)
     steps = model.stored.steps

@@ -54,7 +54,7 @@ class PredictionSettings:
     @property
     def parts(self) -> int:
         """Number of parts."""
-        return -(-self.samples // self.samples_per_part)
+        return -(-self.samples // self.samples_per_part)  # rounded up
 
     @property
     def units_per_part(self) -> int:
@@ -70,6 +70,7 @@ def digest_of_weights(model: TrainedModel) -> str:
     """
     digest = hashlib.sha256()
     weights: dict[str, Tensor] = model.model.state_dict()
+    # By name, so that the digest does not depend on the order of the modules.
     for name in sorted(weights):
         digest.update(name.encode())
         digest.update(weights[name].numpy().tobytes())
@@ -109,6 +110,7 @@ class PredictionParts:
             _check_same(out, text, settings)
         elif self.first_missing():
             raise UserError(f"--out is {out}, which holds parts but no {SETTINGS}; choose another folder")
+        # Written before the first part, so that parts never exist without their settings.
         write_text(join(out, SETTINGS), json.dumps(asdict(settings), indent=1) + "\n")
 
     def first_missing(self) -> int:

@@ -16,6 +16,7 @@ _COLUMNS = {
     "modalities": pa.list_(pa.string()),
     "error": pa.string(),
 }
+"""Explicit types, so that a part in which all values of a column are null has the same schema as the others."""
 
 
 def prediction_table(unit: ScoredUnit, source: SourceConfig, top: int) -> pa.Table:
@@ -33,7 +34,7 @@ def prediction_table(unit: ScoredUnit, source: SourceConfig, top: int) -> pa.Tab
     """
     names = source.shown_classes
     errors = _errors(unit, source)
-    [logits] = unit.logits.values()
+    [logits] = unit.logits.values()  # predictions are scored with one subset, all modalities
     # Stable, so that classes of equal probability keep the same order on every device.
     ranked = probabilities_of(logits, source.task).sort(dim=1, descending=True, stable=True)
     classes, probabilities = ranked.indices[:, :top].tolist(), ranked.values[:, :top].tolist()
@@ -55,6 +56,7 @@ def prediction_table(unit: ScoredUnit, source: SourceConfig, top: int) -> pa.Tab
     if unit.embeddings is None:
         return table
     values = np.asarray(unit.embeddings[: len(rows)])
+    # Arrow needs values for masked rows too; those of samples with an error are meaningless.
     missing = pa.array([error is not None for error in errors], pa.bool_())
     embeddings = pa.FixedSizeListArray.from_arrays(values.ravel(), values.shape[1], mask=missing)
     return table.append_column("embedding", embeddings)

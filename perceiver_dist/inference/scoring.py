@@ -55,6 +55,7 @@ class ScoringTask:
     @property
     def plan(self) -> EvaluationPlan:
         """Plan with every sample once per view."""
+        # One lane, since there is one consumer: no units are added to fill up lanes.
         return EvaluationPlan(self.index.samples, self.batch, lanes=1, views=self.views)
 
     @property
@@ -157,6 +158,7 @@ class DistributedScorer:
             # crashes would end the process that holds the model.
             batch_size=1,
             batch_format="numpy",
+            # An actor without a unit would only load the model.
             compute=ActorPoolStrategy(size=min(self._pool.actors, stop - start)),
             num_cpus=self._pool.bundle.get("CPU"),
             num_gpus=self._pool.bundle.get("GPU"),
@@ -239,6 +241,7 @@ def _merge_views(task: ScoringTask, views: list[dict[str, Any]], samples: Sequen
         locations=[
             SampleLocation(shard, key[len(shard) + 1 :]) for shard, key in zip(shards, keys, strict=False)
         ],
+        # A window can be undecodable on its own: a row is valid only if all its views are.
         valid=torch.tensor(np.stack([row["valid"][0] for row in views])).all(0),
         labels=torch.tensor(views[0]["label"][0]),
         present={name: torch.tensor(views[0][f"{name}_present"][0]) for name in task.source.modalities},

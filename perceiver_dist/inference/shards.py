@@ -46,6 +46,7 @@ def output_folder(out: str) -> str:
 
 
 def _index_folder(model: TrainedModel, out: str) -> str:
+    # Missing or empty if the model was moved away from the storage of its training.
     folder = model.config.index_folder
     try:
         return folder if list_folder(folder) else join(out, "_index")

@@ -97,6 +97,7 @@ class TrainedModel:
         self.device = torch.device(device)
         self.model = Perceiver(self.config.model, self.config.heads)
         weights = stored.weights() if weights is None else weights
+        # load_state_dict would report a mismatch over many lines, without the place.
         _check_weights(self.model, weights, stored.place)
         self.model.load_state_dict(weights)
         self.model.to(self.device).eval()
@@ -210,6 +211,7 @@ class TrainedModel:
             UserError: A field cannot be decoded, or the sample has none of the source's modalities.
         """
         inputs = self.inputs(source)
+        # Randomness is a function of the key, so a file always has the same choice of points.
         try:
             arrays = decode_sample(sample, inputs, evaluation_randomness(sample.key), self.config.data.limits)
         except SampleError as error:
@@ -256,6 +258,7 @@ class TrainedModel:
         """
         with autocast(self.device, self.config.train.precision):
             logits, latents = self.model.logits_and_latents(arrays, present, source.name)
+        # Autocast in bf16 returns bf16, which is too coarse for probabilities.
         return logits.float(), latents.float()
 
     def probabilities(
