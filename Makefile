@@ -1,4 +1,4 @@
-# Everything a person types. Each target makes .venv first, when it is missing or older than the lists of packages.
+# Commands for people. Each target first creates .venv if it is missing or older than the package lists.
 PYTHON ?= python3
 ARGS ?=
 KIND ?= model
@@ -9,66 +9,66 @@ export MLFLOW_DISABLE_TELEMETRY := true
 .DEFAULT_GOAL := help
 .PHONY: help setup train search test test-runs test-long faults fuzz test-transformers test-onnx benchmark-model lint hooks docs ui mlflow-server laptop-cluster
 
-help:  ## list the targets
-	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 18
+help:  ## list all targets
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 24
 
-setup: .venv/.installed  ## make .venv and install the project, with the versions in constraints.txt
+setup: .venv/.installed  ## create .venv and install the project with the versions in constraints.txt
 
-train: .venv/.installed  ## run the main job: make train ARGS="--train.steps 50"
+train: .venv/.installed  ## train the default model: make train ARGS="--train.steps 50"
 	@.venv/bin/python jobs/train_multimodal.py $(ARGS)
 
-search: .venv/.installed  ## search shapes of the default model: make search ARGS="--search.trials 4"
+search: .venv/.installed  ## hyperparameter search over shapes of the default model: make search ARGS="--search.trials 4"
 	@.venv/bin/python jobs/tune_perceiver.py $(ARGS)
 
-test: .venv/.installed  ## run the tests of all parts, and two trainings
+test: .venv/.installed  ## run the unit tests, which include two short trainings
 	@.venv/bin/pytest $(ARGS)
 
-test-runs: .venv/.installed  ## trainings, searches and clusters from start to end, some disturbed: about half an hour
+test-runs: .venv/.installed  ## run end-to-end tests of training, search and clusters, some with injected failures: about half an hour
 	@.venv/bin/pytest -m "runs and not long" $(ARGS)
 
-test-long: .venv/.installed  ## whole runs on full disks, without MLflow, killed, damaged, and all else that takes minutes: about an hour
+test-long: .venv/.installed  ## run slow end-to-end tests (full disks, MLflow outages, kills, damaged files): about an hour
 	@.venv/bin/pytest -m long -s $(ARGS)
 
-faults: .venv/.installed  ## kill workers, nodes and drivers at 36 random moments, and compare with undisturbed runs
+faults: .venv/.installed  ## test fault tolerance: kill workers, nodes and drivers at 36 random moments, compare with undisturbed runs
 	@.venv/bin/pytest -m faults -s $(ARGS)
 
-fuzz: .venv/.installed  ## decode thousands of damaged files, and report what became of them: some minutes
+fuzz: .venv/.installed  ## decode thousands of damaged files and report the outcomes: some minutes
 	@.venv/bin/pytest -m fuzz -s $(ARGS)
 
-test-transformers: .venv/.installed  ## compare with the library transformers, which is installed beside .venv for this
+test-transformers: .venv/.installed  ## compare with Hugging Face transformers, installed in .transformers
 	@$(INSTALL_TRANSFORMERS)
 	@PYTHONPATH=.transformers .venv/bin/pytest tests/model/test_transformers_layout.py tests/export/test_transformers_folder.py
 
-test-onnx: .venv/.installed  ## write and run ONNX files, and take a model from training to serving; the extra `export` is installed beside .venv
+test-onnx: .venv/.installed  ## test ONNX export, and a model from training to serving; the extra `export` is installed in .onnx
 	@.venv/bin/pip install -q --disable-pip-version-check --target .onnx --upgrade --no-deps -c constraints.txt \
 	  onnx onnxruntime onnxscript onnx-ir ml-dtypes flatbuffers
 	@PYTHONPATH=.onnx .venv/bin/pytest -s tests/export/test_traced_files.py tests/integration/test_train_to_serving.py
 
-benchmark-model: .venv/.installed  ## measure the model (or KIND=sweep) beside other libraries, which are installed beside .venv
+benchmark-model: .venv/.installed  ## benchmark the model (or KIND=sweep) against other libraries, installed in .peers
 	@.venv/bin/pip install -q --disable-pip-version-check --target .peers --upgrade --no-deps \
 	  perceiver-io perceiver-pytorch einops fairscale pytorch-lightning lightning-utilities
 	@$(INSTALL_TRANSFORMERS)
 	@PYTHONPATH=.peers:.transformers .venv/bin/python jobs/benchmark.py $(KIND) $(ARGS)
 
-lint: .venv/.installed  ## check style, format and types
+lint: .venv/.installed  ## check style, formatting and types
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
 
-hooks: .venv/.installed  ## run make lint before every commit (pre-commit)
+hooks: .venv/.installed  ## install the pre-commit hook that runs make lint
 	@.venv/bin/pre-commit install
 
-docs: .venv/.installed  ## write docs/configuration.md anew from the code
+docs: .venv/.installed  ## regenerate docs/configuration.md from the code
 	@.venv/bin/python -m jobs.write_reference_page
 
-ui: .venv/.installed  ## show the local runs in the MLflow UI, on 127.0.0.1 only
+ui: .venv/.installed  ## open the MLflow UI for local runs, on 127.0.0.1 only
 	@mkdir -p runs
 	@.venv/bin/mlflow ui --backend-store-uri sqlite:///runs/mlflow.db --host 127.0.0.1 $(ARGS)
 
-mlflow-server: .venv/.installed  ## serve MLflow for several machines, from PostgreSQL if there is one (cluster/mlflow_server.sh)
+mlflow-server: .venv/.installed  ## start an MLflow server for several machines, on PostgreSQL if available (cluster/mlflow_server.sh)
 	@cluster/mlflow_server.sh
 
-laptop-cluster: .venv/.installed  ## start an autoscaling cluster of several nodes on this machine (cluster/laptop.sh)
+laptop-cluster: .venv/.installed  ## start an autoscaling Ray cluster of several nodes on this machine (cluster/laptop.sh)
 	@cluster/laptop.sh
 
 .venv/.installed: pyproject.toml constraints.txt

@@ -1,7 +1,7 @@
-"""The nodes of laptop.yaml: Ray's pretended ones, each with a folder of its own for what jobs upload.
+"""Node provider of laptop.yaml: Ray's fake nodes, each with its own folder for uploaded working directories.
 
-By themselves all nodes of one machine share this folder. Each of them unpacks a job's upload when its first process
-starts, over the copy that the others already run in, and `ray job submit --working-dir` would fail.
+By default, all nodes of a machine share this folder. Each node then unpacks a job's upload when its first process
+starts, over the copy in which other nodes already run, and `ray job submit --working-dir` fails.
 """
 
 from typing import Any
@@ -12,11 +12,11 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeP
 
 
 class LaptopNodes(FakeMultiNodeProvider):
-    """A provider of nodes for Ray's autoscaler."""
+    """Node provider for Ray's autoscaler."""
 
     def _create_node_with_resources_and_labels(self, *arguments: Any) -> None:
         with self.lock:
             folder = f"{ray_constants.DEFAULT_RUNTIME_ENV_DIR_NAME}_{self._next_node_id + 1}"
-            # Ray's provider has no setting for it, and its nodes take the name from here.
+            # The provider has no option for the folder; nodes read its name from this constant (Ray 2.60).
             with patch.object(ray_constants, "DEFAULT_RUNTIME_ENV_DIR_NAME", folder):
                 super()._create_node_with_resources_and_labels(*arguments)

@@ -1,4 +1,4 @@
-"""Exchange models with `transformers`: `python jobs/convert_checkpoint.py from_transformers|to_transformers ...`."""
+"""Conversion job: `python jobs/convert_checkpoint.py from_transformers|to_transformers ...`."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,21 +15,21 @@ DIRECTIONS: dict[str, Callable[..., None]] = {
 
 
 def build_parser() -> ArgumentParser:
-    """Return the job's parser: one subcommand for each direction, its options taken from the function."""
-    return subcommand_parser("Exchange models with the library transformers.", "direction", DIRECTIONS)
+    """Return the command line parser: one subcommand per direction, with the options of its function."""
+    return subcommand_parser("Convert models from and to Hugging Face transformers.", "direction", DIRECTIONS)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Convert, then say where the result is.
+    """Convert, and print the location of the result.
 
     Args:
-        arguments: The command line without the program's name.
+        arguments: Command line without the program name.
 
     Returns:
         Exit status: 0.
 
     Raises:
-        UserError: An option or the model is not as it must be.
+        UserError: An option or the model is invalid.
     """
     parsed = parse_arguments(build_parser(), arguments)
     options = parsed[parsed.direction]

@@ -1,4 +1,4 @@
-"""Evaluate a trained model on every sample of some shards: `python jobs/evaluate.py --model runs/NAME ...`."""
+"""Evaluation job: `python jobs/evaluate.py --model runs/NAME ...`."""
 
 from collections.abc import Sequence
 
@@ -11,23 +11,26 @@ from perceiver_dist.inference.inference_options import EvaluationOptions
 
 
 def build_parser() -> ArgumentParser:
-    """Return the job's parser."""
-    return options_parser("Evaluate a trained model on every sample of some shards.", EvaluationOptions)
+    """Return the command line parser."""
+    return options_parser(
+        "Evaluate a trained model on every sample of its held-out shards, or of others.", EvaluationOptions
+    )
 
 
 def main(arguments: Sequence[str]) -> int:
     """Evaluate, write the report, record it in MLflow, and print a table.
 
     Args:
-        arguments: The command line without the program's name.
+        arguments: Command line without the program name.
 
     Returns:
         Exit status: 0.
 
     Raises:
-        UserError: An option, the model or the data is not as it must be.
+        UserError: An option, the model or the data is invalid.
     """
     options = EvaluationOptions(**parse_arguments(build_parser(), arguments).as_dict())
+    # Imported after the options are parsed: `--help` and a wrong option take no time for torch and Ray.
     from perceiver_dist.display.progress import result_table
     from perceiver_dist.inference.evaluation_report import write_report
     from perceiver_dist.inference.evaluation_tracking import record_evaluation
@@ -36,8 +39,8 @@ def main(arguments: Sequence[str]) -> int:
     console = Console(highlight=False)
     evaluation = evaluate_model(options, console)
     files = write_report(evaluation, options.attention)
-    places = {"report": evaluation.out, "MLflow run": record_evaluation(evaluation, files)}
-    console.print(result_table(evaluation.metrics, places))
+    locations = {"report": evaluation.out, "MLflow run": record_evaluation(evaluation, files)}
+    console.print(result_table(evaluation.metrics, locations))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Share what was trained: `python jobs/export.py folder|onnx|torch|mlflow ...`."""
+"""Export job: `python jobs/export.py folder|onnx|torch|mlflow ...`."""
 
 from collections.abc import Callable, Sequence
 
@@ -20,21 +20,21 @@ FORMS: dict[str, Callable[..., str]] = {
 
 
 def build_parser() -> ArgumentParser:
-    """Return the job's parser: one subcommand for each form, its options taken from the function."""
-    return subcommand_parser("Share what was trained.", "form", FORMS)
+    """Return the command line parser: one subcommand per format, with the options of its function."""
+    return subcommand_parser("Export a trained model.", "form", FORMS)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Export, then say what was made.
+    """Export, and print one line about the result.
 
     Args:
-        arguments: The command line without the program's name.
+        arguments: Command line without the program name.
 
     Returns:
         Exit status: 0.
 
     Raises:
-        UserError: An option or the model is not as it must be.
+        UserError: An option or the model is invalid.
     """
     parsed = parse_arguments(build_parser(), arguments)
     print(FORMS[parsed.form](**parsed[parsed.form].as_dict()))

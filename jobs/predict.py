@@ -1,4 +1,4 @@
-"""Say what samples show: `python jobs/predict.py --model runs/NAME --files F ... | --shards PATTERN --out FOLDER`."""
+"""Prediction job: `python jobs/predict.py --model runs/NAME --files F ... | --shards PATTERN --out FOLDER`."""
 
 import sys
 from collections.abc import Sequence
@@ -11,37 +11,40 @@ from perceiver_dist.config.subcommands import options_parser, parse_arguments
 from perceiver_dist.errors import UserError
 from perceiver_dist.inference.inference_options import PredictionOptions
 
-_WIDTH_OF_FILES = 160
-"""Columns where the table does not go to a terminal, which says how many it has."""
+_TABLE_WIDTH = 160
+"""Columns of a table that does not go to a terminal; rich's default of 80 would wrap long paths."""
 
 
 def build_parser() -> ArgumentParser:
-    """Return the job's parser."""
+    """Return the command line parser."""
     parser = options_parser(
-        "Say what samples show: of single files as a table, of shards as Parquet files.",
+        "Predict the classes of samples: single files, as a table, or shards, as Parquet files.",
         PredictionOptions,
-        skip=["embeddings"],
+        skip=["embeddings"],  # added below as a flag that takes no value
     )
     parser.add_argument(
-        "--files", nargs="+", type=str, help="files in place of shards, each a sample; starts no Ray"
+        "--files",
+        nargs="+",
+        type=str,
+        help="files to predict instead of shards, one sample each; does not start Ray",
     )
     parser.add_argument(
-        "--embeddings", action="store_true", help="store the mean of the latents of each sample as well"
+        "--embeddings", action="store_true", help="also store the mean of the latents of each sample"
     )
     return parser
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Predict, and print a table or where the predictions are.
+    """Predict, and print a table of the files or the location of the Parquet files.
 
     Args:
-        arguments: The command line without the program's name.
+        arguments: Command line without the program name.
 
     Returns:
-        Exit status: 0; 2 if one of several files could not be used.
+        Exit status: 0; 2 if one of the files could not be used.
 
     Raises:
-        UserError: An option, the model or the data is not as it must be.
+        UserError: An option, the model or the data is invalid.
     """
     parsed = parse_arguments(build_parser(), arguments).as_dict()
     files = parsed.pop("files")
@@ -49,12 +52,12 @@ def main(arguments: Sequence[str]) -> int:
     console = Console(highlight=False)
     if files:
         return _predict_files(options, files, console)
+    # Imported where it is needed, since files are predicted without Ray.
     from perceiver_dist.inference.shard_prediction import predict_shards
 
-    predicted = predict_shards(options, console)
+    summary = predict_shards(options, console)
     console.print(
-        f"{predicted.samples:,} samples in {predicted.out}; of {predicted.bad:,} the column error says why there is "
-        "no answer",
+        f"{summary.samples:,} samples in {summary.out}; {summary.bad:,} without a prediction (see the column error)",
         soft_wrap=True,
     )
     return 0
@@ -62,7 +65,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def _predict_files(options: PredictionOptions, files: Sequence[str], console: Console) -> int:
     if options.shards or options.out or options.embeddings:
-        raise UserError("--files prints a table; leave out --shards, --out and --embeddings, or --files")
+        raise UserError(
+            "--files cannot be combined with --shards, --out or --embeddings; leave out one or the other"
+        )
     import torch
 
     from perceiver_dist import load
@@ -70,14 +75,14 @@ def _predict_files(options: PredictionOptions, files: Sequence[str], console: Co
 
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
     model = load(options.model, automatic if options.device == "auto" else options.device)
-    answers = predict_files(model, files, options.source)
+    results = predict_files(model, files, options.source)
     if not console.is_terminal:
-        console.width = _WIDTH_OF_FILES
-    if answers.predictions:
-        console.print(files_table(answers.predictions, options.top))
-    for error in answers.errors:
+        console.width = _TABLE_WIDTH
+    if results.predictions:
+        console.print(files_table(results.predictions, options.top))
+    for error in results.errors:
         sys.stderr.write(f"error: {error}\n")
-    return EXIT_USAGE if answers.errors else 0
+    return EXIT_USAGE if results.errors else 0
 
 
 if __name__ == "__main__":

@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from perceiver_dist.inference.trained_model import TrainedModel
 
 
-def load(place: str | PathLike[str], device: str = "cpu") -> "TrainedModel":
-    """Load a trained model with its configuration and class names; Ray, DeepSpeed and MLflow are not needed.
+def load(path: str | PathLike[str], device: str = "cpu") -> "TrainedModel":
+    """Load a trained model with its preprocessing; needs neither Ray, DeepSpeed nor MLflow.
 
     Args:
-        place: Path or URI of a run such as runs/NAME (its newest checkpoint), of a checkpoint such as
+        path: Path or URI of a run such as runs/NAME (its newest checkpoint), of a checkpoint such as
             runs/NAME/step-00001000, or of an exported model.
-        device: Torch device to run on, such as cpu or cuda:0.
+        device: Device to run on, as torch names it.
 
     Returns:
-        The model; `load("runs/NAME").predict(["photo.jpg"])[0].top(3)` names three classes.
+        The model; `load("runs/NAME").predict(["photo.jpg"])[0].top(3)` returns the three most likely classes.
 
     Raises:
-        UserError: There is no trained model at `place`, or it is damaged.
+        UserError: There is no trained model at the path, or it is damaged.
     """
     # Imported here, so that importing any part of the package does not import torch.
     from perceiver_dist.inference.trained_model import load_model
 
-    return load_model(place, device)
+    return load_model(path, device)

@@ -1,4 +1,4 @@
-"""What all tests share: how hypothesis searches, and one Ray for the session."""
+"""Shared by all tests: the hypothesis profile, and one Ray for the session."""
 
 from collections.abc import Iterator
 
@@ -6,14 +6,14 @@ import pytest
 import ray
 from hypothesis import settings
 
-# No deadline, since a busy machine is slow for no fault of the code; the same examples in every run.
+# No deadline, since a test may be slow on a busy machine; derandomized, so that every run has the same examples.
 settings.register_profile("project", deadline=None, derandomize=True, database=None)
 settings.load_profile("project")
 
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """A Ray of this session's own, with 6 CPUs whatever the machine has."""
+    """Ray for this session, with 6 CPUs on any machine, a number that tests of resources rely on."""
     ray.init(
         address="local",
         num_cpus=6,
@@ -26,5 +26,5 @@ def ray_cluster() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the laptop cluster first: it needs ports that this session's own Ray takes from its start to the end."""
+    """Run the laptop cluster first: it needs ports that the session's Ray occupies from its start to the end."""
     items.sort(key=lambda item: item.path.name != "test_laptop_cluster.py")

@@ -1,4 +1,4 @@
-"""An exported MLflow model as others use it: loaded by `mlflow.pyfunc`, or served and asked over HTTP."""
+"""Clients of an exported MLflow model: `mlflow.pyfunc`, and HTTP requests to `mlflow models serve`."""
 
 import base64
 import json
@@ -20,29 +20,29 @@ import mlflow.pyfunc, pandas
 folder, source, *files = sys.argv[1:]
 samples = [(number, file) for number, one in enumerate(files) for file in one.split("|")]
 rows = [{"name": file, "content": open(file, "rb").read(), "sample": str(number)} for number, file in samples]
-answers = mlflow.pyfunc.load_model(folder).predict(pandas.DataFrame(rows), params={"source": source})
+predictions = mlflow.pyfunc.load_model(folder).predict(pandas.DataFrame(rows), params={"source": source})
 import perceiver_dist
-print(json.dumps({"code": perceiver_dist.__file__, "answers": answers.to_dict("records")}))
+print(json.dumps({"code": perceiver_dist.__file__, "predictions": predictions.to_dict("records")}))
 """
 
 
 def predict_with_pyfunc(
     folder: Path, environment: Mapping[str, str], samples: Sequence[Sequence[Path]], source: str
 ) -> list[dict[str, Any]]:
-    """What the model says in a process of its own, which must take this project's code from the model."""
+    """Predict in a new process, which must import this project's code from the model."""
     files = ["|".join(map(str, sample)) for sample in samples]
     command = [sys.executable, "-c", _PREDICT, str(folder), source, *files]
     finished = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     found = json.loads(finished.stdout)
     assert found["code"].startswith(str(folder))
-    answers: list[dict[str, Any]] = found["answers"]
-    return answers
+    predictions: list[dict[str, Any]] = found["predictions"]
+    return predictions
 
 
 @contextmanager
 def served(folder: Path, environment: Mapping[str, str]) -> Iterator[str]:
-    """Run `mlflow models serve`, and say where it listens."""
+    """Run `mlflow models serve`, and yield the URL of its endpoint."""
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(folder), "--env-manager", "local"]
     server = subprocess.Popen(
@@ -62,7 +62,7 @@ def served(folder: Path, environment: Mapping[str, str]) -> Iterator[str]:
 
 
 def rows_of(samples: Sequence[Sequence[Path]]) -> list[dict[str, str]]:
-    """Samples, each of one or several files, as a server takes them."""
+    """Return the records of a request for samples, each with one or several files."""
     return [
         {"name": file.name, "content": base64.b64encode(file.read_bytes()).decode(), "sample": str(number)}
         for number, sample in enumerate(samples)
@@ -70,9 +70,9 @@ def rows_of(samples: Sequence[Sequence[Path]]) -> list[dict[str, str]]:
     ]
 
 
-def ask(address: str, request: Any) -> Any:
-    """What the server answers."""
+def invoke(url: str, request: Any) -> Any:
+    """Post a request to the endpoint, and return its predictions."""
     body = request if isinstance(request, bytes) else json.dumps(request).encode()
-    asked = urllib.request.Request(address, body, {"Content-Type": "application/json"})  # noqa: S310 # loopback
-    with urllib.request.urlopen(asked, timeout=60) as answer:  # noqa: S310 # loopback
-        return json.load(answer)["predictions"]
+    post = urllib.request.Request(url, body, {"Content-Type": "application/json"})  # noqa: S310 # loopback
+    with urllib.request.urlopen(post, timeout=60) as response:  # noqa: S310 # loopback
+        return json.load(response)["predictions"]

@@ -1,4 +1,4 @@
-"""A real `mlflow server` that can be stopped, killed and started again at the same address."""
+"""A real `mlflow server` that can be paused, killed and restarted at the same address."""
 
 import os
 import signal
@@ -14,25 +14,25 @@ from typing import Self
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """Return a port of this machine that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def wait_until_healthy(address: str, server: subprocess.Popen[bytes]) -> None:
-    """Return as soon as the server answers; fail if it ends instead."""
+    """Wait until the server responds; fail if its process ends."""
     while True:
         try:
             with urllib.request.urlopen(f"{address}/health", timeout=5):  # noqa: S310 # a loopback address
                 return
         except (urllib.error.URLError, OSError):
-            assert server.poll() is None, "the server ended instead of starting"
+            assert server.poll() is None, "the server ended before it was healthy"
             threading.Event().wait(0.1)
 
 
 class ServedMlflow:
-    """MLflow on loopback, with a SQLite file behind it; use it as a context manager."""
+    """MLflow server on loopback with a SQLite store; a context manager."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -50,7 +50,7 @@ class ServedMlflow:
         self.kill()
 
     def start(self) -> None:
-        """Serve, with what was kept before."""
+        """Start the server, with the records of earlier starts."""
         self._server = subprocess.Popen(
             [
                 *(sys.executable, "-m", "mlflow", "server", "--workers=1", "--host=127.0.0.1"),
@@ -66,16 +66,16 @@ class ServedMlflow:
         )
         wait_until_healthy(self.address, self._server)
 
-    def stop(self) -> None:
-        """Let connections in and answer none."""
+    def pause(self) -> None:
+        """Keep accepting connections, without a response to any."""
         self._signal(signal.SIGSTOP)
 
-    def go_on(self) -> None:
-        """Answer again, after `stop`."""
+    def resume(self) -> None:
+        """Respond again, after `pause`."""
         self._signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """End without a last word; nobody listens afterwards."""
+        """Kill the server; its port then refuses connections."""
         self._signal(signal.SIGKILL)
         if self._server is not None:
             self._server.wait()

@@ -16,6 +16,6 @@ def test_numbers_that_are_not_finite_become_null_and_read_back_as_nan() -> None:
     )
 
 
-def test_nested_values_keep_their_shape() -> None:
+def test_nested_values_keep_their_structure() -> None:
     value = {"a": [1, (2.0, math.nan)], "b": {"c": "text"}}
     assert json.loads(to_json(value, indent=1)) == {"a": [1, [2.0, None]], "b": {"c": "text"}}

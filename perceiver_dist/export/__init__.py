@@ -1,1 +1,1 @@
-"""Sharing what was trained: as a folder, an ONNX file, a torch.export file, or a model of MLflow."""
+"""Export of trained models: as a folder, an ONNX file, a torch.export file, or an MLflow model."""

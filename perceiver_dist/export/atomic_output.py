@@ -1,7 +1,7 @@
-"""Results that are at their place whole or not at all: made beside it, then renamed.
+"""Atomic output of files and folders: written next to their destination, then renamed.
 
-In a store such as S3, where folders cannot be renamed, files are put there one by one and the weights last: without
-them a folder is no model.
+Object stores such as S3 cannot rename folders. There, files are copied one by one and the weights last, since a folder
+without weights is not accepted as a model.
 """
 
 import tempfile
@@ -27,66 +27,67 @@ from pipelines.storage.files import (
 
 @contextmanager
 def atomic_folder(out: str) -> Iterator[Path]:
-    """Give a local folder that becomes `out` when the block ends without an error.
+    """Context manager for a local folder that is moved to `out` if the block succeeds.
 
     Args:
-        out: Path or URI of a folder that is empty or not there.
+        out: Path or URI of a new or empty folder.
 
     Yields:
         The local folder, empty.
 
     Raises:
-        UserError: There is something at the place already, or it cannot be written.
+        UserError: `out` is a file or not empty, or cannot be written.
     """
     out = absolute_uri(out.rstrip("/"))
     kind = file_info(out).type
     if kind is FileType.File or (kind is FileType.Directory and list_folder(out)):
-        raise UserError(f"--out is '{out}', where there is something already; name a new folder")
-    with _beside(out) as made:
-        made.mkdir()
-        yield made
+        raise UserError(f"--out is '{out}', which already exists; choose a new folder")
+    with _temporary_sibling(out) as temporary:
+        temporary.mkdir()
+        yield temporary
         if is_local(out):
-            made.rename(_local(out))
+            temporary.rename(_local_path(out))
             return
-        files = [file for file in made.rglob("*") if file.is_file()]
-        for file in sorted(files, key=lambda file: file.name == WEIGHTS):
-            copy_file(str(file), join(out, *file.relative_to(made).parts))
+        files = [file for file in temporary.rglob("*") if file.is_file()]
+        for file in sorted(files, key=lambda file: file.name == WEIGHTS):  # False sorts first
+            copy_file(str(file), join(out, *file.relative_to(temporary).parts))
 
 
 @contextmanager
 def atomic_file(out: str) -> Iterator[Path]:
-    """Give the path of a local file that becomes `out` when the block ends without an error.
+    """Context manager for a local file that is moved to `out` if the block succeeds.
 
     Args:
-        out: Path or URI of a file that is not there.
+        out: Path or URI of a new file.
 
     Yields:
-        The path, at which the block writes the file.
+        Path that the block writes the file to.
 
     Raises:
-        UserError: There is something at the place already, or it cannot be written.
+        UserError: `out` exists already, or cannot be written.
     """
     out = absolute_uri(out)
     if file_info(out).type is not FileType.NotFound:
-        raise UserError(f"--out is '{out}', where there is something already; name a new file")
-    with _beside(out) as made:
-        yield made
+        raise UserError(f"--out is '{out}', which already exists; choose a new file")
+    with _temporary_sibling(out) as temporary:
+        yield temporary
         if is_local(out):
-            made.rename(_local(out))
+            temporary.rename(_local_path(out))
         else:
-            copy_file(str(made), out)
+            copy_file(str(temporary), out)
 
 
 @contextmanager
-def _beside(out: str) -> Iterator[Path]:
-    """Give a local path with the name of `out`: on the same disk, so that renaming moves nothing."""
+def _temporary_sibling(out: str) -> Iterator[Path]:
+    """Context manager for a local path with the name of `out`, on the same file system, so that a rename is atomic."""
     folder, _, name = out.rpartition("/")
     check_writable(folder, "--out")
+    # Hidden, so that the remains of a killed export are not mistaken for a result.
     with tempfile.TemporaryDirectory(
-        prefix=f".{name}-", dir=_local(folder) if is_local(out) else None
+        prefix=f".{name}-", dir=_local_path(folder) if is_local(out) else None
     ) as scratch:
         yield Path(scratch) / name
 
 
-def _local(uri: str) -> str:
+def _local_path(uri: str) -> str:
     return open_storage(uri)[1]

@@ -1,4 +1,4 @@
-"""A small file of each modality, for whoever wants to see what a model takes."""
+"""Example inputs: one small file of noise per modality, for the input example of an MLflow model."""
 
 import io
 import wave
@@ -9,11 +9,14 @@ from PIL import Image
 
 
 def example_file(modality: str) -> tuple[str, bytes]:
-    """Return name and bytes of a file of noise: half a second of sound or pictures, 32 pixels wide, 64 points.
+    """Return the name and bytes of a file of noise, small since the example is stored as JSON.
+
+    An image of 32 x 32 pixels, half a second of audio or of video with 32 x 32 pixels, or 64 points.
 
     Args:
         modality: image, audio, video or points.
     """
+    # Seeded and in formats without timestamps, so that exports of a model have the same example.
     random = np.random.default_rng(0)
     file = io.BytesIO()
     match modality:

@@ -1,4 +1,4 @@
-"""A model in MLflow's form, and its registration: loaded by `mlflow.pyfunc`, served by `mlflow models serve`."""
+"""Export to an MLflow pyfunc model, for `mlflow.pyfunc.load_model` and `mlflow models serve`, and its registration."""
 
 import logging
 import shutil
@@ -17,7 +17,7 @@ from perceiver_dist.export.model_folder import write_model
 from perceiver_dist.tracking.mlflow_store import first_line, local_database
 
 # isort: split
-# The modules above say to MLflow how long it may take, before it is imported.
+# `mlflow_store` above sets MLflow's timeouts, which MLflow reads when it is imported.
 import mlflow.pyfunc
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
@@ -27,9 +27,9 @@ from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec
 from perceiver_dist.export import served_model
 
 MODEL_FOLDER = "model"
-"""Where registered models lie among the artifacts of their training's run, each checkpoint's under its own name."""
+"""Artifact folder of registered models in the MLflow run of their training, with one subfolder per checkpoint."""
 WEIGHTS_FOLDER = "perceiver"
-"""Folder under MLflow's own `data` that `perceiver_dist.load` reads."""
+"""Folder below the `data` folder of the MLflow model; `perceiver_dist.load` reads it."""
 
 REQUIREMENTS = (
     "aiohttp",
@@ -46,13 +46,13 @@ REQUIREMENTS = (
     "safetensors",
     "torch",
 )
-"""What predictions need; neither Ray nor DeepSpeed."""
+"""Packages that predictions need; neither Ray nor DeepSpeed."""
 
 SIGNATURE = ModelSignature(
     Schema(
         [
             ColSpec(DataType.string, "name"),
-            ColSpec(DataType.binary, "content"),
+            ColSpec(DataType.binary, "content"),  # MLflow's server decodes base64 for this type
             ColSpec(DataType.string, "sample", required=False),
         ]
     ),
@@ -71,24 +71,25 @@ SIGNATURE = ModelSignature(
 def export_mlflow(
     model: str, out: str | None = None, register: str | None = None, licence: str | None = None
 ) -> str:
-    """Make a model that MLflow loads and serves, as a folder or in MLflow's registry.
+    """Export a model that MLflow loads and serves, to a folder or to the MLflow model registry.
 
     Args:
-        model: A run such as runs/NAME (its newest checkpoint), one of its checkpoints, or an exported folder.
+        model: Path or URI of a run such as runs/NAME (its newest checkpoint), of a checkpoint, or of an exported
+            folder.
         out: Path or URI of a new folder.
-        register: NAME@ALIAS under which the model is registered where the training was tracked, such as
-            perceiver@champion; the alias moves there from an older version.
-        licence: Under which licence others may use the model, for its card; null if that is not stated.
+        register: NAME@ALIAS to register the model as, such as perceiver@champion, in the MLflow that tracked the
+            training; the alias moves from an older version to the new one.
+        licence: Licence of the model, for its model card, such as apache-2.0; null if it is not stated.
 
     Returns:
-        What was made, in one line.
+        One line about the result.
 
     Raises:
-        UserError: There is no whole model, not exactly one of `out` and `register` is given, something is at the new
-            place already, or MLflow does not register the model.
+        UserError: The model is missing or damaged, not exactly one of `out` and `register` is given, `out` exists
+            already, or MLflow did not register the model.
     """
     if (out is None) == (register is None):
-        raise UserError("where to put the model: give either --out FOLDER or --register NAME@ALIAS")
+        raise UserError("no single destination: give either --out FOLDER or --register NAME@ALIAS")
     stored = find_model(model)
     if out is not None:
         with atomic_folder(out) as folder:
@@ -100,21 +101,23 @@ def export_mlflow(
 
 
 def write_mlflow_model(stored: StoredModel, folder: Path, licence: str | None = None) -> None:
-    """Write a model in MLflow's form: weights, configuration, this project's code, signature, requirements.
+    """Write an MLflow model: weights, configuration, a copy of this project's code, signature, requirements.
 
     Args:
         stored: The model.
-        folder: A local folder, empty.
-        licence: For the model card.
+        folder: An empty local folder.
+        licence: Licence for the model card.
 
     Raises:
-        UserError: The weights are damaged, or are not those of the configuration.
+        UserError: The weights are damaged, or do not match the configuration.
     """
+    # Hides MLflow's messages about its own steps; the job prints one line.
     logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="perceiver-") as scratch:
         data = Path(scratch) / WEIGHTS_FOLDER
         data.mkdir()
         write_model(stored, data, licence)
+        # With a copy of the code, so that the model can be served where this project is not installed.
         mlflow.pyfunc.save_model(
             folder,
             loader_module=served_model.__name__,
@@ -127,15 +130,19 @@ def write_mlflow_model(stored: StoredModel, folder: Path, licence: str | None = 
 
 
 def parse_model_name(text: str) -> tuple[str, str]:
-    """Return name and alias of a registered model.
+    """Parse the name and alias of a registered model.
 
     Args:
         text: NAME@ALIAS, as in MLflow's models:/NAME@ALIAS.
 
+    Returns:
+        Name and alias.
+
     Raises:
-        UserError: It is not of this form.
+        UserError: The text does not have this form.
     """
     name, at, alias = text.partition("@")
+    # MLflow rejects slashes and colons in names. Checked here, before a search that promotes its best trial starts.
     if not (name and at and alias) or set(text) & set("/: "):
         raise UserError(f"the model's name is '{text}', must be NAME@ALIAS, such as perceiver@champion")
     return name, alias
@@ -144,71 +151,73 @@ def parse_model_name(text: str) -> tuple[str, str]:
 def register_model(
     stored: StoredModel, tracking_uri: str, name: str, alias: str, licence: str | None = None
 ) -> str:
-    """Add a model to its training's MLflow run, and register it.
+    """Log a model to the MLflow run of its training, and register it as a new version.
 
     Args:
         stored: The model.
-        tracking_uri: Address of MLflow, which holds the registry too.
-        name: Name of the registered model, made when missing.
-        alias: Alias that the new version gets; it moves there from an older one.
-        licence: For the model card.
+        tracking_uri: MLflow tracking URI, whose server holds the registry too.
+        name: Name of the registered model, which is created if it does not exist.
+        alias: Alias for the new version; it moves from an older version.
+        licence: Licence for the model card.
 
     Returns:
         The new version.
 
     Raises:
-        UserError: The MLflow run is not known, the weights are damaged, or MLflow does not register the model.
+        UserError: The MLflow run is unknown, the weights are damaged, or MLflow did not register the model.
     """
     run = stored.mlflow_run_id
     if not run:
         raise UserError(
-            f"{stored.place}: the MLflow run of its training is not known, so there is nowhere to register it; "
-            "export it with --out FOLDER"
+            f"{stored.place}: the MLflow run of its training is not known, so its registry is not either; "
+            "export the model with --out FOLDER"
         )
     database = local_database(tracking_uri)
+    # MLflow would create a missing SQLite file and then not find the run in it.
     if database is not None and not database.is_file():
-        raise UserError(f"MLflow's database {database}, where the training was tracked, is not there")
+        raise UserError(f"MLflow's database {database}, where the training was tracked, does not exist")
     client = MlflowClient(tracking_uri)
-    place = f"{MODEL_FOLDER}/{stored.place.rpartition('/')[2]}"
+    artifact_path = f"{MODEL_FOLDER}/{stored.place.rpartition('/')[2]}"
     try:
         with tempfile.TemporaryDirectory(prefix="perceiver-") as scratch:
-            client.get_run(run)
+            client.get_run(run)  # fails before the model is written if the run does not exist
             write_mlflow_model(stored, Path(scratch), licence)
-            client.log_artifacts(run, scratch, place)
+            client.log_artifacts(run, scratch, artifact_path)
         if not client.search_registered_models(f"name = '{name}'"):
             client.create_registered_model(name)
-        made = client.create_model_version(name, f"runs:/{run}/{place}", run)
-        client.set_registered_model_alias(name, alias, made.version)
+        created = client.create_model_version(name, f"runs:/{run}/{artifact_path}", run)
+        # Last, so that the alias never points to a version without files.
+        client.set_registered_model_alias(name, alias, created.version)
     except MlflowException as failure:
         raise UserError(
-            f"MLflow at {tracking_uri} does not register the model: {first_line(failure)}"
+            f"MLflow at {tracking_uri} did not register the model: {first_line(failure)}"
         ) from failure
-    return str(made.version)
+    return str(created.version)
 
 
 def requirements() -> list[str]:
-    """Return what pip has to install for predictions, in the versions that are installed here."""
+    """Return pip requirements for predictions, pinned to the versions that are installed here."""
     plain = {name: name.partition("[")[0] for name in REQUIREMENTS}
-    # A local version such as 2.14.1+cpu is on no public index.
+    # PyPI has no local versions such as 2.14.1+cpu.
     return [f"{name}=={version(package).partition('+')[0]}" for name, package in plain.items()]
 
 
 def _code(scratch: Path) -> list[str]:
-    """Copy this project's modules, without the data that lies among them."""
+    """Copy this project's packages without the data files in them."""
     copies = []
     for package in ("perceiver_dist", "pipelines"):
         original = Path(str(files(package)))
         copy = scratch / "code" / original.name
-        shutil.copytree(original, copy, ignore=_all_but_modules)
+        shutil.copytree(original, copy, ignore=_without_modules)
         copies.append(str(copy))
     return copies
 
 
-def _all_but_modules(folder: str, names: list[str]) -> list[str]:
-    return [name for name in names if not name.endswith(".py") and not _holds_modules(Path(folder) / name)]
+def _without_modules(folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if not name.endswith(".py") and not _has_modules(Path(folder) / name)]
 
 
-def _holds_modules(path: Path) -> bool:
+def _has_modules(path: Path) -> bool:
     return path.is_dir() and any(path.rglob("*.py"))
 
 

@@ -1,6 +1,6 @@
-"""The page that goes along with an exported model: what it is, what it was trained on, how well it does, how to use it.
+"""Model card: the README.md of an exported model, with its use, inputs, training data, settings, results and costs.
 
-It begins with the lines of YAML that model hubs read.
+It begins with the YAML metadata that model hubs read.
 """
 
 from collections.abc import Sequence
@@ -16,14 +16,15 @@ from pipelines.shards.source import SourceConfig
 
 
 def model_card(stored: StoredModel, facts: TrainingFacts | None, licence: str | None) -> str:
-    """Return the page, as Markdown.
+    """Return the model card as Markdown.
 
     Args:
         stored: The model.
-        facts: What is known of its training.
-        licence: Under which licence others may use the model; None if that is not stated.
+        facts: Facts about its training; None if they are unknown.
+        licence: Licence of the model; None if it is not stated.
     """
     config = stored.config
+    # Keys of the Hugging Face Hub, such as "license".
     head = {"library_name": "perceiver_dist", "tags": ["perceiver", *config.model.modalities]}
     parts = [
         f"---\n{yaml.safe_dump(head | ({'license': licence} if licence else {}), sort_keys=False)}---",
@@ -57,11 +58,11 @@ def model_card(stored: StoredModel, facts: TrainingFacts | None, licence: str | 
     return "\n\n".join(parts) + "\n"
 
 
-_EXAMPLES = {"image": "photo.jpg", "audio": "sound.wav", "video": "clip.mp4", "points": "mesh.off"}
+_EXAMPLE_NAMES = {"image": "photo.jpg", "audio": "sound.wav", "video": "clip.mp4", "points": "mesh.off"}
 
 
 def _use(sources: Sequence[SourceConfig]) -> str:
-    file, source = _EXAMPLES[sources[0].modalities[0]], sources[0].name
+    file, source = _EXAMPLE_NAMES[sources[0].modalities[0]], sources[0].name
     choice = f', source="{source}"' if len(sources) > 1 else ""
     return (
         '```python\nimport perceiver_dist\nmodel = perceiver_dist.load("FOLDER")  # where this page lies\n'

@@ -1,11 +1,11 @@
-"""A checkpoint of any ZeRO stage as a folder that needs neither its run nor the number of ranks that wrote it.
+"""Export to a self-contained folder, from a checkpoint of any ZeRO stage and world size.
 
     weights.safetensors     all weights in fp32, by the names of the module's state_dict
-    config.yaml             the run's
-    classes.json            names of the classes by source
-    training.json           steps, samples and results of the training
-    mlflow_run_id.txt       the MLflow run of the training
-    README.md               the model card
+    config.yaml             options of the run
+    classes.json            class names by source
+    training.json           steps, samples and metrics of the training, if known
+    mlflow_run_id.txt       MLflow run of the training, if known
+    README.md               model card
 
 `perceiver_dist.load` reads it.
 """
@@ -28,18 +28,19 @@ CARD = "README.md"
 
 
 def export_folder(model: str, out: str, licence: str | None = None) -> str:
-    """Put weights, configuration, names of the classes and a model card into one folder.
+    """Export weights, configuration, class names and a model card to one folder.
 
     Args:
-        model: A run such as runs/NAME (its newest checkpoint), one of its checkpoints, or an exported folder.
+        model: Path or URI of a run such as runs/NAME (its newest checkpoint), of a checkpoint, or of an exported
+            folder.
         out: Path or URI of a new folder.
-        licence: Under which licence others may use the model, such as apache-2.0; null if that is not stated.
+        licence: Licence of the model, for its model card, such as apache-2.0; null if it is not stated.
 
     Returns:
-        What was made, in one line.
+        One line about the result.
 
     Raises:
-        UserError: There is no whole model, or something at the new place already.
+        UserError: The model is missing or damaged, or `out` exists already.
     """
     stored = find_model(model)
     with atomic_folder(out) as folder:
@@ -52,11 +53,11 @@ def write_model(stored: StoredModel, folder: Path, licence: str | None = None) -
 
     Args:
         stored: The model.
-        folder: The folder.
-        licence: For the model card.
+        folder: The folder, which must exist.
+        licence: Licence for the model card.
 
     Raises:
-        UserError: The weights are damaged, or are not those of the configuration.
+        UserError: The weights are damaged, or do not match the configuration.
     """
     facts = training_facts(stored)
     (folder / WEIGHTS).write_bytes(save(stored.weights(), metadata={"format": "pt"}))
@@ -71,11 +72,11 @@ def write_model(stored: StoredModel, folder: Path, licence: str | None = None) -
         texts[MLFLOW_RUN_ID] = stored.mlflow_run_id
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
-    TrainedModel(find_model(str(folder)))  # raises what whoever gets the folder would meet
+    TrainedModel(find_model(str(folder)))  # fails here rather than for those who load the folder
 
 
 def classes_json(stored: StoredModel) -> str:
-    """Return the names of the classes by source, as JSON.
+    """Return the class names by source, as JSON.
 
     Args:
         stored: The model.

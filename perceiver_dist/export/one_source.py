@@ -1,4 +1,4 @@
-"""The model of one source as a module that can be traced, and the proof that what was made of it computes the same."""
+"""Traceable module for one source of a model, and the check that its exported form computes the same outputs."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -16,19 +16,23 @@ from pipelines.shards.source import SourceConfig
 
 Output = Literal["probabilities", "logits"]
 Inputs = tuple[dict[str, Tensor], dict[str, Tensor]]
-"""Arrays as decoded, and which samples have them, by modality."""
+"""Arrays as decoded, and whether each sample has them, both by modality."""
 
 MAX_DIFFERENCE = 1e-4
+"""Max difference of an output: 100 times the usual rounding of fp32 (1e-6), and far below any error of the export."""
 _BATCHES = (1, 3)
+"""Batch sizes of the check: both differ from the traced size 2, and exporters treat a batch of 1 as a special case."""
+_PRESENT_FRACTION = 0.7
+"""Share of present modalities in random inputs, so that a batch has samples with and without each."""
 
 
 class OneSource(nn.Module):
-    """A Perceiver that answers for one of its sources.
+    """A Perceiver with the head of one source.
 
     Args:
         model: The Perceiver.
         source: The source.
-        output: What to give.
+        output: Output of the module, probabilities or logits.
     """
 
     def __init__(self, model: Perceiver, source: SourceConfig, output: Output) -> None:
@@ -38,11 +42,11 @@ class OneSource(nn.Module):
         self.output = output
 
     def forward(self, arrays: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
-        """Answer for a batch.
+        """Compute the outputs of a batch.
 
         Args:
-            arrays: (B, *array_shape) by modality, as decoded.
-            present: (B,) bool by modality: false where a sample has none, whose array counts for nothing.
+            arrays: Modality -> (B, *array_shape), as decoded.
+            present: Modality -> (B,) bool; where it is false, the sample's array is ignored.
 
         Returns:
             (B, classes) fp32.
@@ -51,31 +55,31 @@ class OneSource(nn.Module):
         return logits if self.output == "logits" else probabilities_of(logits, self.source.task)
 
 
-def traceable(trained: TrainedModel, source: SourceConfig, output: Output) -> OneSource:
-    """Return the model of one source in the form that tracers understand.
+def traceable_model(trained: TrainedModel, source: SourceConfig, output: Output) -> OneSource:
+    """Return a module for one source that `torch.export` can trace.
 
-    Dense attention is plain tensor operations; the other ways to the same numbers are written for autograd. Heads and
-    queries of other sources are left out.
+    It uses dense cross-attention, which is plain tensor operations; the factored and separable forms compute the same
+    values with custom autograd functions. Heads and decoder queries of other sources are dropped.
 
     Args:
         trained: The model.
         source: One of its sources.
-        output: What to give.
+        output: Output of the module.
     """
-    plain = replace(trained.config.model, cross_attention="dense")
-    model = Perceiver(plain, {source.name: source.num_classes})
+    dense = replace(trained.config.model, cross_attention="dense")
+    model = Perceiver(dense, {source.name: source.num_classes})
     weights = trained.model.state_dict()
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
     return OneSource(model, source, output).eval()
 
 
 def random_inputs(trained: TrainedModel, source: SourceConfig, batch: int) -> Inputs:
-    """Return a batch of noise in which modalities are missing at random; the same for the same batch size.
+    """Return a batch of noise in which modalities are missing at random, seeded with the batch size.
 
     Args:
         trained: The model.
         source: One of its sources.
-        batch: Samples.
+        batch: Number of samples.
     """
     random = np.random.default_rng(batch)
     arrays, present = {}, {}
@@ -84,12 +88,12 @@ def random_inputs(trained: TrainedModel, source: SourceConfig, batch: int) -> In
         lowest, highest = (-1, 1) if dtype.kind == "f" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
         noise = random.uniform(lowest, highest, (batch, *spec.array_shape)).astype(dtype)
         arrays[modality] = torch.from_numpy(noise)
-        present[modality] = torch.from_numpy(random.random(batch) < 0.7)
+        present[modality] = torch.from_numpy(random.random(batch) < _PRESENT_FRACTION)
     return arrays, present
 
 
 def input_names(source: SourceConfig) -> list[str]:
-    """Return the names of a file's inputs: the arrays, then which samples have them.
+    """Return the input names of an exported file: the arrays, then their presence flags.
 
     Args:
         source: The source.
@@ -97,8 +101,8 @@ def input_names(source: SourceConfig) -> list[str]:
     return [*source.modalities, *(f"{modality}_present" for modality in source.modalities)]
 
 
-def names_json(source: SourceConfig) -> str:
-    """Return the names of a source's classes as a JSON list, for the file to carry.
+def class_names_json(source: SourceConfig) -> str:
+    """Return the class names of a source as a JSON list, for the metadata of a file.
 
     Args:
         source: The source.
@@ -106,22 +110,22 @@ def names_json(source: SourceConfig) -> str:
     return json.dumps(source.shown_classes, ensure_ascii=False)
 
 
-def check_same(
+def check_outputs(
     trained: TrainedModel, source: SourceConfig, output: Output, exported: Callable[[Inputs], np.ndarray]
 ) -> float:
-    """Compare what was exported with the model, on batches of several sizes.
+    """Compare an exported file with the model, on random batches of several sizes.
 
     Args:
         trained: The model.
-        source: The source that was exported.
-        output: What is given.
-        exported: Computes (B, classes) for a batch.
+        source: The exported source.
+        output: Output of the file.
+        exported: Runs the file: inputs of a batch -> (B, classes).
 
     Returns:
-        The largest difference.
+        The max difference.
 
     Raises:
-        InternalError: It is larger than rounding explains.
+        InternalError: The difference is larger than rounding explains.
     """
     reference = OneSource(trained.model, source, output)
     differences = []
@@ -131,7 +135,7 @@ def check_same(
             expected = reference(*inputs).numpy()
         differences.append(np.abs(exported(inputs) - expected).max())
     largest = float(np.max(differences))
-    if not largest <= MAX_DIFFERENCE:
+    if not largest <= MAX_DIFFERENCE:  # also true for NaN
         raise InternalError(
             f"{output} of the exported model differ from the model's by up to {largest:.1e}, more than "
             f"{MAX_DIFFERENCE:.0e}: nothing was written; please report this with the model's config.yaml"

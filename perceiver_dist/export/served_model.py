@@ -1,11 +1,11 @@
-"""What MLflow loads and serves: a table of files goes in, a table of answers comes out.
+"""MLflow pyfunc model: takes a table of files, returns a table of predictions.
 
-MLflow finds this module by its name, and a copy of this project beside the weights; Ray and DeepSpeed are not needed.
-Columns of the table that goes in:
+MLflow loads this module by its name from the copy of this project next to the weights; it needs neither Ray nor
+DeepSpeed. Columns of the input:
 
-    name        the file's name; its extension says what it is
-    content     its bytes; over HTTP, as JSON, in base64
-    sample      optional: files with the same text here are one sample, such as a picture and a sound
+    name        name of the file, whose extension determines the modality
+    content     bytes of the file; base64 in JSON over HTTP
+    sample      optional: files with the same text form one sample, such as an image and a sound
 """
 
 from collections.abc import Mapping
@@ -17,38 +17,40 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from perceiver_dist.errors import UserError
-from perceiver_dist.inference.sample_files import sample_of
+from perceiver_dist.inference.sample_files import sample_from_bytes
 from perceiver_dist.inference.trained_model import load_model
 
 
 class ServedModel:
-    """A trained model that answers tables.
+    """A trained model with MLflow's pyfunc interface.
 
     Args:
-        place: Folder of an exported model.
+        folder: Folder of an exported model.
 
     Raises:
-        UserError: There is no whole model.
+        UserError: The model is missing or damaged.
     """
 
-    def __init__(self, place: str) -> None:
-        self.model = load_model(place, "cuda" if torch.cuda.is_available() else "cpu")
+    def __init__(self, folder: str) -> None:
+        self.model = load_model(folder, "cuda" if torch.cuda.is_available() else "cpu")
 
     def predict(self, table: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
-        """Say what files show.
+        """Predict the classes of samples.
 
         Args:
-            table: See the module.
-            params: `source`: whose classes to tell apart; "" for the only source that sees all the files.
+            table: Files, with the columns listed in the module's docstring.
+            params: `source`: source whose classes are predicted; "" selects the only source that has the modalities of
+                all files.
 
         Returns:
-            A row for each sample, in the order in which they begin: `name` of its first file, `label` and
-            `probability` of the likeliest class, and `probabilities` of all, in the order of classes.json.
+            One row per sample, in the order of their first files: `name` of the first file, `label` and `probability`
+            of the most likely class, and `probabilities` of all classes, in the order of classes.json.
 
         Raises:
-            MlflowException: A file is damaged, of unknown kind, or of a modality that the source does not see; the
-                server hands the reason on.
+            MlflowException: A file is damaged, of an unsupported type, or of a modality that the source does not have.
+                The server returns the message with status 400.
         """
+        # Without a sample column, the row's number makes each file a sample of its own.
         samples: dict[str | int, list[tuple[str, bytes]]] = {}
         for number, row in enumerate(table.to_dict("records")):
             sample = row.get("sample")
@@ -57,7 +59,9 @@ class ServedModel:
             )
         source = (params or {}).get("source") or None
         try:
-            predictions = self.model.predict_read([sample_of(files) for files in samples.values()], source)
+            predictions = self.model.predict_samples(
+                [sample_from_bytes(files) for files in samples.values()], source
+            )
         except UserError as error:
             raise MlflowException(str(error), INVALID_PARAMETER_VALUE) from error
         return pd.DataFrame(
@@ -70,5 +74,5 @@ class ServedModel:
 
 
 def _load_pyfunc(path: str) -> ServedModel:
-    """Return the model; MLflow calls it by this name."""
+    """Entry point of a pyfunc loader module; MLflow calls it by this name."""
     return ServedModel(path)

@@ -1,4 +1,4 @@
-"""What is known of the training that a model comes from: how far it went, and what came of it."""
+"""Facts about the training of a model: steps, samples, and metrics of the last evaluation."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -11,17 +11,17 @@ from perceiver_dist.strict_json import numbers, to_json
 from pipelines.storage.files import join, list_folder, read_text
 
 TRAINING = "training.json"
-"""Where an exported folder keeps it."""
+"""File in an exported folder that holds the facts."""
 
 
 @dataclass(frozen=True)
 class TrainingFacts:
-    """How a model was trained, beside its configuration.
+    """Facts about a training that are not in its configuration.
 
     Attributes:
         steps: Optimizer steps taken.
-        samples_seen: Samples learned from, all sources together.
-        metrics: Results on the held-out shards after these steps, such as `fashion/accuracy`; empty if unknown.
+        samples_seen: Samples trained on, over all sources.
+        metrics: Metrics on the held-out shards after these steps, such as `fashion/accuracy`; empty if unknown.
     """
 
     steps: int
@@ -29,18 +29,18 @@ class TrainingFacts:
     metrics: dict[str, float]
 
     def to_json(self) -> str:
-        """Return the facts as they stand in training.json."""
+        """Return the content of training.json."""
         return to_json(asdict(self), indent=1) + "\n"
 
 
 def training_facts(stored: StoredModel) -> TrainingFacts | None:
-    """Return what a checkpoint and its run, or an exported folder, say of the training.
+    """Read the facts from a checkpoint and its run, or from an exported folder.
 
     Args:
         stored: The model.
 
     Returns:
-        The facts; None for weights that come from elsewhere.
+        The facts; None for weights that were not trained or exported by this project.
 
     Raises:
         UserError: The checkpoint's manifest or training.json is damaged.
@@ -51,15 +51,16 @@ def training_facts(stored: StoredModel) -> TrainingFacts | None:
             return _read(text) if text else None
         except (ValueError, TypeError) as error:
             raise UserError(
-                f"{join(stored.place, TRAINING)} is not as it was written ({error}); export the model anew"
+                f"{join(stored.place, TRAINING)} is damaged ({error}); export the model again"
             ) from error
     progress = read_manifest(stored.place).progress
     result = RunFolder.of_checkpoint(stored.place).read_result()
-    # The last evaluation says nothing of an earlier checkpoint.
+    # result.json has the metrics of the run's last step, which do not apply to an earlier checkpoint.
     ended_here = result.get("exit") == "completed" and result["steps"] == progress.steps
     return TrainingFacts(progress.steps, progress.samples_seen, result["metrics"] if ended_here else {})
 
 
 def _read(text: str) -> TrainingFacts:
     facts = TrainingFacts(**json.loads(text))
+    # JSON has null where a metric was NaN.
     return TrainingFacts(facts.steps, facts.samples_seen, numbers(facts.metrics))

@@ -1,4 +1,4 @@
-"""Model folders of `transformers` to and from folders of this project; neither needs the library."""
+"""Conversion of model folders from and to the Hugging Face `transformers` layout, without that library."""
 
 import json
 from pathlib import Path
@@ -18,30 +18,30 @@ from perceiver_dist.model.inputs import IMAGENET_MEAN, IMAGENET_STD
 from perceiver_dist.model.transformers_layout import from_transformers, to_transformers
 from pipelines.shards.source import SourceConfig
 
-_THEIR_WEIGHTS, _THEIR_CONFIG = "model.safetensors", "config.json"
+_HF_WEIGHTS, _HF_CONFIG = "model.safetensors", "config.json"
 
 
 def convert_from_transformers(
     folder: str, out: str, source: str = "imagenet", train_shards: str = "shards/train-*.tar"
 ) -> None:
-    """Turn a model folder of `transformers` into weights and a configuration.
+    """Convert a model folder of `transformers` into an exported folder of this project.
 
     Args:
-        folder: Holds config.json and model.safetensors of a PerceiverForImageClassificationFourier.
-        out: Folder to make; gets config.yaml and weights.safetensors, which are loaded as those of a run are.
-        source: Name of the source whose classes the model tells apart.
-        train_shards: Shards of the source, for config.yaml; they need not be there.
+        folder: Folder with config.json and model.safetensors of a PerceiverForImageClassificationFourier.
+        out: Folder for config.yaml and weights.safetensors, which `perceiver_dist.load` reads.
+        source: Name for the source whose classes the model predicts.
+        train_shards: Shards of the source, for config.yaml; they need not exist.
 
     Raises:
-        UserError: A file cannot be read, or it is a model that cannot be converted.
+        UserError: A file cannot be read, or the model cannot be converted.
     """
     try:
-        their_config = json.loads(_read_text(Path(folder) / _THEIR_CONFIG))
+        hf_config = json.loads(_read_text(Path(folder) / _HF_CONFIG))
     except ValueError as error:
         raise UserError(
-            f"{folder}/{_THEIR_CONFIG} is not JSON ({error}): take the one saved with the model"
+            f"{folder}/{_HF_CONFIG} is not JSON ({error}): use the one saved with the model"
         ) from error
-    model, weights = from_transformers(_read_weights(Path(folder) / _THEIR_WEIGHTS), their_config, source)
+    model, weights = from_transformers(_read_weights(Path(folder) / _HF_WEIGHTS), hf_config, source)
     classes = len(weights[f"heads.{source}.bias"])
     config = RunConfig(model=model, sources=[SourceConfig(source, train_shards, ["image"], classes)])
     Path(out).mkdir(parents=True, exist_ok=True)
@@ -50,32 +50,32 @@ def convert_from_transformers(
 
 
 def convert_to_transformers(folder: str, out: str, source: str = "imagenet") -> None:
-    """Turn a trained model into a model folder of `transformers`.
+    """Convert a trained model into a model folder of `transformers`.
 
     Args:
-        folder: A run such as runs/NAME (its newest checkpoint), one of its checkpoints, an exported folder, or what was
-            converted before.
-        out: Folder to make; gets config.json, preprocessor_config.json and model.safetensors.
-        source: Whose query and head to take.
+        folder: Path or URI of a run such as runs/NAME (its newest checkpoint), of a checkpoint, of an exported folder,
+            or of a folder converted by from_transformers.
+        out: Folder for config.json, preprocessor_config.json and model.safetensors.
+        source: Source whose decoder query and head are converted.
 
     Raises:
-        UserError: There is no whole model, or the layout has no place for what it is.
+        UserError: The model is missing or damaged, or the layout of `transformers` cannot represent it.
     """
     stored = find_model(folder)
     model = stored.config.model
-    weights, their_config = to_transformers(stored.weights(), model, source)
+    weights, hf_config = to_transformers(stored.weights(), model, source)
     Path(out).mkdir(parents=True, exist_ok=True)
-    (Path(out) / _THEIR_CONFIG).write_text(json.dumps(their_config, indent=1))
+    (Path(out) / _HF_CONFIG).write_text(json.dumps(hf_config, indent=1))
     if model.image is not None:
         processor = json.dumps(_processor(model.image), indent=1)
         (Path(out) / "preprocessor_config.json").write_text(processor)
-    _write_weights(weights, Path(out) / _THEIR_WEIGHTS)
+    _write_weights(weights, Path(out) / _HF_WEIGHTS)
 
 
 def _processor(image: ImageInput) -> dict[str, Any]:
-    """What turns a picture into the model's pixels there."""
+    """Return the image processor configuration that scales pixels as this model expects them."""
     size = {"height": image.height, "width": image.width}
-    symmetric = image.pixel_scale == "symmetric"
+    symmetric = image.pixel_scale == "symmetric"  # -1 to 1: mean and deviation 0.5 of pixels from 0 to 1
     return {
         "image_processor_type": "PerceiverImageProcessor",
         "size": size,
@@ -86,10 +86,10 @@ def _processor(image: ImageInput) -> dict[str, Any]:
 
 
 def _read_text(file: Path) -> str:
-    """Return what a file holds.
+    """Return the text of a file.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: The file cannot be read.
     """
     try:
         return file.read_text(encoding="utf-8")
@@ -98,19 +98,19 @@ def _read_text(file: Path) -> str:
 
 
 def _read_weights(file: Path) -> dict[str, Tensor]:
-    """Return a file's tensors by name.
+    """Return the tensors of a file by name.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: The file cannot be read.
     """
     try:
         return load_file(file)
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"{file} is no whole safetensors file ({error}): name the folder that holds it"
+            f"{file} is not a valid safetensors file ({error}): name the folder that holds it"
         ) from error
 
 
 def _write_weights(weights: dict[str, Tensor], file: Path) -> None:
-    # Parts of one matrix share memory, which the format refuses.
+    # Cloned, since slices of one matrix share memory, which safetensors rejects. save_pretrained writes this metadata.
     save_file({name: tensor.clone() for name, tensor in weights.items()}, file, metadata={"format": "pt"})

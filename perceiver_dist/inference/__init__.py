@@ -1,1 +1,1 @@
-"""Using what was trained: loading, predicting, evaluating, looking at attention."""
+"""Inference with trained models: load, predict, evaluate, plot attention."""

@@ -1,4 +1,4 @@
-"""A picture of where a model looks: a sample beside the attention of its latents, as in the paper's figure 3."""
+"""Attention figure: one sample next to the cross-attention maps of its latents, as in figure 3 of the paper."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +13,9 @@ from perceiver_dist.display.run_figures import write_figure
 from perceiver_dist.modalities import AudioInput, ModalityInput, PointCloudInput, VideoInput
 
 _LATENTS = 2
-"""Latents shown on their own for each cross-attend."""
+"""Latents drawn individually per cross-attend, one focused and one different; each adds a column to the figure."""
 _CELL_INCHES = 1.7
+"""Width of a cell; the widest figure has 10 columns (3 cross-attends) and is 17 inches wide."""
 
 Array = np.ndarray[Any, Any]
 
@@ -26,17 +27,17 @@ def attention_figure(
     title: str,
     path: Path,
 ) -> None:
-    """Draw one sample and the first, second and last cross-attend's weights over it, as a PNG.
+    """Draw one sample and its attention weights in the first, second and last cross-attend, as a PNG.
 
-    Each modality has a row: the sample, then for each of these cross-attends the mean over all latents, the latent that
-    looks at the smallest part, and one that looks elsewhere. Brightness is relative to the largest weight of each map.
+    Each modality has one row: the sample, then for each of these cross-attends the mean over all latents, the most
+    focused latent, and the latent that differs most from it. Brightness is relative to the largest weight of each map.
 
     Args:
         arrays: Modality -> one decoded sample, (*array_shape).
-        inputs: What each modality is decoded to.
-        maps: For each cross-attend, modality -> (N, *grid) weights, as `attention_maps` gives them for a sample.
-        title: Stands above.
-        path: The PNG to write; its folder exists.
+        inputs: Input specification of each modality.
+        maps: For each cross-attend, modality -> (N, *grid) weights of the sample, as `attention_maps` returns them.
+        title: Title of the figure.
+        path: The PNG to write; its folder must exist.
     """
     shown = sorted({0, min(1, len(maps) - 1), len(maps) - 1})
     columns = 1 + len(shown) * (1 + _LATENTS)
@@ -50,53 +51,55 @@ def attention_figure(
         cells = iter(row[1:])
         for number in shown:
             weights = maps[number][name]
-            focus = _unlike(maps[number])
-            for label, part in [("mean", weights.mean(0)), *((f"latent {i}", weights[i]) for i in focus)]:
+            latents = _distinct_latents(maps[number])
+            for label, weight in [("mean", weights.mean(0)), *((f"latent {i}", weights[i]) for i in latents)]:
                 cell = next(cells)
-                draw(cell, part / max(float(part.max()), 1e-12))
+                # The lower bound avoids a division by zero: a modality may get no attention at all.
+                draw(cell, weight / max(float(weight.max()), 1e-12))
                 cell.set_title(f"cross-attend {number + 1}\n{label}", fontsize=7)
     write_figure(figure, path)
 
 
-def _unlike(maps: Mapping[str, Array]) -> list[int]:
-    """The latent whose weights lie on the fewest places, then those that look most unlike the ones before."""
+def _distinct_latents(maps: Mapping[str, Array]) -> list[int]:
+    """Return the most focused latent, then those whose weights are least similar to the ones already chosen."""
     flat = np.concatenate([weights.reshape(len(weights), -1) for weights in maps.values()], axis=1)
+    # The weights of a latent add up to 1, so the L2 norm is largest where they are most concentrated.
     norms = np.linalg.norm(flat, axis=1)
-    likeness = flat @ flat.T / np.outer(norms, norms)
+    similarity = flat @ flat.T / np.outer(norms, norms)
     chosen = [int(norms.argmax())]
     while len(chosen) < min(_LATENTS, len(flat)):
-        chosen.append(int(likeness[:, chosen].max(axis=1).argmin()))
+        chosen.append(int(similarity[:, chosen].max(axis=1).argmin()))
     return chosen
 
 
 def _drawing(array: Array, spec: ModalityInput) -> Callable[[Axes, Array | None], None]:
-    """Return what draws a sample (None), or weights of its places, into a cell."""
+    """Return a function that draws into a cell: the sample if its weights are None, else the weights."""
     if isinstance(spec, AudioInput):
-        return _sound(array, spec)
+        return _waveform(array, spec)
     if isinstance(spec, PointCloudInput):
-        return _cloud(array)
-    # One frame for each place in time that a token has.
-    return _pictures(array[:: spec.patch[0]] if isinstance(spec, VideoInput) else array[np.newaxis])
+        return _point_cloud(array)
+    # A video token spans several frames; draw the first frame of each span.
+    return _images(array[:: spec.patch[0]] if isinstance(spec, VideoInput) else array[np.newaxis])
 
 
-def _pictures(frames: Array) -> Callable[[Axes, Array | None], None]:
-    """(frames, height, width, channels), laid out like a page."""
+def _images(frames: Array) -> Callable[[Axes, Array | None], None]:
+    """Return a function that draws frames (F, height, width, channels) as a grid."""
 
     def draw(axes: Axes, weights: Array | None) -> None:
         if weights is None:
-            page = _page(frames)
-            axes.imshow(page[..., 0] if page.shape[-1] == 1 else page, cmap="gray", vmin=0, vmax=255)
+            image = _tile(frames)
+            axes.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
         else:
             maps = weights.reshape(len(frames), *weights.shape[-2:], 1)
-            axes.imshow(_page(maps)[..., 0], cmap="magma", vmin=0, vmax=1)
+            axes.imshow(_tile(maps)[..., 0], cmap="magma", vmin=0, vmax=1)
         axes.set_xticks([])
         axes.set_yticks([])
 
     return draw
 
 
-def _page(frames: Array) -> Array:
-    """(frames, height, width, channels) -> (rows * height, columns * width, channels), row by row; zeros at the end."""
+def _tile(frames: Array) -> Array:
+    """Tile (F, height, width, channels) into (rows * height, columns * width, channels), padded with zeros."""
     columns = math.ceil(math.sqrt(len(frames)))
     rows = math.ceil(len(frames) / columns)
     padded = np.concatenate(
@@ -106,8 +109,8 @@ def _page(frames: Array) -> Array:
     return grid.transpose(0, 2, 1, 3, 4).reshape(rows * frames.shape[1], columns * frames.shape[2], -1)
 
 
-def _sound(array: Array, spec: AudioInput) -> Callable[[Axes, Array | None], None]:
-    """(samples,): the wave over time, weights as bars below it or, of a spectrogram, as its image."""
+def _waveform(array: Array, spec: AudioInput) -> Callable[[Axes, Array | None], None]:
+    """Return a function that draws (samples,) over time, with weights as bars or, for a spectrogram, as an image."""
 
     def draw(axes: Axes, weights: Array | None) -> None:
         axes.set_xticks([])
@@ -126,8 +129,8 @@ def _sound(array: Array, spec: AudioInput) -> Callable[[Axes, Array | None], Non
     return draw
 
 
-def _cloud(array: Array) -> Callable[[Axes, Array | None], None]:
-    """(points, 3): seen from the front, high weights on top."""
+def _point_cloud(array: Array) -> Callable[[Axes, Array | None], None]:
+    """Return a function that draws (points, 3) from the front, high weights on top."""
 
     def draw(axes: Axes, weights: Array | None) -> None:
         order = np.argsort(array[:, 1] if weights is None else weights)

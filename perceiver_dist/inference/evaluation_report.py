@@ -1,4 +1,4 @@
-"""The report of an evaluation: report.json for programs, report.md for people, a confusion matrix per source."""
+"""Evaluation report: report.json for programs, report.md for people, one confusion matrix per source."""
 
 import math
 import tempfile
@@ -16,21 +16,22 @@ from pipelines.storage.files import copy_file, join
 JSON = "report.json"
 PAGE = "report.md"
 _MAX_BAD_SAMPLES = 100
-"""How many samples that could not be used are listed; all of them are counted."""
+"""Max number of bad samples listed in report.json, which keeps the file readable; all of them are counted."""
 
 
 def write_report(evaluation: ModelEvaluation, attention: int = 0) -> list[str]:
-    """Write the report into its folder, each file as a whole.
+    """Write the report into its folder; each file is written atomically.
 
     Args:
-        evaluation: What was found.
-        attention: Samples of each source whose attention is drawn.
+        evaluation: The evaluation.
+        attention: Number of samples per source for which an attention figure is drawn.
 
     Returns:
         Paths or URIs of the files.
     """
+    # Written locally first, since the output folder may be a URI.
     with tempfile.TemporaryDirectory() as scratch:
-        figures = [_draw(found, Path(scratch)) for found in evaluation.sources]
+        figures = [_draw_confusion(found, Path(scratch)) for found in evaluation.sources]
         drawn = [figure for figure in figures if figure is not None]
         for found in evaluation.sources:
             drawn += draw_attention(evaluation.model, found.source, found.index, attention, Path(scratch))
@@ -43,10 +44,10 @@ def write_report(evaluation: ModelEvaluation, attention: int = 0) -> list[str]:
 
 
 def report(evaluation: ModelEvaluation) -> dict[str, Any]:
-    """Return what report.json holds, where a value that does not exist is null.
+    """Return the content of report.json. Values that are undefined are NaN here and null in the file.
 
     Args:
-        evaluation: What was found.
+        evaluation: The evaluation.
     """
     stored = evaluation.model.stored
     return {
@@ -81,13 +82,13 @@ def _source(found: SourceEvaluation) -> dict[str, Any]:
 
 
 def report_page(evaluation: ModelEvaluation) -> str:
-    """Return the report as a page of Markdown.
+    """Return the report as a Markdown page.
 
     Args:
-        evaluation: What was found.
+        evaluation: The evaluation.
     """
     stored = evaluation.model.stored
-    looks = (
+    windows = (
         "the centre of each sample" if evaluation.views == 1 else f"{evaluation.views} windows of each sample"
     )
     trained = f" after {stored.steps:,} steps" if stored.steps else ""
@@ -95,7 +96,7 @@ def report_page(evaluation: ModelEvaluation) -> str:
         "# Evaluation",
         "",
         f"`{stored.place}`{trained}, in batches of {evaluation.batch} on {evaluation.device}, "
-        f"{stored.config.train.precision}, {looks}.",
+        f"{stored.config.train.precision}, {windows}.",
         "",
     ]
     rows = metric_rows(evaluation.metrics)
@@ -122,6 +123,7 @@ def report_page(evaluation: ModelEvaluation) -> str:
 def _text(value: float | None) -> str:
     if value is None or math.isnan(value):
         return ""
+    # Counts are integers above 1; a metric of exactly 1 is formatted like the others.
     return f"{value:,.0f}" if float(value).is_integer() and value > 1 else f"{value:.4g}"
 
 
@@ -129,7 +131,7 @@ def _figure_name(found: SourceEvaluation) -> str:
     return f"confusion_{found.source.name}.png"
 
 
-def _draw(found: SourceEvaluation, folder: Path) -> Path | None:
+def _draw_confusion(found: SourceEvaluation, folder: Path) -> Path | None:
     counts = found.scores.confusion
     if not is_worth_drawing(counts):
         return None

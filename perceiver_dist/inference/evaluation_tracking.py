@@ -1,4 +1,4 @@
-"""An evaluation in MLflow: a run of its own in the training's experiment, below the training's run."""
+"""MLflow record of an evaluation: a child run of the training run, in the same experiment."""
 
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
@@ -12,21 +12,24 @@ from pipelines.storage.files import open_file
 
 
 def record_evaluation(evaluation: ModelEvaluation, files: list[str]) -> str:
-    """Record an evaluation where its training was recorded, if that is still there.
+    """Record an evaluation in the MLflow that tracked its training, if that still exists.
+
+    A missing tracker does not fail the job: the report is on disk by then.
 
     Args:
-        evaluation: What was found.
+        evaluation: The evaluation.
         files: Paths or URIs of the report's files.
 
     Returns:
-        One line for the screen: the run, or why there is none.
+        One line for the screen: the run's id, or the reason why there is none.
     """
     tracking = evaluation.model.config.tracking
     if not tracking.uri:
         return "none: the model's configuration names no tracking.uri"
     database = local_database(tracking.uri)
+    # MLflow would create a missing SQLite file and record the evaluation there, apart from its training.
     if database is not None and not database.exists():
-        return f"none: the training's {database} is not there any more"
+        return f"none: the training's {database} no longer exists"
     writer = BackgroundWriter(tracking.uri, outbox_file(evaluation.out))
     try:
         run_id = _write(evaluation, files, writer)
@@ -38,10 +41,10 @@ def record_evaluation(evaluation: ModelEvaluation, files: list[str]) -> str:
 
 
 def _write(evaluation: ModelEvaluation, files: list[str], writer: BackgroundWriter) -> str:
-    """Open the run, fill and close it; return its id.
+    """Open a run, write to it, close it, and return its id.
 
     Raises:
-        UserError: It cannot be opened.
+        UserError: MLflow did not open the run.
     """
     stored = evaluation.model.stored
     training = stored.mlflow_run_id
@@ -61,8 +64,9 @@ def _write(evaluation: ModelEvaluation, files: list[str], writer: BackgroundWrit
             **({MLFLOW_PARENT_RUN_ID: training, "training_run_id": training} if training else {}),
         },
         new_identity(),
-        system_metrics=False,
+        system_metrics=False,  # the run is opened when the evaluation is done: there is no load to record
     )
+    # At the step of the checkpoint, so that the metrics line up with the curves of the training.
     log.metrics(stored.steps, evaluation.metrics)
     for file in files:
         with open_file(file) as content:

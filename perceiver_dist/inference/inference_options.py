@@ -1,4 +1,4 @@
-"""What can be chosen when a trained model works on shards; the jobs' options are made from it."""
+"""Options of the jobs that run a trained model on shards; `--help` is generated from their docstrings."""
 
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -11,19 +11,20 @@ Device = Literal["auto", "cpu", "cuda"]
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringOptions:
-    """What every work on shards can be told.
+    """Options that evaluation and prediction share.
 
     Attributes:
         model: Path or URI of a run such as runs/NAME (its newest checkpoint), of a checkpoint such as
             runs/NAME/step-00001000, or of an exported model.
-        source: Whose classes to tell apart.
-        shards: Paths or URIs of shards with braces and globs, as in "data/eval-*.tar"; needs a source if the model was
-            trained on several.
-        out: Path or URI of the folder for the result.
-        device: What the model runs on; auto takes GPUs if there are any.
-        actors: Copies of the model; by default one on each GPU that is free, or on half of the CPUs.
-        readers: Read tasks at a time, each on one CPU; by default all CPUs that are left.
-        batch: Samples that are looked at together; by default train.micro_batch of the training.
+        source: Source whose classes are predicted.
+        shards: Paths or URIs of shards with braces and globs, as in "data/eval-*.tar"; requires a source if the model
+            was trained on several.
+        out: Path or URI of the output folder.
+        device: Device of the model; auto uses GPUs if there are any.
+        actors: Copies of the model; by default one per free GPU or, without GPUs, half of the free CPUs (all that
+            readers leaves, if that is set).
+        readers: Read tasks that run at a time, one CPU each; by default the remaining free CPUs.
+        batch: Samples per batch; by default train.micro_batch of the training.
     """
 
     model: str
@@ -36,7 +37,7 @@ class ScoringOptions:
     batch: int | None = None
 
     def __post_init__(self) -> None:
-        """Check what can be checked without the model.
+        """Check everything that can be checked without the model.
 
         Raises:
             UserError: A number is below 1, or an option holds a password or key.
@@ -47,26 +48,27 @@ class ScoringOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions(ScoringOptions):
-    """What an evaluation can be told.
+    """Options of `jobs/evaluate.py`.
 
     Attributes:
-        source: The only source to evaluate; by default all that have held-out shards.
+        source: The only source to evaluate; by default all sources with held-out shards.
         shards: Shards to evaluate on in place of the source's held-out ones, paths or URIs with braces and globs, as in
-            "data/eval-*.tar"; needs a source if the model was trained on several.
+            "data/eval-*.tar"; requires a source if the model was trained on several.
         out: Path or URI of the folder for the report; by default evaluation-STEP in the run's folder.
-        views: Windows in time, from the first to the last, at which each sample is looked at; their mean probabilities
-            count. The paper takes 16 of AudioSet. 1 is the centre alone, as in training's own evaluation.
-        attention: Samples of each source for which a figure shows where every cross-attend looks; 0 for none.
+        views: Windows in time per sample, evenly spaced from its start to its end; the model's probabilities for them
+            are averaged. The paper uses 16 on AudioSet. The default 1 is the window at the center, as in the
+            evaluations during training.
+        attention: Samples per source for which a figure of the attention of each cross-attend is drawn; 0 draws none.
     """
 
     views: int = 1
     attention: int = 0
 
     def __post_init__(self) -> None:
-        """Check what can be checked without the model.
+        """Check everything that can be checked without the model.
 
         Raises:
-            UserError: A number is below 1, or an option holds a password or key.
+            UserError: A number is out of range, or an option holds a password or key.
         """
         super().__post_init__()
         check_range(self, "--", ["views"], at_least=1)
@@ -75,15 +77,16 @@ class EvaluationOptions(ScoringOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionOptions(ScoringOptions):
-    """What a prediction on shards can be told.
+    """Options of `jobs/predict.py` for shards.
 
     Attributes:
-        source: Whose classes to tell apart; needed if the model was trained on several.
+        source: Source whose classes are predicted; required if the model was trained on several.
         shards: Paths or URIs of shards with braces and globs, as in "data/eval-*.tar"; they need no labels.
         out: Path or URI of the folder for the Parquet files.
-        top: How many of the likeliest classes to name.
+        top: Number of most likely classes per sample.
         embeddings: Whether to store the mean of the latents of each sample.
-        samples_per_part: Samples in a Parquet file, rounded down to whole batches.
+        samples_per_part: Samples per Parquet file, rounded down to whole batches. A job that is killed loses the file
+            that it was working on; the default keeps that loss and the number of files small.
     """
 
     top: int = 5
@@ -91,7 +94,7 @@ class PredictionOptions(ScoringOptions):
     samples_per_part: int = 4096
 
     def __post_init__(self) -> None:
-        """Check what can be checked without the model.
+        """Check everything that can be checked without the model.
 
         Raises:
             UserError: A number is below 1, or an option holds a password or key.

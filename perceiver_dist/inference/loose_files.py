@@ -1,4 +1,4 @@
-"""What a trained model says of single files, each a sample of whichever source sees its kind; without Ray."""
+"""Predictions for loose files, one sample per file, without Ray."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,41 +10,41 @@ from perceiver_dist.inference.trained_model import Prediction, TrainedModel
 
 
 @dataclass(frozen=True)
-class FileAnswers:
-    """What became of the files.
+class FilePredictions:
+    """Predictions for a list of files.
 
     Attributes:
-        predictions: Of the files that could be used, in order.
-        errors: One line for each of the others.
+        predictions: Predictions of the valid files, in order.
+        errors: One line for each of the other files.
     """
 
     predictions: list[Prediction]
     errors: list[str]
 
 
-def predict_files(model: TrainedModel, files: Sequence[str], source: str | None = None) -> FileAnswers:
-    """Predict each file by itself; one that cannot be used does not stop the others.
+def predict_files(model: TrainedModel, files: Sequence[str], source: str | None = None) -> FilePredictions:
+    """Predict each file on its own; an invalid file does not stop the others.
 
     Args:
         model: The model.
         files: Paths of the files.
-        source: Whose classes to tell apart; None for the only source that sees the file.
+        source: Source whose classes are predicted; None selects, for each file, the only source with its modality.
     """
-    answers = FileAnswers([], [])
+    results = FilePredictions([], [])
     for file in files:
         try:
-            answers.predictions.extend(model.predict([file], source))
+            results.predictions.extend(model.predict([file], source))
         except UserError as error:
-            answers.errors.append(str(error))
-    return answers
+            results.errors.append(str(error))
+    return results
 
 
 def files_table(predictions: Sequence[Prediction], top: int) -> Table:
-    """Return a table with the likeliest classes of each file.
+    """Return a table of the most likely classes of each file.
 
     Args:
-        predictions: Of each file.
-        top: How many classes to name.
+        predictions: One prediction per file.
+        top: Number of classes per file.
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("file", overflow="fold")
@@ -52,7 +52,8 @@ def files_table(predictions: Sequence[Prediction], top: int) -> Table:
     table.add_column("class", overflow="fold")
     table.add_column("probability", justify="right")
     for prediction in predictions:
-        for row, answer in enumerate(prediction.top(top)):
-            about = ["", ""] if row else [prediction.name, " and ".join(prediction.modalities)]
-            table.add_row(*about, answer.label, f"{answer.probability:.1%}")
+        for row, likely in enumerate(prediction.top(top)):
+            # The name stands once per file, so that files are easy to tell apart.
+            file = ["", ""] if row else [prediction.name, " and ".join(prediction.modalities)]
+            table.add_row(*file, likely.label, f"{likely.probability:.1%}")
     return table

@@ -1,4 +1,4 @@
-"""A trained model evaluated on any shards over the cluster: the metrics of training's evaluation, and more of them."""
+"""Distributed evaluation of a trained model on any shards: training's metrics, and metrics by class."""
 
 import time
 from collections import Counter
@@ -11,7 +11,7 @@ from rich.console import Console
 from perceiver_dist.display.progress import SamplesLine
 from perceiver_dist.errors import UserError
 from perceiver_dist.inference.inference_options import EvaluationOptions
-from perceiver_dist.inference.scoring import Scorers, ScoringTask
+from perceiver_dist.inference.scoring import DistributedScorer, ScoringTask
 from perceiver_dist.inference.scoring_pool import allocate_pool
 from perceiver_dist.inference.shards import index_for, output_folder
 from perceiver_dist.inference.trained_model import TrainedModel, load_model
@@ -27,16 +27,16 @@ from pipelines.units.unit_maker import BadSample
 
 @dataclass(frozen=True)
 class SourceEvaluation:
-    """What was found of one source.
+    """Evaluation of one source.
 
     Attributes:
-        source: The source, with the shards that it was evaluated on.
-        index: These shards.
-        samples: Samples that count.
+        source: The source, with the shards that it was evaluated on as its `eval_shards`.
+        index: Index of these shards.
+        samples: Number of valid samples.
         bad: Samples that could not be used.
-        scores: Metrics of every subset of the modalities, and the confusion matrix.
-        by_class: Metric -> value of every class; NaN where a class gives none.
-        seconds: How long it took.
+        scores: Metrics for every subset of the modalities, and the confusion matrix.
+        by_class: Metric -> value for every class; NaN where it is undefined for a class.
+        seconds: Duration.
     """
 
     source: SourceConfig
@@ -50,15 +50,15 @@ class SourceEvaluation:
 
 @dataclass(frozen=True)
 class ModelEvaluation:
-    """What was found of a model.
+    """Evaluation of a model.
 
     Attributes:
         model: The model.
         out: Path or URI of the folder for the report.
-        batch: Samples in a batch.
-        views: Windows in time at which each sample was looked at.
-        device: What the model ran on.
-        sources: What was found of each source.
+        batch: Samples per batch.
+        views: Windows in time per sample.
+        device: Device of the model, cpu or cuda.
+        sources: Evaluation of each source.
     """
 
     model: TrainedModel
@@ -70,7 +70,7 @@ class ModelEvaluation:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """`<source>/<metric>` and its value, as result.json of the training has them."""
+        """`<source>/<metric>` -> value, with the names that result.json of a training uses."""
         return {
             f"{found.source.name}/{name}": value
             for found in self.sources
@@ -82,17 +82,19 @@ def evaluate_model(options: EvaluationOptions, console: Console) -> ModelEvaluat
     """Evaluate a trained model on every sample of some shards, each once.
 
     Args:
-        options: Which model, on which shards, and how.
-        console: Where progress is shown.
+        options: The job's options.
+        console: Console for progress lines.
 
     Returns:
-        What was found; nothing is written yet.
+        The evaluation; the report is not written yet.
 
     Raises:
-        UserError: Something the user can mend: there is no such model, source or shard, no sample can be used, ...
+        UserError: The model, a source or a shard does not exist, an option does not fit the model, the cluster is too
+            small, or a source has no valid sample.
     """
     model = load_model(options.model)
     sources = list(_sources(model, options))
+    # Before Ray starts, which takes seconds.
     for source in sources:
         check_views(options.views, source)
     steps = model.stored.steps
@@ -104,18 +106,18 @@ def evaluate_model(options: EvaluationOptions, console: Console) -> ModelEvaluat
         pool = allocate_pool(options.device, options.actors, options.readers, line.message)
         indexes = index_for(model, shards, out)
         line.message(f"{model.stored.place}: {pool.actors} x {pool.device}, {pool.readers} readers")
-        scorers = Scorers(model, pool)
-        found = [
-            _evaluate(scorers, source, indexes[source.name], batch, options.views, line) for source in sources
+        scorer = DistributedScorer(model, pool)
+        evaluations = [
+            _evaluate(scorer, source, indexes[source.name], batch, options.views, line) for source in sources
         ]
-    return ModelEvaluation(model, out, batch, options.views, pool.device, found)
+    return ModelEvaluation(model, out, batch, options.views, pool.device, evaluations)
 
 
 def _sources(model: TrainedModel, options: EvaluationOptions) -> Iterator[SourceConfig]:
-    """Yield the sources to evaluate, with the shards to evaluate them on.
+    """Yield the sources to evaluate, each with the shards to evaluate on as its `eval_shards`.
 
     Raises:
-        UserError: There is no such source, several could be meant, or there are no shards.
+        UserError: The source does not exist or is ambiguous, or there are no shards.
     """
     storage = model.config.storage.path
     if options.shards:
@@ -124,8 +126,8 @@ def _sources(model: TrainedModel, options: EvaluationOptions) -> Iterator[Source
     sources = [model.source(options.source)] if options.source else model.config.sources
     if not any(source.eval_shards for source in sources):
         raise UserError(
-            f"{', '.join(source.name for source in sources)}: trained without held-out shards (eval_shards); name some "
-            "with --source and --shards"
+            f"{', '.join(source.name for source in sources)}: trained without held-out shards (eval_shards); set "
+            "--source and --shards"
         )
     for source in sources:
         if source.eval_shards:
@@ -133,27 +135,39 @@ def _sources(model: TrainedModel, options: EvaluationOptions) -> Iterator[Source
 
 
 def _evaluate(
-    scorers: Scorers, source: SourceConfig, index: SourceIndex, batch: int, views: int, line: SamplesLine
+    scorer: DistributedScorer,
+    source: SourceConfig,
+    index: SourceIndex,
+    batch: int,
+    views: int,
+    line: SamplesLine,
 ) -> SourceEvaluation:
-    began = time.monotonic()
-    work = ScoringTask(source, index, batch, modality_subsets(source.modalities), views)
-    totals = {subset: MetricTotals(source, torch.device("cpu")) for subset in work.subsets}
+    started = time.monotonic()
+    task = ScoringTask(source, index, batch, modality_subsets(source.modalities), views)
+    # Logits arrive on the host, whatever device the actors use.
+    totals = {subset: MetricTotals(source, torch.device("cpu")) for subset in task.subsets}
     bad: list[BadSample] = []
     done = samples = 0
     line.begin(source.name, index.samples)
-    for unit in scorers.score(work):
+    for unit in scorer.score(task):
         for subset, total in totals.items():
             total.update(unit.logits[subset], unit.labels, unit.valid)
         bad += unit.bad
         samples += int(unit.valid.sum())
-        done += len(unit.places)
+        done += len(unit.locations)
         line.update(done)
     if not samples:
         [(reason, count)] = Counter(sample.reason for sample in bad).most_common(1)
         raise UserError(
-            f"source '{source.name}': not one of {index.samples} samples can be used; {count} of them: {reason}"
+            f"source '{source.name}': none of its {index.samples} samples is valid; {count} of them: {reason}"
         )
-    whole = totals[work.subsets[0]]
+    all_modalities = totals[task.subsets[0]]
     return SourceEvaluation(
-        source, index, samples, bad, scores_of(source, totals), whole.by_class(), time.monotonic() - began
+        source,
+        index,
+        samples,
+        bad,
+        scores_of(source, totals),
+        all_modalities.by_class(),
+        time.monotonic() - started,
     )

@@ -1,8 +1,8 @@
-"""Predictions on disk: Parquet files of a fixed number of samples each, and what they were made with beside them.
+"""Folder of predictions: Parquet files (parts) with a fixed number of samples each, and the settings they depend on.
 
-A part is there whole or not at all, and which samples it holds follows from the settings alone; so work that was
-stopped goes on with the first part that is missing. The settings' name begins with an underscore, since whoever reads
-the folder as one table (Arrow, pandas, Spark) passes over such files.
+Each part is written atomically, and its samples are a function of the settings. A prediction that was interrupted
+therefore resumes at the first missing part. The name of the settings file begins with an underscore because readers
+that take the folder as one table (Arrow, pandas, Spark) skip such files.
 """
 
 import hashlib
@@ -25,18 +25,18 @@ _PART = "part-{:08d}.parquet"
 
 @dataclass(frozen=True)
 class PredictionSettings:
-    """What decides the content of every part.
+    """Settings that determine the content of every part.
 
     Attributes:
         model: Path or URI of the model.
         weights: SHA-256 of its weights.
-        source: Whose classes.
-        shards: The shards as they were named.
-        content: SHA-256 of the shards' addresses and digests, in order.
+        source: Source whose classes are predicted.
+        shards: The shards, as given on the command line.
+        content: SHA-256 of the shards' URIs and digests, in order.
         samples: Number of samples.
-        batch: Samples in a batch.
-        samples_per_part: Samples in a part, a multiple of the batch.
-        top: How many classes are named.
+        batch: Samples per batch; part of the settings since it changes the last digits of probabilities.
+        samples_per_part: Samples per part, a multiple of the batch.
+        top: Number of classes per sample.
         embeddings: Whether the mean of the latents is stored.
     """
 
@@ -54,22 +54,23 @@ class PredictionSettings:
     @property
     def parts(self) -> int:
         """Number of parts."""
-        return -(-self.samples // self.samples_per_part)
+        return -(-self.samples // self.samples_per_part)  # rounded up
 
     @property
     def units_per_part(self) -> int:
-        """Number of batches in a part, the last part aside."""
+        """Number of batches per part; the last part may have fewer."""
         return self.samples_per_part // self.batch
 
 
 def digest_of_weights(model: TrainedModel) -> str:
-    """Return the SHA-256 of a model's weights, names included.
+    """Return the SHA-256 of a model's weights and their names.
 
     Args:
-        model: The model, on the host.
+        model: The model, on the CPU.
     """
     digest = hashlib.sha256()
     weights: dict[str, Tensor] = model.model.state_dict()
+    # By name, so that the digest does not depend on the order of the modules.
     for name in sorted(weights):
         digest.update(name.encode())
         digest.update(weights[name].numpy().tobytes())
@@ -77,28 +78,28 @@ def digest_of_weights(model: TrainedModel) -> str:
 
 
 def digest_of_shards(index: SourceIndex) -> str:
-    """Return the SHA-256 of the addresses and digests of shards, in order.
+    """Return the SHA-256 of the URIs and digests of shards, in order.
 
     Args:
-        index: The indexed shards.
+        index: Index of the shards.
     """
     lines = "".join(f"{shard.uri} {shard.sha256}\n" for shard in index.shards)
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
 class PredictionParts:
-    """The folder of the parts.
+    """The folder of a prediction's parts.
 
     Args:
         out: Path or URI of the folder.
-        settings: What the parts are made with; written down if they are the first.
+        settings: Settings of the parts, written to the folder.
 
     Attributes:
         out: Path or URI of the folder.
-        settings: What the parts are made with.
+        settings: Settings of the parts.
 
     Raises:
-        UserError: The folder holds parts that were made with other settings.
+        UserError: The folder holds parts with other or unknown settings.
     """
 
     def __init__(self, out: str, settings: PredictionSettings) -> None:
@@ -108,24 +109,25 @@ class PredictionParts:
         if text is not None:
             _check_same(out, text, settings)
         elif self.first_missing():
-            raise UserError(f"--out is {out}, which holds parts but no {SETTINGS}; take another folder")
+            raise UserError(f"--out is {out}, which holds parts but no {SETTINGS}; choose another folder")
+        # Written before the first part, so that parts never exist without their settings.
         write_text(join(out, SETTINGS), json.dumps(asdict(settings), indent=1) + "\n")
 
     def first_missing(self) -> int:
-        """Return the number of the first part that is not there; the number of parts if all are."""
-        there = list_folder(self.out)
+        """Return the number of the first missing part; the number of parts if none is missing."""
+        files = list_folder(self.out)
         parts = self.settings.parts
-        return next((number for number in range(parts) if _PART.format(number) not in there), parts)
+        return next((number for number in range(parts) if _PART.format(number) not in files), parts)
 
     def write(self, number: int, tables: Iterable[pa.Table]) -> None:
-        """Write a part as a whole.
+        """Write a part atomically.
 
         Args:
-            number: Its number, from 0.
-            tables: Its rows, in order.
+            number: Number of the part, from 0.
+            tables: Rows of the part, in order.
 
         Raises:
-            OSError: The storage refuses.
+            OSError: The storage failed.
         """
         target = pa.BufferOutputStream()
         pq.write_table(pa.concat_tables(tables), target)
@@ -133,18 +135,18 @@ class PredictionParts:
 
 
 def _check_same(out: str, text: str, settings: PredictionSettings) -> None:
-    """Make sure that parts were made with the settings of now.
+    """Check that the stored settings equal those of this job.
 
     Raises:
-        UserError: A setting was another.
+        UserError: They cannot be read, or a setting differs.
     """
     try:
-        before = json.loads(text)
+        stored = json.loads(text)
     except ValueError as error:
-        raise UserError(f"{join(out, SETTINGS)} is no JSON ({error}); take another --out") from error
+        raise UserError(f"{join(out, SETTINGS)} is not valid JSON ({error}); choose another --out") from error
     for name, value in asdict(settings).items():
-        if before.get(name) != value:
+        if stored.get(name) != value:
             raise UserError(
-                f"--out is {out}, which holds predictions with {name} {before.get(name)}, now it is {value}; give the "
-                "same options to go on there, or take another --out"
+                f"--out is {out}, which holds predictions with {name} {stored.get(name)}, now it is {value}; "
+                "repeat the options of these predictions to resume, or choose another --out"
             )

@@ -1,10 +1,10 @@
-"""The rows of predictions: what the model says of each sample of a unit, or why it says nothing."""
+"""Table of predictions: one row per sample, with its most likely classes or the reason why there are none."""
 
 import numpy as np
 import pyarrow as pa
 
 from perceiver_dist.inference.scoring import ScoredUnit
-from perceiver_dist.inference.trained_model import probabilities_of, sees_nothing
+from perceiver_dist.inference.trained_model import lacks_modalities, probabilities_of
 from pipelines.shards.source import SourceConfig
 
 _COLUMNS = {
@@ -16,44 +16,47 @@ _COLUMNS = {
     "modalities": pa.list_(pa.string()),
     "error": pa.string(),
 }
+"""Explicit types, so that a part in which all values of a column are null has the same schema as the others."""
 
 
 def prediction_table(unit: ScoredUnit, source: SourceConfig, top: int) -> pa.Table:
-    """Return a row for each sample of a unit.
+    """Return a table with one row per sample of a unit.
 
     Args:
         unit: The scored unit.
-        source: Whose classes.
-        top: How many of the likeliest classes are named.
+        source: Source whose classes are predicted.
+        top: Number of most likely classes per sample.
 
     Returns:
-        Columns shard, key, labels, classes and probabilities (the likeliest first), modalities (what the model saw),
-        error, and embedding if the unit has them. Of a sample that could not be used there are shard, key and error
-        alone; of all others error is null.
+        Columns shard, key, labels, classes and probabilities (most likely first), modalities (those that the sample
+        has), error, and embedding if the unit has embeddings. For a sample that could not be used, all columns but
+        shard, key and error are null; for all others error is null.
     """
     names = source.shown_classes
     errors = _errors(unit, source)
-    [logits] = unit.logits.values()
-    likeliest = probabilities_of(logits, source.task).sort(dim=1, descending=True, stable=True)
-    classes, probabilities = likeliest.indices[:, :top].tolist(), likeliest.values[:, :top].tolist()
-    rows = range(len(unit.places))
+    [logits] = unit.logits.values()  # predictions are scored with one subset, all modalities
+    # Stable, so that classes of equal probability keep the same order on every device.
+    ranked = probabilities_of(logits, source.task).sort(dim=1, descending=True, stable=True)
+    classes, probabilities = ranked.indices[:, :top].tolist(), ranked.values[:, :top].tolist()
+    rows = range(len(unit.locations))
 
-    def of_good(values: list[list[object]]) -> list[list[object] | None]:
+    def unless_error(values: list[list[object]]) -> list[list[object] | None]:
         return [None if errors[row] else values[row] for row in rows]
 
     columns = {
-        "shard": [place.shard for place in unit.places],
-        "key": [place.key for place in unit.places],
-        "labels": of_good([[names[number] for number in numbers] for numbers in classes]),
-        "classes": of_good(classes),
-        "probabilities": of_good(probabilities),
-        "modalities": of_good([_seen(unit, row) for row in rows]),
+        "shard": [location.shard for location in unit.locations],
+        "key": [location.key for location in unit.locations],
+        "labels": unless_error([[names[number] for number in numbers] for numbers in classes]),
+        "classes": unless_error(classes),
+        "probabilities": unless_error(probabilities),
+        "modalities": unless_error([_modalities(unit, row) for row in rows]),
         "error": errors,
     }
     table = pa.table({name: pa.array(values, _COLUMNS[name]) for name, values in columns.items()})
     if unit.embeddings is None:
         return table
     values = np.asarray(unit.embeddings[: len(rows)])
+    # Arrow needs values for masked rows too; those of samples with an error are meaningless.
     missing = pa.array([error is not None for error in errors], pa.bool_())
     embeddings = pa.FixedSizeListArray.from_arrays(values.ravel(), values.shape[1], mask=missing)
     return table.append_column("embedding", embeddings)
@@ -62,10 +65,10 @@ def prediction_table(unit: ScoredUnit, source: SourceConfig, top: int) -> pa.Tab
 def _errors(unit: ScoredUnit, source: SourceConfig) -> list[str | None]:
     reasons: dict[tuple[str, str], str] = {(bad.shard, bad.key): bad.reason for bad in unit.bad}
     return [
-        reasons.get(place) or (None if _seen(unit, row) else sees_nothing(source))
-        for row, place in enumerate(unit.places)
+        reasons.get(location) or (None if _modalities(unit, row) else lacks_modalities(source))
+        for row, location in enumerate(unit.locations)
     ]
 
 
-def _seen(unit: ScoredUnit, row: int) -> list[object]:
+def _modalities(unit: ScoredUnit, row: int) -> list[object]:
     return [modality for modality, flags in unit.present.items() if flags[row]]

@@ -1,8 +1,8 @@
-"""Units of any shards, scored by a trained model over the cluster: a stream in order, each sample once.
+"""Distributed scoring: an ordered stream of units with a trained model's logits, each sample exactly once.
 
-Read tasks make units as they do for an evaluation in training (`pipelines/units/unit_datasource.py`), a pool of actors
-that hold the model scores them, and the caller takes them one after the other. Blocks stay single units and in order
-all the way; Ray behaves so but does not promise it, so every unit's number is checked.
+Read tasks make units as in the evaluations of a training (`pipelines/units/unit_datasource.py`), a pool of actors with
+copies of the model scores them, and the caller iterates over the result. Ray Data keeps one unit per block, in order,
+but does not guarantee it, so the number of every unit is checked.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,16 +32,16 @@ from pipelines.units.unit_maker import BadSample, UnitMaker
 
 @dataclass(frozen=True)
 class ScoringTask:
-    """What is to be scored, and what is wanted of it.
+    """Samples to score, and the outputs to compute for them.
 
     Attributes:
-        source: Whose classes.
-        index: Where the samples lie.
-        batch: Samples in a unit.
-        subsets: Subsets of the modalities to show, each in turn.
-        views: Windows in time at which each sample is looked at; their mean probabilities count.
+        source: Source whose head computes the logits.
+        index: Index of the shards with the samples.
+        batch: Samples per unit.
+        subsets: Subsets of the modalities; the model runs once for each.
+        views: Windows in time per sample, whose probabilities are averaged.
         labelled: Whether samples must have labels.
-        embeddings: Whether the mean of the latents is wanted as well, of the first subset.
+        embeddings: Whether to compute the mean of the latents as well, for the first subset.
     """
 
     source: SourceConfig
@@ -54,21 +54,22 @@ class ScoringTask:
 
     @property
     def plan(self) -> EvaluationPlan:
-        """Every sample once for each view."""
+        """Plan with every sample once per view."""
+        # One lane, since there is one consumer: no units are added to fill up lanes.
         return EvaluationPlan(self.index.samples, self.batch, lanes=1, views=self.views)
 
     @property
     def units(self) -> int:
-        """Number of units, those of the same samples counted once."""
+        """Number of scored units: all views of the same samples count as one."""
         return self.plan.units // self.views
 
 
 class SampleLocation(NamedTuple):
-    """Where a sample lies.
+    """Location of a sample.
 
     Attributes:
-        shard: Path or URI of its tar file.
-        key: Its key within the shard.
+        shard: Path or URI of the tar file.
+        key: Key of the sample within the shard.
     """
 
     shard: str
@@ -77,19 +78,19 @@ class SampleLocation(NamedTuple):
 
 @dataclass(frozen=True)
 class ScoredUnit:
-    """What the model says of the samples of a unit; B rows, of which the last may be padded.
+    """Model outputs for the samples of a unit; B rows, of which the last ones may be padding.
 
     Attributes:
-        places: Where the sample of each row lies that is not padded.
-        valid: (B,) bool, false where padded and where a sample is bad.
-        labels: (B,) int64 for softmax, (B, classes) uint8 for multilabel; zeros where nothing is known.
+        locations: Location of the sample of each row, without the padding.
+        valid: (B,) bool, false for padding and bad samples.
+        labels: (B,) int64 for softmax, (B, classes) uint8 for multilabel; zeros where there is no label.
         present: Modality -> (B,) bool, false where the sample lacks it.
         logits: Subset -> (B, classes) fp32.
-        embeddings: (B, D) fp32, the mean of the latents; None if they are not wanted.
-        bad: The samples that could not be used.
+        embeddings: (B, D) fp32, the mean of the latents; None if the task has no embeddings.
+        bad: Samples that could not be used.
     """
 
-    places: list[SampleLocation]
+    locations: list[SampleLocation]
     valid: Tensor
     labels: Tensor
     present: dict[str, Tensor]
@@ -98,14 +99,15 @@ class ScoredUnit:
     bad: list[BadSample]
 
 
-class Scorers:
-    """A trained model on a pool of actors; Ray is running.
+class DistributedScorer:
+    """A trained model, replicated on a pool of Ray actors; Ray must be running.
 
-    Its weights are handed over, not read again: they may lie where no other machine of a cluster can read.
+    Actors get the weights from Ray's object store instead of reading them: other machines of a cluster may have no
+    access to the model's files.
 
     Args:
-        model: The model, on the host.
-        pool: The actors, and the read tasks that feed them.
+        model: The model, on the CPU.
+        pool: Sizes of the pool of actors and of the read tasks that feed it.
     """
 
     def __init__(self, model: TrainedModel, pool: ScoringPool) -> None:
@@ -113,95 +115,99 @@ class Scorers:
         self._weights = ray.put(model.model.state_dict())
         self._pool = pool
 
-    def score(self, work: ScoringTask, first: int = 0) -> Iterator[ScoredUnit]:
+    def score(self, task: ScoringTask, first: int = 0) -> Iterator[ScoredUnit]:
         """Yield the scored units in order.
 
         Args:
-            work: What is to be scored.
-            first: The unit to begin with.
+            task: Samples to score.
+            first: Number of the first scored unit.
 
         Raises:
-            UserError: A shard is gone, has changed or cannot be read, or a batch does not fit the device's memory.
-            UnitOrderError: Ray lost the order of the units.
+            UserError: A shard is missing, has changed or cannot be read, or a batch does not fit into GPU memory.
+            UnitOrderError: Ray changed the order of the units.
         """
-        rows = self._rows(work, first)
-        for unit in range(first, work.units):
-            numbers = range(unit * work.views, (unit + 1) * work.views)
-            yield _combine(work, [_take(rows, number) for number in numbers], work.plan.unit(numbers.start))
+        rows = self._rows(task, first)
+        for unit in range(first, task.units):
+            # The plan lists the views of the same samples one after the other.
+            numbers = range(unit * task.views, (unit + 1) * task.views)
+            views = [_next_row(rows, number) for number in numbers]
+            yield _merge_views(task, views, task.plan.unit(numbers.start))
         if next(rows, None) is not None:
-            raise UnitOrderError(f"a unit came after unit {work.plan.units - 1}, which is the last")
+            raise UnitOrderError(f"got another unit after unit {task.plan.units - 1}, the last one")
 
-    def dataset(self, work: ScoringTask, first: int = 0) -> Dataset:
-        """Return the stream before it is run: a block of one row for each unit, as `_Scorer` gives it.
+    def dataset(self, task: ScoringTask, first: int = 0) -> Dataset:
+        """Return the lazy Ray Dataset of the stream: one block with one row per unit, as returned by `_Scorer`.
 
         Args:
-            work: What is to be scored.
-            first: The unit to begin with.
+            task: Samples to score.
+            first: Number of the first scored unit.
         """
         data = replace(self._model.config.data, tasks=self._pool.readers)
-        inputs = self._model.inputs(work.source)
-        maker = UnitMaker(work.source, inputs, work.index, work.plan, data, labelled=work.labelled)
-        start, stop = first * work.views, work.plan.units
+        inputs = self._model.inputs(task.source)
+        maker = UnitMaker(task.source, inputs, task.index, task.plan, data, labelled=task.labelled)
+        start, stop = first * task.views, task.plan.units
         return unit_dataset(maker, start, stop, data).map_batches(
             _Scorer,
             fn_constructor_args=(
                 self._model.stored,
                 self._weights,
                 self._pool.device,
-                replace(work, index=SourceIndex([])),  # which may be large, and is for the read tasks
+                replace(task, index=SourceIndex([])),  # only read tasks need the index, which can be large
             ),
-            # A batch is a unit. With a size Ray keeps reading out of the actors: a decoder that crashes would take
-            # the model with it.
+            # One row is one unit. Without a batch size, Ray would fuse reading into the actors, where a decoder that
+            # crashes would end the process that holds the model.
             batch_size=1,
             batch_format="numpy",
+            # An actor without a unit would only load the model.
             compute=ActorPoolStrategy(size=min(self._pool.actors, stop - start)),
             num_cpus=self._pool.bundle.get("CPU"),
             num_gpus=self._pool.bundle.get("GPU"),
         )
 
-    def _rows(self, work: ScoringTask, first: int) -> Iterator[dict[str, Any]]:
-        # The split of one makes an actor run the stream, whose log is then not on this process's screen.
-        [stream] = self.dataset(work, first).streaming_split(1)
+    def _rows(self, task: ScoringTask, first: int) -> Iterator[dict[str, Any]]:
+        # A split into one runs the stream in an actor, which keeps Ray Data's log off this process's screen.
+        [stream] = self.dataset(task, first).streaming_split(1)
         try:
             yield from stream.iter_batches(
                 batch_size=1, batch_format="numpy", prefetch_batches=self._model.config.data.prefetch_units
             )
         except Exception as error:
-            told = _user_error(error)
-            if told is not None:
-                raise UserError(str(told).splitlines()[0]) from None
+            user_error = _find_user_error(error)
+            if user_error is not None:
+                # Without Ray's remote traceback: the message says what to do.
+                raise UserError(str(user_error).splitlines()[0]) from None
             raise
 
 
 class _Scorer:
-    """An actor that holds the model; called with one unit, gives what the model says of it."""
+    """Actor with a copy of the model: maps one unit to the model's outputs."""
 
     def __init__(
-        self, stored: StoredModel, weights: "ray.ObjectRef[dict[str, Tensor]]", device: str, work: ScoringTask
+        self, stored: StoredModel, weights: "ray.ObjectRef[dict[str, Tensor]]", device: str, task: ScoringTask
     ) -> None:
         self._model = TrainedModel(stored, device, ray.get(weights))
-        self._work = work
+        self._task = task
 
     @torch.no_grad()
     def __call__(self, row: dict[str, Any]) -> pa.Table:
         batch = to_batch(row, self._model.device)
-        work, logits, embeddings = self._work, [], []
+        task, logits, embeddings = self._task, [], []
         try:
-            for subset in work.subsets:
+            for subset in task.subsets:
                 present = show_only(batch.present, subset)
-                scores, latents = self._model.logits_and_latents(batch.arrays, present, work.source)
+                scores, latents = self._model.logits_and_latents(batch.arrays, present, task.source)
                 logits.append(scores.cpu().numpy())
-                embeddings.append(latents.mean(1).cpu().numpy() if work.embeddings else np.empty(0))
+                embeddings.append(latents.mean(1).cpu().numpy() if task.embeddings else np.empty(0))
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"--batch is {work.batch}, for which the GPU has too little memory; lower it"
+                f"--batch is {task.batch}, which does not fit into GPU memory; lower it"
             ) from error
-        passed = {name: row[name][0] for name in ("unit", "valid", "label")}
-        flags = {name: column[0] for name, column in row.items() if name.endswith("_present")}
+        unchanged = {name: row[name][0] for name in ("unit", "valid", "label")}
+        present_flags = {name: column[0] for name, column in row.items() if name.endswith("_present")}
         return unit_block(
             {
-                **passed,
-                **flags,
+                **unchanged,
+                **present_flags,
                 "keys": np.array(batch.keys, object),
                 "quarantined": np.array([list(bad) for bad in batch.quarantined], object),
                 "logits": np.stack(logits),
@@ -210,43 +216,45 @@ class _Scorer:
         )
 
 
-def _take(rows: Iterator[dict[str, Any]], due: int) -> dict[str, Any]:
-    """Return the next unit, which must be number `due`.
+def _next_row(rows: Iterator[dict[str, Any]], expected: int) -> dict[str, Any]:
+    """Return the next unit, which must have the expected number.
 
     Raises:
-        UnitOrderError: It is another one, or none.
+        UnitOrderError: The next unit has another number, or there is none.
     """
     row = next(rows, None)
     number = None if row is None else int(np.ravel(row["unit"])[0])
-    if row is None or number != due:
-        raise UnitOrderError(f"unit {due} is due but {'none' if row is None else f'unit {number}'} came")
+    if row is None or number != expected:
+        raise UnitOrderError(f"expected unit {expected}, got {'none' if row is None else f'unit {number}'}")
     return row
 
 
-def _combine(work: ScoringTask, views: list[dict[str, Any]], samples: Sequence[int]) -> ScoredUnit:
-    """Make one of all looks at the same samples; a sample that is bad in one of them is bad."""
-    shards = [work.index.shards[work.index.locate(sample)[0]].uri for sample in samples]
+def _merge_views(task: ScoringTask, views: list[dict[str, Any]], samples: Sequence[int]) -> ScoredUnit:
+    """Merge all views of the same samples into one unit; a sample that is bad in one view is bad."""
+    shards = [task.index.shards[task.index.locate(sample)[0]].uri for sample in samples]
     keys = [str(key) for key in views[0]["keys"][0]]
     logits = torch.tensor(np.stack([row["logits"][0] for row in views]))  # (views, subsets, B, classes)
     embeddings = torch.tensor(np.stack([row["embeddings"][0] for row in views]))
     bad = {BadSample(*map(str, sample)) for row in views for sample in row["quarantined"][0]}
     return ScoredUnit(
-        places=[
+        # A key is SHARD/KEY. There are more keys than samples where the unit is padded.
+        locations=[
             SampleLocation(shard, key[len(shard) + 1 :]) for shard, key in zip(shards, keys, strict=False)
         ],
+        # A window can be undecodable on its own: a row is valid only if all its views are.
         valid=torch.tensor(np.stack([row["valid"][0] for row in views])).all(0),
         labels=torch.tensor(views[0]["label"][0]),
-        present={name: torch.tensor(views[0][f"{name}_present"][0]) for name in work.source.modalities},
+        present={name: torch.tensor(views[0][f"{name}_present"][0]) for name in task.source.modalities},
         logits={
-            subset: mean_logits(logits[:, row], work.source.task) for row, subset in enumerate(work.subsets)
+            subset: mean_logits(logits[:, row], task.source.task) for row, subset in enumerate(task.subsets)
         },
-        embeddings=embeddings.mean(0) if work.embeddings else None,
+        embeddings=embeddings.mean(0) if task.embeddings else None,
         bad=sorted(bad),
     )
 
 
-def _user_error(error: BaseException | None) -> UserError | None:
-    """Return what the user can mend of what Ray raised, if there is such a thing behind it."""
+def _find_user_error(error: BaseException | None) -> UserError | None:
+    """Return the `UserError` that caused an exception from Ray, or None."""
     while error is not None:
         cause = getattr(error, "cause", None)
         if isinstance(error, UserError) and cause is None:

@@ -1,4 +1,4 @@
-"""What a trained model says of every sample of some shards, as Parquet files."""
+"""Distributed batch prediction: every sample of some shards exactly once, written to Parquet files."""
 
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -15,7 +15,7 @@ from perceiver_dist.inference.prediction_parts import (
     digest_of_weights,
 )
 from perceiver_dist.inference.prediction_table import prediction_table
-from perceiver_dist.inference.scoring import Scorers, ScoringTask
+from perceiver_dist.inference.scoring import DistributedScorer, ScoringTask
 from perceiver_dist.inference.scoring_pool import allocate_pool
 from perceiver_dist.inference.shards import index_for, output_folder
 from perceiver_dist.inference.trained_model import TrainedModel, load_model
@@ -27,37 +27,37 @@ from pipelines.storage.files import absolute_uri, expand_shards
 
 @dataclass(frozen=True)
 class PredictionSummary:
-    """How a prediction on shards ended.
+    """Result of a prediction on shards.
 
     Attributes:
         out: Path or URI of the folder.
-        samples: Samples in all parts.
-        before: Samples in parts that were there before.
-        bad: Samples among the others that the model says nothing of.
+        samples: Number of samples in all parts.
+        resumed: Number of samples in parts that an earlier job had written.
+        bad: Number of samples without a prediction, in the parts that this job wrote.
     """
 
     out: str
     samples: int
-    before: int
+    resumed: int
     bad: int
 
 
 def predict_shards(options: PredictionOptions, console: Console) -> PredictionSummary:
-    """Predict every sample of some shards once; work that was stopped goes on where it was.
+    """Predict every sample of some shards once; resume if the folder holds a part of the same predictions.
 
     Args:
-        options: Which model, on which shards, and how.
-        console: Where progress is shown.
+        options: The job's options.
+        console: Console for progress lines.
 
     Returns:
-        How it ended.
+        Counts of samples.
 
     Raises:
-        UserError: Something the user can mend: there is no such model, source or shard, the folder holds other
-            predictions, ...
+        UserError: The model, the source or a shard does not exist, the cluster is too small, or the folder holds
+            predictions with other settings.
     """
     if not options.shards or not options.out:
-        raise UserError("give --shards and --out, the folder for the predictions; or --files alone")
+        raise UserError("give both --shards and --out, the folder for the predictions, or give --files")
     model = load_model(options.model)
     source = replace(model.source(options.source), eval_shards=options.shards)
     source = resolve_demo(source, model.config.storage.path)
@@ -68,7 +68,7 @@ def predict_shards(options: PredictionOptions, console: Console) -> PredictionSu
         index = index_for(model, {source.name: uris}, out)[source.name]
         parts = PredictionParts(out, _settings(options, model, source, index))
         line.message(f"{model.stored.place}: {pool.actors} x {pool.device}, {pool.readers} readers")
-        work = ScoringTask(
+        task = ScoringTask(
             source,
             index,
             parts.settings.batch,
@@ -76,7 +76,7 @@ def predict_shards(options: PredictionOptions, console: Console) -> PredictionSu
             labelled=False,
             embeddings=options.embeddings,
         )
-        return _predict(Scorers(model, pool), work, parts, line)
+        return _predict(DistributedScorer(model, pool), task, parts, line)
 
 
 def _settings(
@@ -98,22 +98,23 @@ def _settings(
 
 
 def _predict(
-    scorers: Scorers, work: ScoringTask, parts: PredictionParts, line: SamplesLine
+    scorer: DistributedScorer, task: ScoringTask, parts: PredictionParts, line: SamplesLine
 ) -> PredictionSummary:
     settings = parts.settings
     first = parts.first_missing()
-    done = before = min(first * settings.samples_per_part, settings.samples)
-    if before:
-        line.message(f"{before:,} of {settings.samples:,} samples are in {parts.out} already")
-    line.begin(work.source.name, settings.samples)
+    done = resumed = min(first * settings.samples_per_part, settings.samples)
+    if resumed:
+        line.message(f"resuming: {parts.out} already holds {resumed:,} of {settings.samples:,} samples")
+    line.begin(task.source.name, settings.samples)
     bad = 0
-    units = scorers.score(work, first * settings.units_per_part)
+    # One stream for all parts, so that reading does not stop between them.
+    units = scorer.score(task, first * settings.units_per_part)
     for number in range(first, settings.parts):
         tables = []
         for unit in islice(units, settings.units_per_part):
-            tables.append(prediction_table(unit, work.source, settings.top))
-            done += len(unit.places)
+            tables.append(prediction_table(unit, task.source, settings.top))
+            done += len(unit.locations)
             bad += len(tables[-1]) - tables[-1]["error"].null_count
             line.update(done)
         parts.write(number, tables)
-    return PredictionSummary(parts.out, settings.samples, before, bad)
+    return PredictionSummary(parts.out, settings.samples, resumed, bad)

@@ -1,4 +1,4 @@
-"""What a trained model works on: shards, indexed, and a folder for the result."""
+"""Input and output of inference on shards: indexes of the shards, and the folder for the result."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,15 +10,16 @@ from pipelines.storage.files import STORAGE_ERRORS, absolute_uri, check_writable
 
 
 def index_for(model: TrainedModel, shards: Mapping[str, Sequence[str]], out: str) -> dict[str, SourceIndex]:
-    """Index shards on the cluster, at no cost those that the training knows.
+    """Index shards on the cluster; the indexes that the training wrote are reused.
 
     Args:
         model: The model.
-        shards: Paths or URIs of tar files, by any name.
-        out: Path or URI of the folder for the result; indexes go below it if those of the training are gone.
+        shards: Name -> paths or URIs of tar files.
+        out: Path or URI of the folder for the result; indexes are written below it if those of the training no longer
+            exist.
 
     Returns:
-        The indexed shards by the same names.
+        Name -> index of its shards.
 
     Raises:
         UserError: A shard is missing, damaged or empty; the first such shard is named.
@@ -27,7 +28,7 @@ def index_for(model: TrainedModel, shards: Mapping[str, Sequence[str]], out: str
 
 
 def output_folder(out: str) -> str:
-    """Make a folder for a result, and make sure that it can be written and will stay.
+    """Create the folder for a result, and check that it is writable and outlives the job.
 
     Args:
         out: Path or URI.
@@ -36,7 +37,7 @@ def output_folder(out: str) -> str:
         Absolute path or URI.
 
     Raises:
-        UserError: It cannot be written, or would go with a job's copy of a folder.
+        UserError: The folder cannot be written, or lies in a job's uploaded working directory, which Ray deletes.
     """
     folder = absolute_uri(out)
     check_is_kept(folder, "--out")
@@ -45,6 +46,7 @@ def output_folder(out: str) -> str:
 
 
 def _index_folder(model: TrainedModel, out: str) -> str:
+    # Missing or empty if the model was moved away from the storage of its training.
     folder = model.config.index_folder
     try:
         return folder if list_folder(folder) else join(out, "_index")

@@ -1,7 +1,8 @@
-"""A trained model as one object: files go in, classes with their probabilities come out.
+"""Trained model with its preprocessing: takes files, returns class probabilities.
 
-Decoding is part of the object and is the evaluation's own: the centre in time, the whole picture, seeded points.
-Nobody has to know how the model was fed, so nobody can get it wrong. Nothing here needs Ray, DeepSpeed or MLflow.
+Samples are decoded as in the evaluations of a training: the window at the center in time, the whole image, a seeded
+choice of points. Preprocessing therefore cannot differ between evaluation and use. Needs neither Ray, DeepSpeed nor
+MLflow.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from torch import Tensor
 from perceiver_dist.checkpoint.stored_model import StoredModel, find_model
 from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.errors import UserError
-from perceiver_dist.inference.sample_files import Files, read_files
+from perceiver_dist.inference.sample_files import SampleFiles, read_files
 from perceiver_dist.modalities import ModalityInput
 from perceiver_dist.model.perceiver import Perceiver
 from perceiver_dist.model.precision import autocast
@@ -28,12 +29,12 @@ from pipelines.shards.sample_reader import RawSample
 from pipelines.shards.source import SourceConfig
 
 
-class Answer(NamedTuple):
-    """A class and how sure the model is of it.
+class ClassProbability(NamedTuple):
+    """A class and its probability.
 
     Attributes:
-        label: Name of the class, or its number where the source has no names.
-        probability: 0 to 1. For softmax those of all classes add up to 1; for multilabel each stands for itself.
+        label: Name of the class, or its number if the source has no class names.
+        probability: 0 to 1. Softmax probabilities of all classes add up to 1, multilabel ones are independent.
     """
 
     label: str
@@ -42,11 +43,11 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one sample.
+    """Prediction for one sample.
 
     Attributes:
-        name: The sample's file, the first if it has several.
-        modalities: What the model saw of it.
+        name: Path or name of the sample's file, the first one if it has several.
+        modalities: Modalities that the model was given.
         class_names: Names of the classes.
         probabilities: (classes,) fp32.
     """
@@ -56,31 +57,34 @@ class Prediction:
     class_names: Sequence[str]
     probabilities: np.ndarray
 
-    def top(self, count: int = 5) -> list[Answer]:
-        """Return the likeliest classes, the likeliest first.
+    def top(self, count: int = 5) -> list[ClassProbability]:
+        """Return the most likely classes, most likely first.
 
         Args:
-            count: How many; all if there are fewer.
+            count: Max number of classes.
         """
+        # Stable, so that classes of equal probability come in the order of their numbers.
         order = np.argsort(-self.probabilities, kind="stable")[:count]
-        return [Answer(self.class_names[index], float(self.probabilities[index])) for index in order]
+        return [
+            ClassProbability(self.class_names[index], float(self.probabilities[index])) for index in order
+        ]
 
 
 class TrainedModel:
-    """A trained Perceiver with the configuration that it was trained with.
+    """A trained Perceiver and the configuration of its training.
 
     Args:
-        stored: Where weights and configuration are.
-        device: Where it runs.
-        weights: All weights by name, fp32 of any shape, if they were read before; None to read them.
+        stored: Weights and configuration on storage.
+        device: Device to run on.
+        weights: Name -> weight, fp32 of any shape, if they are in memory already; None reads them from storage.
 
     Attributes:
-        stored: Where weights and configuration are.
+        stored: Weights and configuration on storage.
         model: The module, in evaluation mode.
-        device: Where it runs.
+        device: Device that the module is on.
 
     Raises:
-        UserError: The weights are damaged, or are not those of the configuration.
+        UserError: The weights are damaged, or do not match the configuration.
     """
 
     def __init__(
@@ -93,55 +97,56 @@ class TrainedModel:
         self.device = torch.device(device)
         self.model = Perceiver(self.config.model, self.config.heads)
         weights = stored.weights() if weights is None else weights
+        # load_state_dict would report a mismatch over many lines, without the place.
         _check_weights(self.model, weights, stored.place)
         self.model.load_state_dict(weights)
         self.model.to(self.device).eval()
 
     @property
     def config(self) -> RunConfig:
-        """The configuration that it was trained with."""
+        """Configuration of the training."""
         return self.stored.config
 
     def predict(
-        self, samples: Sequence[Files], source: str | None = None, batch: int = 32
+        self, samples: Sequence[SampleFiles], source: str | None = None, batch: int = 32
     ) -> list[Prediction]:
-        """Say what files show.
+        """Predict the classes of samples in files.
 
         Args:
-            samples: Each a file, or several files of one sample: at most one for every modality.
-            source: Whose classes to tell apart; None for the only source that sees all the files.
-            batch: Samples that are looked at together.
+            samples: One entry per sample: a file, or a list of files with at most one per modality.
+            source: Source whose classes are predicted; None selects the only source that has the modalities of all
+                files.
+            batch: Samples per forward pass.
 
         Returns:
-            A prediction for each sample, in order.
+            One prediction per sample, in order.
 
         Raises:
-            UserError: A file is missing, of unknown kind, damaged, or of a modality that the source does not see; or
-                several sources could be meant.
+            UserError: A file is missing, damaged, of an unsupported type, or of a modality that the source does not
+                have; or the source is ambiguous.
         """
-        return self.predict_read([read_files(files) for files in samples], source, batch)
+        return self.predict_samples([read_files(files) for files in samples], source, batch)
 
-    def predict_read(
+    def predict_samples(
         self, samples: Sequence[RawSample], source: str | None = None, batch: int = 32
     ) -> list[Prediction]:
-        """Say what samples show whose bytes are there already.
+        """Predict the classes of samples in memory.
 
         Args:
-            samples: Each from `sample_files.read_files` or `sample_files.sample_of`.
-            source: As for `predict`.
-            batch: As for `predict`.
+            samples: Samples from `sample_files.read_files` or `sample_files.sample_from_bytes`.
+            source: See `predict`.
+            batch: See `predict`.
 
         Returns:
-            A prediction for each sample, in order.
+            One prediction per sample, in order.
 
         Raises:
-            UserError: A field is damaged, or of a modality that the source does not see; or several sources could be
-                meant.
+            UserError: A field is damaged or of a modality that the source does not have, or the source is ambiguous.
         """
         chosen = self.source(source, {FIELD_MODALITY[field] for sample in samples for field in sample.fields})
         predictions: list[Prediction] = []
-        for some in (samples[start : start + batch] for start in range(0, len(samples), batch)):
-            decoded = [self.decode(sample, chosen) for sample in some]
+        for chunk in (samples[start : start + batch] for start in range(0, len(samples), batch)):
+            decoded = [self.decode(sample, chosen) for sample in chunk]
             rows = self.probabilities(*self.stack(decoded, chosen), chosen)
             predictions += [
                 Prediction(
@@ -150,7 +155,7 @@ class TrainedModel:
                     chosen.shown_classes,
                     row,
                 )
-                for sample, arrays, row in zip(some, decoded, rows, strict=True)
+                for sample, arrays, row in zip(chunk, decoded, rows, strict=True)
             ]
         return predictions
 
@@ -158,30 +163,34 @@ class TrainedModel:
         """Return one of the sources that the model was trained on.
 
         Args:
-            name: Its name; None for the only one.
-            modalities: What it has to see; of a video the sound suffices.
+            name: Name of the source; None selects the only one with the modalities.
+            modalities: Modalities that the source must have; for video, a source of audio is enough.
 
         Raises:
-            UserError: There is no such source, or several could be meant.
+            UserError: No source matches, or several do.
         """
         sources = self.config.sources
+        names = ", ".join(source.name for source in sources)
         if name is not None:
             found = [source for source in sources if source.name == name]
-        else:
-            found = [source for source in sources if all(_sees(source, one) for one in modalities or set())]
-        names = ", ".join(source.name for source in sources)
-        if not found and name is None:
+            if not found:
+                raise UserError(f"source is '{name}', which the model does not have; choose one of {names}")
+            return found[0]
+        needed = modalities or set()
+        found = [source for source in sources if all(_takes(source, modality) for modality in needed)]
+        if not found:
             raise UserError(
-                f"no source of the model sees {' and '.join(sorted(modalities or set()))}; it was trained on "
+                f"no source of the model has {' and '.join(sorted(needed))}; it was trained on "
                 + ", ".join(f"{source.name} ({', '.join(source.modalities)})" for source in sources)
             )
-        if len(found) != 1:
-            what = "several could be meant" if name is None else f"there is none called '{name}'"
-            raise UserError(f"which source's classes to tell apart: {what}; name one of {names}")
+        if len(found) > 1:
+            raise UserError(
+                f"source is not set and several match; choose one of {', '.join(one.name for one in found)}"
+            )
         return found[0]
 
     def inputs(self, source: SourceConfig) -> dict[str, ModalityInput]:
-        """Return what each modality of a source is decoded to.
+        """Return the input specification of each modality of a source.
 
         Args:
             source: One of the model's sources.
@@ -189,38 +198,39 @@ class TrainedModel:
         return self.config.inputs(source)
 
     def decode(self, sample: RawSample, source: SourceConfig) -> Arrays:
-        """Decode what the model sees of a sample, as in evaluation.
+        """Decode the modalities of a source from a sample, as in evaluation.
 
         Args:
-            sample: The bytes of its fields.
+            sample: The sample, encoded.
             source: One of the model's sources.
 
         Returns:
             Modality -> array, at least one.
 
         Raises:
-            UserError: A field cannot be decoded, or there is nothing that the source sees.
+            UserError: A field cannot be decoded, or the sample has none of the source's modalities.
         """
         inputs = self.inputs(source)
+        # Randomness is a function of the key, so a file always has the same choice of points.
         try:
             arrays = decode_sample(sample, inputs, evaluation_randomness(sample.key), self.config.data.limits)
         except SampleError as error:
             raise UserError(f"{sample.shard}: {error}") from error
         if not arrays:
-            raise UserError(f"{sample.shard}: {sees_nothing(source)}")
+            raise UserError(f"{sample.shard}: {lacks_modalities(source)}")
         return arrays
 
     def stack(
         self, decoded: Sequence[Arrays], source: SourceConfig
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return decoded samples as the model's arguments: arrays, zeros where missing, and what is present.
+        """Stack decoded samples into the arguments of the model.
 
         Args:
             decoded: B samples from `decode`.
             source: The source that they were decoded for.
 
         Returns:
-            Modality -> (B, *array_shape), and modality -> (B,) bool.
+            Modality -> (B, *array_shape), zeros where a sample lacks it, and modality -> (B,) bool, whether it has it.
         """
         arrays, present = {}, {}
         for modality, spec in self.inputs(source).items():
@@ -236,29 +246,30 @@ class TrainedModel:
     def logits_and_latents(
         self, arrays: Mapping[str, Tensor], present: Mapping[str, Tensor], source: SourceConfig
     ) -> tuple[Tensor, Tensor]:
-        """Run the model, in the precision that it was trained in.
+        """Run the model in the precision of its training.
 
         Args:
-            arrays: As from `stack`.
-            present: As from `stack`.
-            source: Whose classes.
+            arrays: Modality -> (B, *array_shape), as from `stack`.
+            present: Modality -> (B,) bool, as from `stack`; a modality without an entry is present everywhere.
+            source: Source whose head computes the logits.
 
         Returns:
-            (B, classes) and (B, N, D), fp32 on the device.
+            Logits (B, classes) and latents (B, N, D), fp32 on the device.
         """
         with autocast(self.device, self.config.train.precision):
             logits, latents = self.model.logits_and_latents(arrays, present, source.name)
+        # Autocast in bf16 returns bf16, which is too coarse for probabilities.
         return logits.float(), latents.float()
 
     def probabilities(
         self, arrays: Mapping[str, Tensor], present: Mapping[str, Tensor], source: SourceConfig
     ) -> np.ndarray:
-        """Return how likely each class is.
+        """Return the probability of each class.
 
         Args:
-            arrays: From `stack`.
-            present: From `stack`.
-            source: Whose classes.
+            arrays: Modality -> (B, *array_shape), as from `stack`.
+            present: Modality -> (B,) bool, as from `stack`.
+            source: Source whose classes are predicted.
 
         Returns:
             (B, classes) fp32.
@@ -267,21 +278,21 @@ class TrainedModel:
         return np.asarray(probabilities_of(logits, source.task).cpu())
 
 
-def load_model(place: str | PathLike[str], device: str = "cpu") -> TrainedModel:
-    """Load a trained model with everything that belongs to it; what `perceiver_dist.load` is made of.
+def load_model(path: str | PathLike[str], device: str = "cpu") -> TrainedModel:
+    """Load a trained model; the implementation of `perceiver_dist.load`.
 
     Args:
-        place: Path or URI of a run, of a checkpoint, or of an exported model.
-        device: Where it runs, as torch names it.
+        path: Path or URI of a run, of a checkpoint, or of an exported model.
+        device: Device to run on, as torch names it.
 
     Raises:
-        UserError: There is no trained model, or it is damaged.
+        UserError: There is no trained model at the path, or it is damaged.
     """
-    return TrainedModel(find_model(str(place)), device)
+    return TrainedModel(find_model(str(path)), device)
 
 
 def probabilities_of(logits: Tensor, task: str) -> Tensor:
-    """Return how likely each class is.
+    """Return the probability of each class.
 
     Args:
         logits: (B, classes).
@@ -293,30 +304,31 @@ def probabilities_of(logits: Tensor, task: str) -> Tensor:
     return logits.softmax(1) if task == "softmax" else logits.sigmoid()
 
 
-def sees_nothing(source: SourceConfig) -> str:
-    """Return why a source says nothing of a sample without any of its modalities.
+def lacks_modalities(source: SourceConfig) -> str:
+    """Return the error for a sample that has none of a source's modalities.
 
     Args:
         source: The source.
     """
-    return f"holds nothing that source '{source.name}' sees ({', '.join(source.modalities)})"
+    return f"has none of the modalities of source '{source.name}' ({', '.join(source.modalities)})"
 
 
-def _sees(source: SourceConfig, modality: str) -> bool:
+def _takes(source: SourceConfig, modality: str) -> bool:
+    # A video file may have a sound track, which a source of audio can use.
     return modality in source.modalities or (modality == "video" and "audio" in source.modalities)
 
 
 def _check_weights(model: Perceiver, weights: Mapping[str, Tensor], place: str) -> None:
-    """Make sure that weights belong to a model.
+    """Check that weights match a model.
 
     Raises:
-        UserError: A weight is missing, left over, or of another shape.
+        UserError: A weight is missing, unexpected, or of another shape.
     """
     expected = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if expected != found:
         name = min(name for name, _ in set(expected.items()) ^ set(found.items()))
         raise UserError(
-            f"{place}: '{name}' has shape {found.get(name, 'none')}, its configuration says "
-            f"{expected.get(name, 'none')}; weights and config.yaml are of different models"
+            f"{place}: '{name}' has shape {found.get(name, 'none')}, but its configuration expects "
+            f"{expected.get(name, 'none')}; weights and config.yaml belong to different models"
         )

@@ -1,4 +1,4 @@
-"""The files in cluster/ as Python objects: what all of them share, the `ray up` clusters, the Kubernetes manifests."""
+"""Files in cluster/ as Python objects: the shared definition, the `ray up` clusters, the Kubernetes manifests."""
 
 import shlex
 from itertools import pairwise
@@ -16,7 +16,7 @@ Tree = dict[str, Any]
 
 
 def load(name: str) -> Tree:
-    """A file of one document, by its name without suffix: "aws"."""
+    """Load a file with one document by its name without suffix, such as "aws"."""
     loaded: Tree = yaml.safe_load((CLUSTER / f"{name}.yaml").read_text())
     return loaded
 
@@ -30,7 +30,7 @@ def documents(manifest: str) -> list[Tree]:
 
 
 def objects(kind: str) -> list[Tree]:
-    """Every Kubernetes object of a kind."""
+    """Return all Kubernetes objects of a kind."""
     return [found for name in MANIFESTS for found in documents(name) if found["kind"] == kind]
 
 
@@ -41,12 +41,12 @@ def ray_cluster() -> Tree:
 
 
 def ray_groups() -> list[Tree]:
-    """The head's group, then the workers'."""
+    """Return the head group, then the worker groups."""
     return [ray_cluster()["headGroupSpec"], *ray_cluster()["workerGroupSpecs"]]
 
 
 def pod_templates() -> list[Tree]:
-    """The template of every pod that the manifests bring about."""
+    """Return the templates of all pods that the manifests create."""
     templates = [group["template"] for group in ray_groups()]
     templates += [job["spec"]["submitterPodTemplate"] for job in objects("RayJob")]
     return templates + [
@@ -64,18 +64,18 @@ def container_of(group: Tree) -> Tree:
 
 
 def values_of(container: Tree) -> dict[str, str]:
-    """The environment variables whose values stand in the manifest."""
+    """Return the environment variables with literal values."""
     return {entry["name"]: entry["value"] for entry in container.get("env", []) if "value" in entry}
 
 
 def docker_environment(options: list[str]) -> dict[str, str]:
-    """The environment variables among `docker run` options."""
+    """Return the environment variables in `docker run` options."""
     words = shlex.split(" ".join(options))
     pairs = [value for option, value in pairwise(words) if option == "--env"]
     return dict(pair.split("=", 1) for pair in pairs)
 
 
 def start_options(command: str) -> list[str]:
-    """What follows `ray start` in a shell command."""
+    """Return the arguments of `ray start` in a shell command."""
     words = shlex.split(command)
     return words[words.index("start") + 1 :]

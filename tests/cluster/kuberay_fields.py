@@ -1,14 +1,15 @@
-"""The fields of RayCluster and RayJob in KubeRay 1.7, as far as this project may want them, and a check against them.
+"""Schema of the fields of RayCluster and RayJob in KubeRay 1.7 that this project may use, and a check against it.
 
-Not in Kubernetes' own schemas, since they come with the operator. Deprecated fields, and what only KubeRay itself sets,
-are left out. A shape is a type; a set of allowed texts; `[shape]`, a list; or a mapping of field names to shapes.
+The schemas of Kubernetes do not include them, since they come with the operator. Deprecated fields and fields that only
+KubeRay itself sets are left out. A shape is a type, a set of allowed strings, `[shape]` for a list, or a mapping of
+field names to shapes.
 """
 
 from typing import Any
 
 POD_TEMPLATE = "a pod template"
 CONTAINER_FIELDS = "fields of a container"
-"""Shapes that Kubernetes' own schemas describe; `core_parts` finds them."""
+"""Shapes that are in the schemas of Kubernetes; `core_parts` extracts them."""
 
 TEXT_TO_TEXT = "a mapping of texts"
 
@@ -99,7 +100,7 @@ REQUIRED = {
 
 
 def offences(value: Any, shape: Any, path: str) -> list[str]:
-    """Where a value does not have a shape: one line each, which begins with the path."""
+    """Return the differences between a value and a shape, one line each, which begins with the path."""
     if isinstance(shape, dict):
         return _offences_of_mapping(value, shape, path)
     if isinstance(shape, list):
@@ -109,8 +110,8 @@ def offences(value: Any, shape: Any, path: str) -> list[str]:
     if isinstance(shape, set):
         return [] if value in shape else [f"{path}: {value!r} is none of {sorted(shape)}"]
     if shape == TEXT_TO_TEXT:
-        right = isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
-        return [] if right else [f"{path}: not a mapping of texts to texts"]
+        valid = isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+        return [] if valid else [f"{path}: not a mapping of texts to texts"]
     if isinstance(shape, type):
         return [] if type(value) is shape else [f"{path}: {value!r} is not of type {shape.__name__}"]
     return []
@@ -129,7 +130,7 @@ def _offences_of_mapping(value: Any, shape: dict[str, Any], path: str) -> list[s
 
 
 def core_parts(value: Any, shape: Any) -> list[dict[str, Any]]:
-    """The parts of a value that Kubernetes' own schemas describe, each as a pod template."""
+    """Return the parts of a value that are in the schemas of Kubernetes, each as a pod template."""
     if shape == POD_TEMPLATE:
         return [value]
     if isinstance(shape, list):

@@ -1,4 +1,4 @@
-"""The files of `ray up`, the image, and that all cluster files say the same. Nothing is started."""
+"""`ray up` files and the image: valid, and consistent with cluster/definition.yaml. No cluster is started."""
 
 import re
 from typing import Any
@@ -20,13 +20,13 @@ MACHINES = {
     "g2-standard-8": {"CPU": 8, "GPU": 1},
     "e2-standard-16": {"CPU": 16},
 }
-"""CPUs and GPUs of the machines that the files name, from the providers' price lists."""
+"""CPUs and GPUs of the machine types in the files, from the providers' price lists."""
 
 SECRETS = re.compile(
     r"AKIA[0-9A-Z]{16}|-----BEGIN|\bgh[pousr]_\w{20}|\b[0-9a-f]{32,}\b|"
     r"(?i:password|secret|token)\w*[\"']?\s*(?:[:=]|, value:)\s*[\"']?(?!\$|token\b)[A-Za-z0-9+/]{6,}"
 )
-"""Keys by their form, and literal values of what is called a password, a secret or a token."""
+"""Keys by their format, and literal values of names that contain password, secret or token."""
 
 
 @pytest.fixture(params=files.RAY_UP)
@@ -44,7 +44,7 @@ def dockerfile() -> str:
 
 
 def texts() -> dict[str, str]:
-    """Every file in cluster/ that a person writes, by its path."""
+    """Return the text of every hand-written file in cluster/, by its path."""
     kinds = (".yaml", ".sh", ".py", "")
     found = [file for file in sorted(files.CLUSTER.rglob("*")) if file.is_file() and file.suffix in kinds]
     return {str(file.relative_to(files.ROOT)): file.read_text() for file in found}
@@ -55,16 +55,16 @@ def machine_of(node_type: dict[str, Any]) -> str:
     return str(config.get("InstanceType") or config["machineType"])
 
 
-def test_ray_accepts_the_files(ray_up: dict[str, Any]) -> None:
+def test_ray_accepts_the_configuration(ray_up: dict[str, Any]) -> None:
     validate_config(prepare_config(ray_up))
 
 
-def test_ray_refuses_a_field_that_it_does_not_have(ray_up: dict[str, Any]) -> None:
+def test_ray_rejects_an_unknown_field(ray_up: dict[str, Any]) -> None:
     with pytest.raises(Exception, match="idle_timeout"):
         validate_config(prepare_config({**ray_up, "idle_timeout": 5}))
 
 
-def test_start_commands_are_those_of_the_definition(ray_up: dict[str, Any]) -> None:
+def test_start_commands_match_the_definition(ray_up: dict[str, Any]) -> None:
     head, worker = (DEFINITION["start"][part] for part in ("head", "worker"))
     if ray_up["provider"]["type"] == "local":
         head = head.replace("ray start", "RAY_enable_autoscaler_v2=0 ray start")
@@ -74,18 +74,18 @@ def test_start_commands_are_those_of_the_definition(ray_up: dict[str, Any]) -> N
 
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning"
-)  # of pydantic, in Ray Serve, which Ray's commands import
+)  # from pydantic in Ray Serve, which Ray's CLI imports
 @pytest.mark.parametrize("part", ["head", "worker"])
-def test_ray_start_has_the_options_that_are_used(part: str) -> None:
+def test_ray_start_accepts_the_options_in_use(part: str) -> None:
     from ray.scripts.scripts import start
 
-    written = [f"--{name}={value}" for name, value in DEFINITION["kuberay_start"][part].items()]
-    for options in (files.start_options(DEFINITION["start"][part]), written):
+    kuberay = [f"--{name}={value}" for name, value in DEFINITION["kuberay_start"][part].items()]
+    for options in (files.start_options(DEFINITION["start"][part]), kuberay):
         start.make_context("ray start", list(options))
 
 
 @pytest.mark.parametrize("part", ["head", "worker"])
-def test_start_commands_name_the_ports_and_the_folder(part: str) -> None:
+def test_start_commands_use_the_ports_and_the_folder_of_the_definition(part: str) -> None:
     command, ports = DEFINITION["start"][part], DEFINITION["ports"]
     assert command.startswith(f"cd {DEFINITION['project_folder']} && ")
     assert f":{ports['gcs']}" in command or f"--port={ports['gcs']}" in command
@@ -94,7 +94,7 @@ def test_start_commands_name_the_ports_and_the_folder(part: str) -> None:
     assert DEFINITION["kuberay_start"][part]["metrics-export-port"] == str(ports["metrics"])
 
 
-def test_the_head_never_trains() -> None:
+def test_the_head_offers_no_cpus_and_gpus() -> None:
     assert {"--num-cpus=0", "--num-gpus=0"} <= set(files.start_options(DEFINITION["start"]["head"]))
     assert DEFINITION["kuberay_start"]["head"].items() >= {"num-cpus": "0", "num-gpus": "0"}.items()
     for name in ("aws", "gcp"):
@@ -103,35 +103,35 @@ def test_the_head_never_trains() -> None:
         assert head["max_workers"] == 0
 
 
-def test_the_dashboard_is_not_open_to_the_network() -> None:
+def test_the_dashboard_listens_on_loopback_only() -> None:
     assert "--dashboard-host=127.0.0.1" in files.start_options(DEFINITION["start"]["head"])
 
 
-def test_the_environment_is_that_of_the_definition(ray_up: dict[str, Any]) -> None:
+def test_environment_variables_match_the_definition(ray_up: dict[str, Any]) -> None:
     docker = ray_up["docker"]
     assert files.docker_environment(docker["run_options"]) == DEFINITION["environment"]["every_node"]
-    given, expected = files.docker_environment(docker["head_run_options"]), DEFINITION["environment"]["head"]
-    assert given.keys() == expected.keys()
+    actual, expected = files.docker_environment(docker["head_run_options"]), DEFINITION["environment"]["head"]
+    assert actual.keys() == expected.keys()
     same = {name: value for name, value in expected.items() if value != "differs by platform"}
-    assert given.items() >= same.items()
-    assert given["PERCEIVER_TRACKING__URI"].endswith(f":{DEFINITION['ports']['mlflow']}")
+    assert actual.items() >= same.items()
+    assert actual["PERCEIVER_TRACKING__URI"].endswith(f":{DEFINITION['ports']['mlflow']}")
 
 
-def test_a_job_has_time_to_save() -> None:
+def test_grace_periods_leave_time_to_save() -> None:
     environment, grace = DEFINITION["environment"], DEFINITION["grace_seconds"]
     assert environment["head"]["RAY_JOB_STOP_WAIT_TIME_S"] == str(grace["checkpoint"])
     assert environment["kuberay_worker"]["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] == str(grace["checkpoint"])
     assert grace["pod"] > grace["checkpoint"]
 
 
-def test_nodes_get_the_users_token(ray_up: dict[str, Any]) -> None:
+def test_the_users_token_is_mounted_on_all_nodes(ray_up: dict[str, Any]) -> None:
     assert ray_up["file_mounts"] == {"/home/ray/.ray/auth_token": "~/.ray/auth_token"}
     (command,) = ray_up["initialization_commands"]
     assert command.endswith(f" {get_docker_host_mount_location(ray_up['cluster_name'])}")
 
 
 @pytest.mark.parametrize("name", ["aws", "gcp"])
-def test_node_types_have_what_their_machines_have(name: str) -> None:
+def test_resources_of_node_types_match_their_machines(name: str) -> None:
     node_types = files.load(name)["available_node_types"]
     assert node_types.keys() == {"head", "gpu_worker", "data_worker"}
     for kind in ("gpu_worker", "data_worker"):
@@ -140,7 +140,7 @@ def test_node_types_have_what_their_machines_have(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["aws", "gcp"])
-def test_workers_come_when_they_are_needed_and_go(name: str) -> None:
+def test_workers_scale_from_zero_and_idle_ones_are_terminated(name: str) -> None:
     cluster = files.load(name)
     workers = [kind for type_name, kind in cluster["available_node_types"].items() if type_name != "head"]
     assert [kind["min_workers"] for kind in workers] == [0, 0]
@@ -149,24 +149,24 @@ def test_workers_come_when_they_are_needed_and_go(name: str) -> None:
     assert cluster["provider"]["cache_stopped_nodes"] is False
 
 
-def test_machines_that_are_there_anyway_all_join() -> None:
+def test_all_on_premise_machines_join() -> None:
     cluster = files.load("on_premise")
     machines = len(cluster["provider"]["worker_ips"])
     assert cluster["min_workers"] == cluster["max_workers"] == machines
 
 
 @pytest.mark.parametrize("name", ["aws", "gcp"])
-def test_only_machines_with_gpus_load_cuda(name: str) -> None:
+def test_only_gpu_nodes_use_the_cuda_image(name: str) -> None:
     config = AutoscalingConfig(files.load(name), skip_content_hash=True)
     images = {kind: config.get_docker_config(kind)["image"] for kind in ("head", "gpu_worker", "data_worker")}
     assert images == {"head": IMAGES["cpu"], "gpu_worker": IMAGES["cuda"], "data_worker": IMAGES["cpu"]}
 
 
-def test_machines_of_unknown_kind_can_use_their_gpus() -> None:
+def test_on_premise_machines_use_the_cuda_image() -> None:
     assert files.load("on_premise")["docker"]["image"] == IMAGES["cuda"]
 
 
-def test_versions_are_those_that_the_project_is_tested_with() -> None:
+def test_versions_match_the_constraints() -> None:
     versions, pinned = DEFINITION["versions"], constraints()
     assert {name: versions[name] for name in ("ray", "torch", "mlflow")}.items() <= pinned.items()
     for name in ("boto3", "google-api-python-client"):
@@ -174,7 +174,7 @@ def test_versions_are_those_that_the_project_is_tested_with() -> None:
     assert f":v{versions['mlflow']}-" in IMAGES["mlflow"]
 
 
-def test_the_image_is_built_of_these_versions() -> None:
+def test_the_image_is_built_with_the_versions_of_the_definition() -> None:
     versions, text = DEFINITION["versions"], dockerfile()
     assert re.findall(r"^FROM (\S+)", text, re.MULTILINE) == [f"python:{versions['python']}-slim-trixie"]
     for name in ("torch", "boto3", "google-api-python-client"):
@@ -183,7 +183,7 @@ def test_the_image_is_built_of_these_versions() -> None:
     assert text.count("pip install") == text.count("-c constraints.txt") == 3
 
 
-def test_the_image_has_the_jobs_where_ray_starts_and_is_not_roots() -> None:
+def test_the_image_contains_the_jobs_and_does_not_run_as_root() -> None:
     text = dockerfile()
     assert f"\nWORKDIR {DEFINITION['project_folder']}\n" in text
     assert "\nCOPY jobs jobs\n" in text
@@ -193,7 +193,7 @@ def test_the_image_has_the_jobs_where_ray_starts_and_is_not_roots() -> None:
         assert f"VARIANT={image.rpartition('-')[2]} " in text
 
 
-def test_docker_is_sent_what_it_copies() -> None:
+def test_the_build_context_contains_exactly_what_is_copied() -> None:
     ignored = (files.ROOT / ".dockerignore").read_text().splitlines()
     sent = {line.removeprefix("!") for line in ignored if line.startswith("!")}
     copied = {
@@ -204,12 +204,12 @@ def test_docker_is_sent_what_it_copies() -> None:
 
 
 @pytest.mark.parametrize("path", texts())
-def test_images_have_versions(path: str) -> None:
+def test_no_image_uses_the_tag_latest(path: str) -> None:
     assert ":latest" not in texts()[path]
 
 
 @pytest.mark.parametrize("path", texts())
-def test_no_file_holds_a_secret(path: str) -> None:
+def test_no_file_contains_a_secret(path: str) -> None:
     assert [line for line in texts()[path].splitlines() if SECRETS.search(line)] == []
 
 
@@ -222,5 +222,5 @@ def test_no_file_holds_a_secret(path: str) -> None:
         "auth_token: 0123456789abcdef0123456789abcdef",
     ],
 )
-def test_a_secret_is_noticed(line: str) -> None:
+def test_secrets_are_detected(line: str) -> None:
     assert SECRETS.search(line)

@@ -1,4 +1,4 @@
-"""The Grafana dashboard shows what is exported, under the names by which it is exported."""
+"""Grafana dashboard: its panels use the names of exported metrics, and cover all metrics of a run."""
 
 import json
 import re
@@ -14,17 +14,17 @@ PANELS = json.loads((Path(__file__).parents[2] / "cluster" / "grafana.json").rea
 SHOWN = {name for panel in PANELS for name in re.findall(r"ray_(\w+)", panel["targets"][0]["expr"])}
 
 
-def test_every_gauge_of_a_run_has_a_panel() -> None:
+def test_every_metric_of_a_run_has_a_panel() -> None:
     assert {gauge for gauge, _ in GAUGES.values()} <= SHOWN
 
 
 @pytest.mark.parametrize("name", sorted(SHOWN))
-def test_every_panel_shows_something_that_is_exported(name: str) -> None:
+def test_every_panel_uses_an_exported_metric(name: str) -> None:
     of_ray_data = {f"data_{metric.name}" for metric in OpRuntimeMetrics.get_metrics()}
     assert name in {gauge for gauge, _ in GAUGES.values()} | of_ray_data | set(METRICS_GAUGES)
 
 
-def test_every_panel_says_what_it_shows_and_has_a_place_of_its_own() -> None:
+def test_every_panel_has_a_title_a_description_and_its_own_position() -> None:
     assert all(panel["title"] and panel["description"] for panel in PANELS)
-    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in PANELS]
-    assert len(set(places)) == len(places)
+    positions = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in PANELS]
+    assert len(set(positions)) == len(positions)

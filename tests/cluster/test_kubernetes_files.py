@@ -1,4 +1,4 @@
-"""The Kubernetes manifests, against the schemas of Kubernetes and the fields of KubeRay. Nothing is started."""
+"""Kubernetes manifests: valid by the schemas of Kubernetes and KubeRay, and consistent. No cluster is started."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 DEFINITION = files.definition()
 IMAGES = DEFINITION["images"]
 KUBERNETES = DEFINITION["versions"]["kubernetes"]
-OWN_KINDS = [
+KUBERNETES_KINDS = [
     pytest.param(document, id=f"{name}: {document['kind']}")
     for name in files.MANIFESTS
     for document in files.documents(name)
@@ -28,27 +28,27 @@ def environment(group: dict[str, Any]) -> dict[str, str]:
     return files.values_of(files.container_of(group))
 
 
-@pytest.mark.parametrize("manifest", OWN_KINDS)
-def test_kubernetes_accepts_the_manifests(manifest: dict[str, Any]) -> None:
+@pytest.mark.parametrize("manifest", KUBERNETES_KINDS)
+def test_kubernetes_kinds_are_valid(manifest: dict[str, Any]) -> None:
     assert kubernetes_validate.validate(manifest, KUBERNETES, strict=True) == KUBERNETES
 
 
 @pytest.mark.parametrize("manifest", RAY_KINDS, ids=lambda manifest: manifest["kind"])
-def test_kuberay_has_the_fields_that_are_used(manifest: dict[str, Any]) -> None:
+def test_fields_of_kuberay_kinds_are_valid(manifest: dict[str, Any]) -> None:
     assert manifest["apiVersion"] == "ray.io/v1"
     shape = kuberay_fields.SPECS[manifest["kind"]]
     assert kuberay_fields.offences(manifest["spec"], shape, manifest["kind"]) == []
 
 
 @pytest.mark.parametrize("manifest", RAY_KINDS, ids=lambda manifest: manifest["kind"])
-def test_kubernetes_accepts_the_pods_in_kuberays_kinds(manifest: dict[str, Any]) -> None:
+def test_pods_in_kuberay_kinds_are_valid(manifest: dict[str, Any]) -> None:
     parts = kuberay_fields.core_parts(manifest["spec"], kuberay_fields.SPECS[manifest["kind"]])
     assert parts
     for part in parts:
         validate_pod(part)
 
 
-def test_wrong_fields_of_kuberay_are_found() -> None:
+def test_invalid_fields_of_kuberay_are_detected() -> None:
     cluster = {
         "rayVersion": 2.6,
         "authOptions": {"mode": "maybe"},
@@ -65,30 +65,30 @@ def test_wrong_fields_of_kuberay_are_found() -> None:
     ]
 
 
-def test_a_wrong_field_of_a_pod_is_found() -> None:
+def test_an_invalid_field_of_a_pod_is_detected() -> None:
     with pytest.raises(kubernetes_validate.ValidationError, match="imagee"):
         validate_pod({"spec": {"containers": [{"name": "x", "imagee": "y"}]}})
 
 
-def test_kustomize_applies_every_manifest_but_the_jobs() -> None:
+def test_kustomize_applies_every_manifest_except_jobs() -> None:
     (kustomization,) = files.documents("kustomization.yaml")
     applied = {name for name in files.MANIFESTS if not name.startswith(("kustomization", "rayjob-"))}
     assert set(kustomization["resources"]) == applied
 
 
-def test_versions_are_those_of_the_definition() -> None:
+def test_versions_match_the_definition() -> None:
     text = (files.CLUSTER / "kuberay" / "kustomization.yaml").read_text()
     assert f"--version {DEFINITION['versions']['kuberay']}\n" in text
     assert files.ray_cluster()["rayVersion"] == DEFINITION["versions"]["ray"]
 
 
-def test_images_are_those_of_the_definition() -> None:
+def test_images_match_the_definition() -> None:
     head, gpu, data = (files.container_of(group)["image"] for group in files.ray_groups())
     assert [head, gpu, data] == [IMAGES["cpu"], IMAGES["cuda"], IMAGES["cpu"]]
     assert {container["image"] for container in files.containers()} == set(IMAGES.values())
 
 
-def test_ray_starts_as_the_definition_says() -> None:
+def test_ray_start_parameters_match_the_definition() -> None:
     head, *workers = (group["rayStartParams"] for group in files.ray_groups())
     assert head == DEFINITION["kuberay_start"]["head"]
     assert workers == [DEFINITION["kuberay_start"]["worker"]] * 2
@@ -96,13 +96,13 @@ def test_ray_starts_as_the_definition_says() -> None:
     assert folders == {DEFINITION["project_folder"]}
 
 
-def test_the_environment_is_that_of_the_definition() -> None:
+def test_environment_variables_match_the_definition() -> None:
     head, *workers = files.ray_groups()
-    given, expected = environment(head), DEFINITION["environment"]["head"]
-    store = {"AWS_ENDPOINT_URL": given["AWS_ENDPOINT_URL"]}
-    assert given.keys() == expected.keys() | store.keys()
+    actual, expected = environment(head), DEFINITION["environment"]["head"]
+    store = {"AWS_ENDPOINT_URL": actual["AWS_ENDPOINT_URL"]}
+    assert actual.keys() == expected.keys() | store.keys()
     same = {name: value for name, value in expected.items() if value != "differs by platform"}
-    assert given.items() >= same.items()
+    assert actual.items() >= same.items()
     for worker in workers:
         assert environment(worker) == DEFINITION["environment"]["kuberay_worker"] | store
     assert (
@@ -110,7 +110,7 @@ def test_the_environment_is_that_of_the_definition() -> None:
     )
 
 
-def test_addresses_lead_to_the_services() -> None:
+def test_addresses_match_the_services() -> None:
     ports = {
         service["metadata"]["name"]: service["spec"]["ports"][0]["port"]
         for service in files.objects("Service")
@@ -130,7 +130,7 @@ def test_addresses_lead_to_the_services() -> None:
     assert server["MLFLOW_PORT"] == str(ports["mlflow"])
 
 
-def test_jobs_are_the_literal_commands_on_this_cluster() -> None:
+def test_jobs_run_the_documented_commands_on_this_cluster() -> None:
     entrypoints = {job["spec"]["entrypoint"] for job in files.objects("RayJob")}
     assert entrypoints == {"python jobs/train_multimodal.py", "python jobs/tune_perceiver.py"}
     (cluster,) = files.objects("RayCluster")
@@ -138,7 +138,7 @@ def test_jobs_are_the_literal_commands_on_this_cluster() -> None:
         assert job["spec"]["clusterSelector"] == {"ray.io/cluster": cluster["metadata"]["name"]}
 
 
-def test_pods_have_time_to_save() -> None:
+def test_grace_periods_leave_time_to_save() -> None:
     for group in files.ray_groups():
         assert (
             group["template"]["spec"]["terminationGracePeriodSeconds"] == DEFINITION["grace_seconds"]["pod"]
@@ -148,7 +148,7 @@ def test_pods_have_time_to_save() -> None:
     assert (files.ROOT / command[1]).exists()
 
 
-def test_workers_come_when_they_are_needed_and_go() -> None:
+def test_workers_scale_from_zero_and_idle_ones_are_terminated() -> None:
     cluster = files.ray_cluster()
     assert cluster["enableInTreeAutoscaling"] is True
     assert cluster["autoscalerOptions"]["version"] == "v2"
@@ -157,7 +157,7 @@ def test_workers_come_when_they_are_needed_and_go() -> None:
         assert group["minReplicas"] == 0 < group["maxReplicas"]
 
 
-def test_only_the_gpu_group_asks_for_gpus() -> None:
+def test_only_the_gpu_group_requests_gpus() -> None:
     for group in files.ray_groups():
         resources = files.container_of(group)["resources"]
         assert ("nvidia.com/gpu" in resources["limits"]) == (group.get("groupName") == "gpu-workers")
@@ -166,22 +166,22 @@ def test_only_the_gpu_group_asks_for_gpus() -> None:
         assert resources["requests"] == resources["limits"]
 
 
-def test_no_container_is_roots_or_without_limits() -> None:
+def test_no_container_runs_as_root_or_without_limits() -> None:
     for template in files.pod_templates():
         for container in template["spec"]["containers"]:
-            rights = {**template["spec"].get("securityContext", {}), **container["securityContext"]}
-            assert rights["runAsNonRoot"] is True
-            assert rights["runAsUser"] > 0
-            assert rights["allowPrivilegeEscalation"] is False
-            assert rights["capabilities"] == {"drop": ["ALL"]}
-            assert rights["seccompProfile"] == {"type": "RuntimeDefault"}
+            security = {**template["spec"].get("securityContext", {}), **container["securityContext"]}
+            assert security["runAsNonRoot"] is True
+            assert security["runAsUser"] > 0
+            assert security["allowPrivilegeEscalation"] is False
+            assert security["capabilities"] == {"drop": ["ALL"]}
+            assert security["seccompProfile"] == {"type": "RuntimeDefault"}
             assert {"cpu", "memory"} <= container["resources"]["requests"].keys()
             assert "memory" in container["resources"]["limits"]
 
 
-def test_passwords_come_from_secrets_that_a_comment_tells_how_to_make() -> None:
+def test_passwords_come_from_secrets_with_documented_commands() -> None:
     text = (files.CLUSTER / "kuberay" / "kustomization.yaml").read_text()
-    named = {
+    secrets = {
         source["secretRef"]["name"]
         for container in files.containers()
         for source in container.get("envFrom", [])
@@ -191,13 +191,13 @@ def test_passwords_come_from_secrets_that_a_comment_tells_how_to_make() -> None:
         for entry in container.get("env", [])
         if "valueFrom" in entry
     }
-    assert named == {"postgres", "object-store"}
-    for name in named:
+    assert secrets == {"postgres", "object-store"}
+    for name in secrets:
         assert f"kubectl create secret generic {name} " in text
     assert files.objects("Secret") == []
 
 
-def test_only_the_head_may_change_the_cluster() -> None:
+def test_only_the_head_has_access_to_the_kubernetes_api() -> None:
     accounts = {account["metadata"]["name"]: account for account in files.objects("ServiceAccount")}
     head, *workers = (group["template"]["spec"] for group in files.ray_groups())
     assert head["serviceAccountName"] in accounts

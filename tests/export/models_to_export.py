@@ -1,4 +1,4 @@
-"""Trained models to export: a run's checkpoint in pieces, and folders of random weights."""
+"""Trained models to export: runs with sharded checkpoints, and folders with random weights."""
 
 import json
 import wave
@@ -24,7 +24,7 @@ from perceiver_dist.model.perceiver import Perceiver
 from pipelines.shards.source import SourceConfig
 
 Export = Callable[[Sequence[object]], None]
-"""The job's main function, for options of any type."""
+"""Main function of `jobs/export.py`, for arguments of any type."""
 
 CONFIG = replace(
     ranks.CONFIG,
@@ -40,7 +40,7 @@ METRICS = {"pictures/accuracy": 0.875}
 
 
 def write_run(folder: Path, config: RunConfig = CONFIG) -> Path:
-    """Write a run with one checkpoint of random weights, of which each of two ranks holds half."""
+    """Write a run with one checkpoint of random weights, half of which belong to each of two ranks."""
     torch.manual_seed(0)
     weights = Perceiver(config.model, config.heads).state_dict()
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
@@ -61,7 +61,7 @@ def write_run(folder: Path, config: RunConfig = CONFIG) -> Path:
 
 
 def train(folder: Path) -> Path:
-    """Train a little at ZeRO stage 3, and return the run's folder."""
+    """Train for a few steps at ZeRO stage 3, and return the run's folder."""
     ranks.run_ranks(1, folder, ("losses", ranks.train_and_save, 3))
     run = ranks.run_of(folder, 3, 1)
     finish_run(run, ranks.SAVED_AT)
@@ -69,20 +69,20 @@ def train(folder: Path) -> Path:
 
 
 def finish_run(run: Path, steps: int, config: RunConfig = CONFIG) -> None:
-    """Write what a run's folder holds beside checkpoints."""
+    """Write the files of a run's folder other than checkpoints."""
     (run / "config.yaml").write_text(to_yaml(config))
     (run / "mlflow_run_id.txt").write_text(RUN_ID)
     write_result(run, steps)
 
 
 def write_result(run: Path, steps: int) -> None:
-    """Write the result of a run that ended after some steps."""
+    """Write the result.json of a run that completed after a number of steps."""
     result = {"exit": "completed", "steps": steps, "metrics": METRICS}
     (run / "result.json").write_text(json.dumps(result))
 
 
 def write_exported(folder: Path, config: RunConfig) -> Path:
-    """Write random weights as an exported folder."""
+    """Write an exported folder with random weights."""
     torch.manual_seed(0)
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(to_yaml(config))
@@ -91,7 +91,7 @@ def write_exported(folder: Path, config: RunConfig) -> Path:
 
 
 def all_modalities() -> RunConfig:
-    """A configuration of every modality, with the options that are hard to trace."""
+    """Return a configuration with every modality and the options that are hard to trace."""
     model = ModelConfig(
         latents=4,
         width=16,
@@ -109,16 +109,16 @@ def all_modalities() -> RunConfig:
 
 
 def write_sample(folder: Path, number: int) -> list[Path]:
-    """Write a picture and a sound."""
+    """Write an image and a sound, and return their paths."""
     random = np.random.default_rng(number)
-    picture, sound = folder / f"{number}.png", folder / f"{number}.wav"
-    Image.fromarray(random.integers(0, 256, (6, 6), dtype=np.uint8)).save(picture)
+    image, sound = folder / f"{number}.png", folder / f"{number}.wav"
+    Image.fromarray(random.integers(0, 256, (6, 6), dtype=np.uint8)).save(image)
     with wave.open(str(sound), "wb") as file:
         file.setparams((1, 2, 8000, 0, "NONE", ""))
         file.writeframes(random.integers(-9000, 9000, 64, dtype=np.int16).tobytes())
-    return [picture, sound]
+    return [image, sound]
 
 
 def probabilities(predictions: list[Prediction]) -> np.ndarray:
-    """(samples, classes) of all predictions."""
+    """Stack the probabilities of predictions into (samples, classes)."""
     return np.stack([prediction.probabilities for prediction in predictions])

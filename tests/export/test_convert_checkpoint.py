@@ -1,4 +1,4 @@
-"""The layout of `transformers` is made of whatever `perceiver_dist.load` reads; the library is not needed for that."""
+"""Conversion to `transformers` accepts everything that `perceiver_dist.load` reads, without that library."""
 
 import importlib
 from pathlib import Path
@@ -27,22 +27,22 @@ CONFIG = RunConfig(
 )
 
 
-def test_a_run_a_checkpoint_and_an_exported_folder_are_converted_alike(
+def test_run_checkpoint_and_exported_folder_convert_to_the_same_weights(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[2])
     convert = importlib.import_module("jobs.convert_checkpoint").main
     run = models.write_run(tmp_path / "runs" / "first", CONFIG)
-    places = [run, run / f"step-{models.STEPS:08d}", models.write_exported(tmp_path / "exported", CONFIG)]
-    made = []
-    for number, place in enumerate(places):
+    folders = [run, run / f"step-{models.STEPS:08d}", models.write_exported(tmp_path / "exported", CONFIG)]
+    converted = []
+    for number, folder in enumerate(folders):
         out = tmp_path / str(number)
         assert (
-            convert(["to_transformers", "--folder", str(place), "--out", str(out), "--source", "flowers"])
+            convert(["to_transformers", "--folder", str(folder), "--out", str(out), "--source", "flowers"])
             == 0
         )
-        made.append(load_file(out / "model.safetensors"))
-    for other in made[1:]:
-        assert all(torch.equal(other[name], tensor) for name, tensor in made[0].items())
+        converted.append(load_file(out / "model.safetensors"))
+    for other in converted[1:]:
+        assert all(torch.equal(other[name], tensor) for name, tensor in converted[0].items())
     with pytest.raises(UserError, match="no trained model there; name a run such as runs/NAME"):
         convert(["to_transformers", "--folder", str(tmp_path), "--out", str(tmp_path / "none")])

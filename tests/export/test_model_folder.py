@@ -1,4 +1,4 @@
-"""A checkpoint becomes a folder that says everything of the model, and is read as the run is."""
+"""Export to a folder: same predictions as the checkpoint, a model card, and atomic output."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ def folder(run: Path, export: Export, tmp_path: Path) -> Path:
     return tmp_path / "shared" / "first"
 
 
-def test_an_exported_folder_predicts_what_the_checkpoint_does(
+def test_predictions_of_the_folder_equal_those_of_the_checkpoint(
     folder: Path, samples: list[list[Path]], expected: np.ndarray
 ) -> None:
     loaded = perceiver_dist.load(folder)
@@ -31,22 +31,24 @@ def test_an_exported_folder_predicts_what_the_checkpoint_does(
     assert loaded.config == models.CONFIG
 
 
-def test_so_does_that_of_a_real_run(export: Export, samples: list[list[Path]], tmp_path: Path) -> None:
+def test_predictions_of_an_exported_training_equal_those_of_the_run(
+    export: Export, samples: list[list[Path]], tmp_path: Path
+) -> None:
     run = models.train(tmp_path)
     export(["folder", "--model", run, "--out", tmp_path / "out"])
     of_run, of_folder = (
-        perceiver_dist.load(place).predict(samples, "both") for place in (run, tmp_path / "out")
+        perceiver_dist.load(path).predict(samples, "both") for path in (run, tmp_path / "out")
     )
     np.testing.assert_array_equal(probabilities(of_folder), probabilities(of_run))
 
 
-def test_it_holds_the_names_of_the_classes_and_nothing_else_is_left(folder: Path) -> None:
+def test_class_names_are_exported_and_no_temporary_files_are_left(folder: Path) -> None:
     names = json.loads((folder / "classes.json").read_text())
     assert names == {"pictures": ["circle", "square", "star"], "both": ["0", "1", "2", "3", "4"]}
     assert [path.name for path in folder.parent.iterdir()] == ["first"]
 
 
-def test_it_can_be_exported_again_with_all_that_is_known(
+def test_exporting_an_exported_folder_gives_the_same_files(
     folder: Path, export: Export, tmp_path: Path
 ) -> None:
     export(["folder", "--model", folder, "--out", tmp_path / "again", "--licence", "apache-2.0"])
@@ -55,10 +57,10 @@ def test_it_can_be_exported_again_with_all_that_is_known(
     }
 
 
-def test_the_card_says_what_the_model_is(folder: Path) -> None:
+def test_the_model_card_describes_the_model(folder: Path) -> None:
     card = (folder / "README.md").read_text()
     model, heads = models.CONFIG.model, models.CONFIG.heads
-    for part in (
+    for text in (
         "license: apache-2.0",
         "# first",
         "| steps | 16 of 20 |",
@@ -68,16 +70,16 @@ def test_the_card_says_what_the_model_is(folder: Path) -> None:
         f"40 tokens, {forward_flops(model, ['image', 'audio']):.3g} FLOPs",
         r"| both | multilabel | 5 | image, audio | `none` | `held-out\|whole.tar` |",
     ):
-        assert part in card
+        assert text in card
 
 
-def test_the_cards_three_lines_run(folder: Path, samples: list[list[Path]]) -> None:
+def test_the_code_in_the_model_card_runs(folder: Path, samples: list[list[Path]]) -> None:
     lines = (folder / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
     assert lines.count("\n") == 3
     exec(lines.replace("FOLDER", str(folder)).replace("photo.jpg", str(samples[0][0])))  # noqa: S102
 
 
-def test_an_evaluation_counts_for_the_step_that_it_was_made_at(tmp_path: Path) -> None:
+def test_metrics_apply_only_to_the_step_of_their_evaluation(tmp_path: Path) -> None:
     run = models.write_run(tmp_path / "first")
     stored = find_model(str(run))
     assert training_facts(stored) == TrainingFacts(models.STEPS, models.SAMPLES, models.METRICS)
@@ -85,22 +87,24 @@ def test_an_evaluation_counts_for_the_step_that_it_was_made_at(tmp_path: Path) -
     assert training_facts(stored) == TrainingFacts(models.STEPS, models.SAMPLES, {})
 
 
-def test_weights_from_elsewhere_have_a_card_too(export: Export, tmp_path: Path) -> None:
-    made = models.write_exported(tmp_path / "made", models.all_modalities())
-    export(["folder", "--model", made, "--out", tmp_path / "shared"])
+def test_weights_of_unknown_training_get_a_model_card(export: Export, tmp_path: Path) -> None:
+    model = models.write_exported(tmp_path / "random", models.all_modalities())
+    export(["folder", "--model", model, "--out", tmp_path / "shared"])
     card = (tmp_path / "shared" / "README.md").read_text()
-    assert "# made" in card
+    assert "# random" in card
     assert "Not recorded" in card
     assert "Not stated" in card
     assert not (tmp_path / "shared" / "training.json").exists()
 
 
-def test_nothing_is_overwritten_and_nothing_half_made(run: Path, export: Export, tmp_path: Path) -> None:
+def test_export_overwrites_nothing_and_leaves_nothing_incomplete(
+    run: Path, export: Export, tmp_path: Path
+) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("")
-    for taken in ("full", "full/file"):
-        with pytest.raises(UserError, match="where there is something already; name a new folder"):
-            export(["folder", "--model", run, "--out", tmp_path / taken])
+    for existing in ("full", "full/file"):
+        with pytest.raises(UserError, match="which already exists; choose a new folder"):
+            export(["folder", "--model", run, "--out", tmp_path / existing])
     damaged = models.write_exported(tmp_path / "damaged", models.CONFIG)
     (damaged / "weights.safetensors").write_bytes(b"no weights")
     with pytest.raises(UserError, match="no whole safetensors file"):
@@ -108,7 +112,7 @@ def test_nothing_is_overwritten_and_nothing_half_made(run: Path, export: Export,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged", "full"]
 
 
-def test_a_store_gets_the_weights_last(run: Path, export: Export, tmp_path: Path) -> None:
+def test_an_object_store_gets_the_weights_last(run: Path, export: Export, tmp_path: Path) -> None:
     export(["folder", "--model", run, "--out", f"local://{tmp_path}/store/first"])
     written = sorted((tmp_path / "store" / "first").iterdir(), key=lambda path: path.stat().st_mtime_ns)
     assert len(written) == 6

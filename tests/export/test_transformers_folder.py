@@ -1,4 +1,4 @@
-"""A published model folder becomes one of ours by one command, and back; both compute the same."""
+"""Conversion of model folders from and to `transformers` keeps the outputs."""
 
 import importlib
 import subprocess
@@ -27,7 +27,7 @@ Main = Callable[[Sequence[str]], int]
 
 @pytest.fixture
 def main(monkeypatch: pytest.MonkeyPatch) -> Main:
-    """The job's main function."""
+    """Main function of `jobs/convert_checkpoint.py`."""
     monkeypatch.syspath_prepend(ROOT)
     return importlib.import_module("jobs.convert_checkpoint").main
 
@@ -43,7 +43,9 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_published_folder_is_loaded_as_a_run_is_and_goes_back(main: Main, published: Path, tmp_path: Path):
+def test_a_converted_folder_computes_the_same_in_both_directions(
+    main: Main, published: Path, tmp_path: Path
+) -> None:
     ours, theirs = str(tmp_path / "ours"), str(tmp_path / "theirs")
     assert main(["from_transformers", "--folder", str(published), "--out", ours]) == 0
     assert main(["to_transformers", "--folder", ours, "--out", theirs]) == 0
@@ -64,7 +66,7 @@ def test_a_published_folder_is_loaded_as_a_run_is_and_goes_back(main: Main, publ
         torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
 
 
-def test_what_cannot_be_read_is_named(main: Main, published: Path, tmp_path: Path):
+def test_errors_name_the_file_that_cannot_be_read(main: Main, published: Path, tmp_path: Path) -> None:
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "config.json").write_text("no json")
     with pytest.raises(UserError, match=r"config\.json is not JSON"):
@@ -73,12 +75,12 @@ def test_what_cannot_be_read_is_named(main: Main, published: Path, tmp_path: Pat
         main(["from_transformers", "--folder", str(tmp_path), "--out", str(tmp_path)])
     (tmp_path / "config.json").write_bytes((published / "config.json").read_bytes())
     (tmp_path / "model.safetensors").write_bytes((published / "model.safetensors").read_bytes()[:-9])
-    with pytest.raises(UserError, match=r"model\.safetensors is no whole safetensors file"):
+    with pytest.raises(UserError, match=r"model\.safetensors is not a valid safetensors file"):
         main(["from_transformers", "--folder", str(tmp_path), "--out", str(tmp_path)])
     with pytest.raises(UserError, match=r"required: from_transformers\.out"):
         main(["from_transformers", "--folder", str(published)])
 
 
-def test_the_job_s_modules_do_not_need_the_library():
+def test_the_job_does_not_import_transformers() -> None:
     code = "import sys, jobs.convert_checkpoint; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

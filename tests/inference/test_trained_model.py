@@ -1,4 +1,4 @@
-"""A trained model as one object: what it says of files, what it refuses, and that it stands alone."""
+"""Trained model: predictions for files, errors for invalid input, and independence from Ray, DeepSpeed and MLflow."""
 
 import re
 import subprocess
@@ -33,7 +33,7 @@ def photo(tmp_path: Path) -> Path:
     return tmp_path / "photo.png"
 
 
-def test_a_picture_gets_the_softmax_of_its_logits(model: TrainedModel, photo: Path) -> None:
+def test_an_image_gets_the_softmax_of_its_logits(model: TrainedModel, photo: Path) -> None:
     [prediction] = model.predict([photo])
     arrays = {"image": torch.from_numpy(tiny_model.pixels(0)[None, :, :, None])}
     logits = model.model(arrays, {}, "pictures")[0]
@@ -42,16 +42,16 @@ def test_a_picture_gets_the_softmax_of_its_logits(model: TrainedModel, photo: Pa
     assert (prediction.name, prediction.modalities) == (str(photo), ("image",))
 
 
-def test_the_likeliest_classes_come_first_by_name(model: TrainedModel, photo: Path) -> None:
+def test_top_returns_the_most_likely_classes_first(model: TrainedModel, photo: Path) -> None:
     [prediction] = model.predict([photo])
-    answers = prediction.top(2)
+    top = prediction.top(2)
     order = np.argsort(prediction.probabilities)[::-1]
-    assert [answer.label for answer in answers] == [["cat", "dog", "emu"][index] for index in order[:2]]
-    assert answers[0].probability > answers[1].probability
+    assert [likely.label for likely in top] == [["cat", "dog", "emu"][index] for index in order[:2]]
+    assert top[0].probability > top[1].probability
     assert len(prediction.top(9)) == 3
 
 
-def test_the_batch_changes_nothing(model: TrainedModel, tmp_path: Path) -> None:
+def test_predictions_do_not_depend_on_the_batch_size(model: TrainedModel, tmp_path: Path) -> None:
     files = [tmp_path / f"{seed}.png" for seed in range(5)]
     for seed, file in enumerate(files):
         file.write_bytes(tiny_model.png(seed))
@@ -61,27 +61,27 @@ def test_the_batch_changes_nothing(model: TrainedModel, tmp_path: Path) -> None:
     assert np.ptp(together, axis=0).max() > 1e-3
 
 
-def test_a_sample_of_two_files_of_a_multilabel_source(tmp_path: Path) -> None:
+def test_multilabel_prediction_of_a_sample_with_two_files(tmp_path: Path) -> None:
     model = perceiver_dist.load(tiny_model.export(tmp_path, tiny_model.SCENES))
     (tmp_path / "a.png").write_bytes(tiny_model.png(0))
     (tmp_path / "a.wav").write_bytes(tiny_model.wav(0))
-    both, seen = model.predict([[tmp_path / "a.png", tmp_path / "a.wav"], tmp_path / "a.png"])
-    assert (both.modalities, seen.modalities) == (("image", "audio"), ("image",))
-    assert abs(both.probabilities - seen.probabilities).max() > 1e-3
-    assert abs(both.probabilities.sum() - 1) > 1e-3  # each stands for itself
-    assert [answer.label for answer in both.top(1)] == [str(both.probabilities.argmax())]
+    both, image = model.predict([[tmp_path / "a.png", tmp_path / "a.wav"], tmp_path / "a.png"])
+    assert (both.modalities, image.modalities) == (("image", "audio"), ("image",))
+    assert abs(both.probabilities - image.probabilities).max() > 1e-3
+    assert abs(both.probabilities.sum() - 1) > 1e-3  # multilabel probabilities are independent
+    assert [likely.label for likely in both.top(1)] == [str(both.probabilities.argmax())]
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("gone.png", None, "gone.png: no such file"),
-        ("song.xyz", b"x", "song.xyz: no kind of file known here; known are jpg, "),
+        ("song.xyz", b"x", "song.xyz: unsupported file type; supported are jpg, "),
         ("bad.png", b"x", "bad.png: image is neither JPEG, PNG nor WebP, or its header is damaged"),
-        ("cloud.npy", b"x", "no source of the model sees points; it was trained on pictures (image), sounds"),
+        ("cloud.npy", b"x", "no source of the model has points; it was trained on pictures (image), sounds"),
     ],
 )
-def test_a_wrong_file_is_told_in_one_line(
+def test_an_invalid_file_raises_a_one_line_error(
     model: TrainedModel, tmp_path: Path, name: str, content: bytes | None, message: str
 ) -> None:
     if content is not None:
@@ -91,35 +91,39 @@ def test_a_wrong_file_is_told_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_two_files_of_one_modality_are_no_sample(model: TrainedModel, photo: Path) -> None:
+def test_a_sample_with_two_files_of_one_modality_is_rejected(model: TrainedModel, photo: Path) -> None:
     Image.new("L", (4, 4)).save(photo.with_name("other.jpg"))
-    with pytest.raises(UserError, match="two files of one modality"):
+    with pytest.raises(UserError, match="two files of the same modality"):
         model.predict([[photo, photo.with_name("other.jpg")]])
 
 
-def test_where_two_sources_see_a_file_one_must_be_named(tmp_path: Path, photo: Path) -> None:
+def test_an_ambiguous_source_must_be_set(tmp_path: Path, photo: Path) -> None:
     model = perceiver_dist.load(tiny_model.export(tmp_path, tiny_model.PICTURES, tiny_model.SCENES))
-    with pytest.raises(UserError, match="several could be meant; name one of pictures, scenes"):
+    with pytest.raises(
+        UserError, match="source is not set and several match; choose one of pictures, scenes"
+    ):
         model.predict([photo])
-    with pytest.raises(UserError, match="there is none called 'x'"):
+    with pytest.raises(
+        UserError, match="source is 'x', which the model does not have; choose one of pictures, scenes"
+    ):
         model.predict([photo], source="x")
     assert len(model.predict([photo], source="scenes")[0].probabilities) == 4
 
 
-def test_files_of_several_kinds_go_to_the_sources_that_see_them(model: TrainedModel, photo: Path) -> None:
+def test_each_file_is_predicted_by_the_source_with_its_modality(model: TrainedModel, photo: Path) -> None:
     sound = photo.with_name("song.wav")
     sound.write_bytes(tiny_model.wav(0))
-    answers = predict_files(model, [str(photo), "gone.png", str(sound)])
-    assert [len(one.probabilities) for one in answers.predictions] == [3, 2]
-    assert answers.errors == ["gone.png: no such file"]
+    results = predict_files(model, [str(photo), "gone.png", str(sound)])
+    assert [len(one.probabilities) for one in results.predictions] == [3, 2]
+    assert results.errors == ["gone.png: no such file"]
 
 
-def test_a_place_without_a_model_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no trained model there; name a run such as runs/NAME"):
         perceiver_dist.load(tmp_path)
 
 
-def test_damaged_weights_are_refused(tmp_path: Path) -> None:
+def test_damaged_weights_are_rejected(tmp_path: Path) -> None:
     exported = tiny_model.export(tmp_path)
     content = (exported / "weights.safetensors").read_bytes()
     (exported / "weights.safetensors").write_bytes(content[:-8])
@@ -127,15 +131,17 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
         perceiver_dist.load(exported)
 
 
-def test_weights_of_another_configuration_are_refused(tmp_path: Path) -> None:
+def test_weights_of_another_configuration_are_rejected(tmp_path: Path) -> None:
     exported = tiny_model.export(tmp_path)
     config = (exported / "config.yaml").read_text()
     (exported / "config.yaml").write_text(config.replace("latents: 4", "latents: 5"))
-    with pytest.raises(UserError, match=r"'latents' has shape \(4, 16\), its configuration says \(5, 16\)"):
+    with pytest.raises(
+        UserError, match=r"'latents' has shape \(4, 16\), but its configuration expects \(5, 16\)"
+    ):
         perceiver_dist.load(exported)
 
 
-def test_nothing_of_a_cluster_is_loaded(exported: Path, photo: Path) -> None:
+def test_prediction_imports_neither_ray_deepspeed_nor_mlflow(exported: Path, photo: Path) -> None:
     script = (
         "import sys, perceiver_dist\n"
         "perceiver_dist.load(sys.argv[1]).predict([sys.argv[2]])\n"

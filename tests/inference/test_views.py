@@ -1,4 +1,4 @@
-"""Several looks at a sample: the mean of their probabilities, as logits."""
+"""Multi-view evaluation: logits of the mean probabilities over the views of a sample."""
 
 import pytest
 import torch
@@ -21,15 +21,15 @@ def test_sigmoid_of_the_mean_is_the_mean_of_the_sigmoid() -> None:
 
 
 @pytest.mark.parametrize("task", ["softmax", "multilabel"])
-def test_certainty_stays_finite(task: str) -> None:
+def test_logits_of_certain_predictions_are_finite(task: str) -> None:
     assert mean_logits(torch.tensor([[[200.0, -200.0]]] * 2), task).isfinite().all()
 
 
-def test_one_look_is_left_as_it_is() -> None:
+def test_one_view_is_unchanged() -> None:
     assert torch.equal(mean_logits(LOGITS[:1], "softmax"), LOGITS[0])
 
 
-def test_what_has_no_length_in_time_is_refused() -> None:
+def test_views_of_sources_without_audio_or_video_are_rejected() -> None:
     check_views(4, SourceConfig("clips", "x.tar", ["video", "image"], 2))
     check_views(1, SourceConfig("photos", "x.tar", ["image"], 2))
     with pytest.raises(UserError, match="--views is 4, but source 'solids' has image and points: views are"):

@@ -1,4 +1,4 @@
-"""A model with random weights as it lies in an exported folder, and files that it can be shown."""
+"""Exported model with random weights, and files that match its inputs."""
 
 import wave
 from io import BytesIO
@@ -23,7 +23,7 @@ SOUNDS = SourceConfig("sounds", "x.tar", ["audio"], 2)
 
 
 def config_of(folder: Path, *sources: SourceConfig) -> RunConfig:
-    """Of a model that sees pictures of 4 x 4 pixels and windows of 400 samples of sound."""
+    """Return a configuration with images of 4 x 4 pixels and audio windows of 400 samples."""
     return RunConfig(
         model=ModelConfig(
             latents=4,
@@ -39,13 +39,13 @@ def config_of(folder: Path, *sources: SourceConfig) -> RunConfig:
 
 
 def export(folder: Path, *sources: SourceConfig) -> Path:
-    """Write config.yaml and weights.safetensors, the same at each call; return the folder that holds them."""
+    """Write config.yaml and weights.safetensors, the same in each call, and return their folder."""
     config = config_of(folder, *sources)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Perceiver(config.model, config.heads)
         for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.2)  # so that answers differ clearly
+            torch.nn.init.normal_(parameter, std=0.2)  # large enough for clearly different predictions
     exported = folder / "exported"
     exported.mkdir(parents=True)
     (exported / "config.yaml").write_text(to_yaml(config))
@@ -54,19 +54,19 @@ def export(folder: Path, *sources: SourceConfig) -> Path:
 
 
 def pixels(seed: int) -> np.ndarray:
-    """4 x 4 random grey pixels."""
+    """Return 4 x 4 random gray pixels."""
     return np.random.default_rng(seed).integers(0, 256, (4, 4), dtype=np.uint8)
 
 
 def png(seed: int) -> bytes:
-    """A PNG of `pixels`."""
+    """Return `pixels` as a PNG."""
     target = BytesIO()
     Image.fromarray(pixels(seed)).save(target, "PNG")
     return target.getvalue()
 
 
 def wav(seed: int, samples: int = SOUND_SAMPLES) -> bytes:
-    """A WAV of noise."""
+    """Return noise as a WAV."""
     target = BytesIO()
     with wave.open(target, "wb") as file:
         file.setparams((1, 2, 8000, 0, "NONE", ""))

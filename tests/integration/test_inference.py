@@ -100,7 +100,7 @@ def test_without_the_trainings_mlflow_an_evaluation_says_so(
     stored = evaluation.model.stored
     config = replace(stored.config, tracking=TrackingConfig(uri=f"sqlite:///{gone}"))
     evaluation.model.stored = replace(stored, config=config)
-    assert record_evaluation(evaluation, []) == f"none: the training's {gone} is not there any more"
+    assert record_evaluation(evaluation, []) == f"none: the training's {gone} no longer exists"
     evaluation.model.stored = stored
     assert not gone.exists()
 
@@ -124,7 +124,7 @@ def test_shards_and_files_get_the_same_answers(folder: Path, run: str, tmp_path:
     )
     screen = StringIO()
     predicted = predict_shards(options, Console(file=screen))
-    assert (predicted.samples, predicted.before, predicted.bad) == (10, 0, 0)
+    assert (predicted.samples, predicted.resumed, predicted.bad) == (10, 0, 0)
     rows = rows_of(tmp_path / "out")
     files = []
     for row in rows:
@@ -223,7 +223,7 @@ def test_a_killed_prediction_goes_on_and_has_every_key_once(
     predicted = predict_shards(PredictionOptions(**options), Console(file=StringIO()))  # type: ignore[arg-type]
     seconds = time.monotonic() - began
     sys.stdout.write(
-        f"\n{samples - predicted.before} of {samples} samples in {seconds:.1f} s after the kill\n"
+        f"\n{samples - predicted.resumed} of {samples} samples in {seconds:.1f} s after the kill\n"
     )
-    assert predicted.before == parts * samples_per_part
+    assert predicted.resumed == parts * samples_per_part
     assert [row["key"] for row in rows_of(tmp_path / "out")] == [f"{number:06d}" for number in range(samples)]

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from bare_environment import environment_of_requirements
-from mlflow_models import ask, predict_with_pyfunc, rows_of, served
+from mlflow_models import invoke, predict_with_pyfunc, rows_of, served
 
 import perceiver_dist
 from perceiver_dist.inference.sample_files import read_files
@@ -70,7 +70,7 @@ def answers(run: Path, files: list[Path], folder: Path) -> Iterator[tuple[str, A
     found = predict_with_pyfunc(folder / "mlflow", bare, samples, "clips")
     yield "MLflow", [answer["probabilities"] for answer in found]
     with served(folder / "mlflow", bare) as address:
-        found = ask(address, {"dataframe_records": rows_of(samples), "params": {"source": "clips"}})
+        found = invoke(address, {"dataframe_records": rows_of(samples), "params": {"source": "clips"}})
     yield "served by MLflow", [answer["probabilities"] for answer in found]
 
 

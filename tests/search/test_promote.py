@@ -68,8 +68,8 @@ def test_a_failed_registration_gives_the_reason_in_one_line(run: Path, store: st
         promote_best(record_of(run, ""), config, store, "perceiver", "champion")
     elsewhere = f"sqlite:///{tmp_path}/other.db"
     with pytest.raises(
-        UserError, match=r"MLflow's database .*other\.db, where the training was tracked, is not there"
+        UserError, match=r"MLflow's database .*other\.db, where the training was tracked, does not exist"
     ):
         promote_best(record_of(run, "0" * 32), config, elsewhere, "perceiver", "champion")
-    with pytest.raises(UserError, match=r"does not register the model: .*not found"):
+    with pytest.raises(UserError, match=r"did not register the model: .*not found"):
         promote_best(record_of(run, "0" * 32), config, store, "perceiver", "champion")

@@ -35,7 +35,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedMlflow]:
 def server(served: ServedMlflow) -> Iterator[ServedMlflow]:
     """The module's server, which is resumed after each test."""
     yield served
-    served.go_on()
+    served.resume()
 
 
 @pytest.fixture(autouse=True)
@@ -73,10 +73,10 @@ def test_records_made_while_the_server_hangs_arrive_once_and_in_order(
     run = open_run(writer)
     for step in range(30):
         if step == 10:
-            server.stop()
+            server.pause()
         # The server does not respond from step 10 to 20: a call that waited for it would never return.
         if step == 20:
-            server.go_on()
+            server.resume()
         run.metrics(step, {"loss": step / 8})
         run.text(f"{step}.txt", str(step))
     run.close("FINISHED")
@@ -116,7 +116,7 @@ def test_records_of_a_killed_process_are_delivered_by_the_next_one(
     server: ServedMlflow, tmp_path: Path
 ) -> None:
     run_id = open_run(BackgroundWriter(server.address, tmp_path / "first")).run_id
-    server.stop()
+    server.pause()
     code = f"""
 import os, signal
 from pathlib import Path
@@ -130,7 +130,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
     environment = {**os.environ, "MLFLOW_HTTP_REQUEST_TIMEOUT": "1"}  # to notice the server's silence
     subprocess.run([sys.executable, "-c", code], env=environment, check=False, stderr=subprocess.DEVNULL)
-    server.go_on()
+    server.resume()
     assert BackgroundWriter(server.address, tmp_path / "outbox.sqlite").close() == 0
     assert loss_steps(server, run_id) == expected(50)
 
@@ -183,11 +183,11 @@ def test_a_file_that_cannot_be_stored_does_not_delay_metrics(
 def test_an_invalid_metric_is_dropped_alone(server: ServedMlflow, tmp_path: Path) -> None:
     writer = BackgroundWriter(server.address, tmp_path / "outbox.sqlite")
     run = open_run(writer)
-    server.stop()
+    server.pause()
     run.metrics(0, {"loss": 0.0})
     run.metrics(1, {"loss!": 0.0})
     run.metrics(1, {"loss": 1 / 8})
-    server.go_on()
+    server.resume()
     assert writer.close() == 0
     assert loss_steps(server, run.run_id) == expected(2)
 

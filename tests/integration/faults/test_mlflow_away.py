@@ -27,7 +27,7 @@ def test_a_run_is_completed_without_its_server_and_delivers_when_started_again(
         config = small_run.small_config(tmp_path / "data", tmp_path / "runs", "away", uri=server.address)
 
         def disturb(status: TrainingStatus) -> None:
-            (server.kill if status.latest.step else server.stop)()
+            (server.kill if status.latest.step else server.pause)()
 
         result = run_training(config, screen, disturb)
         assert result["exit"] == "completed"
