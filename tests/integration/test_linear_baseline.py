@@ -1,4 +1,4 @@
-"""A linear model learns what is linear, from every modality, and is tested on other samples than it learned from."""
+"""The linear baseline on data that it can separate: features of every modality, evaluation on held-out samples."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ def config(tmp_path: Path) -> RunConfig:
     return small_run.small_config(tmp_path / "data", tmp_path / "runs", "linear")
 
 
-def test_squares_and_tones_are_told_apart(config: RunConfig) -> None:
+def test_squares_and_tones_are_classified(config: RunConfig) -> None:
     seen: list[str] = []
     squares, tones = linear_baselines(config, seen.append)
     assert seen == ["squares", "tones"]
@@ -35,7 +35,7 @@ def test_squares_and_tones_are_told_apart(config: RunConfig) -> None:
     assert squares.majority == pytest.approx(6 / 21)
 
 
-def test_a_source_that_is_not_of_this_kind_is_left_out(config: RunConfig) -> None:
+def test_sources_without_held_out_shards_are_rejected(config: RunConfig) -> None:
     without = [replace(source, eval_shards="") for source in config.sources]
     with pytest.raises(UserError, match="none has one label per sample and eval_shards"):
         linear_baselines(replace(config, sources=without), lambda _: None)
