@@ -1,4 +1,4 @@
-"""README and docs against the repository they describe."""
+"""README and docs, checked against the repository that they describe."""
 
 import importlib
 from argparse import ArgumentParser
@@ -13,7 +13,7 @@ PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "d
 
 
 def all_options(parser: ArgumentParser) -> set[str]:
-    """Option strings of a parser and of its subcommands."""
+    """Return the option strings of a parser and of its subcommands."""
     found = set(parser._option_string_actions)
     for action in parser._actions:
         if isinstance(action.choices, dict):
@@ -23,6 +23,7 @@ def all_options(parser: ArgumentParser) -> set[str]:
 
 @cache
 def options_of(job: str) -> set[str]:
+    """Return the option strings of a job."""
     if not (ROOT / job).exists():
         raise FileNotFoundError(job)
     return all_options(importlib.import_module(job.removesuffix(".py").replace("/", ".")).build_parser())
@@ -34,7 +35,7 @@ def page(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Pat
     return ROOT / str(request.param)
 
 
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_are_valid(page: Path) -> None:
     assert checks.broken_links(page.read_text(), page) == []
 
 
@@ -55,4 +56,4 @@ def test_the_readme_is_short_and_starts_with_a_command() -> None:
 
 def test_a_batch_can_be_followed() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
-    assert checks.trace_offences(text, ROOT, most_files=8, most_lines=2500) == []
+    assert checks.trace_offences(text, ROOT, max_files=8, max_lines=2500) == []
