@@ -30,6 +30,18 @@ SHAPE = re.compile(
 )
 """A tuple with a letter of the legend, a tuple that opens the text of an argument, "scalar", or "any shape"."""
 SKIPS = {"skip", "skipif", "xfail", "importorskip"}
+QUESTION_WORDS = {"What", "How", "Where", "Which", "Whether", "When", "Why"}
+PRIVATE_WORDS = {
+    r"goes\s+on|go(?:ing)?\s+on\s+(?:with|from)": "resume or continue",
+    r"mend(?:s|ed|ing)?": "fix",
+    r"patiently": "with retries",
+    r"(?:tells?|telling|told)\s+of": "report",
+    r"(?:for|not|said|told)\s+in\s+words": "print or log",
+    r"crew": "actors",
+    r"courier": "sender",
+    r"outbox(?!\.sqlite)": "record queue",
+}
+"""Words that this project used for things that have a standard term -> the standard term."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -81,6 +93,48 @@ def missing_docstrings(source: str) -> list[str]:
         if not ast.get_docstring(node) and node.name != "__init__"
     ]
     return missing if ast.get_docstring(tree) else ["1: the module has no docstring", *missing]
+
+
+def question_openings(source: str) -> list[str]:
+    """Return the module docstring if it opens with a question word instead of stating what the module is."""
+    opening = (ast.get_docstring(ast.parse(source)) or "").split(maxsplit=1)[:1]
+    if QUESTION_WORDS.isdisjoint(opening):
+        return []
+    return [f"1: the module docstring opens with {opening[0]}; state what the module is"]
+
+
+def private_words(text: str, first_line: int = 1) -> list[str]:
+    """Return private words in prose, each with its standard term.
+
+    Args:
+        text: Prose, such as a page or a docstring.
+        first_line: Number of its first line.
+    """
+    return [
+        f"{text.count(chr(10), 0, match.start()) + first_line}: {' '.join(match[0].split())!r}; write {term}"
+        for word, term in PRIVATE_WORDS.items()
+        for match in re.finditer(rf"(?<![\w-])(?:{word})(?![\w-])", text, re.IGNORECASE)
+    ]
+
+
+def private_words_in_code(source: str, messages: bool = True) -> list[str]:
+    """Return private words in the docstrings and comments of a module.
+
+    Args:
+        source: Source text.
+        messages: Check all other string literals too, such as messages of errors.
+    """
+    tree = ast.parse(source)
+    literals = [node for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    standalone = [node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)]
+    texts = [
+        (node.value, node.lineno)
+        for node in (literals if messages else standalone)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    texts += [(token.string, token.start[0]) for token in tokens if token.type == tokenize.COMMENT]
+    return [offence for text, line in texts for offence in private_words(text, line)]
 
 
 def undocumented_arguments(source: str) -> list[str]:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import yaml
+
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
@@ -85,6 +87,33 @@ def first_command_line(text: str) -> int:
     """Return the line number of the first code block, or one past the end if there is none."""
     lines = text.splitlines()
     return next((number for number, line in enumerate(lines, 1) if line.startswith("```")), len(lines) + 1)
+
+
+def sections_missing_in_contents(text: str) -> list[str]:
+    """Return sections (`## `) that are not linked before the first one, or below a first section `## Contents`.
+
+    The license needs no link: readers find it at the end.
+    """
+    before, *sections = re.split(r"^## +", FENCE.sub("", text), flags=re.MULTILINE)
+    if sections and "contents" in sections[0].partition("\n")[0].lower():
+        before += sections.pop(0)
+    linked = {anchor for _, _, anchor in (first.partition("#") for first, _ in LINK.findall(before))}
+    headings = [section.partition("\n")[0] for section in sections if not section.startswith("Licen")]
+    return [
+        f"{heading} is not in the contents" for heading in headings if not anchors(f"# {heading}") & linked
+    ]
+
+
+def recipe(makefile: str, target: str) -> list[str]:
+    """Return the commands of a target in a Makefile."""
+    found = re.search(rf"^{re.escape(target)}:.*\n((?:\t.*\n)*)", makefile, re.MULTILINE)
+    return [line.strip().removeprefix("@") for line in found[1].splitlines()] if found else []
+
+
+def hook_commands(config: str) -> list[str]:
+    """Return the commands of the hooks in a configuration of pre-commit."""
+    repositories = yaml.safe_load(config)["repos"]
+    return [hook["entry"] for repository in repositories for hook in repository["hooks"]]
 
 
 def traced_functions(text: str) -> list[tuple[str, str]]:

@@ -80,6 +80,31 @@ PLANTED_CODE: list[tuple[Callable[[str], list[str]], str, list[str]]] = [
         ],
     ),
     (
+        code_checks.question_openings,
+        '"""What a module should not open with."""\n',
+        ["1: the module docstring opens with What; state what the module is"],
+    ),
+    (
+        code_checks.private_words_in_code,
+        'def f():\n    """F goes\n\n    on."""\n    raise E(f"{f}: mend it")\n# The crew\n',
+        ["2: 'goes on'; write resume or continue", "5: 'mend'; write fix", "6: 'crew'; write actors"],
+    ),
+    (
+        lambda source: code_checks.private_words_in_code(source, messages=False),
+        'a = "mend it"\n"""B:\nmend it."""\n',
+        ["3: 'mend'; write fix"],
+    ),
+    (
+        code_checks.private_words,
+        "It tells of\nan outbox, not in words.\nGoing on with outbox.sqlite, a type in words.\n",
+        [
+            "3: 'Going on with'; write resume or continue",
+            "1: 'tells of'; write report",
+            "2: 'not in words'; write print or log",
+            "2: 'outbox'; write record queue",
+        ],
+    ),
+    (
         lambda source: code_checks.size_offences(
             code_checks.sizes_of_tests(source), max_median=1, max_lines=2
         ),
@@ -219,6 +244,21 @@ def test_unknown_options_are_found() -> None:
 def test_the_first_command_is_found() -> None:
     assert doc_checks.first_command_line(PAGE) == 8
     assert doc_checks.first_command_line("no command\n") == 2
+
+
+def test_sections_that_the_table_of_contents_lacks_are_found() -> None:
+    text = "# T\n- [Use](#use-it)\n## Use it\n[x](#more)\n## More\n## License\n"
+    assert doc_checks.sections_missing_in_contents(text) == ["More is not in the contents"]
+    text = "# T\n## Contents\n- [Use](#use-it), [more](#more)\n## Use it\n## More\n"
+    assert doc_checks.sections_missing_in_contents(text) == []
+
+
+def test_commands_of_targets_and_hooks_are_found() -> None:
+    makefile = "test: x\n\t@run tests\nlint: x  ## check\n\t@a check\n\tb\n\nother:\n\t@c\n"
+    assert doc_checks.recipe(makefile, "lint") == ["a check", "b"]
+    assert doc_checks.recipe(makefile, "absent") == []
+    hooks = "repos:\n- {repo: local, hooks: [{id: a, entry: a check}, {id: b, entry: b}]}\n"
+    assert doc_checks.hook_commands(hooks) == ["a check", "b"]
 
 
 def test_a_broken_path_of_a_batch_is_found(page: Path) -> None:

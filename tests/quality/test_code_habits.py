@@ -34,6 +34,9 @@ HABITS: list[tuple[str, list[str], Callable[[str], list[str]]]] = [
     ("the model imports torch only", MODEL, lambda source: checks.imports_outside(source, MODEL_IMPORTS)),
     ("pipelines run without torch", PIPELINES, lambda source: checks.imports_under(source, {"torch"})),
     ("skips give a reason", TESTS, checks.skips_without_reason),
+    ("module docstrings state what the module is", CODE + TESTS, checks.question_openings),
+    ("texts use standard terms", CODE, checks.private_words_in_code),
+    ("texts use standard terms", TESTS, lambda source: checks.private_words_in_code(source, messages=False)),
 ]
 
 
