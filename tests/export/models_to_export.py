@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import ranks
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from training import ranks
 
 from perceiver_dist.checkpoint.format import PARTS, WEIGHT, Span, file_header, rank_file, write_rank_file
 from perceiver_dist.checkpoint.manifest import Manifest, TrainingProgress, write_manifest

@@ -1,4 +1,4 @@
-"""The cluster of cluster/laptop.yaml for tests: started, looked at, and all of it ended."""
+"""Start, inspect and stop the autoscaling cluster of cluster/laptop.yaml."""
 
 import os
 import secrets
@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Any
 
 import psutil
 import requests
@@ -20,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 ADDRESS = "http://127.0.0.1:8265"
 METRICS = "http://127.0.0.1:8080/metrics"
 _MAX_WAIT_SECONDS = 180
+"""Generous, as it only ends a test that would wait forever: a cluster on an idle machine changes within a minute."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,15 @@ class LaptopCluster:
     """A running cluster.
 
     Attributes:
-        process: The head's `ray start`, in a session of its own with everything it started.
-        environment: Of a terminal in which `ray job submit` finds the cluster.
+        process: `cluster/laptop.sh`, which runs the head, in a session of its own with its child processes.
+        environment: Environment variables with which `ray job submit` finds the cluster.
     """
 
     process: "subprocess.Popen[bytes]"
     environment: Mapping[str, str]
 
     def submit(self, *command: str, upload: Path | None = None) -> "subprocess.Popen[str]":
-        """Start `ray job submit -- COMMAND`, with `--working-dir .` in a folder to be uploaded."""
+        """Start `ray job submit -- COMMAND`; with `upload`, add `--working-dir .` and run it in that folder."""
         options = ["--working-dir", "."] if upload else []
         return subprocess.Popen(
             ["ray", "job", "submit", *options, "--", *command],
@@ -47,7 +47,7 @@ class LaptopCluster:
         )
 
     def nodes(self) -> int:
-        """Return how many nodes are alive, as the dashboard tells it."""
+        """Return the number of live nodes that the dashboard reports."""
         token = Path(self.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
         answer = requests.get(
             f"{ADDRESS}/api/v0/nodes", headers={"Authorization": f"Bearer {token}"}, timeout=30
@@ -55,8 +55,8 @@ class LaptopCluster:
         listed = answer.json()["data"]["result"]["result"]
         return sum(node["state"] == "ALIVE" for node in listed)
 
-    def take_a_node_away(self) -> None:
-        """Kill one node that is not the head, with everything that runs on it."""
+    def kill_a_node(self) -> None:
+        """Kill one node other than the head, with all its processes."""
         victim = next(
             process
             for process in psutil.process_iter(["name", "cmdline"])
@@ -70,8 +70,8 @@ class LaptopCluster:
     def _is_ours(self, process: psutil.Process) -> bool:
         return process.environ().get("RAY_AUTH_TOKEN_PATH") == self.environment["RAY_AUTH_TOKEN_PATH"]
 
-    def end(self) -> None:
-        """Kill everything that the cluster started."""
+    def stop(self) -> None:
+        """Kill all processes of the cluster."""
         for process in psutil.process_iter():
             try:
                 if process.pid != os.getpid() and self._is_ours(process):
@@ -82,27 +82,27 @@ class LaptopCluster:
 
 
 def changed_copy(folder: Path, changes: Mapping[str, tuple[str, str]]) -> Path:
-    """Copy the project with a text replaced in some files, and with what must not be uploaded beside it."""
+    """Copy the project, replace a text in some files, and add large files that an upload must leave out."""
     copy = folder / "changed"
     shutil.copytree(
         ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", "runs")
     )
     for file, (old, new) in changes.items():
         text = (copy / file).read_text()
-        assert text.count(old) == 1, f"{file} is to have {old} once"
+        assert text.count(old) == 1, f"{file} must contain {old} exactly once"
         (copy / file).write_text(text.replace(old, new))
-    for left_behind in (".git", ".venv", "runs"):
-        (copy / left_behind).mkdir()
-        (copy / left_behind / "large").touch()
-        os.truncate(copy / left_behind / "large", 2**30)
+    for excluded in (".git", ".venv", "runs"):
+        (copy / excluded).mkdir()
+        (copy / excluded / "large").touch()
+        os.truncate(copy / excluded / "large", 2**30)  # a sparse file: takes no disk space
     return copy
 
 
 @contextmanager
 def laptop_cluster(folder: Path, **environment: str) -> Iterator[LaptopCluster]:
-    """Start the cluster with a token of its own; `environment` is added to its head's.
+    """Start the cluster with a new token; `environment` is added to the head's environment variables.
 
-    It runs in a folder that has what the image has: jobs, and not the packages, which are installed.
+    It runs in a folder like that of the container image: with the jobs, but without the packages, which are installed.
     """
     for part in ("cluster", "jobs"):
         shutil.copytree(ROOT / part, folder / "head" / part)
@@ -129,14 +129,14 @@ def laptop_cluster(folder: Path, **environment: str) -> Iterator[LaptopCluster]:
         assert process.poll() is None, (folder / "cluster.txt").read_text()
         yield cluster
     finally:
-        cluster.end()
+        cluster.stop()
 
 
-def wait_until(so: Callable[[], Any]) -> None:
-    """Return as soon as something is so."""
+def wait_until(condition: Callable[[], object]) -> None:
+    """Return as soon as `condition()` is true; fail after `_MAX_WAIT_SECONDS`."""
     deadline = time.monotonic() + _MAX_WAIT_SECONDS
-    while not so():
-        assert time.monotonic() < deadline, "it never came"
+    while not condition():
+        assert time.monotonic() < deadline, f"not true after {_MAX_WAIT_SECONDS} s"
         Event().wait(0.2)
 
 
@@ -148,7 +148,7 @@ def _answers(cluster: LaptopCluster) -> bool:
 
 
 def stop_job(cluster: LaptopCluster, job: str) -> None:
-    """Run `ray job stop`."""
+    """Run `ray job stop` for the job with this submission id."""
     subprocess.run(
         ["ray", "job", "stop", job], env=dict(cluster.environment), check=True, capture_output=True
     )

@@ -1,6 +1,6 @@
-"""The MLflow UI on a store, and a browser that looks at a search in it.
+"""Serve the MLflow UI and look at a search in it with a headless browser.
 
-The picture of the documentation is made by
+The screenshot in the documentation is made by
 
     .venv/bin/python tests/integration/mlflow_ui.py sqlite:///runs/mlflow.db docs/mlflow-ui.png
 """
@@ -29,38 +29,38 @@ from perceiver_dist.config.run_config import TrackingConfig
 from perceiver_dist.tracking.mlflow_store import absolute_tracking_uri
 
 SHAPE = ["model.latents", "model.width", "model.cross_attends"]
-"""What the score is plotted against."""
+"""Parameters that the score is plotted against."""
 
 _MAX_WAIT_SECONDS = 240
-"""For the server and for each click; seconds on an idle machine, minutes where others use all cores."""
+"""Limit for the server's start and for each click: seconds on an idle machine, minutes on one with busy cores."""
 _OPENED_BEFORE = 'localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true")'
-"""When a browser comes for the first time, MLflow opens a chat over a third of the page."""
+"""On a browser's first visit MLflow opens a chat that covers a third of the page."""
 _TRIALS_BEST_FIRST = {
     "searchFilter": "tags.kind = 'trial' and metrics.score >= 0",
     "orderByKey": "metrics.`score`",
     "orderByAsc": "false",
 }
-"""Among parallel coordinates, a run without a score is drawn as if it had the best. So trials that have none are left
-out, and so is the search itself, under which MLflow folds its trials unless they are sorted by something."""
+"""MLflow's parallel coordinates draw a run without a score as if it had the best one, so such trials are left out. So
+is the search itself: MLflow folds trials under it unless they are sorted by something."""
 _NO_CHAT = "[data-assistant-ui] { display: none }"
 
 
 def find_chromium() -> str | None:
-    """Return the path of a browser that Playwright can drive; its own need a download."""
+    """Return the path of an installed browser that Playwright can drive; Playwright's own would need a download."""
     names = ("chromium", "chromium-browser", "google-chrome")
     return next((path for name in names if (path := shutil.which(name))), None)
 
 
 @contextmanager
 def mlflow_server(tracking_uri: str) -> Iterator[str]:
-    """Serve the UI of a store as long as the context lasts; yields its address."""
+    """Serve the UI of a tracking store while the context is open; yields its address."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         host, port = listener.getsockname()
     command = [sys.executable, "-m", "mlflow", "server", f"--host={host}", f"--port={port}", "--workers=1"]
     command += [f"--backend-store-uri={absolute_tracking_uri(tracking_uri)}", "--no-serve-artifacts"]
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "output.txt").open("w+") as output:
-        # A session of its own, so that the server's own processes end with it.
+        # In its own session, so that the server's child processes are killed with it.
         server = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output, start_new_session=True)
         try:
             _wait_until_healthy(f"{host}:{port}", server, output)
@@ -72,7 +72,7 @@ def mlflow_server(tracking_uri: str) -> Iterator[str]:
 
 @contextmanager
 def browser_page() -> Iterator[Page]:
-    """Open an empty page in a browser without a window, and close both afterwards."""
+    """Open an empty page in a headless browser, and close both afterwards."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
         page = browser.new_page(
@@ -86,7 +86,7 @@ def browser_page() -> Iterator[Page]:
 
 
 def list_trials(page: Page, address: str, tracking_uri: str) -> None:
-    """Open the experiment and show its trials that have a score, without the search that they belong to."""
+    """Open the experiment and list the trials that have a score, without the search that they belong to."""
     experiment = MlflowClient(tracking_uri).get_experiment_by_name(TrackingConfig().experiment)
     assert experiment is not None
     page.goto(f"{address}/#/experiments/{experiment.experiment_id}/runs?{urlencode(_TRIALS_BEST_FIRST)}")
@@ -95,7 +95,7 @@ def list_trials(page: Page, address: str, tracking_uri: str) -> None:
 
 
 def plot_shape_against_score(page: Page) -> Locator:
-    """Compare all trials that are listed; returns the parallel coordinates."""
+    """Compare all listed trials; returns the plot of parallel coordinates."""
     page.get_by_label("Select all runs").check()
     page.get_by_role("button", name="Compare", exact=True).click()
     page.get_by_role("button", name="Clear All").click()
@@ -105,20 +105,20 @@ def plot_shape_against_score(page: Page) -> Locator:
 
 
 def plot_score_per_step(page: Page) -> Locator:
-    """Draw the score of all trials that are listed over the steps; returns the chart."""
+    """Plot the score of all listed trials over the steps; returns the chart."""
     page.goto(f"{page.url}&compareRunsMode=CHART")
     page.get_by_placeholder("Search metric charts").fill("score")
     return page.locator(".js-plotly-plot")
 
 
 def take_screenshot(tracking_uri: str, path: Path) -> None:
-    """Write a PNG of the trials of all searches in a store, compared as parallel coordinates."""
+    """Write a PNG that compares the trials of all searches in a store as parallel coordinates."""
     with mlflow_server(tracking_uri) as address, browser_page() as page:
         list_trials(page, address, tracking_uri)
         expect(plot_shape_against_score(page).locator(".axis-title")).to_have_text([*SHAPE, "score"])
-        beside = path.with_name(f".{os.getpid()}.{path.name}")
-        page.screenshot(path=beside, style=_NO_CHAT)
-        beside.replace(path)
+        temporary = path.with_name(f".{os.getpid()}.{path.name}")
+        page.screenshot(path=temporary, style=_NO_CHAT)
+        temporary.replace(path)
 
 
 def _wait_until_healthy(address: str, server: "subprocess.Popen[bytes]", output: TextIO) -> None:
@@ -134,11 +134,11 @@ def _wait_until_healthy(address: str, server: "subprocess.Popen[bytes]", output:
         finally:
             connection.close()
     output.seek(0)
-    raise TimeoutError(f"nobody answers at {address}: {output.read()}")
+    raise TimeoutError(f"no MLflow server answers at {address}: {output.read()}")
 
 
 def _choose(page: Page, field: Locator, names: Sequence[str]) -> None:
-    """Choose entries of a list, which has in the page only those that are in sight."""
+    """Select entries of a virtual list, which keeps only the visible ones in the page: scroll until each appears."""
     field.click()
     entries = page.locator(".rc-virtual-list:visible")
     for name in names:

@@ -1,4 +1,4 @@
-"""A search as it stands in MLflow when it is over, without the trainings: candidates and costs are real, scores not."""
+"""A finished search in MLflow without any training: real candidates and costs, computed scores."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
 
 
 def record_search(storage: Path, tracking_uri: str) -> SearchRecord:
-    """Write the search to a store; every third trial is stopped at its first evaluation, the last one fails."""
+    """Record the search in MLflow; every third trial is stopped at its first evaluation, and the last one fails."""
     config, _ = parse_run(
         run_parser("", SearchRunConfig),
         [
@@ -37,15 +37,17 @@ def record_search(storage: Path, tracking_uri: str) -> SearchRecord:
             trial.state, trial.reason = "failed", "out of memory"
         else:
             trial.state = "stopped" if trial.number % 3 == 2 else "completed"
-            _learn(trial, config, tracking, storage)
+            _record_evaluations(trial, config, tracking, storage)
         tracking.close_trial(trial)
         tracking.log_progress(record)
     tracking.close(record, [], "FINISHED")
     return record
 
 
-def _learn(trial: Trial, config: SearchRunConfig, tracking: SearchTracking, storage: Path) -> None:
-    """Log what a trial's own tracker and the search log at its evaluations."""
+def _record_evaluations(
+    trial: Trial, config: SearchRunConfig, tracking: SearchTracking, storage: Path
+) -> None:
+    """Log the metrics that the trial's tracker and the search would log at each evaluation."""
     writer = BackgroundWriter(config.tracking.uri or "", RunFolder(f"{storage}/{trial.name}").outbox)
     log = MlflowRun(
         writer,
@@ -71,7 +73,7 @@ def _learn(trial: Trial, config: SearchRunConfig, tracking: SearchTracking, stor
 
 
 def _score(trial: Trial, evaluation: int) -> float:
-    """Few wide latents read twice are best, and training helps."""
+    """Return a score that favours few, wide latents and two cross-attends, and rises with each evaluation."""
     latents, width, cross_attends, learning_rate = (
         trial.values[name]
         for name in ("model.latents", "model.width", "model.cross_attends", "optim.learning_rate")

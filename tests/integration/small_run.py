@@ -1,4 +1,4 @@
-"""A training small enough to run many times: two sources of coloured squares and tones, a few hundred samples."""
+"""Data and configuration of a training run that takes seconds: squares and tones, a few hundred samples."""
 
 import io
 import json
@@ -18,15 +18,15 @@ from perceiver_dist.config.run_config import (
 )
 from perceiver_dist.modalities import AudioInput, ImageInput
 from perceiver_dist.model.model_config import ModelConfig
-from pipelines.shards.shard_writer import write_shards
+from pipelines.shards.shard_writer import Sample, write_shards
 from pipelines.shards.source import DataConfig, SourceConfig
 
 CLASSES = 4
 STEPS = 100
 
 
-def picture(label: int, random: np.random.Generator) -> bytes:
-    """A noisy PNG with a bright square in the corner that the label names."""
+def square_png(label: int, random: np.random.Generator) -> bytes:
+    """Return a noisy PNG with a bright square in the corner given by the label."""
     pixels = random.integers(0, 60, (8, 8), dtype=np.uint8)
     row, column = 4 * (label // 2), 4 * (label % 2)
     pixels[row : row + 4, column : column + 4] += 150
@@ -35,8 +35,8 @@ def picture(label: int, random: np.random.Generator) -> bytes:
     return file.getvalue()
 
 
-def tone(label: int, random: np.random.Generator) -> bytes:
-    """A WAV of a tone whose pitch the label names."""
+def tone_wav(label: int, random: np.random.Generator) -> bytes:
+    """Return a WAV file of a tone whose pitch is given by the label."""
     time = np.arange(512) / 8000
     wave = 8000 * np.sin(2 * np.pi * 400 * (label + 1) * time + random.uniform(0, 6))
     file = io.BytesIO()
@@ -49,11 +49,11 @@ def tone(label: int, random: np.random.Generator) -> bytes:
 
 
 def write_data(folder: Path, train: int = 90, evaluation: int = 21) -> None:
-    """Write the shards of both sources; the counts fill neither units nor shards."""
-    for name, make, field in (("squares", picture, "png"), ("tones", tone, "wav")):
+    """Write the shards of both sources; by default the last unit and the last shard are only partly full."""
+    for name, make, field in (("squares", square_png, "png"), ("tones", tone_wav, "wav")):
         for split, count, seed in (("train", train, 0), ("eval", evaluation, 1)):
             random = np.random.default_rng(seed)
-            samples = [
+            samples: list[Sample] = [
                 {"__key__": f"{n:04d}", field: make(n % CLASSES, random), "cls": n % CLASSES}
                 for n in range(count)
             ]
@@ -61,7 +61,15 @@ def write_data(folder: Path, train: int = 90, evaluation: int = 21) -> None:
 
 
 def small_config(data: Path, storage: Path, run_name: str, uri: str | None = None, **train: Any) -> RunConfig:
-    """Return a configuration for the data of `write_data`; `uri` is MLflow's, `train` replaces training options."""
+    """Return a configuration for the data of `write_data`.
+
+    Args:
+        data: Folder that `write_data` has filled.
+        storage: `storage.path`.
+        run_name: `storage.run_name`.
+        uri: `tracking.uri`; by default a database in the storage folder.
+        **train: Options of `TrainConfig` that replace the defaults here.
+    """
     options: dict[str, Any] = {
         "steps": STEPS, "micro_batch": 8, "lanes": 4, "num_workers": 2, "cpus_per_worker": 0.5, "log_every": 1,
         "checkpoint_every": 10,
@@ -93,6 +101,6 @@ def small_config(data: Path, storage: Path, run_name: str, uri: str | None = Non
 
 
 def losses(folder: Path) -> list[float]:
-    """Return the loss of every logged step of the run in a folder."""
+    """Return the training loss of every logged step of the run in `folder`."""
     entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [entry["train/loss"] for entry in entries if "train/loss" in entry]

@@ -1,4 +1,4 @@
-"""A search small enough to run in a test: shapes of the model of `small_run`, by the job itself."""
+"""Hyperparameter searches over the small run, started as jobs, and their records."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from perceiver_dist.search.study.search_config import SearchConfig, SearchRunCon
 
 
 def search_config(data: Path, storage: Path, search: SearchConfig, **train: Any) -> SearchRunConfig:
-    """Return the configuration of a search; `train` replaces options of its training."""
+    """Return the configuration of a search; `train` replaces training options of its trials."""
     run = small_run.small_config(data, storage, "unused", **{"num_workers": 1, "steps": 30, **train})
     parts = {part.name: getattr(run, part.name) for part in fields(RunConfig)}
     parts["storage"] = type(run.storage)(path=str(storage))
@@ -28,7 +28,10 @@ def search_config(data: Path, storage: Path, search: SearchConfig, **train: Any)
 
 
 def start(config: SearchRunConfig, folder: Path) -> "subprocess.Popen[str]":
-    """Start the job in a session of its own, so that all of it can be killed; its output goes to a file."""
+    """Start the search job in its own session, so that its whole process group can be killed.
+
+    Its output is appended to output.txt in `folder`.
+    """
     file = folder / "search.yaml"
     file.write_text(to_yaml(config))
     command = [sys.executable, "jobs/tune_perceiver.py", "--config", str(file)]
@@ -37,14 +40,14 @@ def start(config: SearchRunConfig, folder: Path) -> "subprocess.Popen[str]":
 
 
 def trials(folder: Path) -> list[dict[str, Any]]:
-    """Return the trials of a search as its record has them now."""
+    """Return the trials that are currently in the record of a search."""
     file = folder / "search.json"
     found: list[dict[str, Any]] = json.loads(file.read_text())["trials"] if file.exists() else []
     return found
 
 
 def kill_when(run: "subprocess.Popen[str]", ready: Callable[[], bool]) -> None:
-    """Kill a job and all it started as soon as something is so."""
+    """Kill a job and its child processes as soon as `ready` returns true."""
     while not ready():
         assert run.poll() is None, "the search ended before it was killed"
         Event().wait(0.05)
@@ -53,12 +56,12 @@ def kill_when(run: "subprocess.Popen[str]", ready: Callable[[], bool]) -> None:
 
 
 def outcome(folder: Path) -> list[dict[str, Any]]:
-    """Return what two runs of one search have to agree about."""
+    """Return the part of each trial that two runs of the same search must agree on."""
     return [
         {
             "values": trial["values"],
             "state": trial["state"],
-            "scores": [look["score"] for look in trial["evaluations"]],
+            "scores": [evaluation["score"] for evaluation in trial["evaluations"]],
         }
         for trial in trials(folder)
     ]

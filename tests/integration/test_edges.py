@@ -1,7 +1,7 @@
-"""Runs at the edges: counts, sizes and times at which something happens that no ordinary run of a test gets to.
+"""Edge cases of whole runs, in counts, sizes and moments.
 
-Sources of one sample, of exactly full units and of units without samples; held-out samples all bad, or of one class;
-a source whose turn never comes; fewer units than workers; the first checkpoint that is deleted; the last step.
+Sources with one sample, with exactly full units, and with units without samples; held-out samples that are all bad or
+all of one class; a source that is never scheduled; fewer units than workers; deleted checkpoints; the last step.
 """
 
 import json
@@ -16,6 +16,7 @@ import pytest
 import small_run
 from rich.console import Console
 
+from perceiver_dist.config.command_line import read_run
 from perceiver_dist.config.run_config import OptimConfig
 from perceiver_dist.inference.evaluation_report import report, write_report
 from perceiver_dist.inference.inference_options import EvaluationOptions, PredictionOptions
@@ -25,56 +26,60 @@ from perceiver_dist.training.driver import run_training
 from pipelines.shards.shard_writer import Sample, write_shards
 from pipelines.shards.source import SourceConfig
 
-MANY = 25
+MANY_CLASSES = 25
+"""Enough that top-5 accuracy is reported, and more than any source has samples."""
 STEPS = 6
 
 
-def pictures(folder: Path, split: str, labels: list[Any], bad: bool = False) -> str:
-    """Write one shard, one sample for each label; return its path."""
+def write_images(folder: Path, split: str, labels: list[Any], bad: bool = False) -> str:
+    """Write one shard with a sample per label and return its path; bad samples cannot be decoded."""
     random = np.random.default_rng(0)
     samples: list[Sample] = [
-        {"__key__": f"{n:04d}", "png": b"no picture" if bad else small_run.picture(0, random), "cls": label}
+        {"__key__": f"{n:04d}", "png": b"no image" if bad else small_run.square_png(0, random), "cls": label}
         for n, label in enumerate(labels)
     ]
     write_shards(samples, folder, split, samples_per_shard=100)
     return f"{folder}/{split}-000000.tar"
 
 
-def source(folder: Path, name: str, train: list[Any], held_out: list[Any], **more: Any) -> SourceConfig:
-    """Write a source's shards; `bad` makes the held-out ones undecodable."""
-    bad = more.pop("bad", False)
+def source(folder: Path, name: str, train: list[Any], held_out: list[Any], **options: Any) -> SourceConfig:
+    """Write a source's shards; with `bad`, its held-out samples cannot be decoded. Other options are the source's."""
+    bad = options.pop("bad", False)
     return SourceConfig(
         name=name,
-        train_shards=pictures(folder / name, "train", train),
-        eval_shards=pictures(folder / name, "eval", held_out, bad),
+        train_shards=write_images(folder / name, "train", train),
+        eval_shards=write_images(folder / name, "eval", held_out, bad),
         modalities=["image"],
-        **more,
+        **options,
     )
 
 
 def sources_of(folder: Path, group: str) -> list[SourceConfig]:
-    """Write and return the sources of a run: each has a read task, and not all fit the tests' Ray at a time."""
+    """Write and return the sources of one run.
+
+    They are split into two runs because each source has a read task, and the tests' Ray lacks CPUs for all at once.
+    """
     if group == "softmax":
         return [
-            source(folder, "one", train=[0], held_out=[24], num_classes=MANY),
-            source(folder, "full", train=[*range(16)], held_out=[*range(16)], num_classes=MANY),
+            source(folder, "one", train=[0], held_out=[24], num_classes=MANY_CLASSES),
+            source(folder, "full", train=[*range(16)], held_out=[*range(16)], num_classes=MANY_CLASSES),
             source(folder, "bad", train=[0, 1], held_out=[0, 1], bad=True, num_classes=2),
             source(folder, "never", train=[0], held_out=[1], num_classes=2, weight=1e-9),
         ]
-    several = {"num_classes": 3, "task": "multilabel"}
+    multilabel: dict[str, Any] = {"num_classes": 3, "task": "multilabel"}
     return [
-        source(folder, "uneven", train=[*range(17)], held_out=[*range(10)], num_classes=MANY),
-        source(folder, "labels", train=["0", "0,1"], held_out=["0", "0,1", "", "1", "0"], **several),
-        source(folder, "unlabelled", train=["0", "1"], held_out=["", ""], **several),
+        source(folder, "uneven", train=[*range(17)], held_out=[*range(10)], num_classes=MANY_CLASSES),
+        source(folder, "labels", train=["0", "0,1"], held_out=["0", "0,1", "", "1", "0"], **multilabel),
+        source(folder, "unlabelled", train=["0", "1"], held_out=["", ""], **multilabel),
     ]
 
 
 @pytest.fixture(scope="module", params=["softmax", "multilabel"])
 def run(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, Any]:
-    """A finished run over sources at the edges: units of 4 samples, 4 lanes, 2 workers."""
+    """Train on edge-case sources with units of 4 samples, 4 lanes and 2 workers; return the finished run."""
     request.getfixturevalue("ray_cluster")
     folder = tmp_path_factory.mktemp("edges")
-    options = {
+    options: dict[str, Any] = {
         "steps": STEPS,
         "micro_batch": 4,
         "eval_every": 2,
@@ -88,23 +93,23 @@ def run(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
     return {**result, "folder": folder / "runs" / "edges", "screen": screen.getvalue()}
 
 
-COUNTS = {"one": 1, "full": 16, "bad": 0, "never": 1, "uneven": 10, "labels": 5, "unlabelled": 2}
+HELD_OUT_SAMPLES = {"one": 1, "full": 16, "bad": 0, "never": 1, "uneven": 10, "labels": 5, "unlabelled": 2}
 
 
 @pytest.mark.runs
-def test_every_held_out_sample_counts_once_wherever_units_end(run: dict[str, Any]) -> None:
+def test_every_held_out_sample_is_counted_once_wherever_units_end(run: dict[str, Any]) -> None:
     assert (run["exit"], run["steps"], run["restarts"]) == ("completed", STEPS, 0)
     counted = {
         name.partition("/")[0]: value for name, value in run["metrics"].items() if name.endswith("/samples")
     }
-    assert counted == {name: COUNTS[name] for name in counted}
-    best = [value for name, value in run["metrics"].items() if name.endswith("/top_5_accuracy")]
-    assert best
-    assert all(math.isfinite(value) for value in best)
+    assert counted == {name: HELD_OUT_SAMPLES[name] for name in counted}
+    top_5 = [value for name, value in run["metrics"].items() if name.endswith("/top_5_accuracy")]
+    assert top_5
+    assert all(math.isfinite(value) for value in top_5)
 
 
 @pytest.mark.runs
-def test_what_no_sample_defines_is_told_as_undefined(run: dict[str, Any]) -> None:
+def test_a_metric_without_samples_is_reported_as_undefined(run: dict[str, Any]) -> None:
     source, metric = (
         ("bad", "accuracy") if "bad/samples" in run["metrics"] else ("unlabelled", "mean_average_precision")
     )
@@ -112,20 +117,18 @@ def test_what_no_sample_defines_is_told_as_undefined(run: dict[str, Any]) -> Non
     stored = json.loads((run["folder"] / "result.json").read_text())["metrics"]
     assert stored[f"{source}/{metric}"] is None
     row = next(line.split() for line in run["screen"].splitlines() if line.startswith(f"{source} "))
-    assert row[1] == str(COUNTS[source])
+    assert row[1] == str(HELD_OUT_SAMPLES[source])
     assert "-" in row
 
 
 @pytest.mark.runs
-def test_the_mean_over_classes_leaves_out_those_without_positives(run: dict[str, Any]) -> None:
+def test_the_mean_over_classes_skips_classes_without_positives(run: dict[str, Any]) -> None:
     found = {name: run["metrics"].get(f"{name}/classes_with_positives") for name in ("labels", "unlabelled")}
     assert found in ({"labels": 2, "unlabelled": 0}, {"labels": None, "unlabelled": None})
 
 
 @pytest.mark.runs
-def test_only_the_newest_checkpoint_is_kept_and_the_learning_rate_ends_where_it_should(
-    run: dict[str, Any],
-) -> None:
+def test_only_the_newest_checkpoint_is_kept_and_the_learning_rate_decays(run: dict[str, Any]) -> None:
     assert [folder.name for folder in run["folder"].glob("step-*")] == [f"step-{STEPS:08d}"]
     entries = [json.loads(line) for line in (run["folder"] / "metrics.jsonl").read_text().splitlines()]
     rates = [entry["train/learning_rate"] for entry in entries if "train/learning_rate" in entry]
@@ -136,18 +139,14 @@ def test_only_the_newest_checkpoint_is_kept_and_the_learning_rate_ends_where_it_
 
 
 @pytest.mark.runs
-def test_the_finished_run_says_the_same_when_it_is_started_again(run: dict[str, Any]) -> None:
-    from perceiver_dist.config.command_line import read_run
-
-    screen = StringIO()
-    again = run_training(
-        read_run((run["folder"] / "config.yaml").read_text()), Console(file=screen, width=200)
-    )
-    assert again["metrics"] == pytest.approx(run["metrics"], nan_ok=True)
+def test_a_finished_run_returns_the_same_metrics_when_restarted(run: dict[str, Any]) -> None:
+    config = read_run((run["folder"] / "config.yaml").read_text())
+    restarted = run_training(config, Console(file=StringIO(), width=200))
+    assert restarted["metrics"] == pytest.approx(run["metrics"], nan_ok=True)
 
 
 @pytest.mark.runs
-def test_the_evaluation_job_finds_the_same(run: dict[str, Any]) -> None:
+def test_a_separate_evaluation_finds_the_same_metrics(run: dict[str, Any]) -> None:
     names = {name.partition("/")[0] for name in run["metrics"]} - {"bad"}
     for name in sorted(names):
         options = EvaluationOptions(model=str(run["folder"]), source=name, actors=1, readers=1)
@@ -155,11 +154,11 @@ def test_the_evaluation_job_finds_the_same(run: dict[str, Any]) -> None:
         expected = {key: value for key, value in run["metrics"].items() if key.startswith(f"{name}/")}
         assert found.metrics == pytest.approx(expected, rel=1e-5, abs=1e-6, nan_ok=True)
         write_report(found)
-        assert report(found)["sources"][name]["samples"] == COUNTS[name]
+        assert report(found)["sources"][name]["samples"] == HELD_OUT_SAMPLES[name]
 
 
 @pytest.mark.runs
-def test_predictions_have_every_sample(run: dict[str, Any], tmp_path: Path) -> None:
+def test_predictions_cover_every_sample(run: dict[str, Any], tmp_path: Path) -> None:
     held_out = {"one": 1, "full": 16, "bad": 2} if "bad/samples" in run["metrics"] else {"labels": 5}
     for name, samples in held_out.items():
         options = PredictionOptions(
@@ -176,9 +175,9 @@ def test_predictions_have_every_sample(run: dict[str, Any], tmp_path: Path) -> N
 
 @pytest.mark.runs
 @pytest.mark.usefixtures("ray_cluster")
-def test_more_workers_than_units_of_samples(tmp_path: Path) -> None:
-    """Four ranks, two of which never have a held-out sample, and shards of one sample each."""
-    sources = [source(tmp_path, "few", train=[0, 1], held_out=[0, 1, 2, 3, 4], num_classes=MANY)]
+def test_more_workers_than_units_with_samples(tmp_path: Path) -> None:
+    """Four ranks, two of which get no held-out sample: five samples fill two units of three."""
+    sources = [source(tmp_path, "few", train=[0, 1], held_out=[0, 1, 2, 3, 4], num_classes=MANY_CLASSES)]
     config = small_run.small_config(
         tmp_path, tmp_path / "runs", "few", steps=2, micro_batch=3, num_workers=4, eval_every=1
     )

@@ -1,4 +1,4 @@
-"""An error of the code ends a run the second time it is met, and says where it is; a machine that is lost does not."""
+"""An exception that is raised twice at the same step ends a run as a bug; a process that is killed twice does not."""
 
 import json
 import os
@@ -17,10 +17,10 @@ from perceiver_dist.training import driver
 from perceiver_dist.training.driver import run_training
 
 
-def disturbed_step(fails: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Return what a worker runs, with `fails` called before each step with the rank."""
+def worker_with_fault(fault: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Return a training function for workers that calls `fault(rank)` before each step."""
 
-    # Inside a function, so that it travels by value: the workers cannot import this module.
+    # A nested function is pickled by value: the workers cannot import this module.
     def train_worker(job: Any) -> None:
         from perceiver_dist.training import loop, worker
 
@@ -28,10 +28,10 @@ def disturbed_step(fails: Callable[[Any], None]) -> Callable[[Any], None]:
 
         def step(rank: Any) -> None:
             rank.state.enter("training", rank.step + 1)
-            fails(rank)
+            fault(rank)
             take_step(rank)
 
-        loop._Rank._take_step = step  # type: ignore[method-assign]
+        loop._Rank._take_step = step  # type: ignore[method-assign, assignment]
         worker.train_worker(job)
 
     return train_worker
@@ -42,12 +42,12 @@ def disturbed_step(fails: Callable[[Any], None]) -> Callable[[Any], None]:
 def test_a_rank_that_raises_at_the_same_step_twice_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(rank: Any) -> None:
+    def raise_at_step_7(rank: Any) -> None:
         if rank.step == 6 and rank.rank == 1:
             raise TypeError("raised on purpose")
 
     small_run.write_data(tmp_path / "data")
-    monkeypatch.setattr(driver, "train_worker", disturbed_step(fails))
+    monkeypatch.setattr(driver, "train_worker", worker_with_fault(raise_at_step_7))
     screen = StringIO()
     config = small_run.small_config(tmp_path / "data", tmp_path, "raises", checkpoint_every=3)
     result = run_training(config, Console(file=screen, width=500))
@@ -73,10 +73,10 @@ def test_a_rank_that_raises_at_the_same_step_twice_ends_the_run(
 
 @pytest.mark.runs
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_rank_that_is_killed_at_the_same_step_twice_goes_on(
+def test_a_rank_that_is_killed_at_the_same_step_twice_does_not_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(rank: Any) -> None:
+    def die_twice(rank: Any) -> None:
         marks = [tmp_path / "killed once", tmp_path / "killed twice"]
         mark = next((mark for mark in marks if not mark.exists()), None)
         if rank.step == 6 and rank.rank == 1 and mark:
@@ -84,7 +84,7 @@ def test_a_rank_that_is_killed_at_the_same_step_twice_goes_on(
             os.kill(os.getpid(), signal.SIGKILL)
 
     small_run.write_data(tmp_path / "data")
-    monkeypatch.setattr(driver, "train_worker", disturbed_step(fails))
+    monkeypatch.setattr(driver, "train_worker", worker_with_fault(die_twice))
     screen = StringIO()
     config = small_run.small_config(tmp_path / "data", tmp_path, "killed", steps=8)
     result = run_training(config, Console(file=screen, width=500))

@@ -1,4 +1,4 @@
-"""A trained run put to use: evaluated as training evaluated it, shown shards and files, killed and started again."""
+"""Inference with a trained run: evaluation, prediction of shards and files, export, and resume after a kill."""
 
 import json
 import os
@@ -60,19 +60,22 @@ def evaluation(run: str) -> ModelEvaluation:
     return evaluate_model(EvaluationOptions(model=run), Console(file=StringIO()))
 
 
-def test_an_evaluation_finds_what_training_found(result: dict[str, Any], evaluation: ModelEvaluation) -> None:
+def test_evaluation_reproduces_the_metrics_of_training(
+    result: dict[str, Any], evaluation: ModelEvaluation
+) -> None:
     found, expected = evaluation.metrics, result["metrics"]
     assert set(found) == set(expected)
     exact = [name for name in expected if "accuracy" in name or "samples" in name]
     assert [found[name] for name in exact] == [expected[name] for name in exact]
     assert found == pytest.approx(expected, abs=1e-6)
-    assert {one.source.name: one.samples for one in evaluation.sources} == {"squares": 21, "clips": 10}
+    samples = {evaluated.source.name: evaluated.samples for evaluated in evaluation.sources}
+    assert samples == {"squares": 21, "clips": 10}
 
 
-def test_the_report_is_in_the_run_and_in_mlflow(
+def test_the_report_is_in_the_run_folder_and_in_mlflow(
     folder: Path, run: str, result: dict[str, Any], evaluation: ModelEvaluation
 ) -> None:
-    line = record_evaluation(evaluation, write_report(evaluation, attention=2))
+    run_id = record_evaluation(evaluation, write_report(evaluation, attention=2))
     out = Path(run) / "evaluation-00000006"
     report = json.loads((out / "report.json").read_text())
     assert report["metrics"] == evaluation.metrics
@@ -80,41 +83,41 @@ def test_the_report_is_in_the_run_and_in_mlflow(
     assert (first["class"], first["samples"]) == ("first", 4)
     assert "| clips  audio only |" in (out / "report.md").read_text()
     client = mlflow.MlflowClient(f"sqlite:///{folder}/runs/mlflow.db")
-    recorded = client.get_run(line)
+    recorded = client.get_run(run_id)
     assert recorded.info.run_name == "evaluation of small"
     assert recorded.data.tags["mlflow.parentRunId"] == result["mlflow_run_id"]
     assert (
         recorded.data.metrics["clips/accuracy_audio_only"] == result["metrics"]["clips/accuracy_audio_only"]
     )
-    files = {entry.path for entry in client.list_artifacts(line)}
+    files = {entry.path for entry in client.list_artifacts(run_id)}
     per_source = ("confusion_{0}.png", "attention_{0}_00.png", "attention_{0}_01.png")
-    pictures = {name.format(source) for name in per_source for source in ("squares", "clips")}
-    assert files == {"report.json", "report.md"} | pictures
+    figures = {name.format(source) for name in per_source for source in ("squares", "clips")}
+    assert files == {"report.json", "report.md"} | figures
     assert {path.name for path in out.iterdir()} >= files
 
 
-def test_without_the_trainings_mlflow_an_evaluation_says_so(
-    evaluation: ModelEvaluation, tmp_path: Path
-) -> None:
-    gone = tmp_path / "gone.db"
+def test_an_evaluation_reports_a_missing_mlflow_database(evaluation: ModelEvaluation, tmp_path: Path) -> None:
+    missing = tmp_path / "missing.db"
     stored = evaluation.model.stored
-    config = replace(stored.config, tracking=TrackingConfig(uri=f"sqlite:///{gone}"))
+    config = replace(stored.config, tracking=TrackingConfig(uri=f"sqlite:///{missing}"))
     evaluation.model.stored = replace(stored, config=config)
-    assert record_evaluation(evaluation, []) == f"none: the training's {gone} no longer exists"
+    assert record_evaluation(evaluation, []) == f"none: the training's {missing} no longer exists"
     evaluation.model.stored = stored
-    assert not gone.exists()
+    assert not missing.exists()
 
 
-def test_views_of_pictures_are_refused(run: str) -> None:
+def test_views_of_images_are_rejected(run: str) -> None:
     with pytest.raises(UserError, match="--views is 2, but source 'squares' has image: views are windows"):
         evaluate_model(EvaluationOptions(model=run, views=2), Console(file=StringIO()))
 
 
 def rows_of(out: Path) -> list[dict[str, Any]]:
-    return pq.read_table(out).to_pylist()
+    """Return the rows of a folder of predictions."""
+    rows: list[dict[str, Any]] = pq.read_table(out).to_pylist()
+    return rows
 
 
-def test_shards_and_files_get_the_same_answers(folder: Path, run: str, tmp_path: Path) -> None:
+def test_shards_and_files_get_the_same_predictions(folder: Path, run: str, tmp_path: Path) -> None:
     options = PredictionOptions(
         model=run,
         source="clips",
@@ -141,8 +144,8 @@ def test_shards_and_files_get_the_same_answers(folder: Path, run: str, tmp_path:
         predict_shards(replace(options, top=1), Console(file=screen))
 
 
-def test_what_is_exported_answers_as_the_run_does(folder: Path, run: str, tmp_path: Path) -> None:
-    """What MLflow and ONNX make of a model is in tests/export."""
+def test_exported_models_predict_as_the_run_does(folder: Path, run: str, tmp_path: Path) -> None:
+    """For the folder and torch.export; MLflow and ONNX are tested in tests/export."""
     with tarfile.open(folder / "data" / "clips" / "eval-000000.tar") as shard:
         shard.extractall(tmp_path / "clips", filter="data")
     files = sorted((tmp_path / "clips").glob("*.mp4"))
@@ -158,10 +161,10 @@ def test_what_is_exported_answers_as_the_run_does(folder: Path, run: str, tmp_pa
     np.testing.assert_allclose(answers, expected, atol=1e-5)
 
 
-def test_the_job_shows_files_and_what_is_wrong_with_others(run: str, tmp_path: Path) -> None:
-    (tmp_path / "square.png").write_bytes(small_run.picture(1, np.random.default_rng(0)))
+def test_the_job_predicts_files_and_reports_those_that_it_cannot_read(run: str, tmp_path: Path) -> None:
+    (tmp_path / "square.png").write_bytes(small_run.square_png(1, np.random.default_rng(0)))
     (tmp_path / "bad.wav").write_bytes(b"x")
-    names = ["square.png", "bad.wav", "gone.mp4"]
+    names = ["square.png", "bad.wav", "missing.mp4"]
     job = subprocess.run(
         [
             sys.executable,
@@ -182,19 +185,20 @@ def test_the_job_shows_files_and_what_is_wrong_with_others(run: str, tmp_path: P
 
 
 def write_squares(folder: Path, count: int) -> None:
+    """Write shards of `count` unlabelled squares: 1,000 distinct ones, repeated."""
     random = np.random.default_rng(2)
-    pictures = [small_run.picture(number % small_run.CLASSES, random) for number in range(1000)]
+    images = [small_run.square_png(number % small_run.CLASSES, random) for number in range(1000)]
     samples: list[Sample] = [
-        {"__key__": f"{number:06d}", "png": pictures[number % len(pictures)]} for number in range(count)
+        {"__key__": f"{number:06d}", "png": images[number % len(images)]} for number in range(count)
     ]
     write_shards(samples, folder, "squares", samples_per_shard=10_000)
 
 
 def kill_at_the_first_part(arguments: list[str], out: Path) -> None:
-    """Start the job, and kill it and all that it started once there is a part."""
+    """Start the job, and kill it with its child processes once it has written the first part."""
     job = subprocess.Popen([sys.executable, "jobs/predict.py", *arguments], start_new_session=True)
     while not (out / "part-00000000.parquet").exists():
-        assert job.poll() is None, "the job ended without a part"
+        assert job.poll() is None, "the job ended before it was killed"
         threading.Event().wait(0.01)
     os.killpg(job.pid, signal.SIGKILL)
     job.wait()
@@ -204,11 +208,11 @@ def kill_at_the_first_part(arguments: list[str], out: Path) -> None:
     ("samples", "batch", "samples_per_part"),
     [(1500, 8, 8), pytest.param(100_000, 256, 4096, marks=pytest.mark.long)],
 )
-def test_a_killed_prediction_goes_on_and_has_every_key_once(
+def test_a_killed_prediction_resumes_and_has_every_key_once(
     run: str, tmp_path: Path, samples: int, batch: int, samples_per_part: int
 ) -> None:
     write_squares(tmp_path / "shards", samples)
-    options = {
+    options: dict[str, Any] = {
         "model": run,
         "source": "squares",
         "shards": f"{tmp_path}/shards/squares-*.tar",
@@ -220,7 +224,7 @@ def test_a_killed_prediction_goes_on_and_has_every_key_once(
     parts = len(list((tmp_path / "out").glob("part-*.parquet")))
     assert 0 < parts < -(-samples // samples_per_part)
     began = time.monotonic()
-    predicted = predict_shards(PredictionOptions(**options), Console(file=StringIO()))  # type: ignore[arg-type]
+    predicted = predict_shards(PredictionOptions(**options), Console(file=StringIO()))
     seconds = time.monotonic() - began
     sys.stdout.write(
         f"\n{samples - predicted.resumed} of {samples} samples in {seconds:.1f} s after the kill\n"

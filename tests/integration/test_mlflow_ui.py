@@ -1,4 +1,4 @@
-"""A search as a person sees it in the MLflow UI: a real server, and a real browser that clicks."""
+"""A search in the MLflow UI, on a real server and in a real browser."""
 
 import os
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ from perceiver_dist.search.study.search_record import SearchRecord
 
 pytestmark = pytest.mark.skipif(
     mlflow_ui.find_chromium() is None and not os.environ.get("CI"),
-    reason="there is no browser; apt-get install chromium",
+    reason="needs a browser: apt-get install chromium",
 )
 
 
 class Served(NamedTuple):
-    """A search, the store that it is recorded in, and where that is served."""
+    """A search, its tracking store, and the address at which the store is served."""
 
     search: SearchRecord
     tracking_uri: str
@@ -36,7 +36,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture
 def trials(served: Served) -> Iterator[Page]:
-    """The browser with the list of the search's trials."""
+    """A browser page that lists the trials of the search."""
     with mlflow_ui.browser_page() as page:
         mlflow_ui.list_trials(page, served.address, served.tracking_uri)
         yield page

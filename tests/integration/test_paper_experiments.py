@@ -1,7 +1,7 @@
-"""The papers' experiments and the default from training to predictions, on shards that stand in for their data.
+"""Configurations of the papers' experiments and the default, from training to predictions, on synthetic shards.
 
-All tokens of a sample are there; latents and width are cut (see `narrowed`) so that two cores do it in half a minute
-each. The held-out samples leave units without any for one of the two ranks.
+Samples have all their tokens; the number and width of latents are reduced (see `narrowed`) so that each experiment
+takes half a minute on two cores. The held-out samples leave some units of the evaluation empty.
 """
 
 import json
@@ -33,11 +33,11 @@ from pipelines.shards.shard_writer import Sample, write_shards
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
 TRAIN, HELD_OUT = 8, 10
 BATCH, LANES = 2, 4
-"""Five units hold the held-out samples, and a multiple of the lanes is eight: three are empty."""
+"""The held-out samples fill five units, which are padded to eight, a multiple of the lanes: three are empty."""
 
 
-def photos(folder: Path) -> None:
-    """JPEGs of the size of a photograph."""
+def write_photos(folder: Path) -> None:
+    """Write shards of JPEG files of the size of a typical ImageNet image."""
     random = np.random.default_rng(0)
     for split, count in (("train", TRAIN), ("eval", HELD_OUT)):
         samples: list[Sample] = []
@@ -49,8 +49,8 @@ def photos(folder: Path) -> None:
         write_shards(samples, folder, split, count)
 
 
-def clips(folder: Path) -> None:
-    """Short clips with sound, and up to two classes each."""
+def write_clips(folder: Path) -> None:
+    """Write shards of short clips with sound, each with two classes."""
     random = np.random.default_rng(0)
     for split, count in (("train", TRAIN), ("eval", HELD_OUT)):
         samples: list[Sample] = [
@@ -60,14 +60,14 @@ def clips(folder: Path) -> None:
         write_shards(samples, folder, split, count)
 
 
-def meshes(folder: Path) -> None:
-    """Boxes and pyramids."""
+def write_meshes(folder: Path) -> None:
+    """Write shards of boxes and pyramids."""
     solids = convert_modelnet(write_solids(folder / "tree", TRAIN // 2, HELD_OUT // 2), str(folder), TRAIN)
     write_conversion(solids, lambda _done, _of: None)
 
 
 def narrowed(config: RunConfig, folder: Path) -> RunConfig:
-    """The experiment with its tokens, its depth and its recipe, and with few, narrow latents, for two steps."""
+    """Return the experiment with its own tokens, depth and recipe, but few, narrow latents and two steps."""
     storage = StorageConfig(f"{folder}/runs", "experiment")
     train = replace(
         config.train, steps=2, micro_batch=BATCH, lanes=LANES, num_workers=2, cpus_per_worker=0.5, device="cpu",
@@ -81,18 +81,18 @@ def narrowed(config: RunConfig, folder: Path) -> RunConfig:
 @pytest.mark.parametrize(
     ("files", "write"),
     [
-        ("imagenet", photos),
-        ("imagenet imagenet_permuted", photos),
-        ("imagenet imagenet_1cross", photos),
-        ("audioset_raw", clips),
-        ("audioset_mel", clips),
-        ("audioset_av_mel", clips),
-        ("audioset_video", clips),
-        ("audioset_av_raw", clips),
-        ("modelnet40", meshes),
+        ("imagenet", write_photos),
+        ("imagenet imagenet_permuted", write_photos),
+        ("imagenet imagenet_1cross", write_photos),
+        ("audioset_raw", write_clips),
+        ("audioset_mel", write_clips),
+        ("audioset_av_mel", write_clips),
+        ("audioset_video", write_clips),
+        ("audioset_av_raw", write_clips),
+        ("modelnet40", write_meshes),
     ],
 )
-def test_an_experiment_goes_from_training_to_predictions(
+def test_an_experiment_runs_from_training_to_predictions(
     tmp_path: Path, files: str, write: Callable[[Path], None]
 ) -> None:
     write(tmp_path / "data")
@@ -102,21 +102,21 @@ def test_an_experiment_goes_from_training_to_predictions(
     source = replace(
         config.sources[0], train_shards=shards.format("train"), eval_shards=shards.format("eval")
     )
-    check_all_the_way(replace(narrowed(config, tmp_path), sources=[source]), {source.name: HELD_OUT})
+    train_evaluate_predict(replace(narrowed(config, tmp_path), sources=[source]), {source.name: HELD_OUT})
 
 
 @pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster")
-def test_the_default_goes_from_training_to_predictions(tmp_path: Path) -> None:
+def test_the_default_runs_from_training_to_predictions(tmp_path: Path) -> None:
     config, _ = parse_run(run_parser(""), [f"--config={CONFIGS}/default.yaml"], [], RunConfig)
     config = narrowed(config, tmp_path)
-    # 450 and 1,000 held out: units of 48, of which 10 and 21 have samples.
+    # The 450 and 1,000 held-out samples fill 10 and 21 units of 48.
     config = replace(config, train=replace(config.train, micro_batch=48))
-    check_all_the_way(config, {"clips": 450, "fashion": 1000})
+    train_evaluate_predict(config, {"clips": 450, "fashion": 1000})
 
 
-def check_all_the_way(config: RunConfig, held_out: dict[str, int]) -> None:
-    """Train with an evaluation and a checkpoint on the way, evaluate, predict; each knows every held-out sample."""
+def train_evaluate_predict(config: RunConfig, held_out: dict[str, int]) -> None:
+    """Train with an evaluation and a checkpoint per step, evaluate, predict; check each for every held-out sample."""
     result = run_training(config, Console(file=StringIO()))
     folder = Path(config.storage.path) / "experiment"
     assert (result["exit"], result["steps"], result["restarts"]) == ("completed", 2, 0)
@@ -133,9 +133,8 @@ def check_all_the_way(config: RunConfig, held_out: dict[str, int]) -> None:
         losses = [name for name in result["metrics"] if name.startswith(f"{source.name}/loss")]
         assert len(losses) == len(modality_subsets(source.modalities))
         for name in losses:
-            assert found.metrics[name] == pytest.approx(
-                result["metrics"][name], rel=0.02
-            )  # bf16 in other batches
+            # Two significant digits: bf16 rounds differently in batches of another size.
+            assert found.metrics[name] == pytest.approx(result["metrics"][name], rel=0.02)
         options = PredictionOptions(
             model=str(folder),
             source=source.name,

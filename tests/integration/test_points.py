@@ -1,4 +1,4 @@
-"""From a folder of meshes to a trained model: two kinds of solids, told apart beside a source of pictures."""
+"""From a folder of meshes to a trained model: two classes of solids, trained alongside a source of images."""
 
 from dataclasses import replace
 from io import StringIO
@@ -24,7 +24,7 @@ FACES = {
 
 
 def write_solids(tree: Path, train: int = 20, test: int = 7) -> Path:
-    """OFF files of boxes and pyramids of random sizes, in the folders of ModelNet."""
+    """Write OFF files of boxes and pyramids of random sizes in ModelNet's folder structure; return `tree`."""
     random = np.random.default_rng(0)
     for label, corners in CORNERS.items():
         for split, count in (("train", train), ("test", test)):
@@ -42,7 +42,7 @@ def write_solids(tree: Path, train: int = 20, test: int = 7) -> Path:
 
 @pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster")
-def test_meshes_train_beside_pictures(tmp_path: Path) -> None:
+def test_meshes_train_alongside_images(tmp_path: Path) -> None:
     small_run.write_data(tmp_path / "data", train=20, evaluation=8)
     solids = convert_modelnet(write_solids(tmp_path / "tree"), str(tmp_path / "solids"), samples_per_shard=16)
     write_conversion(solids, lambda _done, _of: None)

@@ -1,4 +1,4 @@
-"""A whole run through s3://, against a real S3 server on this machine: shards, index, checkpoints, records, resume."""
+"""Training with all files at s3:// on a local S3 server: shards, index, checkpoints, records, resume."""
 
 import json
 import os
@@ -25,9 +25,9 @@ class Store(NamedTuple):
     """A bucket with the shards of the small run.
 
     Attributes:
-        address: Of the server.
-        client: To look into the bucket.
-        local: A folder for what is not in the bucket.
+        address: Endpoint URL of the server.
+        client: boto3's S3 client.
+        local: A local folder for everything that is not in the bucket.
     """
 
     address: str
@@ -35,7 +35,7 @@ class Store(NamedTuple):
     local: Path
 
     def train(self, run_name: str, *options: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-        """Run the job with everything in the bucket but MLflow's records."""
+        """Run the job with everything in the bucket except MLflow's records."""
         config = small_run.small_config(Path("SHARDS"), Path("RUNS"), run_name, steps=20)
         file = self.local / "config.yaml"
         text = to_yaml(config).replace("SHARDS", f"s3://{BUCKET}/data").replace("RUNS", f"s3://{BUCKET}/runs")
@@ -62,6 +62,7 @@ class Store(NamedTuple):
         return content.decode()
 
     def losses(self, run_name: str) -> list[float]:
+        """Return the training loss of every logged step of a run."""
         entries = map(json.loads, self.text(f"runs/{run_name}/metrics.jsonl").splitlines())
         return [entry["train/loss"] for entry in entries if "train/loss" in entry]
 
@@ -96,13 +97,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 
 @pytest.fixture(scope="module")
 def trained(store: Store) -> Store:
-    """The store with a run that was left alone."""
+    """The store with an undisturbed run in it."""
     job = store.train("undisturbed")
     assert job.returncode == 0, job.stdout + job.stderr
     return store
 
 
-def test_a_run_in_a_bucket_is_completed(trained: Store) -> None:
+def test_a_run_in_a_bucket_completes(trained: Store) -> None:
     result = json.loads(trained.text("runs/undisturbed/result.json"))
     assert (result["exit"], result["steps"]) == ("completed", 20)
     assert result["checkpoint"] == f"s3://{BUCKET}/runs/undisturbed/step-00000020"
@@ -110,14 +111,14 @@ def test_a_run_in_a_bucket_is_completed(trained: Store) -> None:
 
 
 @pytest.mark.long
-def test_a_run_in_a_bucket_goes_on_with_the_same_losses(trained: Store) -> None:
+def test_a_run_in_a_bucket_resumes_with_the_same_losses(trained: Store) -> None:
     for options in (["--train.stop_at=10"], []):
         job = trained.train("resumed", *options)
         assert job.returncode == 0, job.stdout + job.stderr
     assert trained.losses("resumed") == trained.losses("undisturbed")
 
 
-def test_shards_in_a_bucket_are_indexed_there_once(trained: Store) -> None:
+def test_each_shard_in_a_bucket_has_one_index_there(trained: Store) -> None:
     listed = trained.client.list_objects_v2(Bucket=BUCKET, Prefix="runs/index/")["Contents"]
     indexes = [entry["Key"] for entry in listed if entry["Key"].endswith(".parquet")]
     assert len(indexes) == len(list((trained.local / "data").rglob("*.tar")))
@@ -130,12 +131,12 @@ def test_shards_in_a_bucket_are_indexed_there_once(trained: Store) -> None:
         (False, {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "connect|resolve|NETWORK"),
     ],
 )
-def test_a_bucket_that_lets_nobody_in_is_one_line(
+def test_an_inaccessible_bucket_fails_with_one_line(
     store: Store, denied: bool, environment: dict[str, str], reason: str
 ) -> None:
     try:
         requests.post(f"{store.address}/moto-api/reset-auth", data="0" if denied else "inf", timeout=30)
-        job = store.train("nobody", **environment)
+        job = store.train("denied", **environment)
     finally:
         requests.post(f"{store.address}/moto-api/reset-auth", data="inf", timeout=30)
     assert job.returncode == 2

@@ -1,4 +1,4 @@
-"""A whole search by the job itself, killed once on the way: real Tune, Train, DeepSpeed and MLflow."""
+"""A search job that is killed once and resumed, with real Ray Tune, Ray Train, DeepSpeed and MLflow."""
 
 import re
 from typing import Any
@@ -14,12 +14,12 @@ from perceiver_dist.search.study.search_config import SearchConfig
 pytestmark = pytest.mark.runs
 
 IMPOSSIBLE = 10**12
-"""Latents that no machine has memory for."""
+"""A number of latents that fits no machine's memory."""
 
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The folder of a search that was killed when its first trial had ended, and started again."""
+    """Kill a search once its first trial has ended, resume it, and return what it left."""
     storage = tmp_path_factory.mktemp("search")
     small_run.write_data(storage / "data")
     search = SearchConfig(
@@ -42,15 +42,13 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }
 
 
-def test_a_trial_that_had_ended_is_not_run_again(searched: dict[str, Any]) -> None:
+def test_a_finished_trial_is_not_run_again(searched: dict[str, Any]) -> None:
     ended = [trial for trial in searched["before"] if trial["state"] != "running"]
     assert ended
     assert [searched["after"][trial["number"]] for trial in ended] == ended
 
 
-def test_a_trial_without_memory_fails_with_the_reason_and_the_other_completes(
-    searched: dict[str, Any],
-) -> None:
+def test_a_trial_that_runs_out_of_memory_fails_and_the_other_completes(searched: dict[str, Any]) -> None:
     assert [trial["state"] for trial in searched["after"]] == ["completed", "failed"]
     assert "a rank is out of memory" in searched["after"][1]["reason"]
     assert "lower train.micro_batch or the model's sizes" in searched["after"][1]["reason"]
@@ -81,17 +79,17 @@ def test_the_parent_run_holds_the_summary(searched: dict[str, Any]) -> None:
     assert parent.info.status == "FINISHED"
 
 
-def test_the_best_trial_can_be_trained_as_it_is(searched: dict[str, Any]) -> None:
+def test_the_configuration_of_the_best_trial_can_be_trained(searched: dict[str, Any]) -> None:
     config = read_run((searched["folder"] / "best.yaml").read_text())
     [best] = [trial for trial in searched["after"] if trial["state"] == "completed"]
     assert config.model.latents == best["values"]["model.latents"]
     assert (config.train.steps, config.storage.run_name) == (30, None)
 
 
-def test_the_screen_tells_of_no_trial_twice_and_what_was_found(searched: dict[str, Any]) -> None:
+def test_the_output_reports_each_trial_once_and_the_best_one(searched: dict[str, Any]) -> None:
     lines = searched["screen"].splitlines()
     ended = [line.split()[0] for line in lines if re.match(r"trial-\d+ (completed|stopped|failed)[: ]", line)]
-    told = [name for name in ended if ended.count(name) > 2]
-    assert not told, "once when it ends, once in the table"
+    repeated = [name for name in ended if ended.count(name) > 2]
+    assert not repeated, "a trial is reported once when it ends and once in the table"
     assert "is best: score" in searched["screen"]
     assert "Traceback" not in searched["screen"]

@@ -1,4 +1,4 @@
-"""From training to serving with the commands that people type: all forms of a model say the same of the same files."""
+"""From training to serving with the documented commands: every exported form gives the same predictions."""
 
 import json
 import subprocess
@@ -25,14 +25,14 @@ STEPS, CLASSES, FILES = 20, 9, 5
 
 
 def job(name: str, *options: object) -> None:
-    """Run one of the jobs as a person would."""
+    """Run one of the jobs in a process of its own; it has to succeed."""
     command = [sys.executable, f"jobs/{name}.py", *map(str, options)]
     finished = subprocess.run(command, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
 
 
 def predicted_shards(run: Path, held_out: Path, out: Path) -> list[dict[str, Any]]:
-    """What `jobs/predict.py` finds in the held-out clips."""
+    """Return the rows that `jobs/predict.py` writes for the held-out clips."""
     shards = f"{held_out}/eval-*.tar"
     job("predict", "--model", run, "--source", "clips", "--shards", shards, "--out", out, "--top", CLASSES)
     rows: list[dict[str, Any]] = pq.read_table(out).to_pylist()
@@ -40,30 +40,30 @@ def predicted_shards(run: Path, held_out: Path, out: Path) -> list[dict[str, Any
 
 
 def accuracy(rows: list[dict[str, Any]], held_out: Path) -> float:
-    """How many of the predictions are the shards' own labels; every sample must be there once."""
+    """Return the fraction of predictions that equal the shards' labels; every sample has to occur exactly once."""
     labels = {}
     for shard in held_out.glob("eval-*.tar"):
         with tarfile.open(shard) as members:
             for member in members:
                 key, _, field = member.name.partition(".")
-                if field == "cls":
-                    labels[str(shard), key] = int(members.extractfile(member).read())  # type: ignore[union-attr]
+                if field == "cls" and (file := members.extractfile(member)) is not None:
+                    labels[str(shard), key] = int(file.read())
     right = [row["classes"][0] == labels.pop((row["shard"], row["key"])) for row in rows]
     assert not labels
     return float(np.mean(right))
 
 
 def in_order(row: dict[str, Any]) -> list[float]:
-    """The probabilities of a prediction by class number."""
+    """Return the probabilities of a prediction in the order of class numbers."""
     return [probability for _, probability in sorted(zip(row["classes"], row["probabilities"], strict=True))]
 
 
-def answers(run: Path, files: list[Path], folder: Path) -> Iterator[tuple[str, Any]]:
-    """What each form of the model says of files: its name, and (files, classes) probabilities."""
+def predictions(run: Path, files: list[Path], folder: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the name of each exported form and its (files, classes) probabilities."""
     job("export", "folder", "--model", run, "--out", folder / "exported")
     exported = perceiver_dist.load(folder / "exported")
     yield "safetensors", [prediction.probabilities for prediction in exported.predict(files)]
-    yield from traced_answers(run, files, folder, exported)
+    yield from traced_predictions(run, files, folder, exported)
     job("export", "mlflow", "--model", run, "--out", folder / "mlflow")
     bare = environment_of_requirements(folder / "hidden")
     samples = [[file] for file in files]
@@ -74,10 +74,10 @@ def answers(run: Path, files: list[Path], folder: Path) -> Iterator[tuple[str, A
     yield "served by MLflow", [answer["probabilities"] for answer in found]
 
 
-def traced_answers(
+def traced_predictions(
     run: Path, files: list[Path], folder: Path, model: TrainedModel
 ) -> Iterator[tuple[str, Any]]:
-    """What the files for other programs compute, of what the model decodes."""
+    """Yield the probabilities from the `torch.export` and ONNX files, for files decoded by `model`."""
     for form, name in (("torch", "clips.pt2"), ("onnx", "clips.onnx")):
         job("export", form, "--model", run, "--out", folder / name, "--source", "clips")
     clips = model.source("clips")
@@ -107,8 +107,8 @@ def test_train_evaluate_predict_export_serve(tmp_path: Path) -> None:
     files = [tmp_path / "clips" / f"{row['key']}.mp4" for row in rows[:FILES]]
     of_checkpoint = perceiver_dist.load(run).predict(files)
     expected = np.stack([prediction.probabilities for prediction in of_checkpoint])
-    assert expected.std() > 0.01
-    forms = {"shards": [in_order(row) for row in rows[:FILES]], **dict(answers(run, files, tmp_path))}
+    assert expected.std() > 0.01  # or the comparison would show nothing
+    forms = {"shards": [in_order(row) for row in rows[:FILES]], **dict(predictions(run, files, tmp_path))}
     for form, found in forms.items():
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5, err_msg=form)
-        sys.stdout.write(f"\n{form}: off by at most {np.abs(np.asarray(found) - expected).max():.1e}")
+        sys.stdout.write(f"\n{form}: maximum difference {np.abs(np.asarray(found) - expected).max():.1e}")

@@ -1,4 +1,4 @@
-"""Whole runs with real Ray, DeepSpeed, MLflow and files: what is learned, in which order, and what is left behind."""
+"""Training runs with real Ray, DeepSpeed, MLflow and files: sample order, losses, resume, records, failures."""
 
 import json
 import os
@@ -30,7 +30,8 @@ from perceiver_dist.errors import UserError
 from perceiver_dist.training.driver import run_training
 
 GOLDEN = Path(__file__).parent / "golden.json"
-"""Written anew by `WRITE_GOLDEN=1 .venv/bin/pytest tests/integration`, after a change meant to alter it."""
+"""Sample order and losses of the small run. After a change that is meant to alter them, regenerate the file with
+`WRITE_GOLDEN=1 .venv/bin/pytest tests/integration`."""
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +48,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(data: Path, storage: Path, request: pytest.FixtureRequest) -> Callable[[int], dict[str, Any]]:
-    """Return a function that gives the finished run with that many workers, trained once."""
+    """Return a function from a number of workers to the finished run with that many; each is trained once."""
     request.getfixturevalue("ray_cluster")
     runs: dict[int, dict[str, Any]] = {}
 
@@ -63,12 +64,12 @@ def trained(data: Path, storage: Path, request: pytest.FixtureRequest) -> Callab
 
 
 def samples(folder: Path) -> list[list[str]]:
-    """Return the sorted keys of each step's samples, without the folder of the shards."""
+    """Return the sorted keys of each step's samples, relative to the folder of the shards."""
     steps = [json.loads(line)["units"] for line in (folder / "samples.jsonl").read_text().splitlines()]
     return [sorted("/".join(key.split("/")[-3:]) for keys in step.values() for key in keys) for step in steps]
 
 
-def test_a_run_is_completed_and_says_what_it_did(trained: Callable[[int], dict[str, Any]]) -> None:
+def test_a_run_completes_and_writes_its_result(trained: Callable[[int], dict[str, Any]]) -> None:
     result = json.loads((trained(2)["folder"] / "result.json").read_text())
     assert (result["exit"], result["steps"]) == ("completed", small_run.STEPS)
     assert result["samples_seen"] == small_run.STEPS * 4 * 8
@@ -77,7 +78,7 @@ def test_a_run_is_completed_and_says_what_it_did(trained: Callable[[int], dict[s
     assert result["samples_per_second"] > 0
 
 
-def test_every_held_out_sample_counts_once(trained: Callable[[int], dict[str, Any]]) -> None:
+def test_every_held_out_sample_is_counted_once(trained: Callable[[int], dict[str, Any]]) -> None:
     metrics = trained(2)["metrics"]
     assert (metrics["squares/samples"], metrics["tones/samples"]) == (21, 21)
 
@@ -86,14 +87,14 @@ def test_the_squares_are_learned(trained: Callable[[int], dict[str, Any]]) -> No
     assert trained(2)["metrics"]["squares/accuracy"] > 0.5
 
 
-def test_the_screen_shows_progress_and_results_only(trained: Callable[[int], dict[str, Any]]) -> None:
+def test_the_output_is_progress_and_results_only(trained: Callable[[int], dict[str, Any]]) -> None:
     lines = trained(2)["screen"].splitlines()
     assert lines[0] == "run workers2: preparing data"
     assert any(line.startswith("step 100/100  loss ") for line in lines)
     assert len(lines) < 16
 
 
-def test_the_folder_holds_a_configuration_that_reads_back(trained: Callable[[int], dict[str, Any]]) -> None:
+def test_the_stored_configuration_reads_back_unchanged(trained: Callable[[int], dict[str, Any]]) -> None:
     file = trained(2)["folder"] / "config.yaml"
     config = read_run(file.read_text())
     assert to_yaml(config) == file.read_text()
@@ -114,12 +115,12 @@ def test_mlflow_has_parameters_metrics_and_figures(
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(4, marks=pytest.mark.runs)])
-def test_any_number_of_workers_learns_from_the_same_samples(
+def test_samples_and_losses_do_not_depend_on_the_number_of_workers(
     trained: Callable[[int], dict[str, Any]], workers: int
 ) -> None:
     assert samples(trained(workers)["folder"]) == samples(trained(2)["folder"])
-    # Sums in another order differ in the last bits, and training amplifies that: early steps are compared, and the
-    # squares' losses, which are soon below 0.001, to an absolute 1e-6.
+    # Sums in another order differ in the last bits, and training amplifies the difference. So only early steps are
+    # compared, and losses of the squares, which are soon below 0.001, with an absolute tolerance of 1e-6.
     early = slice(0, 20)
     expected = pytest.approx(small_run.losses(trained(2)["folder"])[early], rel=1e-4, abs=1e-6)
     assert small_run.losses(trained(workers)["folder"])[early] == expected
@@ -137,28 +138,29 @@ def test_three_workers_share_four_lanes(
     assert small_run.losses(tmp_path / "uneven") == expected
 
 
-def test_order_and_losses_are_the_golden_ones(trained: Callable[[int], dict[str, Any]]) -> None:
+def test_order_and_losses_equal_the_golden_values(trained: Callable[[int], dict[str, Any]]) -> None:
     folder = trained(2)["folder"]
     found = {"first_steps": samples(folder)[:3], "losses": small_run.losses(folder)[:20]}
     if os.environ.get("WRITE_GOLDEN"):
         GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
     golden = json.loads(GOLDEN.read_text())
     assert found["first_steps"] == golden["first_steps"]
-    # Other processors sum in another order; a change of the mathematics is far larger.
+    # Other CPUs sum in another order; a change of the computation makes a far larger difference.
     assert found["losses"] == pytest.approx(golden["losses"], rel=1e-3)
 
 
 @pytest.mark.parametrize(("name", "value"), [("seed", 1), ("lanes", 8), ("micro_batch", 4)])
-def test_a_run_does_not_go_on_in_another_order(
+def test_a_run_does_not_resume_in_another_order(
     trained: Callable[[int], dict[str, Any]], data: Path, storage: Path, name: str, value: int
 ) -> None:
     trained(2)
-    config = small_run.small_config(data, storage, "workers2", **{name: value})
+    options: dict[str, Any] = {name: value}
+    config = small_run.small_config(data, storage, "workers2", **options)
     with pytest.raises(UserError, match=f"train.{name} is {value}, but run 'workers2' was started with"):
         run_training(config, Console(file=StringIO()))
 
 
-def test_a_run_that_begins_from_anothers_checkpoint_and_ends_early_has_its_losses(
+def test_a_run_that_starts_from_the_checkpoint_of_another_and_stops_early_has_its_losses(
     trained: Callable[[int], dict[str, Any]], data: Path, tmp_path: Path
 ) -> None:
     checkpoint = trained(2)["folder"] / "step-00000090"
@@ -170,7 +172,7 @@ def test_a_run_that_begins_from_anothers_checkpoint_and_ends_early_has_its_losse
 
 
 @pytest.mark.runs
-def test_a_run_begins_with_the_weights_of_a_trained_model(
+def test_fine_tuning_starts_from_the_weights_of_a_trained_model(
     trained: Callable[[int], dict[str, Any]], data: Path, tmp_path: Path
 ) -> None:
     folder = trained(2)["folder"]
@@ -202,7 +204,7 @@ def test_a_run_begins_with_the_weights_of_a_trained_model(
         ),
     ],
 )
-def test_a_checkpoint_that_cannot_be_begun_from_is_refused(
+def test_an_unusable_checkpoint_to_start_from_is_rejected(
     trained: Callable[[int], dict[str, Any]],
     data: Path,
     tmp_path: Path,
@@ -215,7 +217,7 @@ def test_a_checkpoint_that_cannot_be_begun_from_is_refused(
         run_training(small_run.small_config(data, tmp_path, "branch", **options), Console(file=StringIO()))
 
 
-def test_anothers_damaged_checkpoint_is_refused_and_nothing_is_tried_again(
+def test_a_damaged_checkpoint_to_start_from_is_rejected_without_a_retry(
     trained: Callable[[int], dict[str, Any]], data: Path, tmp_path: Path
 ) -> None:
     start = tmp_path / "other" / "step-00000090"
@@ -231,7 +233,7 @@ def test_anothers_damaged_checkpoint_is_refused_and_nothing_is_tried_again(
 
 
 @pytest.mark.long
-def test_a_killed_driver_goes_on_and_ends_with_the_same_losses(
+def test_a_killed_driver_resumes_and_ends_with_the_same_losses(
     trained: Callable[[int], dict[str, Any]], data: Path, tmp_path: Path
 ) -> None:
     undisturbed, folder = trained(2)["folder"], tmp_path / "killed"
@@ -246,7 +248,7 @@ def test_a_killed_driver_goes_on_and_ends_with_the_same_losses(
 
 
 @pytest.mark.runs
-def test_a_run_told_to_stop_saves_where_it_is_and_goes_on_with_the_same_losses(
+def test_a_terminated_run_saves_and_resumes_with_the_same_losses(
     trained: Callable[[int], dict[str, Any]], data: Path, tmp_path: Path
 ) -> None:
     undisturbed, folder = trained(2)["folder"], tmp_path / "stopped"
@@ -264,7 +266,7 @@ def test_a_run_told_to_stop_saves_where_it_is_and_goes_on_with_the_same_losses(
 
 
 @pytest.mark.long
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_ends_with_the_same_losses(
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_gives_the_same_losses(
     trained: Callable[[int], dict[str, Any]], data: Path, tmp_path: Path
 ) -> None:
     undisturbed, folder = trained(2)["folder"], tmp_path / "damaged"
@@ -285,7 +287,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_ends_with_the_same_
 
 @pytest.mark.runs
 @pytest.mark.usefixtures("ray_cluster")
-def test_workers_that_fail_each_time_end_the_run_with_their_error(data: Path, tmp_path: Path) -> None:
+def test_workers_that_fail_at_every_start_end_the_run_with_their_error(data: Path, tmp_path: Path) -> None:
     config = small_run.small_config(data, tmp_path, "failing", max_failures=1)
     config = replace(config, deepspeed=DeepSpeedConfig(overrides={"zero_optimization": {"stage": 9}}))
     result = run_training(config, Console(file=StringIO()))
@@ -296,7 +298,7 @@ def test_workers_that_fail_each_time_end_the_run_with_their_error(data: Path, tm
 
 @pytest.mark.runs
 @pytest.mark.usefixtures("ray_cluster")
-def test_steps_that_are_not_finite_are_told_and_end_the_run(data: Path, tmp_path: Path) -> None:
+def test_steps_that_are_not_finite_are_reported_and_end_the_run(data: Path, tmp_path: Path) -> None:
     config = small_run.small_config(data, tmp_path, "diverging", max_skipped_steps=3)
     config = replace(config, optim=OptimConfig(learning_rate=1e30, warmup_steps=0))
     screen = StringIO()
@@ -308,14 +310,14 @@ def test_steps_that_are_not_finite_are_told_and_end_the_run(data: Path, tmp_path
 
 
 def job_command(data: Path, storage: Path, run_name: str) -> list[str]:
-    """Return the command that runs the small training as a job, or goes on with it."""
+    """Return the command that starts or resumes the small run as a job."""
     file = storage / f"{run_name}.yaml"
     file.write_text(to_yaml(small_run.small_config(data, storage, run_name)))
     return [sys.executable, "jobs/train_multimodal.py", "--config", str(file)]
 
 
 def wait_for_checkpoint(folder: Path, run: subprocess.Popen[Any]) -> None:
-    """Return as soon as there is a checkpoint."""
+    """Return as soon as the run has written a checkpoint; fail if it ends first."""
     while RunFolder(str(folder)).newest_step() == 0:
         assert run.poll() is None, "the run ended before it was killed"
         threading.Event().wait(0.02)

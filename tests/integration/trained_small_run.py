@@ -1,4 +1,4 @@
-"""A run to use: one Perceiver trained for a few steps on pictures and on clips that are seen and heard."""
+"""A trained run for tests of inference: a few steps on images and on audio-visual clips."""
 
 from dataclasses import replace
 from io import StringIO
@@ -19,7 +19,7 @@ CLIP_CLASSES = 3
 
 
 def write_clips(folder: Path, count: int, name: str, seed: int) -> None:
-    """Clips of about a second; their labels are numbers in turn."""
+    """Write shards of clips of about one second, labelled 0, 1, 2, 0, ..."""
     random = np.random.default_rng(seed)
     samples: list[Sample] = [
         {"__key__": f"{n:04d}", "mp4": render_clip(n % 9, random), "cls": n % CLIP_CLASSES}
@@ -29,7 +29,7 @@ def write_clips(folder: Path, count: int, name: str, seed: int) -> None:
 
 
 def train(folder: Path) -> dict[str, Any]:
-    """Train in a folder: shards in data/, the run in runs/small. Returns what result.json holds."""
+    """Write shards to `folder`/data, train to `folder`/runs/small, and return the content of result.json."""
     small_run.write_data(folder / "data", train=40, evaluation=21)
     write_clips(folder / "data" / "clips", 8, "train", seed=0)
     write_clips(folder / "data" / "clips", 10, "eval", seed=1)

@@ -1,8 +1,7 @@
-"""The habits of this project's code that a program can check. Each check takes source text and returns offences.
+"""Checks of code habits that ruff does not have: functions from source text to offences.
 
-An offence is one line that begins with the line number, so that an assertion `check(source) == []` shows what to
-mend. ruff checks style, the arguments in a docstring that are not there (DOC102) and the rest of what it knows;
-here is what it does not know.
+An offence is one line that begins with the line number, so that a failed assertion `check(source) == []` shows what to
+fix. ruff checks style, and docstrings that name arguments which do not exist (DOC102).
 """
 
 import ast
@@ -29,38 +28,50 @@ SHAPE = re.compile(
     r"\((?:[^()]*[^\w()])?[BMNCDH]\b[^()]*\)|(?:^|: ) *\([^()]+,[^()]*\)|\b[Ss]calar\b|any shape",
     re.MULTILINE,
 )
-"""A tuple with a letter of the legend; any tuple that opens the text of an argument; or words for no shape."""
+"""A tuple with a letter of the legend, a tuple that opens the text of an argument, "scalar", or "any shape"."""
 SKIPS = {"skip", "skipif", "xfail", "importorskip"}
+QUESTION_WORDS = {"What", "How", "Where", "Which", "Whether", "When", "Why"}
+PRIVATE_WORDS = {
+    r"goes\s+on|go(?:ing)?\s+on\s+(?:with|from)": "resume or continue",
+    r"mend(?:s|ed|ing)?": "fix",
+    r"patiently": "with retries",
+    r"(?:tells?|telling|told)\s+of": "report",
+    r"(?:for|not|said|told)\s+in\s+words": "print or log",
+    r"crew": "actors",
+    r"courier": "sender",
+    r"outbox(?!\.sqlite)": "record queue",
+}
+"""Words that this project used for things that have a standard term -> the standard term."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def functions(tree: ast.AST) -> list[Function]:
-    """Every function and method, nested ones too."""
+    """Return all functions and methods, including nested ones."""
     return [node for node in ast.walk(tree) if isinstance(node, Function)]
 
 
 def lines_of(function: Function) -> int:
-    """Lines from `def` to the end, the docstring counted, decorators not."""
+    """Return the number of lines from `def` to the end, with the docstring, without decorators."""
     return (function.end_lineno or function.lineno) - function.lineno + 1
 
 
 def function_sizes(source: str) -> list[int]:
-    """Lines of every function."""
+    """Return the number of lines of every function."""
     return [lines_of(function) for function in functions(ast.parse(source))]
 
 
-def long_functions(source: str, most: int) -> list[str]:
-    """Functions of more than `most` lines."""
+def long_functions(source: str, max_lines: int) -> list[str]:
+    """Return functions of more than `max_lines` lines."""
     return [
-        f"{function.lineno}: {function.name} has {lines_of(function)} lines, at most {most}"
+        f"{function.lineno}: {function.name} has {lines_of(function)} lines, at most {max_lines}"
         for function in functions(ast.parse(source))
-        if lines_of(function) > most
+        if lines_of(function) > max_lines
     ]
 
 
 def public_definitions(tree: ast.Module) -> Iterator[tuple[Function | ast.ClassDef, ast.ClassDef | None]]:
-    """Public classes, functions and methods, each with the class it is in. `__init__` and the like are methods."""
+    """Yield public classes, functions and methods, each with its class; `__init__` and the like are public."""
     pending: list[tuple[ast.stmt, ast.ClassDef | None]] = [(node, None) for node in tree.body]
     for node, owner in pending:
         if isinstance(node, Function | ast.ClassDef) and _is_public(node.name):
@@ -74,10 +85,7 @@ def _is_public(name: str) -> bool:
 
 
 def missing_docstrings(source: str) -> list[str]:
-    """The module, and public classes, functions and methods, without a docstring.
-
-    `__init__` may leave it to its class.
-    """
+    """Return the module and public classes, functions and methods without a docstring; `__init__` needs none."""
     tree = ast.parse(source)
     missing = [
         f"{node.lineno}: {node.name} has no docstring"
@@ -87,8 +95,50 @@ def missing_docstrings(source: str) -> list[str]:
     return missing if ast.get_docstring(tree) else ["1: the module has no docstring", *missing]
 
 
+def question_openings(source: str) -> list[str]:
+    """Return the module docstring if it opens with a question word instead of stating what the module is."""
+    opening = (ast.get_docstring(ast.parse(source)) or "").split(maxsplit=1)[:1]
+    if QUESTION_WORDS.isdisjoint(opening):
+        return []
+    return [f"1: the module docstring opens with {opening[0]}; state what the module is"]
+
+
+def private_words(text: str, first_line: int = 1) -> list[str]:
+    """Return private words in prose, each with its standard term.
+
+    Args:
+        text: Prose, such as a page or a docstring.
+        first_line: Number of its first line.
+    """
+    return [
+        f"{text.count(chr(10), 0, match.start()) + first_line}: {' '.join(match[0].split())!r}; write {term}"
+        for word, term in PRIVATE_WORDS.items()
+        for match in re.finditer(rf"(?<![\w-])(?:{word})(?![\w-])", text, re.IGNORECASE)
+    ]
+
+
+def private_words_in_code(source: str, messages: bool = True) -> list[str]:
+    """Return private words in the docstrings and comments of a module.
+
+    Args:
+        source: Source text.
+        messages: Check all other string literals too, such as messages of errors.
+    """
+    tree = ast.parse(source)
+    literals = [node for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    standalone = [node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)]
+    texts = [
+        (node.value, node.lineno)
+        for node in (literals if messages else standalone)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    texts += [(token.string, token.start[0]) for token in tokens if token.type == tokenize.COMMENT]
+    return [offence for text, line in texts for offence in private_words(text, line)]
+
+
 def undocumented_arguments(source: str) -> list[str]:
-    """Arguments of public functions that the docstring does not name; those of `__init__` may be in the class's."""
+    """Return arguments of public functions that are missing in the docstring; for `__init__` the class's counts too."""
     offences = []
     for node, owner in public_definitions(ast.parse(source)):
         if not isinstance(node, Function) or (node.name.startswith("__") and node.name != "__init__"):
@@ -103,7 +153,7 @@ def undocumented_arguments(source: str) -> list[str]:
 
 
 def _documentation(function: Function, owner: ast.ClassDef | None) -> str:
-    """The docstring; for `__init__` the class's as well."""
+    """Return the docstring of a function; for `__init__`, the class's as well."""
     nodes = [function, owner] if owner is not None and function.name == "__init__" else [function]
     return "\n".join(ast.get_docstring(node) or "" for node in nodes)
 
@@ -116,7 +166,7 @@ def _arguments(function: Function) -> list[str]:
 
 
 def undocumented_raises(source: str) -> list[str]:
-    """Public functions that raise and have no Raises section."""
+    """Return public functions that raise and have no Raises section."""
     return [
         f"{node.lineno}: {node.name} raises and has no Raises section"
         for node, owner in public_definitions(ast.parse(source))
@@ -127,7 +177,7 @@ def undocumented_raises(source: str) -> list[str]:
 
 
 def _own_statements(function: Function) -> Iterator[ast.AST]:
-    """What runs when the function runs: not what it defines."""
+    """Yield the nodes of a function's own body, without those of functions and classes defined in it."""
     pending: list[ast.AST] = list(function.body)
     for node in pending:
         if not isinstance(node, Function | ast.ClassDef | ast.Lambda):
@@ -136,9 +186,9 @@ def _own_statements(function: Function) -> Iterator[ast.AST]:
 
 
 def tensors_without_shapes(source: str) -> list[str]:
-    """Public functions that take or give tensors and whose docstring states no shape."""
+    """Return public functions that take or return tensors and state no shape in the docstring."""
     return [
-        f"{node.lineno}: {node.name} takes or gives a Tensor and states no shape"
+        f"{node.lineno}: {node.name} takes or returns a Tensor and states no shape"
         for node, _ in public_definitions(ast.parse(source))
         if isinstance(node, Function)
         and re.search(r"\bTensor\b", " ".join(_annotations(node)))
@@ -152,7 +202,7 @@ def _annotations(function: Function) -> list[str]:
 
 
 def forbidden_statements(source: str) -> list[str]:
-    """`print`, `assert`, and `except` of everything that does not raise again."""
+    """Return uses of `print` and `assert`, and handlers of all exceptions that do not end in `raise`."""
     offences = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Assert):
@@ -160,7 +210,7 @@ def forbidden_statements(source: str) -> list[str]:
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
             offences.append(f"{node.lineno}: print; only jobs print")
         elif isinstance(node, ast.ExceptHandler) and _catches_everything(node):
-            offences.append(f"{node.lineno}: except of everything; name what is expected")
+            offences.append(f"{node.lineno}: blanket except; name the expected exceptions")
     return offences
 
 
@@ -171,7 +221,7 @@ def _catches_everything(handler: ast.ExceptHandler) -> bool:
 
 
 def unexplained_ignores(source: str) -> list[str]:
-    """Comments that silence mypy or ruff without naming the code."""
+    """Return comments that silence mypy or ruff without an error code."""
     return [
         f"{token.start[0]}: {token.string.strip()} names no code"
         for token in tokenize.generate_tokens(io.StringIO(source).readline)
@@ -180,12 +230,12 @@ def unexplained_ignores(source: str) -> list[str]:
 
 
 def vague_names(path: str) -> list[str]:
-    """Parts of a file's path that say nothing about what is in it."""
+    """Return parts of a file's path that say nothing about its content."""
     return [part for part in re.split(r"[/._]", path) if part in VAGUE_NAMES]
 
 
 def imported(source: str) -> dict[str, int]:
-    """Dotted name of everything imported, wherever in the file, and its line."""
+    """Return the dotted name of each import with its line, including imports inside functions."""
     names: dict[str, int] = {}
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -197,7 +247,7 @@ def imported(source: str) -> dict[str, int]:
 
 
 def imports_outside(source: str, allowed: set[str]) -> list[str]:
-    """Imports that are neither the standard library's nor under one of the `allowed` dotted names."""
+    """Return imports that are neither from the standard library nor under one of the `allowed` dotted names."""
     return [
         f"{line}: imports {name}"
         for name, line in imported(source).items()
@@ -206,7 +256,7 @@ def imports_outside(source: str, allowed: set[str]) -> list[str]:
 
 
 def imports_under(source: str, forbidden: set[str], but: frozenset[str] = frozenset()) -> list[str]:
-    """Imports under one of the `forbidden` dotted names, unless under one of `but`; and relative ones."""
+    """Return imports under one of the `forbidden` dotted names and not under one of `but`, and relative imports."""
     return [
         f"{line}: imports {name}"
         for name, line in imported(source).items()
@@ -219,7 +269,7 @@ def _is_under(name: str, parents: set[str] | frozenset[str]) -> bool:
 
 
 def machine_paths(text: str) -> list[str]:
-    """Absolute paths that exist on one machine only; the user `ray` of Ray's own container images is not one."""
+    """Return lines with absolute paths of one machine; the home of `ray` in Ray's container images is allowed."""
     pattern = re.compile(
         r"(?<![\w.:}/~-])/(?:work|root)/|/home/(?!ray\b)\w+/|file:/{3}(?:work|root|home|opt|tmp)/"
     )
@@ -231,20 +281,20 @@ def machine_paths(text: str) -> list[str]:
 
 
 def sizes_of_tests(source: str) -> list[int]:
-    """Lines of every test function."""
+    """Return the number of lines of every test function."""
     return [lines_of(node) for node in functions(ast.parse(source)) if node.name.startswith("test_")]
 
 
-def size_offences(sizes: list[int], usual: float, most: int) -> list[str]:
-    """Why a set of test sizes is not short: the median above `usual`, or one above `most`."""
-    offences = [f"a test has {size} lines, at most {most}" for size in sizes if size > most]
-    if median(sizes) > usual:
-        offences.append(f"the median test has {median(sizes)} lines, at most {usual}")
+def size_offences(sizes: list[int], max_median: float, max_lines: int) -> list[str]:
+    """Return test sizes above `max_lines`, and a median above `max_median`."""
+    offences = [f"a test has {size} lines, at most {max_lines}" for size in sizes if size > max_lines]
+    if median(sizes) > max_median:
+        offences.append(f"the median test has {median(sizes)} lines, at most {max_median}")
     return offences
 
 
 def skips_without_reason(source: str) -> list[str]:
-    """Uses of pytest's skips and expected failures that give no reason."""
+    """Return skips and expected failures of pytest that give no reason."""
     offences = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in SKIPS:

@@ -1,12 +1,14 @@
-"""What the documentation says that a program can check: links, paths, commands, options, the path of a batch.
+"""Checks of the documentation: links, paths, commands, options, the path of a batch.
 
-Like the checks of the code: text in, offences out.
+Functions from the text of a page to offences, as in `code_checks`.
 """
 
 import ast
 import re
 from collections.abc import Callable
 from pathlib import Path
+
+import yaml
 
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`\n]+)`")
@@ -16,20 +18,20 @@ TRACE_HEADING = "## The path of a batch"
 
 
 def code_in(text: str) -> list[str]:
-    """Code blocks and code spans, with continued lines joined."""
+    """Return code blocks and code spans; lines that end in a backslash are joined with the next."""
     blocks = [block.replace("\\\n", " ") for block in FENCE.findall(text)]
     return blocks + SPAN.findall(FENCE.sub("", text))
 
 
 def anchors(text: str) -> set[str]:
-    """Anchors that GitHub gives to the headings of a page, and explicit ones."""
+    """Return the anchors that GitHub derives from the headings of a page, and explicit ones."""
     headings = re.findall(r"^#+ +(.+)$", FENCE.sub("", text), re.MULTILINE)
     slugs = {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
     return slugs | set(re.findall(r"(?:id|name)=\"([^\"]+)\"", text))
 
 
 def broken_links(text: str, page: Path) -> list[str]:
-    """Relative links to files or headings that are not there."""
+    """Return relative links to files or headings that do not exist."""
     offences = []
     for first, second in LINK.findall(FENCE.sub("", text)):
         target, _, anchor = (first or second).partition("#")
@@ -44,14 +46,14 @@ def broken_links(text: str, page: Path) -> list[str]:
 
 
 def missing_paths(text: str, root: Path) -> list[str]:
-    """Paths to files in code spans that do not exist under the repository; what a run writes is not among them."""
+    """Return paths in code spans that do not exist in the repository, apart from those under runs/."""
     pattern = re.compile(rf"(?<![\w/.:-])((?!runs/)[\w.-]+/[\w./-]+\.(?:{PATH_SUFFIXES}))\b")
     named = {path for span in SPAN.findall(FENCE.sub("", text)) for path in pattern.findall(span)}
     return [f"{path} does not exist" for path in sorted(named) if not (root / path).exists()]
 
 
 def unknown_targets(text: str, makefile: str) -> list[str]:
-    """Commands `make x` in code for which the Makefile has no target x."""
+    """Return commands `make x` in code for which the Makefile has no target."""
     targets = set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
     used = {
         target
@@ -62,10 +64,11 @@ def unknown_targets(text: str, makefile: str) -> list[str]:
 
 
 def unknown_options(text: str, options_of: Callable[[str], set[str]]) -> list[str]:
-    """Options given in code to a job that the job does not have.
+    """Return options of jobs in code that do not exist, and jobs that do not exist.
 
-    `options_of` takes a job's path, such as `jobs/x.py`, and returns its option strings; a job that is not there
-    raises FileNotFoundError.
+    Args:
+        text: Of the page.
+        options_of: Returns the option strings of a job such as `jobs/x.py`, or raises FileNotFoundError.
     """
     offences = set()
     for code in code_in(text):
@@ -81,20 +84,47 @@ def unknown_options(text: str, options_of: Callable[[str], set[str]]) -> list[st
 
 
 def first_command_line(text: str) -> int:
-    """Line number of the first code block; one past the end where there is none."""
+    """Return the line number of the first code block, or one past the end if there is none."""
     lines = text.splitlines()
     return next((number for number, line in enumerate(lines, 1) if line.startswith("```")), len(lines) + 1)
 
 
+def sections_missing_in_contents(text: str) -> list[str]:
+    """Return sections (`## `) that are not linked before the first one, or below a first section `## Contents`.
+
+    The license needs no link: readers find it at the end.
+    """
+    before, *sections = re.split(r"^## +", FENCE.sub("", text), flags=re.MULTILINE)
+    if sections and "contents" in sections[0].partition("\n")[0].lower():
+        before += sections.pop(0)
+    linked = {anchor for _, _, anchor in (first.partition("#") for first, _ in LINK.findall(before))}
+    headings = [section.partition("\n")[0] for section in sections if not section.startswith("Licen")]
+    return [
+        f"{heading} is not in the contents" for heading in headings if not anchors(f"# {heading}") & linked
+    ]
+
+
+def recipe(makefile: str, target: str) -> list[str]:
+    """Return the commands of a target in a Makefile."""
+    found = re.search(rf"^{re.escape(target)}:.*\n((?:\t.*\n)*)", makefile, re.MULTILINE)
+    return [line.strip().removeprefix("@") for line in found[1].splitlines()] if found else []
+
+
+def hook_commands(config: str) -> list[str]:
+    """Return the commands of the hooks in a configuration of pre-commit."""
+    repositories = yaml.safe_load(config)["repos"]
+    return [hook["entry"] for repository in repositories for hook in repository["hooks"]]
+
+
 def traced_functions(text: str) -> list[tuple[str, str]]:
-    """(file, function) of every `file.py:function` in the section about the path of a batch."""
+    """Return (file, function) of every `file.py:function` in the section about the path of a batch."""
     _, _, after = text.partition(TRACE_HEADING + "\n")
     section = re.split(r"^## ", after, maxsplit=1, flags=re.MULTILINE)[0]
     return re.findall(r"([\w./-]+\.py):([A-Za-z_][\w.]*)", section)
 
 
 def defines(source: str, name: str) -> bool:
-    """Whether the source defines a function, class, or `Class.method` of this name at its top level."""
+    """Return whether the source defines a function, class or `Class.method` of this name at its top level."""
     body: list[ast.stmt] = ast.parse(source).body
     for part in name.split("."):
         found = [
@@ -108,22 +138,22 @@ def defines(source: str, name: str) -> bool:
     return True
 
 
-def trace_offences(text: str, root: Path, most_files: int, most_lines: int) -> list[str]:
-    """Why the path of a batch cannot be followed: stations that are not there, or too much to read."""
-    stations = traced_functions(text)
-    if not stations:
+def trace_offences(text: str, root: Path, max_files: int, max_lines: int) -> list[str]:
+    """Return why the path of a batch cannot be followed: files or functions are missing, or it is too long."""
+    traced = traced_functions(text)
+    if not traced:
         return [f"no `file.py:function` under {TRACE_HEADING!r}"]
-    files = sorted({file for file, _ in stations})
+    files = sorted({file for file, _ in traced})
     sources = {file: (root / file).read_text() for file in files if (root / file).exists()}
     offences = [f"{file} does not exist" for file in files if file not in sources]
     offences += [
         f"{file} does not define {name}"
-        for file, name in stations
+        for file, name in traced
         if file in sources and not defines(sources[file], name)
     ]
     lines = sum(len(source.splitlines()) for source in sources.values())
-    if len(files) > most_files:
-        offences.append(f"{len(files)} files, at most {most_files}")
-    if lines > most_lines:
-        offences.append(f"{lines} lines, at most {most_lines}")
+    if len(files) > max_files:
+        offences.append(f"{len(files)} files, at most {max_files}")
+    if lines > max_lines:
+        offences.append(f"{lines} lines, at most {max_lines}")
     return offences

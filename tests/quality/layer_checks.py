@@ -1,8 +1,7 @@
-"""How modules and folders depend on each other, and how files are spread over folders. Module sources or paths in,
-offences out, as in `code_checks`.
+"""Checks of dependencies between modules and folders, and of the number and names of files in folders.
 
-Modules have dotted names; that of a package's `__init__.py` is the package's. Every import counts, those in functions
-too.
+Functions from module sources or paths to offences, as in `code_checks`. Modules have dotted names; that of a package's
+`__init__.py` is the package's. Imports inside functions count too.
 """
 
 from collections import Counter
@@ -12,19 +11,19 @@ from pathlib import PurePosixPath
 from code_checks import imported
 
 Imports = dict[str, dict[str, int]]
-"""Module -> modules that it imports, each with the line."""
+"""Module -> the modules that it imports -> the line of the import."""
 
 
 def module_name(path: str) -> str:
-    """The dotted name of a file such as `a/b.py` or `a/__init__.py`."""
+    """Return the dotted name of a file such as `a/b.py` or `a/__init__.py`."""
     return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
 def imports_among(sources: Mapping[str, str]) -> Imports:
-    """Which of these modules import which others.
+    """Return the imports of these modules among each other.
 
     Args:
-        sources: Source text of every module.
+        sources: Module -> source text.
     """
     return {
         module: {
@@ -37,25 +36,25 @@ def imports_among(sources: Mapping[str, str]) -> Imports:
 
 
 def _module_of(name: str, modules: Container[str]) -> str | None:
-    """The module that holds `name`: itself, or what it is a name in."""
+    """Return the module that `name` is, or is defined in; None if it is none of `modules`."""
     return next((known for known in (name, name.rpartition(".")[0]) if known in modules), None)
 
 
 def layer_of(module: str, layers: Sequence[str]) -> int | None:
-    """The place of the layer that a module belongs to; None if there is none.
+    """Return the index of the layer that a module belongs to; None if there is none.
 
-    A layer is one module, or, with `.*` at its end, a package with the modules directly in it.
+    A layer is one module or, if its name ends in `.*`, a package with the modules directly in it.
     """
     names = (module, f"{module}.*", f"{module.rpartition('.')[0]}.*")
     return next((layers.index(name) for name in names if name in layers), None)
 
 
 def layer_offences(imports: Imports, layers: Sequence[str]) -> list[str]:
-    """Modules that no layer has, layers that no module is in, and imports of a higher layer.
+    """Return modules without a layer, layers without a module, and imports of a higher layer.
 
     Args:
         imports: From `imports_among`.
-        layers: From the lowest to the highest.
+        layers: Layers from the lowest to the highest.
     """
     places = {module: layer_of(module, layers) for module in imports}
     offences = [f"{module} is in no layer" for module, place in places.items() if place is None]
@@ -72,8 +71,8 @@ def layer_offences(imports: Imports, layers: Sequence[str]) -> list[str]:
     return offences
 
 
-def circles(edges: Mapping[str, Iterable[str]]) -> list[list[str]]:
-    """Sets of nodes that all reach each other, of two or more (Tarjan 1972).
+def cycles(edges: Mapping[str, Iterable[str]]) -> list[list[str]]:
+    """Return the strongly connected components of two or more nodes (Tarjan 1972).
 
     Args:
         edges: Node -> nodes that it points to.
@@ -105,11 +104,11 @@ def circles(edges: Mapping[str, Iterable[str]]) -> list[list[str]]:
 
 
 def folder_edges(imports: Imports, facades: Iterable[str] = ()) -> dict[str, set[str]]:
-    """Which folder imports from which others.
+    """Return the imports between folders.
 
     Args:
         imports: From `imports_among`.
-        facades: Packages whose `__init__.py` stands for itself: it offers what its folders have.
+        facades: Packages whose `__init__.py` counts as a folder of its own, as it re-exports names of its subfolders.
     """
     packages = {module.rpartition(".")[0] for module in imports}
 
@@ -126,22 +125,26 @@ def folder_edges(imports: Imports, facades: Iterable[str] = ()) -> dict[str, set
     return edges
 
 
-def wide_folders(paths: Iterable[str], most: int) -> list[str]:
-    """Folders that directly hold more than `most` of the files."""
+def crowded_folders(paths: Iterable[str], max_files: int) -> list[str]:
+    """Return folders that directly hold more than `max_files` of the files."""
     counts = Counter(str(PurePosixPath(path).parent) for path in paths)
-    return [f"{folder} has {count} files, at most {most}" for folder, count in counts.items() if count > most]
+    return [
+        f"{folder} has {count} files, at most {max_files}"
+        for folder, count in counts.items()
+        if count > max_files
+    ]
 
 
 def repeated_names(paths: Iterable[str], but: Iterable[str] = ("__init__.py",)) -> list[str]:
-    """File names that stand twice or more below one top folder.
+    """Return file names that occur more than once below one top-level folder.
 
     Args:
-        paths: Of the files, from the root on.
-        but: Names that may be repeated.
+        paths: Paths of the files, relative to the repository.
+        but: Names that may occur more than once.
     """
     counts = Counter((PurePosixPath(path).parts[0], PurePosixPath(path).name) for path in paths)
     return [
-        f"{name} stands {count} times in {top}"
+        f"{name} occurs {count} times in {top}"
         for (top, name), count in counts.items()
         if count > 1 and name not in but
     ]

@@ -1,4 +1,4 @@
-"""Every check finds the offence it is for, and leaves good code alone."""
+"""Tests of the checks: each finds its planted offences and accepts good code."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ SLASH = "/"  # keeps the planted paths out of the check that reads this very fil
 
 PLANTED_CODE: list[tuple[Callable[[str], list[str]], str, list[str]]] = [
     (
-        lambda source: code_checks.long_functions(source, most=2),
+        lambda source: code_checks.long_functions(source, max_lines=2),
         "def f():\n    a = 1\n    return a\n",
         ["1: f has 3 lines, at most 2"],
     ),
@@ -35,8 +35,8 @@ PLANTED_CODE: list[tuple[Callable[[str], list[str]], str, list[str]]] = [
         code_checks.tensors_without_shapes,
         'def f(x: "Tensor") -> int:\n    """F (BN), good (or so, they say)."""\ndef g() -> Tensor:\n    """G."""\n',
         [
-            "1: f takes or gives a Tensor and states no shape",
-            "3: g takes or gives a Tensor and states no shape",
+            "1: f takes or returns a Tensor and states no shape",
+            "3: g takes or returns a Tensor and states no shape",
         ],
     ),
     (
@@ -45,8 +45,8 @@ PLANTED_CODE: list[tuple[Callable[[str], list[str]], str, list[str]]] = [
         [
             "2: assert; raise a UserError or state the invariant in the types",
             "1: print; only jobs print",
-            "4: except of everything; name what is expected",
-            "6: except of everything; name what is expected",
+            "4: blanket except; name the expected exceptions",
+            "6: blanket except; name the expected exceptions",
         ],
     ),
     (
@@ -80,7 +80,34 @@ PLANTED_CODE: list[tuple[Callable[[str], list[str]], str, list[str]]] = [
         ],
     ),
     (
-        lambda source: code_checks.size_offences(code_checks.sizes_of_tests(source), usual=1, most=2),
+        code_checks.question_openings,
+        '"""What a module should not open with."""\n',
+        ["1: the module docstring opens with What; state what the module is"],
+    ),
+    (
+        code_checks.private_words_in_code,
+        'def f():\n    """F goes\n\n    on."""\n    raise E(f"{f}: mend it")\n# The crew\n',
+        ["2: 'goes on'; write resume or continue", "5: 'mend'; write fix", "6: 'crew'; write actors"],
+    ),
+    (
+        lambda source: code_checks.private_words_in_code(source, messages=False),
+        'a = "mend it"\n"""B:\nmend it."""\n',
+        ["3: 'mend'; write fix"],
+    ),
+    (
+        code_checks.private_words,
+        "It tells of\nan outbox, not in words.\nGoing on with outbox.sqlite, a type in words.\n",
+        [
+            "3: 'Going on with'; write resume or continue",
+            "1: 'tells of'; write report",
+            "2: 'not in words'; write print or log",
+            "2: 'outbox'; write record queue",
+        ],
+    ),
+    (
+        lambda source: code_checks.size_offences(
+            code_checks.sizes_of_tests(source), max_median=1, max_lines=2
+        ),
         "def test_a():\n    a = 1\n    return a\ndef other():\n    ...\n",
         ["a test has 3 lines, at most 2", "the median test has 3 lines, at most 1"],
     ),
@@ -219,8 +246,23 @@ def test_the_first_command_is_found() -> None:
     assert doc_checks.first_command_line("no command\n") == 2
 
 
+def test_sections_that_the_table_of_contents_lacks_are_found() -> None:
+    text = "# T\n- [Use](#use-it)\n## Use it\n[x](#more)\n## More\n## License\n"
+    assert doc_checks.sections_missing_in_contents(text) == ["More is not in the contents"]
+    text = "# T\n## Contents\n- [Use](#use-it), [more](#more)\n## Use it\n## More\n"
+    assert doc_checks.sections_missing_in_contents(text) == []
+
+
+def test_commands_of_targets_and_hooks_are_found() -> None:
+    makefile = "test: x\n\t@run tests\nlint: x  ## check\n\t@a check\n\tb\n\nother:\n\t@c\n"
+    assert doc_checks.recipe(makefile, "lint") == ["a check", "b"]
+    assert doc_checks.recipe(makefile, "absent") == []
+    hooks = "repos:\n- {repo: local, hooks: [{id: a, entry: a check}, {id: b, entry: b}]}\n"
+    assert doc_checks.hook_commands(hooks) == ["a check", "b"]
+
+
 def test_a_broken_path_of_a_batch_is_found(page: Path) -> None:
-    assert doc_checks.trace_offences(PAGE, page.parent, most_files=1, most_lines=2) == [
+    assert doc_checks.trace_offences(PAGE, page.parent, max_files=1, max_lines=2) == [
         "lib/gone.py does not exist",
         "lib/there.py does not define Loader.gone",
         "2 files, at most 1",
@@ -254,20 +296,21 @@ def test_imports_of_a_higher_layer_are_found() -> None:
     ]
 
 
-def test_circles_of_modules_and_folders_are_found() -> None:
+def test_import_cycles_of_modules_and_folders_are_found() -> None:
     imports = layer_checks.imports_among(SOURCES)
-    assert layer_checks.circles(imports) == [["high.page", "mid.table"]]
-    assert layer_checks.circles(layer_checks.folder_edges(imports)) == [["high", "mid"]]
+    assert layer_checks.cycles(imports) == [["high.page", "mid.table"]]
+    assert layer_checks.cycles(layer_checks.folder_edges(imports)) == [["high", "mid"]]
 
 
-def test_a_facade_makes_no_circle_of_folders() -> None:
+def test_a_facade_makes_no_cycle_of_folders() -> None:
     sources = {"top": "import top.inner.part", "top.errors": "", "top.inner.part": "import top.errors"}
     imports = layer_checks.imports_among(sources)
-    assert layer_checks.circles(layer_checks.folder_edges(imports)) == [["top", "top.inner"]]
-    assert layer_checks.circles(layer_checks.folder_edges(imports, facades={"top"})) == []
+    assert layer_checks.cycles(layer_checks.folder_edges(imports)) == [["top", "top.inner"]]
+    assert layer_checks.cycles(layer_checks.folder_edges(imports, facades={"top"})) == []
 
 
 def test_crowded_folders_and_repeated_file_names_are_found() -> None:
     paths = ["a/__init__.py", "a/x.py", "a/b/__init__.py", "a/b/x.py", "c/x.py"]
-    assert layer_checks.wide_folders(["a/x.py", "a/y.py", "a/b/z.py"], most=1) == ["a has 2 files, at most 1"]
-    assert layer_checks.repeated_names(paths) == ["x.py stands 2 times in a"]
+    crowded = layer_checks.crowded_folders(["a/x.py", "a/y.py", "a/b/z.py"], max_files=1)
+    assert crowded == ["a has 2 files, at most 1"]
+    assert layer_checks.repeated_names(paths) == ["x.py occurs 2 times in a"]

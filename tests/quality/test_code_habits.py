@@ -1,4 +1,4 @@
-"""The project's own code against its habits, file by file."""
+"""Code habits of the project, checked file by file."""
 
 import subprocess
 from collections.abc import Callable
@@ -26,7 +26,7 @@ SHARED_CONTRACT = frozenset(
 MODEL_IMPORTS = {"torch", "triton", "perceiver_dist.model", *SHARED_CONTRACT}
 
 HABITS: list[tuple[str, list[str], Callable[[str], list[str]]]] = [
-    ("functions have at most 60 lines", CODE, lambda source: checks.long_functions(source, most=60)),
+    ("functions have at most 60 lines", CODE, lambda source: checks.long_functions(source, max_lines=60)),
     ("public names have docstrings", CODE, checks.missing_docstrings),
     ("arguments are documented", CODE, checks.undocumented_arguments),
     ("raises are documented", CODE, checks.undocumented_raises),
@@ -36,6 +36,9 @@ HABITS: list[tuple[str, list[str], Callable[[str], list[str]]]] = [
     ("the model imports torch only", MODEL, lambda source: checks.imports_outside(source, MODEL_IMPORTS)),
     ("pipelines run without torch", PIPELINES, lambda source: checks.imports_under(source, {"torch"})),
     ("skips give a reason", TESTS, checks.skips_without_reason),
+    ("module docstrings state what the module is", CODE + TESTS, checks.question_openings),
+    ("texts use standard terms", CODE, checks.private_words_in_code),
+    ("texts use standard terms", TESTS, lambda source: checks.private_words_in_code(source, messages=False)),
 ]
 
 
@@ -56,7 +59,7 @@ def test_there_is_something_to_check(files: list[str]) -> None:
 
 
 @pytest.mark.parametrize("file", CODE + TESTS)
-def test_files_are_short_and_named_for_what_is_in_them(file: str) -> None:
+def test_files_are_short_and_named_after_their_content(file: str) -> None:
     assert len((ROOT / file).read_text().splitlines()) <= 400
     assert checks.vague_names(file) == []
 
@@ -68,7 +71,7 @@ def test_nearly_all_functions_fit_on_a_screen() -> None:
 
 def test_tests_are_short() -> None:
     sizes = [size for file in TESTS for size in checks.sizes_of_tests((ROOT / file).read_text())]
-    assert checks.size_offences(sizes, usual=12, most=60) == []
+    assert checks.size_offences(sizes, max_median=12, max_lines=60) == []
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="git lists the files; this copy has no repository")

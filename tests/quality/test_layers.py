@@ -1,4 +1,4 @@
-"""Imports go one way, from each layer to those below it, and no folder is crowded."""
+"""Layers of the project: imports go from each layer to those below it, without cycles, and no folder is crowded."""
 
 from pathlib import Path
 
@@ -48,9 +48,12 @@ LAYERS = [
 """From the lowest to the highest. A module imports from its own layer and from those before it."""
 
 FACADES = ("perceiver_dist",)
+"""Packages that re-export names of their subfolders, which is no cycle."""
 
-MOST_FILES_IN_A_FOLDER = 20
-MOST_FILES_AT_THE_ROOT = 8
+MAX_FILES_IN_A_FOLDER = 20
+"""A reader can take in a list of this length; comparable projects have up to 22 files in their widest folder."""
+MAX_FILES_AT_THE_ROOT = 8
+"""Files that all parts share; everything else belongs to a part."""
 
 
 def python_files(*folders: str) -> list[str]:
@@ -73,19 +76,19 @@ def test_imports_go_from_higher_layers_to_lower_ones(imports: checks.Imports) ->
     assert checks.layer_offences(imports, LAYERS) == []
 
 
-def test_no_modules_import_each_other_in_a_circle(imports: checks.Imports) -> None:
-    assert checks.circles(imports) == []
+def test_there_are_no_import_cycles_of_modules(imports: checks.Imports) -> None:
+    assert checks.cycles(imports) == []
 
 
-def test_no_folders_import_each_other_in_a_circle(imports: checks.Imports) -> None:
-    assert checks.circles(checks.folder_edges(imports, FACADES)) == []
+def test_there_are_no_import_cycles_of_folders(imports: checks.Imports) -> None:
+    assert checks.cycles(checks.folder_edges(imports, FACADES)) == []
 
 
 def test_no_folder_is_crowded() -> None:
-    assert checks.wide_folders(python_files(*PACKAGES, "tests"), MOST_FILES_IN_A_FOLDER) == []
+    assert checks.crowded_folders(python_files(*PACKAGES, "tests"), MAX_FILES_IN_A_FOLDER) == []
     at_the_root = [file for file in python_files("perceiver_dist") if file.count("/") == 1]
-    assert checks.wide_folders(at_the_root, MOST_FILES_AT_THE_ROOT) == []
+    assert checks.crowded_folders(at_the_root, MAX_FILES_AT_THE_ROOT) == []
 
 
-def test_no_two_files_of_a_package_have_the_same_name() -> None:
+def test_file_names_are_unique_within_a_package() -> None:
     assert checks.repeated_names(python_files(*PACKAGES, "tests"), ("__init__.py", "conftest.py")) == []

@@ -4,10 +4,10 @@ import sys
 from pathlib import Path
 
 import mlflow.pyfunc
+import models_to_export as models
 import pandas as pd
 import pytest
 import records
-from export import models_to_export as models
 from mlflow.tracking import MlflowClient
 
 import perceiver_dist

@@ -1,4 +1,4 @@
-"""A training that is disturbed at random moments until it ends, and what it has in common with an undisturbed one."""
+"""Fault injection: training runs with processes killed at random moments, compared with an undisturbed run."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import small_run
@@ -19,20 +19,23 @@ from perceiver_dist.config.command_line import to_yaml
 from perceiver_dist.config.run_config import DeepSpeedConfig, RunConfig
 
 STEPS = 400
-_LONGEST_QUIET = 20.0
-"""Seconds between two faults, at most; a start of the workers takes about half of it."""
+"""Long enough for a run to meet nearly all of six faults."""
+_MAX_SECONDS_BETWEEN_FAULTS = 20.0
+"""About twice the time in which workers start, so that faults hit both starting and training workers."""
+
+ZeroStage = Literal[0, 1, 2, 3]
 
 
 @dataclass
 class Report:
-    """What happened to one run, and what it lost by it.
+    """Faults of one run, and its differences from an undisturbed run.
 
     Attributes:
-        killed: What was killed, by kind of fault.
-        restarts: Times that the workers or the driver were started again.
-        lost: Samples that a step of the undisturbed run learned from and this run's did not.
-        repeated: Samples that a step of this run learned from and the undisturbed run's did not.
-        different_steps: Steps with another loss, by one bit or more.
+        killed: Number of killed processes or nodes, by kind.
+        restarts: Number of restarts of the workers or the driver.
+        lost: Samples that a step of the undisturbed run learned from and the same step of this run did not.
+        repeated: Samples that a step of this run learned from and the same step of the undisturbed run did not.
+        different_steps: Steps whose loss differs by at least one bit.
         largest_difference: Largest relative difference of a loss.
     """
 
@@ -44,15 +47,15 @@ class Report:
     largest_difference: float = 0.0
 
 
-def config_of(data: Path, storage: Path, name: str, zero_stage: int, **train: Any) -> RunConfig:
-    """Return the configuration of a run on a `FaultyCluster`; `train` replaces its training options."""
+def config_of(data: Path, storage: Path, name: str, zero_stage: ZeroStage, **train: Any) -> RunConfig:
+    """Return the configuration of a run on a `FaultyCluster`; `train` replaces training options."""
     options = {"steps": STEPS, "gpus_per_worker": 1, "device": "cpu", "max_failures": 1000, **train}
     config = small_run.small_config(data, storage, name, **options)
     return replace(config, deepspeed=DeepSpeedConfig(zero_stage=zero_stage))
 
 
 def start(config: RunConfig, cluster: FaultyCluster) -> "subprocess.Popen[bytes]":
-    """Start the run's job, or start it again."""
+    """Start or restart the training job; its output is appended to a file."""
     storage = Path(config.storage.path)
     file = storage / f"{config.storage.run_name}.yaml"
     file.write_text(to_yaml(config))
@@ -67,20 +70,20 @@ def start(config: RunConfig, cluster: FaultyCluster) -> "subprocess.Popen[bytes]
 
 
 def run_undisturbed(config: RunConfig, cluster: FaultyCluster) -> Path:
-    """Run to the end; return the run's folder."""
+    """Run to the end and return the run's folder."""
     assert start(config, cluster).wait() == 0, screen_of(config)
     return folder_of(config)
 
 
 def run_disturbed(
-    config: RunConfig, cluster: FaultyCluster, faults: Sequence[Fault], dice: np.random.Generator
+    config: RunConfig, cluster: FaultyCluster, faults: Sequence[Fault], random: np.random.Generator
 ) -> Report:
-    """Run to the end, with these faults in this order, each after a random time in which the run goes on."""
+    """Run to the end while injecting these faults in order, each after a random time; fewer if the run ends first."""
     report = Report()
     job = start(config, cluster)
     for fault in faults:
         try:
-            job.wait(timeout=dice.uniform(0, _LONGEST_QUIET))
+            job.wait(timeout=random.uniform(0, _MAX_SECONDS_BETWEEN_FAULTS))
             break
         except subprocess.TimeoutExpired:
             pass
@@ -91,14 +94,14 @@ def run_disturbed(
             report.restarts += 1
             killed = "driver"
         elif fault == "node":
-            cluster.remove_node(dice)
+            cluster.kill_node(random)
             cluster.add_node()
             killed = "node"
         else:
-            killed = cluster.kill_worker(dice)
+            killed = cluster.kill_worker(random)
             while not killed and job.poll() is None:
                 threading.Event().wait(0.1)
-                killed = cluster.kill_worker(dice)
+                killed = cluster.kill_worker(random)
         if killed:
             kind = killed.removeprefix("ray::").partition(".")[0]
             report.killed[kind] = report.killed.get(kind, 0) + 1
@@ -108,17 +111,17 @@ def run_disturbed(
 
 
 def compare(report: Report, disturbed: Path, undisturbed: Path) -> None:
-    """Fill in what a run lost by its faults."""
-    for mine, theirs in zip(samples(disturbed), samples(undisturbed), strict=True):
-        report.lost += len(theirs - mine)
-        report.repeated += len(mine - theirs)
-    for found, expected in zip(small_run.losses(disturbed), small_run.losses(undisturbed), strict=True):
-        report.different_steps += found != expected
-        report.largest_difference = max(report.largest_difference, abs(found - expected) / expected)
+    """Add the differences between the folders of a disturbed and an undisturbed run to the report."""
+    for found, expected in zip(samples(disturbed), samples(undisturbed), strict=True):
+        report.lost += len(expected - found)
+        report.repeated += len(found - expected)
+    for loss, other in zip(small_run.losses(disturbed), small_run.losses(undisturbed), strict=True):
+        report.different_steps += loss != other
+        report.largest_difference = max(report.largest_difference, abs(loss - other) / other)
 
 
 def samples(folder: Path) -> list[set[tuple[str, str]]]:
-    """Return the samples of every step, each with the unit that it was in."""
+    """Return the (unit, key) pairs of every step's samples."""
     steps = [json.loads(line)["units"] for line in (folder / "samples.jsonl").read_text().splitlines()]
     return [{(unit, key) for unit, keys in units.items() for key in keys} for units in steps]
 
@@ -129,5 +132,5 @@ def folder_of(config: RunConfig) -> Path:
 
 
 def screen_of(config: RunConfig) -> str:
-    """Return what all starts of the run's job printed."""
+    """Return the output of the run's job, over all its restarts."""
     return (Path(config.storage.path) / f"{config.storage.run_name}.txt").read_text()

@@ -1,4 +1,4 @@
-"""A cluster of several raylets on this machine, of which parts are killed while a training runs on it."""
+"""A Ray cluster of several raylets on one machine, whose workers and nodes can be killed."""
 
 import os
 import subprocess
@@ -15,14 +15,14 @@ from ray.cluster_utils import Cluster
 Fault = Literal["worker", "node", "driver"]
 
 _KILLED_AS_WORKER = ("RayTrainWorker", "ReadUnit", "SplitCoordinator")
-"""What a process's title holds: a rank, a task that reads, and what hands units to the ranks."""
+"""Parts of process titles: a rank, a read task, and the actor that distributes units to the ranks."""
 
 
 class FaultyCluster:
-    """A head that has the driver and the readers, and nodes with one GPU each, as Ray counts them, for a worker each.
+    """A head for the driver and read tasks, and nodes with one logical GPU each, so that each gets one worker.
 
     Args:
-        nodes: Number of nodes beside the head.
+        nodes: Number of nodes besides the head.
     """
 
     def __init__(self, nodes: int) -> None:
@@ -32,7 +32,7 @@ class FaultyCluster:
         for _ in range(nodes):
             self.add_node()
         self.environment = {
-            # The token of a Ray that this process started before is in its environment, and is the cluster's as well.
+            # A Ray that this process started earlier has put its token into the environment; this cluster uses it too.
             **{
                 name: value
                 for name, value in os.environ.items()
@@ -42,19 +42,19 @@ class FaultyCluster:
         }
 
     def add_node(self) -> None:
-        """Start a node and wait until the cluster has it."""
+        """Start a node and wait until it has joined."""
         self._nodes.append(self._cluster.add_node(num_cpus=1, num_gpus=1))
 
-    def remove_node(self, dice: np.random.Generator) -> None:
-        """Kill a node that is not the head, with all that runs on it."""
-        self._cluster.remove_node(self._nodes.pop(dice.integers(len(self._nodes))), allow_graceful=False)
+    def kill_node(self, random: np.random.Generator) -> None:
+        """Kill a random node other than the head, with all its processes."""
+        self._cluster.remove_node(self._nodes.pop(random.integers(len(self._nodes))), allow_graceful=False)
 
-    def kill_worker(self, dice: np.random.Generator) -> str:
-        """Kill one process of the training; return what it was, or nothing if there is none."""
+    def kill_worker(self, random: np.random.Generator) -> str:
+        """Kill a random training process and return its title; return "" if there is none."""
         found = sorted(self._workers(), key=lambda process: process.pid)
         if not found:
             return ""
-        victim = found[dice.integers(len(found))]
+        victim = found[random.integers(len(found))]
         try:
             title = victim.cmdline()[0]
             victim.kill()
@@ -62,8 +62,8 @@ class FaultyCluster:
             return ""
         return title
 
-    def announce_end_of_a_node(self, seconds: int) -> None:
-        """Tell Ray that the oldest node beside the head will be taken away, as Kubernetes' grace period does."""
+    def announce_preemption(self, seconds: int) -> None:
+        """Drain the oldest node besides the head with a deadline, as a cloud does before it takes a spot machine."""
         options = {
             "address": self._cluster.address,
             "node-id": self._nodes[0].node_id,
@@ -75,8 +75,8 @@ class FaultyCluster:
         command = [ray, "drain-node", *(f"--{name}={value}" for name, value in options.items())]
         subprocess.run(command, check=True, capture_output=True)
 
-    def remove_announced_node(self) -> None:
-        """Kill the oldest node beside the head."""
+    def kill_preempted_node(self) -> None:
+        """Kill the oldest node besides the head."""
         self._cluster.remove_node(self._nodes.pop(0), allow_graceful=False)
 
     def _workers(self) -> Iterator[psutil.Process]:
@@ -91,13 +91,13 @@ class FaultyCluster:
                     yield process
 
     def close(self) -> None:
-        """End all nodes."""
+        """Stop all nodes."""
         self._cluster.shutdown()
 
 
 @contextmanager
 def faulty_cluster(nodes: int) -> Iterator[FaultyCluster]:
-    """Start a cluster and end it."""
+    """Start a cluster, and stop it when the context ends."""
     cluster = FaultyCluster(nodes)
     try:
         yield cluster

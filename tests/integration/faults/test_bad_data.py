@@ -1,4 +1,4 @@
-"""Runs on data with bad samples in it: what they cost, what is recorded of them, and when they end the run."""
+"""Training on shards with bad samples: each costs itself only, and is recorded once in the quarantine."""
 
 import json
 import os
@@ -26,13 +26,15 @@ from pipelines.shards.sample_reader import RawSample
 from pipelines.units.unit_maker import UnitMaker
 
 pytestmark = [pytest.mark.runs, pytest.mark.usefixtures("ray_cluster")]
-cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this file.
+# Ray's workers cannot import this file, so its functions are pickled by value.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]  # Ray does not annotate it
 
 
 def damage(shard: Path, name: str, content: bytes) -> None:
     """Replace the content of one member of a shard."""
     with tarfile.open(shard) as archive:
-        members = [(member, archive.extractfile(member).read()) for member in archive if member.isfile()]
+        files = [(member, archive.extractfile(member)) for member in archive if member.isfile()]
+        members = [(member, file.read()) for member, file in files if file is not None]
     with tarfile.open(shard, "w") as archive:
         for member, old in members:
             new = content if member.name == name else old
@@ -47,11 +49,12 @@ def data(tmp_path: Path) -> Path:
 
 
 def quarantined(folder: Path) -> list[dict[str, Any]]:
+    """Return the entries of a run's quarantine.jsonl."""
     return [json.loads(line) for line in (folder / "quarantine.jsonl").read_text().splitlines()]
 
 
-def test_bad_samples_are_recorded_once_and_the_run_goes_on(data: Path, tmp_path: Path) -> None:
-    damage(data / "squares" / "train-000000.tar", "0007.png", b"no picture")
+def test_bad_samples_are_recorded_once_and_the_run_completes(data: Path, tmp_path: Path) -> None:
+    damage(data / "squares" / "train-000000.tar", "0007.png", b"no image")
     damage(data / "squares" / "eval-000000.tar", "0003.cls", b"cat")
     screen = StringIO()
     result = run_training(small_run.small_config(data, tmp_path, "bad", steps=20), Console(file=screen))
@@ -78,7 +81,7 @@ def test_bad_samples_are_recorded_once_and_the_run_goes_on(data: Path, tmp_path:
 
 
 def fatal(sample: RawSample, inputs: Any, randomness: SampleRandomness, limits: Limits) -> Arrays:
-    """End the process at one sample of those to learn from, and never return from one that is held out."""
+    """Decode, but crash at squares with one key and hang at one held-out tone."""
     if (sample.key, "png" in sample.fields) == ("0007", True):
         os.kill(os.getpid(), signal.SIGSEGV)
     if (sample.key, "eval" in sample.shard, "wav" in sample.fields) == ("0003", True, True):
@@ -97,14 +100,14 @@ def test_a_decoder_that_crashes_or_hangs_costs_its_sample_only(
     assert (result["exit"], result["restarts"]) == ("completed", 0)
     reasons = {(entry["source"], entry["key"]): entry["reason"] for entry in quarantined(tmp_path / "fatal")}
     assert reasons.pop(("tones", "0003")) == "decoding took more than 5 s"
-    assert set(reasons) <= {("squares", "0007")}  # Held out there are samples of this key as well.
+    assert set(reasons) <= {("squares", "0007")}  # one in the training shards, one in the held-out shards
     assert set(reasons.values()) == {"the decoder ended with signal SIGSEGV"}
     assert "died" not in screen.getvalue()
 
 
 @pytest.mark.long
-def test_the_record_is_kept_when_a_run_goes_on(data: Path, tmp_path: Path) -> None:
-    damage(data / "squares" / "train-000000.tar", "0007.png", b"no picture")
+def test_a_resumed_run_keeps_its_quarantine(data: Path, tmp_path: Path) -> None:
+    damage(data / "squares" / "train-000000.tar", "0007.png", b"no image")
     config = small_run.small_config(data, tmp_path, "resumed", steps=40)
     first = run_training(replace(config, train=replace(config.train, stop_at=20)), Console(file=StringIO()))
     before = quarantined(tmp_path / "resumed")

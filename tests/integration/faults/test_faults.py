@@ -1,4 +1,4 @@
-"""Trainings whose workers, nodes and drivers are killed at random moments end with the losses of undisturbed ones."""
+"""Fault tolerance: runs whose workers, nodes and drivers are killed at random end with unchanged losses."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ import disturbed_run
 import numpy as np
 import pytest
 import small_run
-from disturbed_run import Report
+from disturbed_run import Report, ZeroStage
 from faulty_cluster import Fault, FaultyCluster, faulty_cluster
 from rich.console import Console
 
@@ -20,6 +20,7 @@ from perceiver_dist.checkpoint.run_folder import RunFolder
 from perceiver_dist.config.run_config import WorkerRange
 
 _MAX_WAIT_SECONDS = 240
+"""Generous, as it only ends a test that would wait forever: workers start, and lost nodes are noticed, in a minute."""
 
 KINDS: tuple[Fault, ...] = ("worker", "node", "driver")
 
@@ -38,18 +39,23 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def disturb(
-    data: Path, storage: Path, cluster: FaultyCluster, zero_stage: int, seeds: range, faults_per_run: int
+    data: Path,
+    storage: Path,
+    cluster: FaultyCluster,
+    zero_stage: ZeroStage,
+    seeds: range,
+    faults_per_run: int,
 ) -> list[Report]:
-    """Disturb a run for each seed and compare it with one undisturbed run."""
+    """Disturb one run per seed and compare each with the same undisturbed run."""
     plain = disturbed_run.run_undisturbed(
         disturbed_run.config_of(data, storage, f"plain{zero_stage}", zero_stage), cluster
     )
     reports = []
     for seed in seeds:
-        dice = np.random.default_rng(seed)
+        random = np.random.default_rng(seed)
         faults = [KINDS[(seed + number) % 3] for number in range(faults_per_run)]
         config = disturbed_run.config_of(data, storage, f"disturbed{zero_stage}-{seed}", zero_stage)
-        report = disturbed_run.run_disturbed(config, cluster, faults, dice)
+        report = disturbed_run.run_disturbed(config, cluster, faults, random)
         disturbed_run.compare(report, disturbed_run.folder_of(config), plain)
         Console().print(f"ZeRO {zero_stage}, seed {seed}: {report}")
         reports.append(report)
@@ -57,8 +63,8 @@ def disturb(
 
 
 @pytest.mark.runs
-def test_a_short_campaign_in_a_process_of_its_own() -> None:
-    # Of its own, since a process has room for one cluster, and the other tests have theirs.
+def test_a_short_campaign_in_a_separate_process() -> None:
+    # A process can be connected to one cluster only, and the other tests of this session use theirs.
     name = f"{__file__}::{test_one_of_each_fault_changes_nothing.__name__}"
     command = [sys.executable, "-m", "pytest", "-m", "faults", "-p", "no:cacheprovider", name]
     environment = {
@@ -78,7 +84,7 @@ def test_one_of_each_fault_changes_nothing(data: Path, tmp_path: Path, cluster: 
 @pytest.mark.faults
 @pytest.mark.parametrize("zero_stage", [1, 2, 3])
 def test_many_faults_change_nothing(
-    data: Path, tmp_path: Path, cluster: FaultyCluster, zero_stage: int
+    data: Path, tmp_path: Path, cluster: FaultyCluster, zero_stage: ZeroStage
 ) -> None:
     reports = disturb(data, tmp_path, cluster, zero_stage, range(10, 12), faults_per_run=6)
     assert sum(sum(report.killed.values()) for report in reports) >= 10
@@ -87,7 +93,7 @@ def test_many_faults_change_nothing(
 
 
 @pytest.mark.faults
-def test_a_run_shrinks_with_its_cluster_and_grows_with_it(
+def test_an_elastic_run_shrinks_and_grows_with_its_cluster(
     data: Path, tmp_path: Path, cluster: FaultyCluster
 ) -> None:
     options = {"steps": 1500, "checkpoint_every": 50}
@@ -98,7 +104,7 @@ def test_a_run_shrinks_with_its_cluster_and_grows_with_it(
     job = disturbed_run.start(config, cluster)
     folder = disturbed_run.folder_of(config)
     wait_until(job, lambda: RunFolder(str(folder)).newest_step() >= 50)
-    cluster.remove_node(np.random.default_rng(0))
+    cluster.kill_node(np.random.default_rng(0))
     wait_until(job, lambda: "workers were lost: 1 go on" in disturbed_run.screen_of(config))
     cluster.add_node()
     wait_until(job, lambda: "more workers are there: 2 go on" in disturbed_run.screen_of(config))
@@ -111,7 +117,7 @@ def test_a_run_shrinks_with_its_cluster_and_grows_with_it(
 
 
 @pytest.mark.faults
-def test_a_run_saves_when_a_node_is_about_to_go(data: Path, tmp_path: Path, cluster: FaultyCluster) -> None:
+def test_a_run_saves_when_a_node_is_preempted(data: Path, tmp_path: Path, cluster: FaultyCluster) -> None:
     options = {"checkpoint_every": 10_000, "max_failures": 0}
     plain = disturbed_run.run_undisturbed(
         disturbed_run.config_of(data, tmp_path, "plain", 2, **options), cluster
@@ -120,20 +126,20 @@ def test_a_run_saves_when_a_node_is_about_to_go(data: Path, tmp_path: Path, clus
     job = disturbed_run.start(config, cluster)
     folder = disturbed_run.folder_of(config)
     wait_until(job, lambda: "step 1/" in disturbed_run.screen_of(config))
-    cluster.announce_end_of_a_node(seconds=30)
+    cluster.announce_preemption(seconds=30)
     wait_until(job, lambda: RunFolder(str(folder)).newest_step() > 0)
     saved = RunFolder(str(folder)).newest_step()
-    cluster.remove_announced_node()
+    cluster.kill_preempted_node()
     cluster.add_node()
     assert job.wait() == 0, disturbed_run.screen_of(config)
     assert f"2 go on from step {saved}" in disturbed_run.screen_of(config)
     assert small_run.losses(folder) == small_run.losses(plain)
 
 
-def wait_until(job: "subprocess.Popen[bytes]", so: Callable[[], bool]) -> None:
-    """Return as soon as something is so while a job runs."""
+def wait_until(job: "subprocess.Popen[bytes]", condition: Callable[[], bool]) -> None:
+    """Return as soon as `condition()` is true; fail if the job ends first or after `_MAX_WAIT_SECONDS`."""
     deadline = time.monotonic() + _MAX_WAIT_SECONDS
-    while not so():
-        assert job.poll() is None, "the run ended before"
-        assert time.monotonic() < deadline, "it never came"
+    while not condition():
+        assert job.poll() is None, "the run ended first"
+        assert time.monotonic() < deadline, f"not true after {_MAX_WAIT_SECONDS} s"
         threading.Event().wait(0.2)

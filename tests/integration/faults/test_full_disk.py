@@ -1,4 +1,4 @@
-"""A whole run on a disk that fills up: it trains on, keeps what it has, says so, and goes on once there is room."""
+"""A training run on a full disk: it keeps training, reports each failed save, and resumes once there is space."""
 
 import json
 import os
@@ -22,22 +22,22 @@ MEGABYTE = 1 << 20
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 32 MB."""
+    """Mount a file system of 32 MB: enough for the run's files and a few checkpoints of 5 MB."""
     if os.getuid() != 0:
-        pytest.skip("only root may mount a small file system")
+        pytest.skip("mounting a small file system needs root")
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", folder], capture_output=True, check=False
     )
     if mount.returncode:
-        pytest.skip("this machine lets nobody mount a small file system")
+        pytest.skip("this machine does not allow mounting a small file system")
     yield folder
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def train(storage: Path, stop_at: int) -> tuple[dict[str, Any], list[str]]:
-    """Train with a checkpoint of 5 MB every ten steps; return the result and the lines of the screen."""
+    """Train with a checkpoint of 5 MB every ten steps; return the result and the lines of output."""
     config = small_run.small_config(storage.parent / "shards", storage, "run", stop_at=stop_at)
     model = replace(config.model, width=128)
     tracking = TrackingConfig(uri=f"sqlite:///{storage.parent}/mlflow.db")
@@ -48,7 +48,7 @@ def train(storage: Path, stop_at: int) -> tuple[dict[str, Any], list[str]]:
 
 @pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_run_on_a_full_disk_trains_on_and_ends_as_failed(disk: Path) -> None:
+def test_a_run_on_a_full_disk_keeps_training_and_ends_as_failed(disk: Path) -> None:
     small_run.write_data(disk.parent / "shards")
     train(disk, stop_at=20)
     free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_bsize

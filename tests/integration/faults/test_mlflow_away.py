@@ -1,4 +1,4 @@
-"""A whole run whose MLflow server hangs, then dies: it is completed, and nothing is lost once the server is back."""
+"""A training run whose MLflow server hangs, then dies: the run completes, and no record is lost."""
 
 import json
 from io import StringIO
@@ -17,15 +17,16 @@ from perceiver_dist.training.tracker.status import TrainingStatus
 
 @pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_run_is_completed_without_its_server_and_delivers_when_started_again(
+def test_a_run_completes_without_its_server_and_a_restart_delivers_its_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_run.write_data(tmp_path / "data")
     text = StringIO()
     screen = Console(file=text)
     with ServedMlflow(tmp_path) as server:
-        config = small_run.small_config(tmp_path / "data", tmp_path / "runs", "away", uri=server.address)
+        config = small_run.small_config(tmp_path / "data", tmp_path / "runs", "offline", uri=server.address)
 
+        # Until the first step the server hangs; from then on it is dead.
         def disturb(status: TrainingStatus) -> None:
             (server.kill if status.latest.step else server.pause)()
 
@@ -35,16 +36,17 @@ def test_a_run_is_completed_without_its_server_and_delivers_when_started_again(
         server.kill()
         server.start()
         monkeypatch.setattr(sender, "SECONDS_WITHOUT_PROGRESS", 60.0)
-        screen_of_the_second = StringIO()
-        again = run_training(config, Console(file=screen_of_the_second))
+        second_screen = StringIO()
+        second_result = run_training(config, Console(file=second_screen))
         client = MlflowClient(server.address)
         history = client.get_metric_history(result["mlflow_run_id"], "train/loss")
         files = {file.path for file in client.list_artifacts(result["mlflow_run_id"])}
         status = client.get_run(result["mlflow_run_id"]).info.status
-    assert "starting 2 workers" not in screen_of_the_second.getvalue()
-    assert again == json.loads((tmp_path / "runs" / "away" / "result.json").read_text())
+    assert "starting 2 workers" not in second_screen.getvalue()
+    assert second_result == json.loads((tmp_path / "runs" / "offline" / "result.json").read_text())
     entries = [
-        json.loads(line) for line in (tmp_path / "runs" / "away" / "metrics.jsonl").read_text().splitlines()
+        json.loads(line)
+        for line in (tmp_path / "runs" / "offline" / "metrics.jsonl").read_text().splitlines()
     ]
     losses = [(entry["step"], entry["train/loss"]) for entry in entries if "train/loss" in entry]
     assert [(point.step, point.value) for point in history] == losses

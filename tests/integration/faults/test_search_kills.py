@@ -1,4 +1,4 @@
-"""A search killed three times at random moments against one left alone: `make test-long`."""
+"""A search that is killed three times at random moments, compared with an undisturbed one."""
 
 import os
 import random
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.long
 
 
 def search(storage: Path) -> tuple[Path, "subprocess.Popen[str]"]:
-    """Start, or go on with, a search of six shapes of which asha stops some; two trials at a time."""
+    """Start or resume a search of six shapes, two at a time, some of which ASHA stops; return its folder and job."""
     space = {
         "model.latents": [2, 4, 8],
         "model.cross_attends": {"low": 1, "high": 2},
@@ -31,12 +31,12 @@ def search(storage: Path) -> tuple[Path, "subprocess.Popen[str]"]:
     return storage / "shapes", small_search.start(config, storage)
 
 
-def test_a_search_killed_three_times_has_the_trials_decisions_and_winner_of_one_left_alone(
+def test_a_search_killed_three_times_has_the_trials_decisions_and_winner_of_an_undisturbed_one(
     tmp_path: Path,
 ) -> None:
     small_run.write_data(tmp_path / "data")
     began = time.monotonic()
-    alone, run = search(tmp_path / "alone")
+    undisturbed, run = search(tmp_path / "undisturbed")
     assert run.wait() == 0
     seconds = time.monotonic() - began
     moments = random.Random(os.environ.get("FAULT_SEED"))  # noqa: S311
@@ -44,6 +44,7 @@ def test_a_search_killed_three_times_has_the_trials_decisions_and_winner_of_one_
     while kills < KILLS:
         killed, run = search(tmp_path / "killed")
         try:
+            # Three kills within the time that the undisturbed search took.
             run.wait(timeout=moments.uniform(0.15, 0.35) * seconds)
         except subprocess.TimeoutExpired:
             os.killpg(run.pid, signal.SIGKILL)
@@ -53,13 +54,14 @@ def test_a_search_killed_three_times_has_the_trials_decisions_and_winner_of_one_
             break
     killed, run = search(tmp_path / "killed")
     assert run.wait() == 0
-    print(f"{kills} kills; {[(trial['state'], trial['scores']) for trial in small_search.outcome(alone)]}")  # noqa: T201
+    expected = small_search.outcome(undisturbed)
+    print(f"{kills} kills; {[(trial['state'], trial['scores']) for trial in expected]}")  # noqa: T201
     assert kills == KILLS
-    assert {trial["state"] for trial in small_search.outcome(alone)} == {"completed", "stopped"}
-    assert small_search.outcome(killed) == small_search.outcome(alone)
-    assert best(killed) == best(alone)
+    assert {trial["state"] for trial in expected} == {"completed", "stopped"}
+    assert small_search.outcome(killed) == expected
+    assert best(killed) == best(undisturbed)
 
 
 def best(folder: Path) -> str:
-    """Return the winner's configuration, with the storage folder taken out."""
+    """Return the winner's configuration, with the storage folder replaced by a placeholder."""
     return (folder / "best.yaml").read_text().replace(str(folder.parent), "STORAGE")

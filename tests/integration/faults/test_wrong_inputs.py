@@ -1,4 +1,4 @@
-"""What a user can get wrong in data and storage ends in one line that names it, and leaves nothing half-written."""
+"""User errors in data and storage: the run ends with one line that names the cause."""
 
 import gzip
 import re
@@ -11,6 +11,7 @@ import pytest
 import small_run
 from rich.console import Console
 
+from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.errors import UserError
 from perceiver_dist.training.driver import run_training
 
@@ -61,7 +62,7 @@ def test_a_bad_shard_is_named_before_training(
     assert not (tmp_path / "runs" / "bad").exists()
 
 
-def test_a_shard_that_is_not_there_is_named(data: Path, tmp_path: Path) -> None:
+def test_a_missing_shard_is_named(data: Path, tmp_path: Path) -> None:
     config = small_run.small_config(data, tmp_path, "missing")
     source = replace(config.sources[0], train_shards=f"{data}/squares/train-{{000000..000003}}.tar")
     message = failure(replace(config, sources=[source, config.sources[1]]))
@@ -69,7 +70,7 @@ def test_a_shard_that_is_not_there_is_named(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.runs
-def test_too_many_bad_samples_stop_the_run_at_a_certain_step_with_the_reasons(
+def test_too_many_bad_samples_stop_the_run_at_a_fixed_step_with_the_reasons(
     data: Path, tmp_path: Path
 ) -> None:
     config = small_run.small_config(data, tmp_path, "bad")
@@ -90,8 +91,8 @@ def test_storage_that_cannot_be_written_is_named(data: Path, tmp_path: Path) -> 
     assert re.search(r"storage.path is '.*/file/runs', which cannot be written", message)
 
 
-def failure(config: small_run.RunConfig) -> str:
-    """Return the one line that a run ends with."""
+def failure(config: RunConfig) -> str:
+    """Return the message of the `UserError` that a run ends with, which must be one line."""
     with pytest.raises(UserError) as raised:
         run_training(config, Console(file=StringIO()))
     assert "\n" not in str(raised.value)
