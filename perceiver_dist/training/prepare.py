@@ -1,4 +1,4 @@
-"""All checks of a run that need no cluster, so that a mistake of the user is found before anything starts."""
+"""Preparation of a run: every check that needs no cluster, so that mistakes are found before anything starts."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -69,7 +69,7 @@ def test_a_checkpoint_is_read_from_any_storage(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"does not fit the model: 'bias' \(2,\) is in one of them only"):
+    with pytest.raises(UserError, match=r"does not fit the model: 'bias' \(2,\) is only in one of them"):
         load_weights(nn.Linear(3, 2), StoredCheckpoint(write(tmp_path, 1)))
 
 

@@ -84,7 +84,7 @@ def test_every_damage_is_found_and_the_checkpoint_before_is_taken(
     if (file, damage) == (MANIFEST, Path.unlink):
         assert run.lines == []  # without a manifest it never was one
     else:
-        assert run.lines == [f"checkpoint step-00000020 is damaged ({found}); going on from step 10"]
+        assert run.lines == [f"checkpoint step-00000020 is damaged ({found}); resuming from step 10"]
         assert re.search(message, found)
 
 
@@ -103,11 +103,11 @@ def test_a_whole_checkpoint_has_no_damage(run: Run) -> None:
     assert run.lines == []
 
 
-def test_if_all_are_damaged_the_run_begins_anew(run: Run) -> None:
+def test_a_run_whose_checkpoints_are_all_damaged_starts_from_the_beginning(run: Run) -> None:
     for step in (10, 20):
         flip_a_bit(run.folder / f"step-000000{step}" / FILES[1])
     assert run.start() == StartingPoint(1, 0, None)
-    assert [line.rpartition("; ")[2] for line in run.lines] == ["going on from the start"] * 2
+    assert [line.rpartition("; ")[2] for line in run.lines] == ["resuming from the start"] * 2
     assert RunFolder(str(run.folder)).newest_step() == 0
 
 
@@ -167,10 +167,10 @@ def test_what_an_earlier_group_says_does_not_count(run: Run) -> None:
     second = run.start().group
     run.list.rank_saved(first, 1, False, written.progress_of(30), files[1])
     run.list.rank_saved(second, 0, False, written.progress_of(30), files[0])
-    assert run.list.ending(30) is None
+    assert run.list.outcome(30) is None
     assert RunFolder(str(run.folder)).newest_step() == 20
     run.list.rank_saved(second, 1, False, written.progress_of(30), files[1])
-    assert (run.list.ending(30), RunFolder(str(run.folder)).newest_step()) == ("", 30)
+    assert (run.list.outcome(30), RunFolder(str(run.folder)).newest_step()) == ("", 30)
 
 
 def test_a_checkpoint_that_a_rank_could_not_write_is_none(run: Run) -> None:
@@ -179,7 +179,8 @@ def test_a_checkpoint_that_a_rank_could_not_write_is_none(run: Run) -> None:
     run.list.rank_saved(group, 0, False, written.progress_of(30), "No space left on device")
     run.list.rank_saved(group, 1, False, written.progress_of(30), file)
     assert run.lines == [
-        "checkpoint of step 30 could not be written (No space left on device); training goes on, the newest is step 20"
+        "checkpoint of step 30 could not be written (No space left on device); training continues, the newest is "
+        "step 20"
     ]
     assert run.names() == ["step-00000010", "step-00000020"]
     run.save(40)
@@ -191,8 +192,8 @@ def test_ranks_that_wait_are_told_what_went_wrong(tmp_path: Path) -> None:
     run.start()
     for rank in (0, 1):
         run.list.rank_saved(1, rank, True, written.progress_of(30), "No space left on device")
-    assert run.list.ending(30) == (
-        "checkpoint of step 30 could not be written (No space left on device); there is none yet"
+    assert run.list.outcome(30) == (
+        "checkpoint of step 30 could not be written (No space left on device); there is no checkpoint yet"
     )
     assert run.lines == []
 
@@ -214,7 +215,7 @@ def test_a_run_begins_from_anothers_checkpoint_until_it_has_its_own(run: Run, tm
     assert branch.start() == StartingPoint(2, 30, str(tmp_path / "branch" / "step-00000030"))
     flip_a_bit(tmp_path / "branch" / "step-00000030" / FILES[0])
     assert branch.start() == StartingPoint(3, 20, start)
-    assert branch.lines[0].endswith("; going on from train.start_from")
+    assert branch.lines[0].endswith("; resuming from train.start_from")
 
 
 def test_another_runs_damaged_checkpoint_is_refused(run: Run, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_nothing_is_overwritten_and_nothing_half_made(run: Path, export: Export,
             export(["folder", "--model", run, "--out", tmp_path / taken])
     damaged = models.write_exported(tmp_path / "damaged", models.CONFIG)
     (damaged / "weights.safetensors").write_bytes(b"no weights")
-    with pytest.raises(UserError, match="no whole safetensors file"):
+    with pytest.raises(UserError, match="not a complete safetensors file"):
         export(["folder", "--model", damaged, "--out", tmp_path / "out"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged", "full"]
 

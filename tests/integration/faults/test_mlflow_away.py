@@ -31,7 +31,7 @@ def test_a_run_is_completed_without_its_server_and_delivers_when_started_again(
 
         result = run_training(config, screen, disturb)
         assert result["exit"] == "completed"
-        assert f"MLflow at {server.address} is away: " in text.getvalue()
+        assert f"MLflow at {server.address} is unavailable: " in text.getvalue()
         server.kill()
         server.start()
         monkeypatch.setattr(sender, "SECONDS_WITHOUT_PROGRESS", 60.0)

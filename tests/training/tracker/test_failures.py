@@ -10,7 +10,7 @@ from ray.exceptions import RayActorError
 from perceiver_dist.errors import UserError
 from perceiver_dist.training.tracker.failures import (
     RankState,
-    errors_are_told,
+    errors_reported,
     failure_of,
     failures_reported,
     place_in,
@@ -141,7 +141,7 @@ class _Record:
     def tell(self, line: str) -> None:
         self.lines.append(line)
 
-    @errors_are_told
+    @errors_reported
     def trained(self, values: dict[str, float]) -> None:
         SourceConfig("a", "x", ["image"], num_classes=values["loss"])
 
