@@ -125,6 +125,7 @@ def write_rank_file(uri: str, header: bytes, values: Tensor) -> StoredFile:
         OSError: The storage rejects the write; no partial file is left.
     """
     digest = hashlib.sha256()
+    # A view of the tensor's bytes; nothing is copied.
     content = values.numpy().view(np.uint8).data
     chunks: list[bytes | memoryview] = [header]
     chunks += [content[start : start + CHUNK] for start in range(0, len(content), CHUNK)]
@@ -179,6 +180,7 @@ class StoredCheckpoint:
                 and (first := max(span.start, stored.span.start))
                 < (stop := min(span.start + span.numel, stored.span.start + stored.span.numel))
             ]
+            # Of a checkpoint of another world size a rank needs some of the files only.
             if not needed:
                 continue
             begin = min(stored.offset for stored, _, _ in needed)
@@ -216,6 +218,7 @@ class StoredCheckpoint:
         spans: dict[tuple[str, str], list[Span]] = {}
         for stored in chain.from_iterable(self._stored):
             spans.setdefault((stored.part, stored.name), []).append(stored.span)
+        # The headers suffice for this; `find_damage` checks the values themselves.
         for part in PARTS:
             for name, shape in self.shapes.items():
                 fault = first_fault(spans.get((part, name), []), math.prod(shape))
@@ -268,6 +271,7 @@ def load_weights(model: nn.Module, checkpoint: StoredCheckpoint) -> None:
     """
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     found = checkpoint.shapes
+    # Compared before `load_state_dict`, whose message lists every parameter on many lines.
     if expected != found:
         name, shape = sorted(set(found.items()) ^ set(expected.items()))[0]
         raise UserError(
@@ -279,6 +283,7 @@ def load_weights(model: nn.Module, checkpoint: StoredCheckpoint) -> None:
 
 def _hashed(chunks: Iterable[bytes | memoryview], digest: Any) -> Iterator[bytes | memoryview]:
     for chunk in chunks:
+        # Hashed while it is written, so that memory is read once.
         digest.update(chunk)
         yield chunk
 

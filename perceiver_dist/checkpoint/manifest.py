@@ -146,6 +146,7 @@ def _read(checkpoint: str) -> Manifest | str:
         if text is None:
             return f"{MANIFEST}: missing"
         content = json.loads(text)
+        # The digest is compared below: the text is made again, and any changed byte makes it another one.
         content.pop("sha256")
         files = tuple(StoredFile(**file) for file in content.pop("files"))
         manifest = Manifest(TrainingProgress(**content), files)
@@ -156,6 +157,7 @@ def _read(checkpoint: str) -> Manifest | str:
 
 def _text(manifest: Manifest) -> str:
     content = {**asdict(manifest.progress), "files": [asdict(file) for file in manifest.files]}
+    # The manifest has a digest of itself, since a wrong number of steps in it would not be noticed otherwise.
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return json.dumps({**content, "sha256": digest}, indent=1) + "\n"
 

@@ -107,6 +107,7 @@ class CheckpointList:
             progress: Progress of the run at the checkpoint.
             outcome: The rank's file, or the reason why it could not be stored.
         """
+        # Ranks of a lost group may still be writing when the next group has started.
         if self.start is None or group != self.start.group:
             return
         outcomes = self._rank_outcomes.setdefault(progress.steps, {})
@@ -141,6 +142,7 @@ class CheckpointList:
                 break
             damaged[candidate] = damage
         instead = f"step {step}" if step else "train.start_from" if self._start_from else "the start"
+        # Only now, when the storage has answered for all of them: `find_damage` raises if it is unavailable.
         for other, damage in damaged.items():
             rename(join(self._folder.checkpoint(other), MANIFEST), DAMAGED_MANIFEST)
             self._report(
@@ -169,6 +171,7 @@ class CheckpointList:
         reason = next((outcome for outcome in outcomes if isinstance(outcome, str)), "")
         reason = reason or self._write_manifest(Manifest(progress, files))
         if reason:
+            # Best effort: what remains has no manifest, and is overwritten or deleted later.
             with suppress(*STORAGE_ERRORS):
                 self._delete(progress.steps)
         else:

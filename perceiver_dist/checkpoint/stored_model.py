@@ -54,6 +54,7 @@ class StoredModel:
         Raises:
             UserError: A file is damaged or cannot be read.
         """
+        # An exported model has no manifest; its safetensors file is parsed as a whole, which finds a truncated one.
         if MANIFEST in list_folder(self.place):
             damage = find_damage(self.place)
             if damage:

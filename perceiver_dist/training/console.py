@@ -58,8 +58,10 @@ def show_status(
     def watch() -> None:
         while not done.wait(_SECONDS_BETWEEN_UPDATES):
             update()
+        # Once more at the end, for the messages of the last interval.
         update()
 
+    # A thread, because `trainer.fit` blocks the main one.
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
@@ -104,6 +106,7 @@ def show_result(result: dict[str, Any], config: RunConfig, folder: RunFolder, co
         folder: The run's folder.
         console: Where to print.
     """
+    # markup=False below: paths and messages may contain brackets, which rich would interpret.
     places = {
         "run": folder.uri,
         "checkpoint": result["checkpoint"] or "none",

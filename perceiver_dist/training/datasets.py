@@ -64,15 +64,18 @@ def training_units(config: RunConfig, source: SourceConfig, index: SourceIndex) 
 
 def _training_dataset(config: RunConfig, maker: UnitMaker, tracker: TrackerHandle) -> Dataset:
     status = ray.get(tracker.status.remote())
+    # Ray Train restarts after every error; raising it again here ends the training instead.
     if status.user_error:
         raise UserError(status.user_error)
     schedule, train, name = Schedule(config.weights), config.train, maker.source.name
     start = ray.get(tracker.choose_starting_point.remote())
-    refusal = ray.get(tracker.count_start.remote(name))
-    if refusal:
-        raise TrainingGivenUpError(refusal)
+    # After the choice of the starting point, at whose step the start is counted.
+    reason = ray.get(tracker.count_start.remote(name))
+    if reason:
+        raise TrainingGivenUpError(reason)
     stop = schedule.steps_before(name, train.steps) * train.lanes
     first = schedule.steps_before(name, start.step) * train.lanes
+    # At least the units of one step, so that the dataset of a source that has no steps left is not empty.
     return unit_dataset(maker, min(first, stop - train.lanes), stop + _spare_units(config), config.data)
 
 

@@ -62,6 +62,7 @@ def check_fine_tuning(config: RunConfig) -> None:
                 f"source '{source}': has {classes} classes, but train.fine_tune {place} was trained with "
                 f"{trained.heads[source]} of that source; rename the source to train a new head"
             )
+    # Channels can be added at the end, but not removed from the middle.
     before, after = token_channels(old), token_channels(new)
     if after < before:
         raise UserError(
@@ -91,6 +92,7 @@ def load_trained_weights(model: nn.Module, weights: Mapping[str, Tensor], place:
                     f"train.fine_tune {place}: '{name}' is {'missing' if stored is None else tuple(stored.shape)}, "
                     f"expected {tuple(parameter.shape)}; use the model options it was trained with"
                 )
+            # The old weights are the first rows and columns of a weight that has grown; see the module.
             parameter[tuple(slice(size) for size in stored.shape)] = stored.to(parameter.device)
 
 

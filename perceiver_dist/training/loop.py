@@ -97,6 +97,7 @@ class _Rank:
         train = self.config.train
         while self.step < self.config.last_step:
             self._take_step()
+            # The last step is always logged and saved, whatever the intervals.
             last = self.step == self.config.last_step
             if last or self.step % train.log_every == 0:
                 self._log()
@@ -111,9 +112,11 @@ class _Rank:
                     self._save(waits=last or request == "stop")
             if request == "stop" and not last:
                 return
+        # After the last checkpoint: a run that is lost here is resumed here, without a step to repeat.
         self._evaluate(all_subsets=True)
 
     def _restore(self) -> Any:
+        # The same initial weights on every rank.
         torch.manual_seed(self.config.train.seed)
         model = Perceiver(self.config.model, self.config.heads).to(self.device)
         if self.start.checkpoint is None:
@@ -122,6 +125,7 @@ class _Rank:
                 load_trained_weights(model, find_model(trained).weights(), trained)
             return build_engine(model, self.config, self.world_size)
         checkpoint = StoredCheckpoint(self.start.checkpoint)
+        # Weights before the engine, which partitions them; moments after it, when their partitions exist.
         load_weights(model, checkpoint)
         engine = build_engine(model, self.config, self.world_size)
         load_optimizer(engine, checkpoint)
@@ -186,6 +190,7 @@ class _Rank:
         )
         if self.rank == 0:
             self.tracker.trained.remote(metrics)
+        # Here and not at every step, because it is collective and waits for the device.
         self.bad_samples.check()
 
     def _evaluate(self, all_subsets: bool) -> None:
@@ -195,6 +200,7 @@ class _Rank:
             shard = _dataset_shard(evaluation_dataset(source))
             if shard is None:
                 continue
+            # A new stream reads the held-out units from the beginning.
             batches = UnitStream(shard, source.name, self.device, self.config.data.prefetch_units)
             subsets = modality_subsets(source.modalities)
             scores[source.name] = evaluate(

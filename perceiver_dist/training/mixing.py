@@ -63,6 +63,7 @@ def mix(batch: Batch, source: SourceConfig, seed: int) -> Mixed:
     kinds = [kind for kind, strength in strengths.items() if strength]
     if not kinds:
         return Mixed(batch.arrays, rows, None)
+    # Keyed by the unit, so that every rank and every resumed run draws the same mix.
     random = np.random.default_rng(hash64(seed, source.name, "mix", batch.unit))
     kind = kinds[random.integers(len(kinds))]
     share = random.beta(strengths[kind], strengths[kind])

@@ -65,6 +65,7 @@ class StopSignal:
     """
 
     def __init__(self, tracker: TrackerHandle) -> None:
+        # On CPUs, next to the default group: a broadcast with NCCL would wait for the GPU at every step.
         self.group: Any = distributed.new_group(backend="gloo")
         self._tracker = tracker
         self._request: ObjectRef[bool] | None = None
@@ -95,6 +96,7 @@ class StopSignal:
         return _NOTHING
 
     def _ask(self) -> None:
+        # At most one request at a time, and never waited for: a step must not depend on the tracker.
         if self._request is None:
             if time.monotonic() - self._requested_at >= _SECONDS_BETWEEN_REQUESTS:
                 self._requested_at = time.monotonic()
@@ -106,6 +108,7 @@ class StopSignal:
     def _new_node_is_draining(self) -> bool:
         info = ray.train.get_preemption_info()
         nodes = set(info.preempted_node_ids) if info else set()
+        # Each node causes one save only; it stays in the list until it is gone.
         new = nodes - self._draining
         self._draining |= nodes
         return bool(new)

@@ -49,6 +49,7 @@ def prepare(config: RunConfig, report: Callable[[str], None]) -> PreparedRun:
             shards do not fit the configuration or do not exist.
     """
     config = resolve(config)
+    # Before demo data is written there.
     check_writable(config.storage.path, "storage.path")
     report(f"run {config.storage.run_name}: preparing data")
     config = with_demo_data(config)

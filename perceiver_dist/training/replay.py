@@ -39,6 +39,7 @@ def replay(config: RunConfig, name: str) -> Group:
         )
     config = resolve(config)
     source = next(source for source in config.sources if source.name == source_name)
+    # Only this source, so that the shards of the others need not exist here.
     config = replace(config, sources=[resolve_demo(source, config.storage.path)])
     shards = list_shards(config)[source_name]
     index = SourceIndex(

@@ -34,6 +34,7 @@ def spectrogram_masks(
     hidden = np.zeros((len(batch.keys), *audio.grid), bool)
     segments, bands = audio.grid
     for row, spectrogram in enumerate(hidden):
+        # Keyed by unit and row, so that every rank and every resumed run draws the same masks.
         random = np.random.default_rng(hash64(seed, source.name, "masks", batch.unit, row))
         for _ in range(augment.masks):
             spectrogram[_span(segments, augment.masked_time, random), :] = True

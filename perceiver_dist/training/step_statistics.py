@@ -50,6 +50,7 @@ class StepStatistics:
             source: Name of the unit's source.
             loss: () mean over the unit's samples.
         """
+        # Tensor operations throughout: an `if` on the loss would wait for the device.
         finite = loss.isfinite()
         row = self._sums[
             self._sources.index(source)
@@ -83,6 +84,7 @@ class StepStatistics:
         times = torch.tensor(
             [[seconds, waited - self._waited_before, 0.0]], dtype=torch.float64, device=self._sums.device
         )
+        # One all-reduce for losses and times.
         totals = torch.cat([self._sums, times])
         distributed.all_reduce(totals)
         *losses, (all_seconds, all_waited, _) = totals.tolist()

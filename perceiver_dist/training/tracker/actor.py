@@ -89,6 +89,7 @@ class Tracker:
         )
         run_id = read_text(folder.mlflow_run_id)
         identity = read_text(folder.identity) or new_identity()
+        # Before the run is opened in MLflow: if this process is killed in between, the run is found again by it.
         write_text(folder.identity, identity)
         self._writer = BackgroundWriter(config.tracking.uri or "", folder.outbox)
         self._log = MlflowRun(
@@ -107,7 +108,7 @@ class Tracker:
         """Return the id of the MLflow run."""
         return self._log.run_id
 
-    def tell(self, line: str) -> None:
+    def report(self, line: str) -> None:
         """Show a line on the screen, unless it has been shown before.
 
         Args:
@@ -192,6 +193,7 @@ class Tracker:
             outcome: The rank's file, or the reason why it could not be stored.
         """
         self._checkpoints.rank_saved(group, rank, waited_for, progress, outcome)
+        # A new checkpoint is progress: failures before it no longer count.
         if self._checkpoints.outcome(progress.steps) == "":
             self._failure_budget.saved()
 
@@ -226,6 +228,7 @@ class Tracker:
         self._status.restarted_after_error = self._status.raised
         self._status.raised = False
         self._throughput = ThroughputMeter()
+        # The steps after the checkpoint are taken and logged again.
         self._history = [metrics for metrics in self._history if metrics.step <= step]
         self._status.evaluations = _evaluations(self._history)
         self._samples = {number: units for number, units in self._samples.items() if number < step}
@@ -255,6 +258,7 @@ class Tracker:
         self._status.scores.update(metrics.flat())
         self._status.evaluations[step] = metrics
         self._record(metrics)
+        # A full disk must not end the training; the metrics are kept, and written with the next evaluation.
         try:
             self._draw(scores)
             self.save()
@@ -350,6 +354,7 @@ class Tracker:
             Number of records still queued, because MLflow is unavailable.
         """
         self.save()
+        # Records of the log come before its closing, which ends the MLflow run.
         self._log.dictionary(RESULT, result)
         self._log.close(status)
         return self._writer.close()

@@ -203,7 +203,7 @@ class ErrorRecord(Protocol):
             text: The traceback.
         """
 
-    def tell(self, line: str) -> None:
+    def report(self, line: str) -> None:
         """Show a line on the screen.
 
         Args:
@@ -233,7 +233,7 @@ def errors_reported(
         except Exception as error:  # any error, reported and raised again
             failure = failure_of(error, RankState(0))
             record.keep_traceback(f"tracker-{method.__name__}", failure.traceback)
-            record.tell(f"the run's record has a gap: {method.__name__}: {failure.error} ({failure.place})")
+            record.report(f"the run's record has a gap: {method.__name__}: {failure.error} ({failure.place})")
             raise
 
     return reporting

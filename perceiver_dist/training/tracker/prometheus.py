@@ -45,6 +45,7 @@ class PrometheusMetrics:
             for name, (gauge, meaning) in GAUGES.items()
         }
         for gauge in self._gauges.values():
+            # The trials of a search share a cluster, and are told apart by the name of the run.
             gauge.set_default_tags({"run": run_name})
 
     def show(self, metrics: StepMetrics) -> None:

@@ -32,6 +32,7 @@ class Quarantine:
         """
         for shard, key, reason in samples:
             entry = {"source": source, "shard": shard, "key": key, "reason": reason, "unit": unit}
+            # A sample is read again in later epochs and after a restart; its first unit stays.
             self._entries.setdefault((source, shard, key), entry)
 
     def text(self) -> str:

@@ -56,6 +56,7 @@ class FailureBudget:
         Returns:
             Whether to report it: it is the first failure since the newest start, and the workers will be restarted.
         """
+        # The rank that caused it reports the reason itself.
         if failure.kind == "peer":
             return False
         start = max(self._all_starts.values(), default=0)

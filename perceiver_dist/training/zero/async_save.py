@@ -36,9 +36,11 @@ class CheckpointWriter:
         spans = [(of.part, of.name, Span(of.start, of.values.numel())) for of in partitions]
         self._header = file_header(spans, whole_shapes(engine))
         on_gpu = engine.device.type == "cuda"
+        # A stream of its own, so that the copy runs beside the kernels of the next step.
         self._stream = torch.cuda.Stream(engine.device) if on_gpu else None  # type: ignore[no-untyped-call]
         # Writing zeros makes the operating system map the pages now, and not during the first save.
         self._copy = torch.zeros(sum(span.numel for *_, span in spans), pin_memory=on_gpu)
+        # One thread: copy and write are queued in this order.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._copying: Future[None] | None = None
         self._writing: Future[None] | None = None
@@ -55,6 +57,7 @@ class CheckpointWriter:
         """
         self.wait()
         partitions = owned_partitions(self._engine)
+        # The copy has to start after the optimizer's kernels, which may still be queued.
         trained = torch.cuda.current_stream().record_event() if self._stream else None
         self._copying = self._thread.submit(self._copy_all, partitions, trained)
         self._writing = self._thread.submit(self._write, self._copying, progress, report)

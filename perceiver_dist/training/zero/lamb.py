@@ -100,6 +100,7 @@ class Lamb(Optimizer):
                 for piece in self._pieces[parameter]:
                     norm = torch.linalg.vector_norm(values[piece.start : piece.stop], dtype=torch.float64)
                     row[piece.tensor] += norm.square()
+        # All norms first: a parameter may change only when every rank has the norms of its tensor.
         weights, updates = self._all_reduce(sums)
         ratios = torch.where((weights > 0) & (updates > 0), (weights / updates).sqrt(), 1.0)
         for parameter, update, rate in updated:
@@ -111,6 +112,7 @@ class Lamb(Optimizer):
         """Update the moments, and return AdamW's update (elements,) at learning rate 1."""
         state, gradient = self.state[parameter], parameter.grad
         if not state:
+            # A tensor as in torch's AdamW, so that `set_adam_step` works for both.
             state["step"] = torch.tensor(0.0)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
         mean, square = state["exp_avg"], state["exp_avg_sq"]

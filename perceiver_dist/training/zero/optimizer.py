@@ -89,6 +89,7 @@ def parameter_groups(
     free: list[nn.Parameter] = []
     still: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
+        # Latents and encodings are matrices too, but are learned inputs rather than weights.
         is_matrix = parameter.ndim == 2 and not name.startswith(("latents", "encodings"))
         is_frozen = name.partition(".")[0] in frozen
         (still if is_frozen else decayed if is_matrix else free).append(parameter)
@@ -138,6 +139,7 @@ def create_state(engine: Any) -> None:
     """
     stage = engine.zero_optimization_stage()
     base = base_optimizer(engine)
+    # The tensors that DeepSpeed passes to the optimizer: flat fp32 partitions, or at stage 0 the parameters.
     if stage == 3:
         updated = list(engine.optimizer.fp32_partitioned_groups_flat)
     elif stage in (1, 2):

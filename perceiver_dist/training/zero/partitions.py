@@ -109,6 +109,7 @@ def _held(engine: Any, part: str, name: str, parameter: Any) -> TensorPartition 
         return TensorPartition(part, name, 0, whole.view(-1))
     if stage == 3:
         return _held_at_stage_3(engine, part, name, parameter)
+    # DeepSpeed's link from a parameter to its fp32 partition; None if all of it is on other ranks.
     mapping = parameter._hp_mapping
     if mapping is None:
         return None
@@ -138,6 +139,7 @@ def _put(engine: Any, parameter: Any, partition: TensorPartition, values: Tensor
         return
     from deepspeed.utils import safe_set_local_optimizer_state
 
+    # DeepSpeed takes a partition with its padding only.
     padded = torch.zeros(parameter.ds_tensor.numel(), dtype=values.dtype, device=values.device)
     padded[: values.numel()] = values
     safe_set_local_optimizer_state(parameter, padded, partition.part)
