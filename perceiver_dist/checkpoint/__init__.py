@@ -1,1 +1,1 @@
-"""Checkpoints and run folders: file format, manifest, retention, and finding a trained model."""
+"""Checkpoints and run folders: file format, manifest, retention, and locating a trained model."""

@@ -1,22 +1,22 @@
-"""Checkpoints that load at any number of ranks and any ZeRO stage, and without DeepSpeed.
+"""Checkpoint format that loads at any world size and any ZeRO stage, and without DeepSpeed.
 
-A checkpoint is a folder such as `step-00001200`. Each rank has written one file in the safetensors format, and
-`manifest.json` says that all of them are there (`perceiver_dist/checkpoint/manifest.py`):
+A checkpoint is a folder such as `step-00001200`. Each rank writes one file in the safetensors format, and
+`manifest.json` confirms that all of them are complete (`perceiver_dist/checkpoint/manifest.py`):
 
-    rank-00000-of-00002.safetensors     spans of fp32 parameters and of AdamW's moments, those that the rank held
+    rank-00000-of-00002.safetensors     the spans of fp32 parameters and of the optimizer's moments that the rank held
     rank-00001-of-00002.safetensors
     manifest.json
 
-A tensor in such a file is one span of a flattened parameter or moment. Its name says which: `exp_avg/4096/head.weight`
-is what begins at element 4,096 of the running mean of `head.weight`. The files together hold every element once. Who
-loads asks for the spans that it needs, whoever wrote them.
+A tensor in such a file is one span of a flattened parameter or moment. Its name identifies the span:
+`exp_avg/4096/head.weight` starts at element 4,096 of the running mean of `head.weight`. Together the files hold every
+element exactly once. A rank that loads reads the spans that it needs, whichever rank wrote them.
 
 Why not the known formats: torch.distributed.checkpoint reshards DTensors, but ZeRO holds its partitions as plain flat
 tensors. DeepSpeed's checkpoints hold the partitions of one stage, and have to be converted to universal checkpoints
 before another stage or world size loads them. Here nothing is converted, nothing is gathered to save, and a model is
 read without DeepSpeed.
 
-Restoring is exact: fp32 values are copied bit for bit, the learning rate and the order of samples follow from the
+Resuming is exact: fp32 values are copied bit for bit, the learning rate and the order of samples are functions of the
 number of steps, and nothing in the forward pass is random.
 """
 
@@ -42,19 +42,20 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 WEIGHT = "weight"
 PARTS = (WEIGHT, *MOMENTS)
-"""What there is of every parameter: its values and AdamW's moments. Files have this order."""
+"""State that is stored of every parameter: its values and the optimizer's moments. Files have this order."""
 _SHAPES = "shapes"
 _LENGTH_BYTES = 8
+"""The safetensors format begins with the length of its header as a 64-bit integer."""
 _FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
 class Span:
-    """Elements of a flattened tensor.
+    """Consecutive elements of a flattened tensor.
 
     Attributes:
-        start: The first.
-        numel: How many.
+        start: Index of the first element.
+        numel: Number of elements.
     """
 
     start: int
@@ -67,9 +68,9 @@ class _Stored:
 
     Attributes:
         part: One of `PARTS`.
-        name: The parameter's.
-        span: Which elements.
-        offset: Where the span begins in the file, in bytes.
+        name: Name of the parameter.
+        span: The elements.
+        offset: Start of the span in the file, in bytes.
     """
 
     part: str
@@ -83,16 +84,16 @@ def rank_file(rank: int, world_size: int) -> str:
 
     Args:
         rank: The rank.
-        world_size: Number of ranks.
+        world_size: Number of ranks that write the checkpoint.
     """
     return f"rank-{rank:05d}-of-{world_size:05d}.safetensors"
 
 
 def file_header(spans: Sequence[tuple[str, str, Span]], shapes: Mapping[str, Sequence[int]]) -> bytes:
-    """Return what a rank's file begins with.
+    """Return the header of a rank's file.
 
     Args:
-        spans: Part, name and span of what follows, in this order, as fp32.
+        spans: Part, name and span of the fp32 values that follow the header, in this order.
         shapes: Shape of every parameter of the model.
     """
     header: dict[str, Any] = {"__metadata__": {_SHAPES: json.dumps(shapes)}}
@@ -105,25 +106,26 @@ def file_header(spans: Sequence[tuple[str, str, Span]], shapes: Mapping[str, Seq
             "data_offsets": [begin, end],
         }
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _LENGTH_BYTES)  # so that the values are aligned
+    text += b" " * (-len(text) % _LENGTH_BYTES)  # aligns the values
     return len(text).to_bytes(_LENGTH_BYTES, "little") + text
 
 
 def write_rank_file(uri: str, header: bytes, values: Tensor) -> StoredFile:
-    """Write a rank's file; while it is hashed and written, other threads run.
+    """Write a rank's file. Hashing and writing release the GIL, so that other threads run meanwhile.
 
     Args:
         uri: Path or URI of the file.
         header: From `file_header`.
-        values: What the header announces, fp32, one axis, on the host.
+        values: (elements,) fp32, the values that the header describes, on the host.
 
     Returns:
-        The file as the manifest lists it.
+        The file's entry in the manifest.
 
     Raises:
-        OSError: The storage refuses; nothing is left of the file then.
+        OSError: The storage rejects the write; no partial file is left.
     """
     digest = hashlib.sha256()
+    # A view of the tensor's bytes; nothing is copied.
     content = values.numpy().view(np.uint8).data
     chunks: list[bytes | memoryview] = [header]
     chunks += [content[start : start + CHUNK] for start in range(0, len(content), CHUNK)]
@@ -132,18 +134,18 @@ def write_rank_file(uri: str, header: bytes, values: Tensor) -> StoredFile:
 
 
 class StoredCheckpoint:
-    """A checkpoint that is opened to read from it.
+    """A checkpoint that is open for reading.
 
     Args:
         uri: Path or URI of its folder.
 
     Attributes:
         uri: Path or URI of its folder.
-        progress: How far the run had come.
+        progress: Progress of the run when it was saved.
         shapes: Shape of every parameter by name.
 
     Raises:
-        UserError: It is no checkpoint, or its files do not hold every element once.
+        UserError: It is not a checkpoint, or its files do not hold every element exactly once.
     """
 
     def __init__(self, uri: str) -> None:
@@ -155,11 +157,16 @@ class StoredCheckpoint:
         try:
             self._stored = [self._read_header(file) for file in self._files]
         except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"checkpoint {uri}: a file cannot be read ({error}); take another one") from error
+            raise UserError(
+                f"checkpoint {uri}: a file cannot be read ({error}); use another checkpoint"
+            ) from error
         self._check_complete()
 
     def read(self, wanted: Mapping[tuple[str, str], Span]) -> dict[tuple[str, str], Tensor]:
-        """Return spans of tensors on the host; of each file, what lies between is read as well.
+        """Return spans of tensors on the host.
+
+        Each file is read once, from the first needed byte to the last: a request to remote storage costs more than the
+        unneeded bytes in between.
 
         Args:
             wanted: A span by part and name.
@@ -173,6 +180,7 @@ class StoredCheckpoint:
                 and (first := max(span.start, stored.span.start))
                 < (stop := min(span.start + span.numel, stored.span.start + stored.span.numel))
             ]
+            # Of a checkpoint of another world size a rank needs some of the files only.
             if not needed:
                 continue
             begin = min(stored.offset for stored, _, _ in needed)
@@ -186,7 +194,7 @@ class StoredCheckpoint:
         return found
 
     def whole(self, part: str) -> dict[str, Tensor]:
-        """Return one part of every parameter, in its shape, by name.
+        """Return one part of every parameter by name, unflattened.
 
         Args:
             part: One of `PARTS`.
@@ -210,20 +218,21 @@ class StoredCheckpoint:
         spans: dict[tuple[str, str], list[Span]] = {}
         for stored in chain.from_iterable(self._stored):
             spans.setdefault((stored.part, stored.name), []).append(stored.span)
+        # The headers suffice for this; `find_damage` checks the values themselves.
         for part in PARTS:
             for name, shape in self.shapes.items():
                 fault = first_fault(spans.get((part, name), []), math.prod(shape))
                 if fault:
                     raise UserError(
-                        f"checkpoint {self.uri}: its files hold {fault} of '{name}' ({part}); take another one"
+                        f"checkpoint {self.uri}: its files hold {fault} of '{name}' ({part}); use another checkpoint"
                     )
 
 
 def first_fault(spans: Iterable[Span], numel: int) -> str:
-    """Say which elements of a tensor are missing or there more than once; "" if each is there once.
+    """Describe the first missing or repeated element of a tensor; return "" if every element is stored once.
 
     Args:
-        spans: What is there, in any order.
+        spans: The stored spans, in any order.
         numel: Elements of the tensor.
     """
     reached = 0
@@ -239,33 +248,34 @@ def first_fault(spans: Iterable[Span], numel: int) -> str:
 
 
 def read_weights(checkpoint: str) -> dict[str, Tensor]:
-    """Return a checkpoint's weights by name, fp32, on the host: what `load_state_dict` of a model takes.
+    """Return a checkpoint's fp32 weights by name on the host, as a model's `load_state_dict` takes them.
 
     Args:
         checkpoint: Path or URI of its folder.
 
     Raises:
-        UserError: It is no checkpoint, or not a complete one.
+        UserError: It is not a checkpoint, or an incomplete one.
     """
     return StoredCheckpoint(checkpoint).whole(WEIGHT)
 
 
 def load_weights(model: nn.Module, checkpoint: StoredCheckpoint) -> None:
-    """Put a checkpoint's weights into a model, before an engine is built around it.
+    """Load a checkpoint's weights into a model, before an engine is built around it.
 
     Args:
         model: A Perceiver of the same configuration.
         checkpoint: The checkpoint.
 
     Raises:
-        UserError: The checkpoint has other parameters than the model.
+        UserError: The parameters of the checkpoint and the model differ.
     """
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     found = checkpoint.shapes
+    # Compared before `load_state_dict`, whose message lists every parameter on many lines.
     if expected != found:
         name, shape = sorted(set(found.items()) ^ set(expected.items()))[0]
         raise UserError(
-            f"checkpoint {checkpoint.uri}: does not fit the model: '{name}' {shape} is in one of them only; "
+            f"checkpoint {checkpoint.uri}: does not fit the model: '{name}' {shape} is only in one of them; "
             "use the model options it was trained with, or another storage.run_name"
         )
     model.load_state_dict(checkpoint.whole(WEIGHT))
@@ -273,6 +283,7 @@ def load_weights(model: nn.Module, checkpoint: StoredCheckpoint) -> None:
 
 def _hashed(chunks: Iterable[bytes | memoryview], digest: Any) -> Iterator[bytes | memoryview]:
     for chunk in chunks:
+        # Hashed while it is written, so that memory is read once.
         digest.update(chunk)
         yield chunk
 
@@ -283,5 +294,5 @@ def _read_range(uri: str, offset: int, size: int) -> bytearray:
     with filesystem.open_input_file(path) as file:
         file.seek(offset)
         if file.readinto(content) != size:
-            raise ValueError(f"it ends before byte {offset + size:,}")
+            raise ValueError(f"the file ends before byte {offset + size:,}")
     return content

@@ -1,7 +1,7 @@
-"""What says that a checkpoint is whole: its manifest, which is written last.
+"""Manifest of a checkpoint, which is written last and makes the checkpoint complete.
 
-A checkpoint is a folder with one file of every rank and `manifest.json`, which says what the files hold and, for
-each, its size and SHA-256. Without a manifest the folder is no checkpoint, whatever else is in it.
+A checkpoint is a folder with one file per rank and `manifest.json`, which records the progress of the run and each
+file's size and SHA-256. A folder without a manifest is not a checkpoint, whatever else is in it.
 """
 
 import errno
@@ -22,19 +22,21 @@ from pipelines.storage.files import (
 
 MANIFEST = "manifest.json"
 CHUNK = 1 << 24
-"""Bytes that are read or written at once."""
+"""Bytes that are read, hashed or written at once: 16 MiB keeps memory small, and is large enough that the cost of a
+call does not count."""
 
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """How far a run has come.
+    """Progress of a run.
 
     Attributes:
-        steps: Steps taken; the learning rate and the samples of the next one follow from it.
-        samples_seen: Samples learned from, all sources together.
+        steps: Steps taken; they determine the learning rate and the samples of the next one.
+        samples_seen: Samples learned from, over all sources.
         world_size: Number of ranks that wrote the checkpoint, and of its files.
-        zero_stage: ZeRO stage that wrote it; for information.
-        optimizer_steps: Times that AdamW changed the weights, for its bias correction.
+        zero_stage: ZeRO stage that wrote it; informational.
+        optimizer_steps: Steps in which the optimizer changed the weights, for its bias correction. Skipped steps are
+            not among them.
     """
 
     steps: int
@@ -46,12 +48,12 @@ class TrainingProgress:
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file of a checkpoint as it was written.
+    """Manifest entry of one file of a checkpoint.
 
     Attributes:
-        name: Its name in the checkpoint's folder.
-        bytes: Its size.
-        sha256: Digest of its content, in hexadecimal.
+        name: Name in the checkpoint's folder.
+        bytes: Size.
+        sha256: Hexadecimal digest of the content.
     """
 
     name: str
@@ -61,11 +63,11 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What manifest.json holds.
+    """Content of manifest.json.
 
     Attributes:
-        progress: How far the run had come.
-        files: The files, by rank.
+        progress: Progress of the run.
+        files: The files, in the order of ranks.
     """
 
     progress: TrainingProgress
@@ -73,50 +75,51 @@ class Manifest:
 
 
 def write_manifest(checkpoint: str, manifest: Manifest) -> None:
-    """Make a folder a checkpoint.
+    """Complete a checkpoint by writing its manifest.
 
     Args:
-        checkpoint: Path or URI of the folder, in which all files are stored.
-        manifest: What is in it.
+        checkpoint: Path or URI of the checkpoint's folder, in which all files are stored.
+        manifest: The manifest.
 
     Raises:
-        OSError: The storage refuses.
+        OSError: The storage rejects the write.
     """
     write_text(join(checkpoint, MANIFEST), _text(manifest))
 
 
 def read_manifest(checkpoint: str) -> Manifest:
-    """Return what a checkpoint says of itself; its files are not looked at.
+    """Return the manifest of a checkpoint, without checking its files.
 
     Args:
         checkpoint: Path or URI of its folder.
 
     Raises:
-        UserError: It has no manifest, or one that is damaged.
+        UserError: The manifest is missing or damaged.
     """
     manifest = _read(checkpoint)
     if isinstance(manifest, str):
-        raise UserError(f"checkpoint {checkpoint} is damaged ({manifest}); take another one")
+        raise UserError(f"checkpoint {checkpoint} is damaged ({manifest}); use another checkpoint")
     return manifest
 
 
 def find_damage(checkpoint: str) -> str:
-    """Read all of a checkpoint, and say what is wrong with it.
+    """Read a whole checkpoint, compare it with its manifest, and describe the first difference.
 
     Args:
         checkpoint: Path or URI of its folder.
 
     Returns:
-        The first file that is not what was written, and what was found; "" if all are.
+        The first file that differs from what was written, and how; "" if the checkpoint is intact.
 
     Raises:
-        UserError: The storage does not answer, so that nothing is known of the checkpoint.
+        UserError: The storage is unavailable, so that the state of the checkpoint is unknown.
     """
     try:
         manifest = _read(checkpoint)
         if isinstance(manifest, str):
             return manifest
         sizes = list_folder(checkpoint)
+        # Missing and truncated files are found by the sizes, before anything large is read.
         for file in manifest.files:
             size = sizes.get(file.name)
             if size is None:
@@ -127,21 +130,23 @@ def find_damage(checkpoint: str) -> str:
             if _digest(join(checkpoint, file.name)) != file.sha256:
                 return f"{file.name}: other content than was written"
     except STORAGE_ERRORS as error:
+        # A bad disk sector is damage of this checkpoint; any other failure says nothing about it.
         if getattr(error, "errno", None) == errno.EIO:
             return f"{reason_of(error)} when reading it"
         raise UserError(
-            f"checkpoint {checkpoint} cannot be read ({reason_of(error)}); start again when the storage answers"
+            f"checkpoint {checkpoint} cannot be read ({reason_of(error)}); retry when the storage is available"
         ) from error
     return ""
 
 
 def _read(checkpoint: str) -> Manifest | str:
-    """Return the manifest, or what is wrong with it."""
+    """Return the manifest, or a description of what is wrong with it."""
     try:
         text = read_text(join(checkpoint, MANIFEST))
         if text is None:
             return f"{MANIFEST}: missing"
         content = json.loads(text)
+        # The digest is compared below: the text is made again, and any changed byte makes it another one.
         content.pop("sha256")
         files = tuple(StoredFile(**file) for file in content.pop("files"))
         manifest = Manifest(TrainingProgress(**content), files)
@@ -152,6 +157,7 @@ def _read(checkpoint: str) -> Manifest | str:
 
 def _text(manifest: Manifest) -> str:
     content = {**asdict(manifest.progress), "files": [asdict(file) for file in manifest.files]}
+    # The manifest has a digest of itself, since a wrong number of steps in it would not be noticed otherwise.
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return json.dumps({**content, "sha256": digest}, indent=1) + "\n"
 

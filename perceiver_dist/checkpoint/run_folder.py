@@ -10,7 +10,8 @@ learning_curves.png, confusion_SOURCE.png
 mlflow_run_id.txt, identity.txt, outbox.sqlite      the run in MLflow, and its records that MLflow does not have yet
 step-00001000/              one checkpoint; `manifest.json` in it is written last
 
-Everything else lives under `storage.path` beside the runs: demo data, shard indexes and MLflow's local database.
+Demo data, and unless other places are configured shard indexes and MLflow's local database, are in `storage.path`
+beside the runs.
 """
 
 import hashlib
@@ -111,7 +112,7 @@ class RunFolder:
 
     @property
     def identity(self) -> str:
-        """Path or URI of the file with the name under which MLflow finds the run before its id is known."""
+        """Path or URI of the file with the tag by which the run is found in MLflow before its id is known."""
         return self.file(IDENTITY)
 
     @property
@@ -187,7 +188,7 @@ class RunFolder:
             if value != old.get(name):
                 raise UserError(
                     f"{name} is {value}, but run '{config.storage.run_name}' was started with {old.get(name)}; it "
-                    "decides the order of samples: keep it, or start another storage.run_name"
+                    "decides the order of samples: keep it, or use another storage.run_name"
                 )
 
     def check_initial_checkpoint(self, config: RunConfig) -> None:
@@ -197,14 +198,14 @@ class RunFolder:
             config: The resolved configuration; nothing is checked if the run has a checkpoint of its own.
 
         Raises:
-            UserError: It is no checkpoint, its manifest is damaged, or the run would end before it.
+            UserError: It is not a checkpoint, its manifest is damaged, or it is not before the run's last step.
         """
         start = config.train.start_from
         if start is None or self.newest_step():
             return
         if steps_of(start) is None or MANIFEST not in list_folder(start):
             raise UserError(
-                f"train.start_from is {start}, which is no checkpoint; name a folder such as runs/NAME/step-00001000"
+                f"train.start_from is {start}, which is not a checkpoint; name a folder such as runs/NAME/step-00001000"
             )
         if read_manifest(start).progress.steps >= config.last_step:
             raise UserError(

@@ -1,6 +1,6 @@
-"""Where a trained model's weights and configuration lie: in a run, in one of its checkpoints, or exported.
+"""Location of a trained model's weights and configuration: a run, one of its checkpoints, or an exported folder.
 
-    runs/NAME                       config.yaml, and the newest whole checkpoint
+    runs/NAME                       config.yaml, and the newest complete checkpoint
     runs/NAME/step-00001000         one checkpoint; config.yaml is in the run's folder above it
     exported/NAME                   config.yaml and weights.safetensors, as jobs/export.py and a promotion write them
 
@@ -26,12 +26,12 @@ WEIGHTS = "weights.safetensors"
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A trained model that was found.
+    """A trained model in storage.
 
     Attributes:
-        place: Path or URI of the folder with the weights: a checkpoint, or what was exported.
-        config: The configuration that it was trained with.
-        mlflow_run_id: The MLflow run of its training; "" if it is not known.
+        place: Path or URI of the folder with the weights: a checkpoint or an exported folder.
+        config: Configuration of its training.
+        mlflow_run_id: MLflow run of its training; "" if unknown.
     """
 
     place: str
@@ -40,24 +40,25 @@ class StoredModel:
 
     @property
     def steps(self) -> int:
-        """Steps that a checkpoint was trained for; 0 where the place does not tell."""
+        """Optimizer steps of a checkpoint, from the name of its folder; 0 for an exported model."""
         return steps_of(self.place) or 0
 
     @property
     def folder(self) -> str:
-        """Path or URI of the folder with config.yaml: a checkpoint's run, or what was exported."""
+        """Path or URI of the folder with config.yaml: a checkpoint's run, or the exported folder."""
         return RunFolder.of_checkpoint(self.place).uri if self.steps else self.place
 
     def weights(self) -> dict[str, Tensor]:
-        """Return all weights by name, fp32, on the host, after a look at every byte of a checkpoint.
+        """Return all weights by name, fp32, on the host. A checkpoint is compared with its manifest first.
 
         Raises:
             UserError: A file is damaged or cannot be read.
         """
+        # An exported model has no manifest; its safetensors file is parsed as a whole, which finds a truncated one.
         if MANIFEST in list_folder(self.place):
             damage = find_damage(self.place)
             if damage:
-                raise UserError(f"checkpoint {self.place} is damaged ({damage}); take another one")
+                raise UserError(f"checkpoint {self.place} is damaged ({damage}); use another checkpoint")
             return read_weights(self.place)
         filesystem, path = open_storage(join(self.place, WEIGHTS))
         try:
@@ -65,18 +66,19 @@ class StoredModel:
                 return load(stream.read())
         except (*STORAGE_ERRORS, SafetensorError) as error:
             raise UserError(
-                f"{join(self.place, WEIGHTS)} is no whole safetensors file ({reason_of(error)}); export the model anew"
+                f"{join(self.place, WEIGHTS)} is not a complete safetensors file ({reason_of(error)}); export the "
+                "model again"
             ) from error
 
 
 def find_model(place: str) -> StoredModel:
-    """Find weights and configuration of a trained model.
+    """Locate weights and configuration of a trained model.
 
     Args:
         place: Path or URI of a run's folder, of a checkpoint, or of an exported model.
 
     Raises:
-        UserError: There is no trained model at the place, or its configuration cannot be read.
+        UserError: The place holds no trained model, or its configuration cannot be read.
     """
     place = place.rstrip("/")
     files = list_folder(place)

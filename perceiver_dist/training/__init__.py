@@ -1,1 +1,1 @@
-"""Training: Ray Train workers with a DeepSpeed engine each, fed by units, watched by a tracker."""
+"""Training: Ray Train workers, each with a DeepSpeed engine, that read units and report to a tracker."""

@@ -1,4 +1,4 @@
-"""What the driver shows: the status while training runs, and the result."""
+"""Console output of the driver: the status while training runs, and the result."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +15,7 @@ from perceiver_dist.training.tracker.handle import TrackerHandle
 from perceiver_dist.training.tracker.status import TrainingStatus
 
 _SECONDS_BETWEEN_UPDATES = 0.5
+"""Often enough for a person to see progress; each update is one call to the tracker."""
 
 
 @contextmanager
@@ -27,25 +28,25 @@ def show_status(
     """Show the tracker's status on the progress line while `trainer.fit` holds the main thread.
 
     Args:
-        line: Where to show it.
-        tracker: The `Tracker` actor, asked twice a second.
+        line: The progress line.
+        tracker: The `Tracker` actor, polled twice a second.
         total_steps: Steps of the whole run.
-        on_status: Called with each status as well.
+        on_status: Called with each status, too.
     """
     done = threading.Event()
 
-    restarts = told = workers = 0
+    restarts = shown = workers = 0
 
-    def look() -> None:
-        nonlocal restarts, told, workers
+    def update() -> None:
+        nonlocal restarts, shown, workers
         status = ray.get(tracker.status.remote())
         if status.restarts > restarts:
             restarts = status.restarts
             line.message(_restart_line(status, workers))
         workers = status.world_size
-        for message in status.messages[told:]:
+        for message in status.messages[shown:]:
             line.message(message)
-        told = len(status.messages)
+        shown = len(status.messages)
         latest = status.latest
         if latest.step:
             line.update(
@@ -56,9 +57,11 @@ def show_status(
 
     def watch() -> None:
         while not done.wait(_SECONDS_BETWEEN_UPDATES):
-            look()
-        look()
+            update()
+        # Once more at the end, for the messages of the last interval.
+        update()
 
+    # A thread, because `trainer.fit` blocks the main one.
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
@@ -69,40 +72,41 @@ def show_status(
 
 
 def _restart_line(status: TrainingStatus, workers_before: int) -> str:
-    """Say why there is a new group of workers, as far as their number tells."""
+    """Describe why there is a new group of workers, as far as their number shows it."""
     if status.restarted_after_error:
-        return f"{status.world_size} workers go on from step {status.started_from} after the error"
+        return f"{status.world_size} workers resume from step {status.started_from} after the error"
     if status.world_size > workers_before:
-        return f"more workers are there: {status.world_size} go on from step {status.started_from}"
-    return f"workers were lost: {status.world_size} go on from step {status.started_from}"
+        return f"more workers joined: {status.world_size} resume from step {status.started_from}"
+    return f"workers were lost: {status.world_size} resume from step {status.started_from}"
 
 
 def show_waiting(waiting: int, config: RunConfig, console: Console) -> None:
-    """Say that MLflow does not have everything, if it is so.
+    """Print how many records are still queued for MLflow, if there are any.
 
     Args:
-        waiting: Records that MLflow has not taken.
+        waiting: Number of queued records.
         config: The resolved configuration.
         console: Where to print.
     """
     if waiting:
         console.print(
-            f"MLflow at {config.tracking.uri} is away: {waiting} records wait on disk; "
-            f"--storage.run_name {config.storage.run_name} delivers them when it is back, without training again",
+            f"MLflow at {config.tracking.uri} is unavailable: {waiting} records are queued on disk; "
+            f"--storage.run_name {config.storage.run_name} sends them once it is available, without training again",
             markup=False,
             soft_wrap=True,
         )
 
 
 def show_result(result: dict[str, Any], config: RunConfig, folder: RunFolder, console: Console) -> None:
-    """Print a finished run's table of metrics and where everything is.
+    """Print the table of metrics of an ended run, and where its files are.
 
     Args:
-        result: What result.json holds.
+        result: Content of result.json.
         config: The resolved configuration.
         folder: The run's folder.
         console: Where to print.
     """
+    # markup=False below: paths and messages may contain brackets, which rich would interpret.
     places = {
         "run": folder.uri,
         "checkpoint": result["checkpoint"] or "none",
@@ -118,7 +122,7 @@ def show_result(result: dict[str, Any], config: RunConfig, folder: RunFolder, co
         )
     if result["exit"] in ("interrupted", "preempted"):
         console.print(
-            f"{result['exit']} at step {result['steps']}: --storage.run_name {config.storage.run_name} goes on from "
+            f"{result['exit']} at step {result['steps']}: --storage.run_name {config.storage.run_name} resumes from "
             "the newest checkpoint",
             markup=False,
             soft_wrap=True,

@@ -1,4 +1,4 @@
-"""The Ray Datasets of a run: units to train on, from the step where it starts, and units to evaluate on."""
+"""Ray Datasets of a run: the units to train on, from the step where it starts, and the units to evaluate on."""
 
 from collections.abc import Callable
 from functools import partial
@@ -25,13 +25,12 @@ class TrainingGivenUpError(RuntimeError):
 def make_datasets(
     config: RunConfig, data: dict[str, SourceData], tracker: TrackerHandle
 ) -> dict[str, Callable[[], Dataset]]:
-    """Return a function per dataset that Ray Train calls in its controller at each start of a worker group.
+    """Return a factory for each dataset. Ray Train's controller calls it at every start of a group of workers.
 
     Args:
         config: The resolved configuration.
         data: Indexed shards by source name.
-        tracker: Asked which step to begin with, and whether the run has stopped for an error that a restart cannot
-            mend.
+        tracker: Knows the step to start from, and whether an error has ended the run for which a restart is no remedy.
     """
     datasets: dict[str, Callable[[], Dataset]] = {}
     schedule = Schedule(config.weights)
@@ -51,11 +50,11 @@ def make_datasets(
 
 
 def training_units(config: RunConfig, source: SourceConfig, index: SourceIndex) -> UnitMaker:
-    """Return what makes the units that a run learns from.
+    """Return the maker of a source's training units.
 
     Args:
         config: The resolved configuration.
-        source: One of its sources.
+        source: One of the run's sources.
         index: The source's indexed shards.
     """
     train = config.train
@@ -65,20 +64,27 @@ def training_units(config: RunConfig, source: SourceConfig, index: SourceIndex) 
 
 def _training_dataset(config: RunConfig, maker: UnitMaker, tracker: TrackerHandle) -> Dataset:
     status = ray.get(tracker.status.remote())
+    # Ray Train restarts after every error; raising it again here ends the training instead.
     if status.user_error:
         raise UserError(status.user_error)
     schedule, train, name = Schedule(config.weights), config.train, maker.source.name
     start = ray.get(tracker.choose_starting_point.remote())
-    refusal = ray.get(tracker.count_start.remote(name))
-    if refusal:
-        raise TrainingGivenUpError(refusal)
+    # After the choice of the starting point, at whose step the start is counted.
+    reason = ray.get(tracker.count_start.remote(name))
+    if reason:
+        raise TrainingGivenUpError(reason)
     stop = schedule.steps_before(name, train.steps) * train.lanes
     first = schedule.steps_before(name, start.step) * train.lanes
+    # At least the units of one step, so that the dataset of a source that has no steps left is not empty.
     return unit_dataset(maker, min(first, stop - train.lanes), stop + _spare_units(config), config.data)
 
 
 def _spare_units(config: RunConfig) -> int:
-    """Return how many units more a dataset gets: an equal split drops at the end what the ranks do not divide."""
+    """Return the number of extra units of a dataset.
+
+    Ray splits a dataset equally, and drops units at the end if the ranks do not divide their number. As many extra
+    units are added as may be dropped.
+    """
     train = config.train
     divides = all(train.lanes % ranks == 0 for ranks in range(train.min_workers, train.max_workers + 1))
     return 0 if divides else train.max_workers - 1

@@ -1,4 +1,4 @@
-"""A whole training run, from configuration to result.json, as the process that starts it sees it."""
+"""Driver of a training run, from the configuration to result.json."""
 
 import os
 from collections.abc import Callable
@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-# Ray reads this when it is imported: how often the controller looks whether workers are done or lost. 2 seconds by
-# default.
+# Ray reads these variables when it is imported. The first is how often the controller checks whether workers have
+# finished or died, 2 seconds by default. More often, the end of training and the loss of a worker are noticed at once.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-# After a node is lost Ray Train may ask for workers on it before it knows, and waits so long, 60 seconds by default,
-# until it asks anew; and how often it looks for nodes that are about to go.
+# After the loss of a node Ray Train may request workers on it before it knows of the loss. It retries after this
+# timeout, 60 seconds by default.
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
+# How often it checks for nodes that are being drained. Some clouds give spot machines no more than 30 seconds.
 os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
 
 import ray
@@ -51,18 +52,19 @@ from pipelines.storage.files import write_text
 def run_training(
     config: RunConfig, console: Console, on_status: Callable[[TrainingStatus], None] | None = None
 ) -> dict[str, Any]:
-    """Train, and leave config.yaml, result.json, checkpoints and figures in the run's folder.
+    """Train, and write config.yaml, result.json, checkpoints and figures to the run's folder.
 
     Args:
-        config: The configuration; a run name that exists goes on from its last checkpoint.
+        config: The configuration. A run whose name exists is resumed from its newest checkpoint.
         console: Where progress and the result table are shown.
-        on_status: Called twice a second, in another thread, with how training goes.
+        on_status: Called twice a second, in another thread, with the status of the training.
 
     Returns:
-        What result.json holds.
+        The content of result.json.
 
     Raises:
-        UserError: Something the user can mend; nothing is left half-written.
+        UserError: A mistake in the configuration or the data, found before or during training; no file is left
+            incomplete.
     """
     with ProgressLine(console) as line:
         run = prepare(config, line.message)
@@ -80,7 +82,7 @@ def run_training(
 
 
 def _report_finished(run: PreparedRun, result: dict[str, Any], console: Console) -> dict[str, Any]:
-    """Show a finished run's result, and send MLflow the records that it does not have yet."""
+    """Show the result of a finished run, and send queued records to MLflow."""
     waiting = BackgroundWriter(run.config.tracking.uri or "", run.folder.outbox).close()
     show_waiting(waiting, run.config, console)
     show_result(result, run.config, run.folder, console)
@@ -88,7 +90,7 @@ def _report_finished(run: PreparedRun, result: dict[str, Any], console: Console)
 
 
 def _start_tracker(run: PreparedRun) -> TrackerHandle:
-    """Start the tracker on the driver's node: it must live as long as the driver, whichever other node is lost."""
+    """Start the tracker on the driver's node, so that it survives the loss of any other node."""
     facts = {"parameters": str(parameter_count(run.config.model, run.config.heads))}
     here = ray.get_runtime_context().get_node_id()
     actor: Any = ray.remote(Tracker)
@@ -99,7 +101,8 @@ def _start_tracker(run: PreparedRun) -> TrackerHandle:
 
 
 _SECONDS_BETWEEN_RESIZES = 30.0
-"""Growing costs the steps since the last checkpoint and a start of the workers, so it is not looked at all the time."""
+"""How often elastic training looks for room for more workers. Each resize costs the steps since the last checkpoint and
+a restart of the workers, so it must not react to every change."""
 
 _MLFLOW_STATUS: dict[str, RunStatus] = {
     "completed": "FINISHED",
@@ -111,6 +114,8 @@ _MLFLOW_STATUS: dict[str, RunStatus] = {
 
 @dataclass(frozen=True)
 class _Outcome:
+    """How training ended: `exit` as in result.json, and one line on an error."""
+
     exit: str
     error: str
 
@@ -127,7 +132,7 @@ def _fit(
         except ray.train.TrainingFailedError as error:
             return _Outcome("failed", _reason(error, tracker))
         except (KeyboardInterrupt, SystemExit):
-            # Ray Train answers Ctrl-C by ending its controller and then the driver, in which a record must be closed.
+            # On Ctrl-C Ray Train ends its controller and raises SystemExit here. The record still has to be closed.
             return _Outcome("interrupted", "")
     status = ray.get(tracker.status.remote())
     if status.save_error:
@@ -137,7 +142,7 @@ def _fit(
 
 
 def _reason(error: ray.train.TrainingFailedError, tracker: TrackerHandle) -> str:
-    """Return why training ended, one line; of an error in Ray Train's controller the traceback is kept as well."""
+    """Return why training failed, one line. The traceback of an error in Ray Train's controller is saved as well."""
     cause = cause_of(getattr(error, "controller_failure", error))
     if isinstance(cause, TrainingGivenUpError | UserError | ray.train.TrainingFailedError):
         return str(cause).strip().splitlines()[-1]
@@ -165,6 +170,7 @@ def _trainer(config: RunConfig, data: dict[str, SourceData], tracker: TrackerHan
         run_config=ray.train.RunConfig(
             name=config.storage.run_name,
             storage_path=config.storage.path,
+            # Ray Train retries without limit; making the datasets fails when train.max_failures is exceeded.
             failure_config=ray.train.FailureConfig(max_failures=-1),
             callbacks=[ReleasePlacementGroup()],  # type: ignore[list-item] # the types are those of Ray Train V1
         ),
@@ -179,7 +185,7 @@ def _finish(
     """Close the record, write result.json and show the result.
 
     Raises:
-        UserError: A rank or a dataset ended with it.
+        UserError: A rank or a dataset raised it. There is no result.json then.
     """
     status = ray.get(tracker.status.remote())
     result = _result(run, outcome, status, run_id)
@@ -194,7 +200,7 @@ def _finish(
 
 def _result(run: PreparedRun, outcome: _Outcome, status: TrainingStatus, run_id: str) -> dict[str, Any]:
     config, saved = run.config, run.folder.newest_step()
-    steps = max(status.latest.step, saved)  # a step is logged now and then only
+    steps = max(status.latest.step, saved)  # not every step is logged
     return {
         "exit": outcome.exit,
         "error": outcome.error,
@@ -213,8 +219,8 @@ def _result(run: PreparedRun, outcome: _Outcome, status: TrainingStatus, run_id:
 
 
 def _workers(config: RunConfig) -> str:
-    least, most = config.train.min_workers, config.train.max_workers
-    return f"{least}" if least == most else f"{least} to {most}"
+    fewest, most = config.train.min_workers, config.train.max_workers
+    return f"{fewest}" if fewest == most else f"{fewest} to {most}"
 
 
 def _describe(config: RunConfig, data: dict[str, SourceData]) -> str:

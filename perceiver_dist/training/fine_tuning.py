@@ -1,9 +1,10 @@
-"""Beginning with the weights of a trained model, for other sources, and for more modalities.
+"""Fine-tuning: initialization from a trained model, for other sources and additional modalities.
 
-What both models have is copied, and what only the new one has begins as usual: heads, and the encodings and positions
-of new modalities. A new modality may need tokens with more channels. Channels of a token are laid out as content,
-position, encoding (perceiver_dist/model/inputs.py), and a longer encoding adds channels at the end; so the old weights
-of a cross-attend are the first rows and columns of the new ones, and the rest begins as usual.
+Weights of both models are copied. Weights of the new model only are initialized as usual: heads, and the encodings and
+positions of new modalities. A new modality may need tokens with more channels. The channels of a token are content,
+position, encoding, in this order (`perceiver_dist/model/inputs.py`), and a longer encoding adds channels at the end. So
+the old weights of a cross-attend are the first rows and columns of the new ones, and the others are initialized as
+usual.
 """
 
 from collections.abc import Mapping
@@ -19,19 +20,21 @@ from perceiver_dist.model.inputs import token_channels
 from perceiver_dist.model.model_config import ModelConfig
 
 _MAY_BE_NEW = ("heads.", "encodings.", "positions.", "decoder.queries.")
+"""Prefixes of weights that the trained model need not have: there is one for each source or modality."""
 _MAY_GROW = ("cross_attends.", "encodings.")
+"""Prefixes of weights that depend on the number of token channels."""
 _WITHOUT_WEIGHTS = {"activation_checkpointing", "cross_attention", "modality_channels"}
-"""Options that the weights do not depend on, or that only add channels."""
+"""Options of the model on which no weight depends, or that only add channels."""
 
 
 def check_fine_tuning(config: RunConfig) -> None:
-    """Make sure that a run can begin with the model that `train.fine_tune` names, if it names one.
+    """Check that the model of `train.fine_tune` fits the configuration, if one is given.
 
     Args:
         config: The run's configuration.
 
     Raises:
-        UserError: There is no such model, or an option of the model has another value than its own.
+        UserError: The model does not exist, or an option of the model has another value than in its training.
     """
     place = config.train.fine_tune
     if place is None:
@@ -57,8 +60,9 @@ def check_fine_tuning(config: RunConfig) -> None:
         if trained.heads.get(source, classes) != classes:
             raise UserError(
                 f"source '{source}': has {classes} classes, but train.fine_tune {place} was trained with "
-                f"{trained.heads[source]} of that source; call the source otherwise to begin with a new head"
+                f"{trained.heads[source]} of that source; rename the source to train a new head"
             )
+    # Channels can be added at the end, but not removed from the middle.
     before, after = token_channels(old), token_channels(new)
     if after < before:
         raise UserError(
@@ -71,12 +75,12 @@ def load_trained_weights(model: nn.Module, weights: Mapping[str, Tensor], place:
     """Copy a trained model's weights into a new model.
 
     Args:
-        model: A Perceiver with weights as they usually begin; changed in place.
-        weights: fp32 by name.
-        place: Where they are from, for messages.
+        model: An initialized Perceiver; changed in place.
+        weights: fp32 weights by name.
+        place: Path or URI of the trained model, for messages.
 
     Raises:
-        UserError: A weight is missing, or does not fit.
+        UserError: A weight is missing, or its shape does not fit.
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -88,6 +92,7 @@ def load_trained_weights(model: nn.Module, weights: Mapping[str, Tensor], place:
                     f"train.fine_tune {place}: '{name}' is {'missing' if stored is None else tuple(stored.shape)}, "
                     f"expected {tuple(parameter.shape)}; use the model options it was trained with"
                 )
+            # The old weights are the first rows and columns of a weight that has grown; see the module.
             parameter[tuple(slice(size) for size in stored.shape)] = stored.to(parameter.device)
 
 
@@ -98,6 +103,6 @@ def _fits(name: str, stored: Tensor, parameter: Tensor) -> bool:
 
 
 def _layout(spec: object) -> tuple[object, ...]:
-    """What decides the meaning of a token's channels."""
+    """Return the options of a modality that determine the meaning of a token's channels."""
     names = ("content_channels", "bands", "position", "position_channels", "permutation_seed", "mel_bands")
     return tuple(getattr(spec, name, None) for name in names)

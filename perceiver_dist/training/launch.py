@@ -1,9 +1,10 @@
-"""Training to the end through the one loss of a worker that Ray Train does not answer with a new start.
+"""Workaround for the one loss of a worker after which Ray Train does not restart the group.
 
-Ray Train starts a group of workers anew if one is lost while it is made or while it trains. Between the two every
-worker is handed the function to run, and imports what it needs for some seconds. In Ray Train 2.60 a worker lost then
-counts as a fault of the controller and ends the training: `WorkerGroup._start_impl` hands the function over outside its
-guard against lost actors. Nor does it release the placement group of such workers, which the next start would wait for.
+Ray Train restarts a group of workers if one is lost while the group is created or while it trains. In between, every
+worker receives the function to run, and imports modules for some seconds. In Ray Train 2.60 the loss of a worker in
+this window counts as an error of the controller and ends the training: `WorkerGroup._start_impl` sends the function
+outside its guard against lost actors. It does not release the placement group of these workers either, so the next
+start would wait for it forever.
 """
 
 from collections.abc import Callable
@@ -18,25 +19,25 @@ from ray.util.placement_group import PlacementGroup
 
 
 class ReleasePlacementGroup(WorkerGroupCallback, ControllerCallback):
-    """Releases a placement group before the next group of workers starts, and at the end; Ray Train mostly has."""
+    """Callback that releases the placement group of the workers before, where Ray Train has not done so."""
 
     def __init__(self) -> None:
-        """Begin without a group of workers."""
+        """Start without a group of workers."""
         self._placement_group: PlacementGroup | None = None
 
     def before_worker_group_start(self, worker_group_context: WorkerGroupContext) -> None:  # noqa: ARG002
-        """Release the placement group of the workers before.
+        """Release the placement group of the previous workers.
 
         Args:
-            worker_group_context: The group that is to start.
+            worker_group_context: The group about to start.
         """
         self._release()
 
     def after_worker_group_start(self, worker_group: WorkerGroup) -> None:
-        """Note the placement group of the workers.
+        """Remember the placement group of the workers.
 
         Args:
-            worker_group: The group, whose workers have not been handed anything yet.
+            worker_group: The group, whose workers have not received the training function yet.
         """
         self._placement_group = worker_group.get_worker_group_state().placement_group_handle.placement_group
 
@@ -51,17 +52,17 @@ class ReleasePlacementGroup(WorkerGroupCallback, ControllerCallback):
 
 
 def fit_with_restarts(make_trainer: Callable[[], TorchTrainer]) -> None:
-    """Train, and train anew when a worker was lost before it began.
+    """Train, and restart if a worker is lost before it trains.
 
-    How often that may happen is for the trainer's datasets to say, which are made anew at each start and raise an
-    error when it is enough (`perceiver_dist.training.tracker.restarts`).
+    The trainer's datasets limit the number of restarts: they are created at each start, and raise an error once
+    `train.max_failures` is exceeded (`perceiver_dist/training/tracker/restarts.py`).
 
     Args:
-        make_trainer: Makes a trainer that goes on from the newest checkpoint, with `ReleasePlacementGroup` among its
+        make_trainer: Makes a trainer that resumes from the newest checkpoint, with `ReleasePlacementGroup` among its
             callbacks.
 
     Raises:
-        ControllerError: Ray Train's controller failed otherwise.
+        ControllerError: Ray Train's controller failed for another reason.
         WorkerGroupError: Workers failed more often than the trainer allows.
     """
     while True:

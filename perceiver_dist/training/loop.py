@@ -1,4 +1,4 @@
-"""The training loop of one rank: restore, step, evaluate, save."""
+"""Training loop of one rank: restore, step, evaluate, save."""
 
 import math
 import time
@@ -40,7 +40,8 @@ from perceiver_dist.training.zero.optimizer import adam_step
 from perceiver_dist.training.zero.partitions import load_optimizer
 from pipelines.units.schedule import Schedule
 
-_SECONDS_BETWEEN_LOOKS = 0.1
+_SECONDS_BETWEEN_CHECKS = 0.1
+"""How often a rank that waits for a checkpoint asks the tracker whether it is complete."""
 
 
 def train_rank(config: RunConfig, tracker: TrackerHandle, state: RankState) -> None:
@@ -49,13 +50,13 @@ def train_rank(config: RunConfig, tracker: TrackerHandle, state: RankState) -> N
     Args:
         config: The run's resolved configuration.
         tracker: The `Tracker` actor.
-        state: Where the rank is, kept current.
+        state: Step and activity of the rank, kept current for error reports.
     """
     _Rank(config, tracker, state).train()
 
 
 class _Rank:
-    """One rank's engine, data and place in the run."""
+    """Engine, data and progress of one rank."""
 
     def __init__(self, config: RunConfig, tracker: TrackerHandle, state: RankState) -> None:
         self.config, self.tracker, self.state = config, tracker, state
@@ -89,10 +90,14 @@ class _Rank:
             self.tracker.workers_started.remote(self.step, self.world_size)
 
     def train(self) -> None:
-        """Take all steps that are left, then evaluate with every subset of the modalities; on notice save, or leave."""
+        """Take the remaining steps, then evaluate with every subset of the modalities.
+
+        A request of `StopSignal` saves in between, or saves and returns.
+        """
         train = self.config.train
         while self.step < self.config.last_step:
             self._take_step()
+            # The last step is always logged and saved, whatever the intervals.
             last = self.step == self.config.last_step
             if last or self.step % train.log_every == 0:
                 self._log()
@@ -100,16 +105,18 @@ class _Rank:
             if evaluates:
                 with self.statistics.paused():
                     self._evaluate(all_subsets=False)
-            notice = self.stop_signal.poll()
-            # After the evaluation, so that a run that goes on from here has it on record.
-            if evaluates or last or notice or self.step % train.checkpoint_every == 0:
+            request = self.stop_signal.poll()
+            # After the evaluation, so that a run resumed from this checkpoint has the evaluation on record.
+            if evaluates or last or request or self.step % train.checkpoint_every == 0:
                 with self.statistics.paused():
-                    self._save(waits=last or notice == "stop")
-            if notice == "stop" and not last:
+                    self._save(waits=last or request == "stop")
+            if request == "stop" and not last:
                 return
+        # After the last checkpoint: a run that is lost here is resumed here, without a step to repeat.
         self._evaluate(all_subsets=True)
 
     def _restore(self) -> Any:
+        # The same initial weights on every rank.
         torch.manual_seed(self.config.train.seed)
         model = Perceiver(self.config.model, self.config.heads).to(self.device)
         if self.start.checkpoint is None:
@@ -118,13 +125,14 @@ class _Rank:
                 load_trained_weights(model, find_model(trained).weights(), trained)
             return build_engine(model, self.config, self.world_size)
         checkpoint = StoredCheckpoint(self.start.checkpoint)
+        # Weights before the engine, which partitions them; moments after it, when their partitions exist.
         load_weights(model, checkpoint)
         engine = build_engine(model, self.config, self.world_size)
         load_optimizer(engine, checkpoint)
         return engine
 
     def _take_step(self) -> None:
-        """Take one optimizer step: this rank's units of the step's source, accumulated."""
+        """Take one optimizer step: accumulate the gradients of this rank's units of the step's source."""
         self.state.enter("training", self.step + 1)
         train = self.config.train
         source = self.sources[self.schedule.source_at(self.step)]
@@ -137,10 +145,10 @@ class _Rank:
             # ZeRO's collectives as often as the others, or they would wait for it without end.
             if not micro_step.is_padding:
                 batch = self.streams[source.name].take(micro_step.unit)
-                self.bad_samples.saw(source.name, batch)
+                self.bad_samples.add(source.name, batch)
             mixed = mix(batch, source, train.seed)
             masked = spectrogram_masks(batch, source, self.config.model.audio, train.seed)
-            with autocast(self.device, train.precision):
+            with autocast(self.device, train.precision):  # parameters are fp32 at every ZeRO stage
                 logits = self.engine(mixed.arrays, batch.present, source.name, masked)
             loss = mixed.loss(logits.float(), batch.labels, source.task)
             self.engine.backward(loss if micro_step.weight == 1 else loss * micro_step.weight)
@@ -152,14 +160,15 @@ class _Rank:
             if self.config.tracking.samples:
                 self.tracker.saw_samples.remote(self.step, micro_step.unit, batch.keys)
         self.step += 1
-        self.skipped.look(self.step, source.name, step_units, losses)
+        self.skipped.check(self.step, source.name, step_units, losses)
 
     def _units_at(self, step: int, source: str) -> range:
-        """Return the numbers of the units that a source gives to its first step at or after `step`."""
+        """Return the numbers of a source's units in its first step at or after `step`."""
         first = self.schedule.steps_before(source, step) * self.config.train.lanes
         return range(first, first + self.config.train.lanes)
 
     def _log(self) -> None:
+        """Report the metrics since the last log, and fail if too many samples are bad. Both are collective."""
         train = self.config.train
         waited = sum(stream.seconds_waited for stream in self.streams.values())
         totals = self.statistics.close(waited, self.world_size)
@@ -181,6 +190,7 @@ class _Rank:
         )
         if self.rank == 0:
             self.tracker.trained.remote(metrics)
+        # Here and not at every step, because it is collective and waits for the device.
         self.bad_samples.check()
 
     def _evaluate(self, all_subsets: bool) -> None:
@@ -190,12 +200,13 @@ class _Rank:
             shard = _dataset_shard(evaluation_dataset(source))
             if shard is None:
                 continue
+            # A new stream reads the held-out units from the beginning.
             batches = UnitStream(shard, source.name, self.device, self.config.data.prefetch_units)
             subsets = modality_subsets(source.modalities)
             scores[source.name] = evaluate(
                 self.engine,
                 source,
-                self.bad_samples.seen(source.name, batches),
+                self.bad_samples.counted(source.name, batches),
                 subsets if all_subsets else subsets[:1],
                 self.config.train.precision,
             )
@@ -204,7 +215,11 @@ class _Rank:
             ray.get(self.tracker.evaluated.remote(self.step, scores))
 
     def _save(self, waits: bool) -> None:
-        """Save while training goes on, or wait until the checkpoint is there."""
+        """Save, either in the background or waiting until the checkpoint is complete.
+
+        Args:
+            waits: Whether to wait. The last checkpoint is waited for, since the process exits after it.
+        """
         self.state.enter("saving", self.step)
         train = self.config.train
         progress = TrainingProgress(
@@ -219,7 +234,7 @@ class _Rank:
             return
         self.checkpoints.wait()
         while (ending := ray.get(self.tracker.saved.remote(self.step))) is None:
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            time.sleep(_SECONDS_BETWEEN_CHECKS)
         if ending:
             ray.get(self.tracker.end_unsaved.remote(ending))
 
@@ -228,7 +243,7 @@ class _Rank:
 
 
 def _dataset_shard(name: str) -> Any:
-    """Return this rank's part of a dataset, or None if the run has no such dataset."""
+    """Return this rank's split of a dataset, or None if the run has no such dataset."""
     try:
         return ray.train.get_dataset_shard(name)
     except KeyError:

@@ -1,8 +1,8 @@
 """MixUp (Zhang et al. 2018, arXiv 1710.09412) and CutMix (Yun et al. 2019, arXiv 1905.04899).
 
-Each image of a unit is mixed with another one of it: blended, or given a rectangle of it. The loss is mixed in the same
-proportion, which is the same as mixing the labels where the loss is linear in them, as both of ours are. How a unit is
-mixed follows from the run's seed, the source and the unit's number.
+Each image of a unit is mixed with another image of the unit: blended (MixUp), or given a rectangle of it (CutMix). The
+loss is mixed in the same proportion. That equals mixing the labels, because both losses used here are linear in them.
+The mix is drawn from the run's seed, the source and the unit's number, so that a resumed run repeats it.
 """
 
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from pipelines.shards.source import SourceConfig
 
 @dataclass(frozen=True)
 class Mixed:
-    """A unit's arrays as the model is shown them, and what they are mixed of.
+    """Arrays of a unit after mixing, and the composition of its rows.
 
     Attributes:
-        arrays: Modality -> (B, *array_shape), as decoded.
-        other: (B,) int64, the row that each row is mixed with.
-        share: (B,) fp32, of the row itself; the rest is the other's. None if nothing is mixed.
+        arrays: Modality -> (B, *array_shape), in the dtype of the decoder.
+        other: (B,) int64, the row with which each row is mixed.
+        share: (B,) fp32, share of the row itself; the rest is the other row's. None if nothing is mixed.
     """
 
     arrays: dict[str, Tensor]
@@ -36,7 +36,7 @@ class Mixed:
 
         Args:
             logits: (B, classes).
-            labels: As in a `Batch`, of the rows before they were mixed.
+            labels: As in a `Batch`, of the unmixed rows.
             task: softmax or multilabel.
 
         Returns:
@@ -50,12 +50,12 @@ class Mixed:
 
 
 def mix(batch: Batch, source: SourceConfig, seed: int) -> Mixed:
-    """Mix a unit's images as the source's `augment` says.
+    """Mix the images of a unit according to the source's `augment` options.
 
     Args:
         batch: The unit.
-        source: Its source, of images alone if anything is to be mixed.
-        seed: The run's seed.
+        source: Source of the unit. Sources that mix have images only.
+        seed: Seed of the run.
     """
     augment, device = source.augment, batch.valid.device
     rows = torch.arange(len(batch.keys), device=device)
@@ -63,6 +63,7 @@ def mix(batch: Batch, source: SourceConfig, seed: int) -> Mixed:
     kinds = [kind for kind, strength in strengths.items() if strength]
     if not kinds:
         return Mixed(batch.arrays, rows, None)
+    # Keyed by the unit, so that every rank and every resumed run draws the same mix.
     random = np.random.default_rng(hash64(seed, source.name, "mix", batch.unit))
     kind = kinds[random.integers(len(kinds))]
     share = random.beta(strengths[kind], strengths[kind])
@@ -76,7 +77,9 @@ def mix(batch: Batch, source: SourceConfig, seed: int) -> Mixed:
         top, left, bottom, right = _rectangle(1 - share, height, width, random)
         mixed = images.clone()
         mixed[:, top:bottom, left:right] = images[other, top:bottom, left:right]
+        # Clipping has changed the area.
         share = 1 - (bottom - top) * (right - left) / (height * width)
+    # A row without an image of its own or a partner with one stays as it is.
     both = batch.present["image"] & batch.present["image"][other]
     shown = torch.where(both[:, None, None, None], mixed, images)
     return Mixed({"image": shown}, other, torch.where(both, share, 1.0))
@@ -85,7 +88,10 @@ def mix(batch: Batch, source: SourceConfig, seed: int) -> Mixed:
 def _rectangle(
     area: float, height: int, width: int, random: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Top, left, bottom and right of a rectangle of the picture's shape about any point, cut off at the edges."""
+    """Return top, left, bottom and right of a rectangle with the picture's aspect ratio, clipped at the edges.
+
+    Its centre is uniform over the picture, as in the paper.
+    """
     high, wide = height * area**0.5, width * area**0.5
     row, column = random.uniform(0, height), random.uniform(0, width)
     top, bottom = (round(float(np.clip(row + side * high / 2, 0, height))) for side in (-1, 1))

@@ -1,4 +1,4 @@
-"""All checks of a run that need no cluster, so that a mistake of the user is found before anything starts."""
+"""Preparation of a run: every check that needs no cluster, so that mistakes are found before anything starts."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -49,6 +49,7 @@ def prepare(config: RunConfig, report: Callable[[str], None]) -> PreparedRun:
             shards do not fit the configuration or do not exist.
     """
     config = resolve(config)
+    # Before demo data is written there.
     check_writable(config.storage.path, "storage.path")
     report(f"run {config.storage.run_name}: preparing data")
     config = with_demo_data(config)

@@ -1,4 +1,4 @@
-"""What is in one unit: for a look at the samples of a step that went wrong, without starting anything."""
+"""Replay of one unit: its samples as training decodes them, to inspect a step that went wrong."""
 
 from dataclasses import replace
 
@@ -18,18 +18,18 @@ from pipelines.units.unit_maker import Unit
 
 
 def replay(config: RunConfig, name: str) -> Group:
-    """Read and decode a unit as training does, and describe its samples.
+    """Read and decode a unit as training does, and describe its samples. Nothing is started.
 
     Args:
-        config: The configuration of the run that met it, as in config.yaml of the run's folder.
-        name: Source and number of the unit, as in "clips/1625".
+        config: Configuration of the run, as in config.yaml of its folder.
+        name: Source and number of the unit, such as "clips/1625".
 
     Returns:
-        A row for each sample: key, label, and for each modality the smallest, mean and largest value; then a line
-        for each sample that could not be used, in whose place another one is.
+        A row for each sample: key, label, and for each modality the min, mean and max value; then a line for each bad
+        sample that was replaced.
 
     Raises:
-        UserError: There is no such source, the number is not one, or the unit cannot be read.
+        UserError: The source is unknown, the number is not a number, or the unit cannot be read.
     """
     source_name, _, number = name.partition("/")
     known = [source.name for source in config.sources]
@@ -39,6 +39,7 @@ def replay(config: RunConfig, name: str) -> Group:
         )
     config = resolve(config)
     source = next(source for source in config.sources if source.name == source_name)
+    # Only this source, so that the shards of the others need not exist here.
     config = replace(config, sources=[resolve_demo(source, config.storage.path)])
     shards = list_shards(config)[source_name]
     index = SourceIndex(
@@ -48,7 +49,7 @@ def replay(config: RunConfig, name: str) -> Group:
 
 
 def describe(unit: Unit) -> Group:
-    """Return a table of a unit's samples, and what could not be used.
+    """Return a table of a unit's samples, and the bad samples that were replaced.
 
     Args:
         unit: As `UnitMaker.make` returns it.
@@ -58,11 +59,11 @@ def describe(unit: Unit) -> Group:
     table.add_column("sample", overflow="fold")
     table.add_column("label")
     for modality in modalities:
-        table.add_column(f"{modality} (least / mean / most)")
+        table.add_column(f"{modality} (min / mean / max)")
     for row, key in enumerate(unit["keys"]):
         label = np.flatnonzero(unit["label"][row]) if unit["label"].ndim == 2 else unit["label"][row]
         values = [
-            _extent(unit[modality][row]) if unit[f"{modality}_present"][row] else "missing"
+            _range(unit[modality][row]) if unit[f"{modality}_present"][row] else "missing"
             for modality in modalities
         ]
         table.add_row(str(row), key, str(label), *values)
@@ -70,5 +71,5 @@ def describe(unit: Unit) -> Group:
     return Group(table, *bad)
 
 
-def _extent(array: np.ndarray) -> str:
+def _range(array: np.ndarray) -> str:
     return f"{array.min()} / {array.mean():.1f} / {array.max()}"

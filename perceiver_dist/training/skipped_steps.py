@@ -1,8 +1,8 @@
-"""Steps that are not taken because their gradient is not finite: counted, told of, and limited.
+"""Skipped steps, whose gradient is not finite: counted, reported and limited.
 
-DeepSpeed's stages 1 to 3 find it by the norm over all ranks and skip the step on all of them; stage 0 does so in
-`perceiver_dist.training.zero.optimizer`. The schedule goes on as if the step had been taken: its samples are not seen
-again.
+DeepSpeed's stages 1 to 3 detect them by the gradient norm over all ranks, and skip the step on all of them. Stage 0
+does so in `perceiver_dist/training/zero/optimizer.py`. The schedule advances as if the step had been taken: its samples
+are not used again.
 """
 
 from collections.abc import Mapping
@@ -16,11 +16,11 @@ from perceiver_dist.training.tracker.handle import TrackerHandle
 
 
 class SkippedSteps:
-    """Counts the skipped steps of a run; each rank has one, and all count alike.
+    """Counter of the skipped steps of a run. Each rank has one, and all have the same count.
 
     Args:
         engine: The DeepSpeed engine.
-        limit: Skipped steps after which the run is stopped.
+        limit: Number of skipped steps that ends the run.
         tracker: The `Tracker` actor.
         group: A gloo group of all ranks.
         before: Steps skipped before the engine was built.
@@ -39,21 +39,22 @@ class SkippedSteps:
         """Steps skipped since the run began."""
         return self._before + int(self._engine.skipped_steps)
 
-    def look(self, step: int, source: str, units: range, losses: Mapping[int, Tensor]) -> None:
-        """Look whether the engine skipped the step just taken; every rank must call it after every step.
+    def check(self, step: int, source: str, units: range, losses: Mapping[int, Tensor]) -> None:
+        """Check whether the engine skipped the last step. Every rank must call it after every step.
 
         Args:
-            step: Optimizer steps taken, this one counted.
-            source: The source that the step learned from.
+            step: Optimizer steps taken, including this one.
+            source: Source of the step.
             units: Numbers of the step's units, of all ranks.
-            losses: This rank's units of them, and their losses, each (), on the device.
+            losses: Unit -> () loss on the device, for this rank's units.
 
         Raises:
-            UserError: As many steps were skipped as are allowed.
+            UserError: The limit of skipped steps is reached.
         """
         if self._engine.skipped_steps == self._seen:
             return
         self._seen = self._engine.skipped_steps
+        # Only now: looking at a loss waits for the GPU.
         mine = [unit for unit, loss in losses.items() if not torch.isfinite(loss).item()]
         of_ranks: list[Any] = [None] * distributed.get_world_size(self._group)
         distributed.all_gather_object(of_ranks, mine, group=self._group)
@@ -64,18 +65,18 @@ class SkippedSteps:
         if self.count >= self._limit:
             raise UserError(
                 f"{self.count} steps were skipped, train.max_skipped_steps is {self._limit}; {message}; lower "
-                "optim.learning_rate, or mend what the units hold"
+                "optim.learning_rate, or fix the samples of these units"
             )
 
 
 def describe(step: int, source: str, units: range, bad: list[int]) -> str:
-    """Return one line on a skipped step, with what is needed to look at its data.
+    """Return one line on a skipped step, with the option that shows its data.
 
     Args:
-        step: Optimizer steps taken, this one counted.
-        source: The source that the step learned from.
+        step: Optimizer steps taken, including this one.
+        source: Source of the step.
         units: Numbers of the step's units.
-        bad: Those whose loss is not finite; empty if only the gradient is not.
+        bad: Units whose loss is not finite; empty if only the gradient is not.
     """
     what = f"the loss of unit {', '.join(map(str, bad))}" if bad else "the gradient"
     return (

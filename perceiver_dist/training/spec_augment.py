@@ -1,7 +1,7 @@
-"""SpecAugment (Park et al. 2019, arXiv 1904.08779): parts of a log-mel spectrogram are hidden in training.
+"""SpecAugment (Park et al. 2019, arXiv 1904.08779): time and frequency masking of log-mel spectrograms.
 
-Stretches of time and ranges of frequency are replaced by the spectrogram's mean; time is not warped, which the authors
-found to matter least. What is hidden follows from the run's seed, the source, the unit's number and the row.
+Masked spans of time and ranges of frequency are replaced by the spectrogram's mean. Time is not warped, which the
+authors found to matter least. The masks are drawn from the run's seed, the source, the unit's number and the row.
 """
 
 import numpy as np
@@ -17,16 +17,16 @@ from pipelines.shards.source import SourceConfig
 def spectrogram_masks(
     batch: Batch, source: SourceConfig, audio: AudioInput | None, seed: int
 ) -> dict[str, Tensor]:
-    """Say which values of a unit's spectrograms the model is not to see, as the source's `augment` says.
+    """Return the masks of a unit's spectrograms, according to the source's `augment` options.
 
     Args:
         batch: The unit.
-        source: Its source.
-        audio: What sounds become.
-        seed: The run's seed.
+        source: Source of the unit.
+        audio: The model's audio input; None if it has none.
+        seed: Seed of the run.
 
     Returns:
-        Audio -> (B, segments, bands) bool; nothing if nothing is to be hidden.
+        "audio" -> (B, segments, bands) bool, true where hidden; empty if nothing is masked.
     """
     augment = source.augment
     if not augment.masks or audio is None or "audio" not in batch.arrays:
@@ -34,15 +34,16 @@ def spectrogram_masks(
     hidden = np.zeros((len(batch.keys), *audio.grid), bool)
     segments, bands = audio.grid
     for row, spectrogram in enumerate(hidden):
+        # Keyed by unit and row, so that every rank and every resumed run draws the same masks.
         random = np.random.default_rng(hash64(seed, source.name, "masks", batch.unit, row))
         for _ in range(augment.masks):
-            spectrogram[_stretch(segments, augment.masked_time, random), :] = True
-            spectrogram[:, _stretch(bands, augment.masked_bands, random)] = True
+            spectrogram[_span(segments, augment.masked_time, random), :] = True
+            spectrogram[:, _span(bands, augment.masked_bands, random)] = True
     return {"audio": torch.from_numpy(hidden).to(batch.valid.device)}
 
 
-def _stretch(length: int, most: float, random: np.random.Generator) -> slice:
-    """A stretch of 0 to most * length places, anywhere."""
-    size = int(random.integers(0, int(most * length), endpoint=True))
+def _span(length: int, max_fraction: float, random: np.random.Generator) -> slice:
+    """Return a span of 0 to max_fraction * length positions at a uniform position."""
+    size = int(random.integers(0, int(max_fraction * length), endpoint=True))
     start = int(random.integers(0, length - size, endpoint=True))
     return slice(start, start + size)

@@ -1,4 +1,4 @@
-"""What a rank measures of its steps between two logs: mean losses, seconds, and the share spent waiting for data."""
+"""Statistics of a rank's steps between two logs: mean losses, time, and the share spent waiting for data."""
 
 import math
 import time
@@ -30,11 +30,11 @@ class StepTotals:
 
 
 class StepStatistics:
-    """Losses and times since the last log, summed on the device so that a step never waits for them.
+    """Losses and times since the last log. They are summed on the device, so that no step waits for a loss.
 
     Args:
         sources: Names of the run's sources.
-        device: Where losses are.
+        device: Device of the losses.
     """
 
     def __init__(self, sources: list[str], device: torch.device) -> None:
@@ -44,31 +44,34 @@ class StepStatistics:
         self._started = time.perf_counter()
 
     def add(self, source: str, loss: Tensor) -> None:
-        """Add a unit's loss; one that is not finite counts as a unit only.
+        """Add a unit's loss. A loss that is not finite counts as a unit only.
 
         Args:
             source: Name of the unit's source.
-            loss: Mean over the unit's samples, a scalar.
+            loss: () mean over the unit's samples.
         """
+        # Tensor operations throughout: an `if` on the loss would wait for the device.
         finite = loss.isfinite()
-        row = self._sums[self._sources.index(source)]
+        row = self._sums[
+            self._sources.index(source)
+        ]  # sum of finite losses, number of finite losses, number of units
         row[0] += torch.where(finite, loss, 0.0)
         row[1] += finite
         row[2] += 1
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out the time spent inside: an evaluation or a checkpoint.
+        """Exclude the time spent inside, on an evaluation or a checkpoint.
 
         Yields:
-            While the clock stands still.
+            Nothing; the clock is stopped meanwhile.
         """
         began = time.perf_counter()
         yield
         self._started += time.perf_counter() - began
 
     def close(self, waited: float, world_size: int) -> StepTotals:
-        """Add up over the ranks and begin anew; every rank must call it.
+        """Reduce over the ranks and reset. Every rank must call it.
 
         Args:
             waited: Seconds that this rank has waited for data since it started.
@@ -81,6 +84,7 @@ class StepStatistics:
         times = torch.tensor(
             [[seconds, waited - self._waited_before, 0.0]], dtype=torch.float64, device=self._sums.device
         )
+        # One all-reduce for losses and times.
         totals = torch.cat([self._sums, times])
         distributed.all_reduce(totals)
         *losses, (all_seconds, all_waited, _) = totals.tolist()

@@ -1,4 +1,4 @@
-"""What Ray Train starts on every worker; light, since the driver and Ray Train's controller import it as well."""
+"""Entry point of a Ray Train worker. It imports little, because the driver and Ray Train's controller import it too."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from perceiver_dist.training.tracker.handle import TrackerHandle
 
 @dataclass(frozen=True)
 class WorkerJob:
-    """What every worker is started with.
+    """Arguments of every worker.
 
     Attributes:
         config: The run's resolved configuration.
@@ -23,14 +23,14 @@ class WorkerJob:
 
 
 def train_worker(job: WorkerJob) -> None:
-    """Train as one rank of a group of Ray Train workers; the tracker hears of whatever ends it.
+    """Train as one rank of a group of Ray Train workers, and report any error to the tracker.
 
     Args:
         job: Configuration and tracker.
     """
     state = RankState(ray.train.get_context().get_world_rank())
     with failures_reported(job.tracker, state):
-        # Here and not above: the loop imports DeepSpeed, seconds that only a worker has to spend.
+        # Imported here because the loop imports DeepSpeed, which takes seconds that only a worker needs to spend.
         from perceiver_dist.training.loop import train_rank
 
         train_rank(job.config, job.tracker, state)

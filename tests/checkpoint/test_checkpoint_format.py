@@ -1,4 +1,4 @@
-"""The files of a checkpoint: what is read from them, by whom ever they were written, and when they do not fit."""
+"""Checkpoint files: reading, whichever ranks wrote them, and rejection of incomplete ones."""
 
 from pathlib import Path
 from random import Random
@@ -36,7 +36,7 @@ def write(folder: Path, world_size: int, ranks: list[list[written.Cut]] | None =
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 20])
-def test_whole_tensors_are_read_whoever_wrote_them(tmp_path: Path, world_size: int) -> None:
+def test_tensors_are_read_whatever_the_world_size_that_wrote_them(tmp_path: Path, world_size: int) -> None:
     stored = StoredCheckpoint(write(tmp_path, world_size))
     assert stored.progress == written.progress_of(7, world_size)
     for part in PARTS:
@@ -68,8 +68,8 @@ def test_a_checkpoint_is_read_from_any_storage(tmp_path: Path) -> None:
     assert torch.equal(weights["latents"], written.state(7)["weight", "latents"])
 
 
-def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"does not fit the model: 'bias' \(2,\) is in one of them only"):
+def test_weights_of_another_model_are_rejected(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"does not fit the model: 'bias' \(2,\) is only in one of them"):
         load_weights(nn.Linear(3, 2), StoredCheckpoint(write(tmp_path, 1)))
 
 
@@ -81,7 +81,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         (1, [], "hold no element 8 of 'latents'"),
     ],
 )
-def test_files_that_do_not_hold_every_element_once_are_refused(
+def test_missing_and_repeated_elements_are_rejected(
     tmp_path: Path, rank: int, spans: list[written.Cut], message: str
 ) -> None:
     ranks = written.cut(written.state(7), 2)
@@ -91,7 +91,7 @@ def test_files_that_do_not_hold_every_element_once_are_refused(
 
 
 @given(st.lists(st.integers(0, 5), max_size=6), st.integers(0, 20), st.randoms())
-def test_spans_have_no_fault_if_they_cover_everything_once(
+def test_spans_are_complete_if_they_cover_every_element_once(
     sizes: list[int], numel: int, random: Random
 ) -> None:
     starts = [sum(sizes[:index]) for index in range(len(sizes))]
@@ -101,7 +101,7 @@ def test_spans_have_no_fault_if_they_cover_everything_once(
     assert first_fault([*spans, Span(0, 1)], numel) != ""
 
 
-def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_no_file(tmp_path: Path) -> None:
     (tmp_path / "step-00000007").write_text("in the way")
     with pytest.raises(OSError, match="step-00000007"):
         write_rank_file(str(tmp_path / "step-00000007" / "rank"), b"", torch.zeros(4))

@@ -1,4 +1,4 @@
-"""Which checkpoints there are, what is damaged, what is gone on from and what is kept: on real files."""
+"""Retention of checkpoints, detection of damage, and the choice of the starting point, on real files."""
 
 import json
 import re
@@ -18,7 +18,7 @@ FILES = (rank_file(0, 2), rank_file(1, 2), MANIFEST)
 
 
 class Run:
-    """The checkpoints of a run, and the lines it brings to the screen."""
+    """The checkpoints of a run, and the lines shown on the screen."""
 
     def __init__(self, folder: Path, keep: int = 2, start_from: str | None = None) -> None:
         self.folder = folder
@@ -47,7 +47,7 @@ class Run:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """A run that has saved at steps 10 and 20, and is to go on."""
+    """A run with checkpoints of steps 10 and 20, about to resume."""
     earlier = Run(tmp_path)
     earlier.start()
     earlier.save(10, 20)
@@ -73,7 +73,7 @@ DAMAGES: list[tuple[Callable[[Path], None], str]] = [
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGES)
 @pytest.mark.parametrize("file", FILES)
-def test_every_damage_is_found_and_the_checkpoint_before_is_taken(
+def test_damage_is_detected_and_the_previous_checkpoint_used(
     run: Run, damage: Callable[[Path], None], message: str, file: str
 ) -> None:
     checkpoint = run.folder / "step-00000020"
@@ -82,14 +82,14 @@ def test_every_damage_is_found_and_the_checkpoint_before_is_taken(
     assert found.startswith(f"{file}: ")
     assert run.start() == StartingPoint(1, 10, str(run.folder / "step-00000010"))
     if (file, damage) == (MANIFEST, Path.unlink):
-        assert run.lines == []  # without a manifest it never was one
+        assert run.lines == []  # without a manifest it was no checkpoint
     else:
-        assert run.lines == [f"checkpoint step-00000020 is damaged ({found}); going on from step 10"]
+        assert run.lines == [f"checkpoint step-00000020 is damaged ({found}); resuming from step 10"]
         assert re.search(message, found)
 
 
 @pytest.mark.parametrize("position", range(0, 600, 7))
-def test_a_flipped_bit_anywhere_in_the_manifest_is_found(run: Run, position: int) -> None:
+def test_a_flipped_bit_anywhere_in_the_manifest_is_detected(run: Run, position: int) -> None:
     file = run.folder / "step-00000020" / MANIFEST
     content = bytearray(file.read_bytes())
     content[position % len(content)] ^= 1 << position % 8
@@ -97,21 +97,21 @@ def test_a_flipped_bit_anywhere_in_the_manifest_is_found(run: Run, position: int
     assert run.start().step == 10
 
 
-def test_a_whole_checkpoint_has_no_damage(run: Run) -> None:
+def test_an_intact_checkpoint_has_no_damage(run: Run) -> None:
     assert find_damage(str(run.folder / "step-00000020")) == ""
     assert run.start() == StartingPoint(1, 20, str(run.folder / "step-00000020"))
     assert run.lines == []
 
 
-def test_if_all_are_damaged_the_run_begins_anew(run: Run) -> None:
+def test_a_run_whose_checkpoints_are_all_damaged_starts_from_the_beginning(run: Run) -> None:
     for step in (10, 20):
         flip_a_bit(run.folder / f"step-000000{step}" / FILES[1])
     assert run.start() == StartingPoint(1, 0, None)
-    assert [line.rpartition("; ")[2] for line in run.lines] == ["going on from the start"] * 2
+    assert [line.rpartition("; ")[2] for line in run.lines] == ["resuming from the start"] * 2
     assert RunFolder(str(run.folder)).newest_step() == 0
 
 
-def test_all_who_ask_are_told_the_same_until_the_workers_have_started(run: Run) -> None:
+def test_the_starting_point_is_fixed_until_the_workers_have_started(run: Run) -> None:
     first = run.list.choose_starting_point()
     flip_a_bit(run.folder / "step-00000020" / FILES[0])
     assert run.list.choose_starting_point() is first
@@ -120,7 +120,7 @@ def test_all_who_ask_are_told_the_same_until_the_workers_have_started(run: Run) 
     assert run.list.choose_starting_point() == StartingPoint(2, 10, str(run.folder / "step-00000010"))
 
 
-def test_a_damaged_checkpoint_is_replaced_when_training_gets_there(run: Run) -> None:
+def test_a_damaged_checkpoint_is_overwritten_when_training_reaches_its_step(run: Run) -> None:
     truncate(run.folder / "step-00000020" / FILES[0])
     run.start()
     assert RunFolder(str(run.folder)).newest_step() == 10
@@ -130,7 +130,7 @@ def test_a_damaged_checkpoint_is_replaced_when_training_gets_there(run: Run) -> 
     assert len(list((run.folder / "step-00000020").iterdir())) == 4
 
 
-def test_the_newest_are_kept_and_what_is_none_does_not_count(run: Run) -> None:
+def test_the_newest_checkpoints_are_kept_and_incomplete_ones_do_not_count(run: Run) -> None:
     truncate(run.folder / "step-00000020" / FILES[0])
     (run.folder / "step-00000025").mkdir()
     run.start()
@@ -140,7 +140,7 @@ def test_the_newest_are_kept_and_what_is_none_does_not_count(run: Run) -> None:
     assert run.names() == ["step-00000040", "step-00000050"]
 
 
-def test_nothing_is_deleted_before_the_newer_one_is_whole(tmp_path: Path) -> None:
+def test_no_checkpoint_is_deleted_before_the_newer_one_is_complete(tmp_path: Path) -> None:
     run = Run(tmp_path, keep=1)
     run.start()
     run.save(10, 20)
@@ -151,7 +151,7 @@ def test_nothing_is_deleted_before_the_newer_one_is_whole(tmp_path: Path) -> Non
     assert RunFolder(str(tmp_path)).newest_step() == 20
 
 
-def test_what_a_rank_that_is_ahead_writes_is_left_alone(run: Run) -> None:
+def test_files_of_a_rank_that_is_ahead_are_kept(run: Run) -> None:
     group = run.start().group
     ahead = written.write_file(run.folder, 0, 2, written.cut(written.state(40), 2)[0], 40)
     run.list.rank_saved(group, 0, False, written.progress_of(40), ahead)
@@ -159,7 +159,7 @@ def test_what_a_rank_that_is_ahead_writes_is_left_alone(run: Run) -> None:
     assert run.names() == ["step-00000020", "step-00000030", "step-00000040"]
 
 
-def test_what_an_earlier_group_says_does_not_count(run: Run) -> None:
+def test_reports_of_an_earlier_group_are_ignored(run: Run) -> None:
     ranks = written.cut(written.state(30), 2)
     first = run.start().group
     files = [written.write_file(run.folder, rank, 2, spans, 30) for rank, spans in enumerate(ranks)]
@@ -167,37 +167,38 @@ def test_what_an_earlier_group_says_does_not_count(run: Run) -> None:
     second = run.start().group
     run.list.rank_saved(first, 1, False, written.progress_of(30), files[1])
     run.list.rank_saved(second, 0, False, written.progress_of(30), files[0])
-    assert run.list.ending(30) is None
+    assert run.list.outcome(30) is None
     assert RunFolder(str(run.folder)).newest_step() == 20
     run.list.rank_saved(second, 1, False, written.progress_of(30), files[1])
-    assert (run.list.ending(30), RunFolder(str(run.folder)).newest_step()) == ("", 30)
+    assert (run.list.outcome(30), RunFolder(str(run.folder)).newest_step()) == ("", 30)
 
 
-def test_a_checkpoint_that_a_rank_could_not_write_is_none(run: Run) -> None:
+def test_a_failed_write_of_one_rank_abandons_the_checkpoint(run: Run) -> None:
     group = run.start().group
     file = written.write_file(run.folder, 1, 2, written.cut(written.state(30), 2)[1], 30)
     run.list.rank_saved(group, 0, False, written.progress_of(30), "No space left on device")
     run.list.rank_saved(group, 1, False, written.progress_of(30), file)
     assert run.lines == [
-        "checkpoint of step 30 could not be written (No space left on device); training goes on, the newest is step 20"
+        "checkpoint of step 30 could not be written (No space left on device); training continues, the newest is "
+        "step 20"
     ]
     assert run.names() == ["step-00000010", "step-00000020"]
     run.save(40)
     assert RunFolder(str(run.folder)).newest_step() == 40
 
 
-def test_ranks_that_wait_are_told_what_went_wrong(tmp_path: Path) -> None:
+def test_ranks_that_wait_get_the_reason_of_a_failure(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.start()
     for rank in (0, 1):
         run.list.rank_saved(1, rank, True, written.progress_of(30), "No space left on device")
-    assert run.list.ending(30) == (
-        "checkpoint of step 30 could not be written (No space left on device); there is none yet"
+    assert run.list.outcome(30) == (
+        "checkpoint of step 30 could not be written (No space left on device); there is no checkpoint yet"
     )
     assert run.lines == []
 
 
-def test_a_file_that_is_on_another_nodes_disk_makes_no_checkpoint(run: Run, tmp_path: Path) -> None:
+def test_a_file_on_another_nodes_disk_abandons_the_checkpoint(run: Run, tmp_path: Path) -> None:
     group = run.start().group
     for rank, spans in enumerate(written.cut(written.state(30), 2)):
         file = written.write_file(run.folder if rank == 0 else tmp_path / "elsewhere", rank, 2, spans, 30)
@@ -206,7 +207,7 @@ def test_a_file_that_is_on_another_nodes_disk_makes_no_checkpoint(run: Run, tmp_
     assert RunFolder(str(run.folder)).newest_step() == 20
 
 
-def test_a_run_begins_from_anothers_checkpoint_until_it_has_its_own(run: Run, tmp_path: Path) -> None:
+def test_a_run_starts_from_another_runs_checkpoint_until_it_has_its_own(run: Run, tmp_path: Path) -> None:
     start = str(run.folder / "step-00000020")
     branch = Run(tmp_path / "branch", start_from=start)
     assert branch.start() == StartingPoint(1, 20, start)
@@ -214,10 +215,10 @@ def test_a_run_begins_from_anothers_checkpoint_until_it_has_its_own(run: Run, tm
     assert branch.start() == StartingPoint(2, 30, str(tmp_path / "branch" / "step-00000030"))
     flip_a_bit(tmp_path / "branch" / "step-00000030" / FILES[0])
     assert branch.start() == StartingPoint(3, 20, start)
-    assert branch.lines[0].endswith("; going on from train.start_from")
+    assert branch.lines[0].endswith("; resuming from train.start_from")
 
 
-def test_another_runs_damaged_checkpoint_is_refused(run: Run, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_of_another_run_is_rejected(run: Run, tmp_path: Path) -> None:
     start = run.folder / "step-00000020"
     (start / FILES[1]).unlink()
     with pytest.raises(
@@ -227,7 +228,7 @@ def test_another_runs_damaged_checkpoint_is_refused(run: Run, tmp_path: Path) ->
     assert (start / MANIFEST).exists()
 
 
-def test_a_manifest_says_what_it_must(run: Run) -> None:
+def test_a_manifest_records_progress_and_files(run: Run) -> None:
     content = json.loads((run.folder / "step-00000020" / MANIFEST).read_text())
     assert content.items() >= {
         "steps": 20, "samples_seen": 640, "world_size": 2, "zero_stage": 2, "optimizer_steps": 19,

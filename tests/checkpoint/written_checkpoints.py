@@ -1,4 +1,4 @@
-"""Checkpoints of a few numbers, written by any number of ranks without an engine."""
+"""Small checkpoints, written as by any number of ranks, without an engine."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ def state(seed: int = 0) -> dict[tuple[str, str], Tensor]:
 
 
 def cut(whole: Mapping[tuple[str, str], Tensor], world_size: int) -> list[list[Cut]]:
-    """Cut every tensor into a span per rank; the last ones may be shorter, or none."""
+    """Cut every tensor into a span per rank; the last spans may be shorter or missing."""
     ranks: list[list[Cut]] = [[] for _ in range(world_size)]
     for (part, name), tensor in whole.items():
         size = -(-tensor.numel() // world_size)
@@ -45,7 +45,7 @@ def write_file(folder: Path, rank: int, world_size: int, spans: Sequence[Cut], s
 
 
 def progress_of(step: int, world_size: int = 2) -> TrainingProgress:
-    """The progress that belongs to a step."""
+    """The progress of a run at a step."""
     return TrainingProgress(step, 32 * step, world_size, 2, step - 1)
 
 

@@ -107,7 +107,7 @@ def test_export_overwrites_nothing_and_leaves_nothing_incomplete(
             export(["folder", "--model", run, "--out", tmp_path / existing])
     damaged = models.write_exported(tmp_path / "damaged", models.CONFIG)
     (damaged / "weights.safetensors").write_bytes(b"no weights")
-    with pytest.raises(UserError, match="no whole safetensors file"):
+    with pytest.raises(UserError, match="not a complete safetensors file"):
         export(["folder", "--model", damaged, "--out", tmp_path / "out"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged", "full"]
 

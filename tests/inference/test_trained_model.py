@@ -127,7 +127,7 @@ def test_damaged_weights_are_rejected(tmp_path: Path) -> None:
     exported = tiny_model.export(tmp_path)
     content = (exported / "weights.safetensors").read_bytes()
     (exported / "weights.safetensors").write_bytes(content[:-8])
-    with pytest.raises(UserError, match="is no whole safetensors file"):
+    with pytest.raises(UserError, match="is not a complete safetensors file"):
         perceiver_dist.load(exported)
 
 

@@ -57,8 +57,8 @@ def test_a_rank_that_raises_at_the_same_step_twice_ends_the_run(
     lines = [text for text in screen.getvalue().splitlines() if text.startswith("step 7: ")]
     assert len(lines) == 1
     assert lines[0].startswith(line)
-    assert lines[0].endswith("; see errors/step-00000007-rank-1.txt; training starts again")
-    assert "2 workers go on from step 6 after the error" in screen.getvalue().splitlines()
+    assert lines[0].endswith("; see errors/step-00000007-rank-1.txt; restarting the workers")
+    assert "2 workers resume from step 6 after the error" in screen.getvalue().splitlines()
     assert "workers were lost" not in screen.getvalue()
     assert (result["exit"], result["steps"], result["restarts"]) == ("failed", 6, 1)
     assert result["error"].startswith(line)
@@ -89,5 +89,5 @@ def test_a_rank_that_is_killed_at_the_same_step_twice_does_not_end_the_run(
     config = small_run.small_config(tmp_path / "data", tmp_path, "killed", steps=8)
     result = run_training(config, Console(file=screen, width=500))
     assert (result["exit"], result["steps"], result["restarts"]) == ("completed", 8, 2)
-    assert screen.getvalue().count("workers were lost: 2 go on from step 0") == 2
+    assert screen.getvalue().count("workers were lost: 2 resume from step 0") == 2
     assert "raised" not in screen.getvalue()

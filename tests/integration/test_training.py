@@ -196,7 +196,7 @@ def test_fine_tuning_starts_from_the_weights_of_a_trained_model(
     [
         (
             {"start_from": "runs/a"},
-            "train.start_from is runs/a, which is no checkpoint; name a folder such as",
+            "train.start_from is runs/a, which is not a checkpoint; name a folder such as",
         ),
         (
             {"start_from": "checkpoint", "stop_at": 90},
@@ -278,7 +278,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_gives_the_same_l
     screen = StringIO()
     result = run_training(small_run.small_config(data, tmp_path, "damaged", stop_at=40), Console(file=screen))
     assert (result["exit"], result["checkpoint"]) == ("completed", str(folder / "step-00000040"))
-    line = f"checkpoint step-00000030 is damaged ({file.name}: other content than was written); going on from step 20"
+    line = f"checkpoint step-00000030 is damaged ({file.name}: other content than was written); resuming from step 20"
     assert line in screen.getvalue().splitlines()
     assert small_run.losses(folder) == small_run.losses(undisturbed)[:40]
     assert samples(folder)[-20:] == samples(undisturbed)[20:40]

@@ -1,7 +1,7 @@
-"""A small training with real DeepSpeed engines in processes of its own, for tests of what the ZeRO stages do.
+"""A small training with real DeepSpeed engines in separate processes, for tests of the ZeRO stages.
 
-Each rank learns from the same fixed images: lane l of step s is a function of (s, l) only, so any world size that
-divides the two lanes takes the same steps.
+All ranks use the same fixed images: lane l of step s is a function of (s, l) only, so any world size that divides the
+two lanes takes the same steps.
 """
 
 import os
@@ -44,7 +44,7 @@ CONFIG = RunConfig(
 
 
 def run_ranks(world_size: int, folder: Path, *work: Any) -> dict[str, list[float]]:
-    """Run `_work` on that many ranks and return its results: losses by name, the mean over lanes and ranks."""
+    """Run functions on as many ranks and return rank 0's results by name, such as the mean losses."""
     rendezvous = Path(tempfile.mkdtemp(dir=folder)) / "rendezvous"
     multiprocessing.spawn(_rank, (world_size, folder, rendezvous, work), nprocs=world_size)
     return torch.load(folder / "results.pt", weights_only=True)
@@ -63,7 +63,7 @@ def _rank(rank: int, world_size: int, folder: Path, rendezvous: Path, work: tupl
 
 
 def train_and_save(world_size: int, folder: Path, stage: int, optimizer: str = "adamw") -> list[float]:
-    """Train from the seed, saving a checkpoint on the way; return the loss of every step."""
+    """Train from the seed and save a checkpoint at `SAVED_AT`; return the loss of every step."""
     engine = make_engine(world_size, stage, None, optimizer)
     losses = take_steps(engine, world_size, 0, SAVED_AT)
     save(engine, run_of(folder, stage, world_size), SAVED_AT)
@@ -73,10 +73,10 @@ def train_and_save(world_size: int, folder: Path, stage: int, optimizer: str = "
 def resume(
     world_size: int, folder: Path, saved: tuple[int, int], stage: int, optimizer: str = "adamw"
 ) -> list[float]:
-    """Load the checkpoint that `train_and_save` left at a stage and world size, write it anew, and train on.
+    """Load the checkpoint of `train_and_save` at a stage and world size, write it again, and continue training.
 
     Returns:
-        The loss of every step after it.
+        The loss of every later step.
     """
     engine = make_engine(world_size, stage, checkpoint_of(folder, *saved), optimizer)
     save(engine, run_of(run_of(folder, *saved), stage, world_size), SAVED_AT)
@@ -94,17 +94,17 @@ def train_frozen(
 
 
 def run_of(folder: Path, stage: int, world_size: int) -> Path:
-    """The folder of the run that `train_and_save` makes."""
+    """The folder of a run of `train_and_save`."""
     return folder / f"stage{stage}-world{world_size}"
 
 
 def checkpoint_of(folder: Path, stage: int, world_size: int) -> Path:
-    """The checkpoint that `train_and_save` leaves."""
+    """The checkpoint of a run of `train_and_save`."""
     return run_of(folder, stage, world_size) / checkpoint_name(SAVED_AT)
 
 
 def save(engine: Any, folder: Path, steps: int) -> None:
-    """Save on all ranks, as in a run; rank 0 stands in for the tracker."""
+    """Save on all ranks, as in a run; rank 0 takes the place of the tracker."""
     from perceiver_dist.training.zero.async_save import CheckpointWriter
     from perceiver_dist.training.zero.optimizer import adam_step
 
@@ -128,7 +128,7 @@ def make_engine(
     optimizer: str = "adamw",
     frozen: Sequence[str] = (),
 ) -> Any:
-    """A new engine, with a checkpoint's state or with the seed's."""
+    """A new engine, with the state of a checkpoint or of the seed."""
     from perceiver_dist.model.perceiver import Perceiver
     from perceiver_dist.training.zero.engine import build_engine
     from perceiver_dist.training.zero.partitions import load_optimizer
@@ -166,7 +166,7 @@ def take_steps(engine: Any, world_size: int, first: int, stop: int) -> list[floa
 
 
 def lane_loss(engine: Any, step: int, lane: int) -> torch.Tensor:
-    """The loss of what a lane learns from in a step, by an engine or a model."""
+    """The loss of a lane in a step, by an engine or a model."""
     source = CONFIG.sources[step % 2]
     random = torch.Generator().manual_seed(1000 * step + lane)
     arrays = {

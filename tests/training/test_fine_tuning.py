@@ -1,4 +1,4 @@
-"""A run begins with what a trained model has, says why if it cannot, and leaves what is frozen as it was."""
+"""Fine-tuning: copied weights, rejected models, and frozen parameters."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +34,7 @@ def built(config: RunConfig, seed: int) -> Perceiver:
 
 @pytest.fixture
 def trained(tmp_path: Path) -> Path:
-    """An exported model of one source of pictures."""
+    """An exported model of one source of images."""
     config = RunConfig(MODEL, [PETS])
     folder = tmp_path / "trained"
     folder.mkdir()
@@ -49,7 +49,7 @@ def tuned(
     return RunConfig(model, list(sources), train=TrainConfig(fine_tune=str(place)))
 
 
-def test_what_both_have_is_copied_and_a_new_head_begins_anew(trained: Path) -> None:
+def test_common_weights_are_copied_and_a_new_head_is_initialized(trained: Path) -> None:
     config = tuned(trained, sources=(PETS, replace(PETS, name="cats", num_classes=7)))
     check_fine_tuning(config)
     old, new, untouched = built(RunConfig(MODEL, [PETS]), 0), built(config, 1), built(config, 1)
@@ -59,7 +59,7 @@ def test_what_both_have_is_copied_and_a_new_head_begins_anew(trained: Path) -> N
         torch.testing.assert_close(parameter, expected.state_dict()[name], rtol=0, atol=0)
 
 
-def test_a_new_modality_leaves_what_was_learned_at_its_place(trained: Path) -> None:
+def test_a_new_modality_keeps_the_learned_channels_in_place(trained: Path) -> None:
     config = tuned(trained, replace(MODEL, audio=AUDIO), (PETS, BIRDS))
     check_fine_tuning(config)
     old, new, untouched = built(RunConfig(MODEL, [PETS]), 0), built(config, 1), built(config, 1)
@@ -85,21 +85,21 @@ def test_a_new_modality_leaves_what_was_learned_at_its_place(trained: Path) -> N
         ({}, {"num_classes": 4}, "source 'pets': has 4 classes, but .* with 3 of that source"),
     ],
 )
-def test_a_model_that_does_not_fit_is_refused_by_option(
+def test_a_model_that_does_not_fit_is_rejected_by_option(
     trained: Path, model: dict[str, Any], source: dict[str, Any], error: str
 ) -> None:
     with pytest.raises(UserError, match=error):
         check_fine_tuning(tuned(trained, replace(MODEL, **model), (replace(PETS, **source),)))
 
 
-def test_other_sizes_of_the_picture_fit(trained: Path) -> None:
-    """Fourier features have weights for channels, not for places."""
+def test_images_may_have_another_size(trained: Path) -> None:
+    """Weights depend on the channels of Fourier features, not on the number of positions."""
     config = tuned(trained, replace(MODEL, image=replace(IMAGE, height=16, width=12)))
     check_fine_tuning(config)
     load_trained_weights(built(config, 1), built(RunConfig(MODEL, [PETS]), 0).state_dict(), str(trained))
 
 
-def test_no_model_and_weights_of_another_are_refused(tmp_path: Path) -> None:
+def test_a_missing_model_and_missing_weights_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere: no trained model there"):
         check_fine_tuning(tuned(tmp_path / "nowhere"))
     weights = built(RunConfig(MODEL, [PETS]), 0).state_dict()
@@ -110,7 +110,7 @@ def test_no_model_and_weights_of_another_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_what_is_frozen_stays_at_every_zero_stage(tmp_path: Path, world_size: int) -> None:
+def test_frozen_parameters_do_not_change_at_any_zero_stage(tmp_path: Path, world_size: int) -> None:
     kinds = [(stage, optimizer) for stage in (0, 1, 2, 3) for optimizer in ("adamw", "lamb")]
     work = [(f"{kind}", ranks.train_frozen, *kind, FROZEN, 3) for kind in kinds]
     ranks.run_ranks(world_size, tmp_path, *work)

@@ -1,4 +1,4 @@
-"""A worker that is lost while it is handed what to run costs a new start; other errors end the training."""
+"""Restart after the loss of a worker that has not started to train; other errors end the training."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from perceiver_dist.training.launch import ReleasePlacementGroup, fit_with_resta
 
 
 def deadly(folder: Path) -> Callable[[], None]:
-    """Return a function to train with that kills the first process that is handed it; files in `folder` tell."""
+    """Return a training function that kills the first process that receives it, and records that in `folder`."""
 
     # Inside a function, so that it travels by value: the workers cannot import this module.
     class Deadly:
@@ -49,7 +49,7 @@ def trainer(
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_worker_lost_while_it_is_handed_what_to_run_costs_a_start(tmp_path: Path) -> None:
+def test_a_worker_lost_while_it_receives_its_function_causes_a_restart(tmp_path: Path) -> None:
     fit_with_restarts(partial(trainer, deadly(tmp_path), tmp_path))
     assert (tmp_path / "killed").exists()
     assert (tmp_path / "trained").exists()
@@ -57,7 +57,7 @@ def test_a_worker_lost_while_it_is_handed_what_to_run_costs_a_start(tmp_path: Pa
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_start_that_a_dataset_refuses_ends_the_training(tmp_path: Path) -> None:
+def test_a_dataset_that_raises_ends_the_training(tmp_path: Path) -> None:
     def refuse() -> None:
         raise ValueError("too often")
 

@@ -1,4 +1,4 @@
-"""Images and their losses are mixed in one proportion, by unit and the same each time; what is absent is not mixed."""
+"""MixUp and CutMix: images and losses are mixed in the same proportion, deterministically by unit."""
 
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ def batch_of(unit: int, present: list[bool] | None = None) -> Batch:
     )
 
 
-def test_nothing_is_mixed_unless_asked_to() -> None:
+def test_nothing_is_mixed_by_default() -> None:
     batch = batch_of(0)
     mixed = mix(batch, PICTURES, 0)
     logits = torch.randn(8, 8)
@@ -47,7 +47,7 @@ def test_nothing_is_mixed_unless_asked_to() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(unit=st.integers(0, 2**40), strength=st.floats(0.1, 4), kind=st.sampled_from(["mixup", "cutmix"]))
-def test_pixels_and_loss_have_the_same_proportion(unit: int, strength: float, kind: str) -> None:
+def test_pixels_and_loss_are_mixed_in_the_same_proportion(unit: int, strength: float, kind: str) -> None:
     batch = batch_of(unit)
     mixed = mix(batch, source_of(**{kind: strength}), 3)
     image, share = batch.arrays["image"].float(), mixed.share
@@ -64,7 +64,7 @@ def test_pixels_and_loss_have_the_same_proportion(unit: int, strength: float, ki
     assert torch.equal(again.arrays["image"], mixed.arrays["image"])
 
 
-def test_units_and_seeds_are_mixed_differently_and_both_ways_occur() -> None:
+def test_the_mix_depends_on_unit_and_seed_and_uses_both_kinds() -> None:
     source = source_of(mixup=1.0, cutmix=1.0)
     found = [mix(batch_of(unit), source, seed).arrays["image"] for unit in range(20) for seed in (0, 1)]
     assert len({tuple(images.flatten().tolist()) for images in found}) == 40
@@ -73,7 +73,7 @@ def test_units_and_seeds_are_mixed_differently_and_both_ways_occur() -> None:
     assert 8 < sum(cut) < 32
 
 
-def test_an_absent_image_is_neither_mixed_nor_mixed_in() -> None:
+def test_missing_images_are_not_mixed() -> None:
     present = [True, False] * 4
     for unit in range(10):
         batch = batch_of(unit, present)
@@ -84,7 +84,7 @@ def test_an_absent_image_is_neither_mixed_nor_mixed_in() -> None:
         assert (mixed.share[alone] == 1).all()
 
 
-def test_only_images_alone_are_mixed() -> None:
+def test_mixing_needs_a_source_of_images_only() -> None:
     with pytest.raises(UserError, match=r"augment\.mixup and augment\.cutmix mix images alone"):
         SourceConfig("clips", "x.tar", ["image", "audio"], 3, augment=AugmentConfig(mixup=0.2))
     with pytest.raises(UserError, match=r"augment\.cutmix is -1\.0, must be at least 0"):

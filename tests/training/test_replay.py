@@ -1,4 +1,4 @@
-"""A look at one unit of a run."""
+"""Replay of one unit of a run."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def shown(table: object) -> str:
     return capture.get()
 
 
-def test_the_samples_of_a_unit_are_shown(config: RunConfig) -> None:
+def test_the_samples_of_a_unit_are_listed(config: RunConfig) -> None:
     lines = shown(replay(config, "digits/1")).splitlines()
     assert len(lines) == 1 + config.train.micro_batch
     row, sample, label, image = lines[1].split()
@@ -40,12 +40,12 @@ def test_the_samples_of_a_unit_are_shown(config: RunConfig) -> None:
 
 
 @pytest.mark.parametrize("name", ["digits", "digits/", "digits/-1", "digits/x", "letters/1", "1"])
-def test_a_name_that_is_none_is_told(config: RunConfig, name: str) -> None:
+def test_an_invalid_unit_name_is_rejected(config: RunConfig, name: str) -> None:
     with pytest.raises(UserError, match=r"name a source \(digits\) and a unit, as in digits/12"):
         replay(config, name)
 
 
-def test_values_and_several_labels_are_shown() -> None:
+def test_values_labels_and_replaced_samples_are_listed() -> None:
     unit = {
         "keys": np.array(["a", "b"], object),
         "label": np.array([[0, 1, 1], [0, 0, 0]], np.uint8),

@@ -1,4 +1,4 @@
-"""SpecAugment hides as much as it may and no more, by unit and row, and what is hidden has no influence."""
+"""SpecAugment: size of the masks, determinism by unit and row, and no influence of masked values."""
 
 from dataclasses import replace
 
@@ -32,12 +32,12 @@ def batch_of(unit: int) -> Batch:
     return Batch(unit, [""] * 4, present, torch.arange(4) % 3, {"audio": sounds}, {"audio": present}, [])
 
 
-def test_nothing_is_hidden_unless_asked_to() -> None:
+def test_nothing_is_masked_by_default() -> None:
     assert spectrogram_masks(batch_of(0), SOUNDS, AUDIO, 0) == {}
 
 
 @given(unit=st.integers(0, 40), time=st.floats(0.05, 1), bands=st.floats(0.05, 1))
-def test_a_mask_is_a_stretch_of_time_and_a_range_of_bands(unit: int, time: float, bands: float) -> None:
+def test_a_mask_is_a_span_of_time_and_a_range_of_bands(unit: int, time: float, bands: float) -> None:
     source = source_of(masks=1, masked_time=time, masked_bands=bands)
     hidden = spectrogram_masks(batch_of(unit), source, AUDIO, 5)["audio"]
     assert hidden.shape == (4, 40, 20)
@@ -52,14 +52,14 @@ def test_a_mask_is_a_stretch_of_time_and_a_range_of_bands(unit: int, time: float
                 assert len(places) == 0 or places[-1] - places[0] == len(places) - 1
 
 
-def test_rows_and_units_are_hidden_in_different_ways() -> None:
+def test_masks_depend_on_row_and_unit() -> None:
     source = source_of(masks=2)
     masks = [spectrogram_masks(batch_of(unit), source, AUDIO, 0)["audio"] for unit in range(4)]
     assert len({row.numpy().tobytes() for unit in masks for row in unit}) == 16
 
 
 @pytest.mark.parametrize("permutation_seed", [None, 3])
-def test_what_is_hidden_has_no_influence_but_on_the_mean(permutation_seed: int | None) -> None:
+def test_masked_values_have_no_influence_except_on_the_mean(permutation_seed: int | None) -> None:
     audio = replace(AUDIO, permutation_seed=permutation_seed)
     torch.manual_seed(0)
     model = Perceiver(ModelConfig(latents=4, width=16, heads=2, audio=audio), {"sounds": 3}).double()
@@ -79,7 +79,7 @@ def test_what_is_hidden_has_no_influence_but_on_the_mean(permutation_seed: int |
 
 
 @pytest.mark.parametrize("audio", [None, replace(AUDIO, mel_bands=None)])
-def test_masks_without_a_spectrogram_are_refused(audio: AudioInput | None) -> None:
+def test_masks_without_a_spectrogram_are_rejected(audio: AudioInput | None) -> None:
     source = source_of(masks=2)
     model = ModelConfig(audio=audio) if audio else ModelConfig(audio=AUDIO, image=None)
     if audio is None:

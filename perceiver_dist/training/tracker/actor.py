@@ -1,9 +1,9 @@
-"""What watches a run: a Ray actor that rank 0 tells of every logged step and the driver asks for its status.
+"""Tracker: the Ray actor that records a run, chooses checkpoints and counts failures.
 
-It outlives a group of workers, so a restart goes on in the same MLflow run and the same learning curves, and a
-worker never waits for it: telling an actor takes a fraction of a millisecond. The tracker does not wait for MLflow
-either, since it is asked for the status and told of preemption: records go to a queue
-(`perceiver_dist.tracking.background_writer`).
+Rank 0 reports every logged step to it, and the driver polls its status. It outlives a group of workers, so a restart
+continues the same MLflow run and the same learning curves. Workers do not wait for it: a call of an actor returns in a
+fraction of a millisecond. Nor does the tracker wait for MLflow, since it has to answer the driver and handle
+preemption: records go to a queue (`perceiver_dist/tracking/background_writer.py`).
 """
 
 import json
@@ -34,7 +34,7 @@ from perceiver_dist.metrics.metric_totals import Scores
 from perceiver_dist.tracking.background_writer import BackgroundWriter
 from perceiver_dist.tracking.mlflow_run import MlflowRun, new_identity
 from perceiver_dist.tracking.mlflow_store import RunStatus
-from perceiver_dist.training.tracker.failures import RankFailure, errors_are_told
+from perceiver_dist.training.tracker.failures import RankFailure, errors_reported
 from perceiver_dist.training.tracker.logged_metrics import (
     EvaluationMetrics,
     LoggedMetrics,
@@ -54,15 +54,17 @@ _CURVES = {
     "step", "train_loss", "loss", "accuracy", "mean_average_precision", "learning_rate", "gradient_norm",
     "samples_per_second", "data_wait_fraction",
 }  # fmt: skip
+"""Last parts of the flat names that are drawn as learning curves. Counters would not be curves, and each metric of a
+modality subset has one point."""
 
 
 class Tracker:
-    """The record of one run, in its folder and in MLflow.
+    """Record of one run, in its folder and in MLflow.
 
     Args:
         config: The run's resolved configuration; `storage.run_name` and `tracking.uri` are set.
         folder: The run's folder.
-        model_facts: Computed facts of the model (parameters, FLOPs), logged as parameters.
+        model_facts: Computed facts of the model, such as its parameters; logged as MLflow parameters.
     """
 
     def __init__(self, config: RunConfig, folder: RunFolder, model_facts: Mapping[str, str]) -> None:
@@ -76,7 +78,7 @@ class Tracker:
         self._samples = _read_samples(read_text(folder.samples) or "")
         self._quarantine = Quarantine(read_text(folder.quarantine))
         self._status.quarantined = len(self._quarantine)
-        self._told_of_quarantine = False
+        self._reported_quarantine = False
         self._failure_budget = FailureBudget(config.train.max_failures)
         self._checkpoints = CheckpointList(
             folder,
@@ -87,6 +89,7 @@ class Tracker:
         )
         run_id = read_text(folder.mlflow_run_id)
         identity = read_text(folder.identity) or new_identity()
+        # Before the run is opened in MLflow: if this process is killed in between, the run is found again by it.
         write_text(folder.identity, identity)
         self._writer = BackgroundWriter(config.tracking.uri or "", folder.outbox)
         self._log = MlflowRun(
@@ -105,8 +108,8 @@ class Tracker:
         """Return the id of the MLflow run."""
         return self._log.run_id
 
-    def tell(self, line: str) -> None:
-        """Show a line on the screen, if it has not been shown.
+    def report(self, line: str) -> None:
+        """Show a line on the screen, unless it has been shown before.
 
         Args:
             line: The line.
@@ -115,14 +118,14 @@ class Tracker:
             self._status.messages.append(line)
 
     def status(self) -> TrainingStatus:
-        """Return the newest state of the run."""
+        """Return the current status of the run."""
         return self._status
 
     def choose_starting_point(self) -> StartingPoint:
-        """Choose what the group of workers that is to start goes on from; all who ask are told the same.
+        """Return the starting point of the next group of workers, the same for every caller until it has started.
 
         Raises:
-            UserError: There is nothing to go on from. It is not tried again.
+            UserError: The checkpoint of `train.start_from` is damaged, or the storage is unavailable. The run ends.
         """
         try:
             return self._checkpoints.choose_starting_point()
@@ -134,29 +137,29 @@ class Tracker:
         """Count a start of the workers; see `FailureBudget.count`.
 
         Args:
-            source: The source whose dataset is made.
+            source: The source whose dataset is created.
         """
         start = self._checkpoints.start
         return self._failure_budget.count(source, start.step if start else 0)
 
     def rank_failed(self, failure: RankFailure) -> None:
-        """Note what ended a rank: a line on the screen, the traceback in the run's folder and in MLflow.
+        """Record the failure of a rank: a line on the screen, and the traceback in the run's folder and in MLflow.
 
         Args:
-            failure: What ended it.
+            failure: The failure.
         """
         name = f"step-{failure.state.step:08d}-rank-{failure.state.rank}"
         self.keep_traceback(name, failure.traceback)
         if failure.kind != "peer":
             self._status.raised = True
         if self._failure_budget.failed(failure):
-            self._status.messages.append(f"{failure.line}; see {ERRORS}/{name}.txt; training starts again")
+            self._status.messages.append(f"{failure.line}; see {ERRORS}/{name}.txt; restarting the workers")
 
     def keep_traceback(self, name: str, text: str) -> None:
-        """Keep a traceback in the run's folder and in MLflow.
+        """Save a traceback in the run's folder and in MLflow.
 
         Args:
-            name: What the file is called, without its folder and suffix.
+            name: Name of the file, without folder and suffix.
             text: The traceback.
         """
         file = f"{ERRORS}/{name}.txt"
@@ -167,10 +170,10 @@ class Tracker:
             self._status.messages.append(f"{file} could not be written ({reason_of(error)})")
 
     def starting_point(self) -> StartingPoint:
-        """Return what was chosen.
+        """Return the chosen starting point.
 
         Raises:
-            InternalError: Nothing was. Making the datasets, which is before any worker starts, chooses it.
+            InternalError: None has been chosen, although creating the datasets chooses it before any worker starts.
         """
         start = self._checkpoints.start
         if start is None:
@@ -180,41 +183,42 @@ class Tracker:
     def rank_saved(
         self, group: int, rank: int, waited_for: bool, progress: TrainingProgress, outcome: StoredFile | str
     ) -> None:
-        """Note how a rank's part of a checkpoint ended; see `CheckpointList.rank_saved`.
+        """Record the outcome of a rank's file; see `CheckpointList.rank_saved`.
 
         Args:
             group: Number of the rank's group.
             rank: The rank.
             waited_for: Whether the ranks wait for the checkpoint.
-            progress: How far the run had come.
-            outcome: The rank's file, or why it could not be stored.
+            progress: Progress of the run at the checkpoint.
+            outcome: The rank's file, or the reason why it could not be stored.
         """
         self._checkpoints.rank_saved(group, rank, waited_for, progress, outcome)
-        if self._checkpoints.ending(progress.steps) == "":
+        # A new checkpoint is progress: failures before it no longer count.
+        if self._checkpoints.outcome(progress.steps) == "":
             self._failure_budget.saved()
 
     def saved(self, step: int) -> str | None:
-        """Return how saving ended: None while it lasts, "" for a checkpoint, else what went wrong.
+        """Return the outcome of a checkpoint: None while its files are being written, "" for success, else the reason.
 
         Args:
             step: Steps taken.
         """
-        return self._checkpoints.ending(step)
+        return self._checkpoints.outcome(step)
 
     def end_unsaved(self, error: str) -> None:
-        """Note that the run ends without its last checkpoint.
+        """Record that the run ends without its last checkpoint.
 
         Args:
-            error: Why, one line.
+            error: The reason, one line.
         """
         self._status.save_error = error
 
-    @errors_are_told
+    @errors_reported
     def workers_started(self, step: int, world_size: int) -> None:
-        """Note that a group of workers starts at `step`; what was recorded after it happens again.
+        """Record that a group of workers starts at `step`, and drop the records of later steps, which are repeated.
 
         Args:
-            step: Optimizer steps that the restored checkpoint had taken; 0 without one.
+            step: Optimizer steps of the restored checkpoint; 0 without one.
             world_size: Number of ranks.
         """
         self._checkpoints.workers_started()
@@ -224,11 +228,12 @@ class Tracker:
         self._status.restarted_after_error = self._status.raised
         self._status.raised = False
         self._throughput = ThroughputMeter()
+        # The steps after the checkpoint are taken and logged again.
         self._history = [metrics for metrics in self._history if metrics.step <= step]
         self._status.evaluations = _evaluations(self._history)
         self._samples = {number: units for number, units in self._samples.items() if number < step}
 
-    @errors_are_told
+    @errors_reported
     def trained(self, metrics: StepMetrics) -> None:
         """Record the metrics of the steps since the last log.
 
@@ -253,47 +258,48 @@ class Tracker:
         self._status.scores.update(metrics.flat())
         self._status.evaluations[step] = metrics
         self._record(metrics)
+        # A full disk must not end the training; the metrics are kept, and written with the next evaluation.
         try:
             self._draw(scores)
             self.save()
         except STORAGE_ERRORS as error:
             self._status.messages.append(
-                f"record of step {step} could not be written ({reason_of(error)}); training goes on"
+                f"record of step {step} could not be written ({reason_of(error)}); training continues"
             )
 
-    @errors_are_told
+    @errors_reported
     def saw_samples(self, step: int, unit: int, keys: list[str]) -> None:
-        """Record which samples a step learned from, for an audit of the order.
+        """Record the samples of a unit, so that the order can be audited.
 
         Args:
             step: The optimizer step, from 0.
-            unit: The unit's number.
+            unit: Number of the unit.
             keys: Shard and key of each sample, in the order of the batch.
         """
         self._samples.setdefault(step, {})[unit] = keys
 
-    @errors_are_told
+    @errors_reported
     def skipped_step(self, message: str) -> None:
-        """Tell of a step that was not taken because its gradient is not finite.
+        """Report a step that was skipped because its gradient is not finite.
 
         Args:
             message: One line.
         """
         self._status.messages.append(message)
 
-    @errors_are_told
+    @errors_reported
     def quarantined(self, source: str, unit: int, samples: list[BadSample]) -> None:
-        """Record samples that could not be used.
+        """Record bad samples. The first one of a start is shown on the screen.
 
         Args:
             source: Name of the source.
-            unit: The unit in which they were met.
+            unit: The unit that contained them.
             samples: The samples.
         """
         self._quarantine.add(source, unit, samples)
         self._status.quarantined = len(self._quarantine)
-        if not self._told_of_quarantine:
-            self._told_of_quarantine = True
+        if not self._reported_quarantine:
+            self._reported_quarantine = True
             shard, key, reason = samples[0]
             self._status.messages.append(
                 f"1 sample could not be used: source '{source}': sample '{key}' of shard {shard}: {reason}; "
@@ -301,17 +307,17 @@ class Tracker:
             )
             self._save_quarantine()
 
-    def bad_reasons(self, source: str, most: int) -> list[tuple[str, int]]:
-        """Return the most frequent reasons why samples of a source could not be used, each with its number of samples.
+    def bad_reasons(self, source: str, limit: int) -> list[tuple[str, int]]:
+        """Return the most frequent reasons of a source's bad samples, each with its number of samples.
 
         Args:
             source: Name of the source.
-            most: How many reasons to return.
+            limit: Maximum number of reasons.
         """
-        return self._quarantine.reasons(source, most)
+        return self._quarantine.reasons(source, limit)
 
     def stop_for(self, message: str) -> None:
-        """Record an error that the user must mend, so that nothing is retried.
+        """Record an error that only the user can fix, so that the workers are not restarted.
 
         Args:
             message: One line.
@@ -319,15 +325,15 @@ class Tracker:
         self._status.user_error = message
 
     def preempt(self) -> None:
-        """Take note that the run is to save and stop before its last step."""
+        """Request that the run saves and stops before its last step."""
         self._status.preempted = True
 
     def is_preempted(self) -> bool:
-        """Return whether the run is to save and stop."""
+        """Return whether the run has been requested to save and stop."""
         return self._status.preempted
 
     def save(self) -> None:
-        """Write the history to the run's folder."""
+        """Write metrics, samples and quarantine to the run's folder."""
         write_text(self._folder.metrics, to_jsonl(self._history))
         self._save_quarantine()
         if self._samples:
@@ -338,16 +344,17 @@ class Tracker:
             write_text(self._folder.samples, "".join(lines))
 
     def close(self, status: RunStatus, result: Mapping[str, object]) -> int:
-        """End the record.
+        """Close the record.
 
         Args:
-            status: How the run went, in MLflow's words.
-            result: What result.json holds.
+            status: MLflow's status of the run.
+            result: Content of result.json.
 
         Returns:
-            How many records wait for MLflow, which was away.
+            Number of records still queued, because MLflow is unavailable.
         """
         self.save()
+        # Records of the log come before its closing, which ends the MLflow run.
         self._log.dictionary(RESULT, result)
         self._log.close(status)
         return self._writer.close()
@@ -382,12 +389,12 @@ def _evaluations(history: list[LoggedMetrics]) -> dict[int, EvaluationMetrics]:
 
 
 def _read_samples(text: str) -> dict[int, dict[int, list[str]]]:
-    """Return the keys by unit by step, from what `Tracker.save` wrote."""
+    """Return step -> unit -> keys from the text of samples.jsonl."""
     entries = [json.loads(line) for line in text.splitlines()]
     return {entry["step"]: {int(unit): keys for unit, keys in entry["units"].items()} for entry in entries}
 
 
 def _drawn(metrics: LoggedMetrics) -> dict[str, float]:
-    """Keep what is worth a panel of the learning curves: counters and single evaluations are not."""
+    """Return the step and the values that are drawn as learning curves."""
     values = {"step": float(metrics.step), **metrics.flat()}
     return {name: value for name, value in values.items() if name.rpartition("/")[2] in _CURVES}

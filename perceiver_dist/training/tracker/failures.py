@@ -1,8 +1,8 @@
-"""What ended a rank, told so that a person can act on it: an error of the code is not a lost machine.
+"""Failures of ranks, classified so that an error of the code is not mistaken for a lost machine.
 
-When one rank raises, the others end too, since the collective that they wait in is gone. So three kinds are told
-apart. "code": an error that the same step will raise again. "environment": a storage or a part of Ray refused, which
-may pass. "peer": another rank is gone; why is for that rank to say, or for nobody if its machine is gone.
+When one rank raises, the others fail too, because the collective in which they wait breaks. So there are three kinds.
+"code": an error that the same step will raise again. "environment": storage or a part of Ray failed, which may pass.
+"peer": another rank is gone; that rank reports the reason, or none does if its machine is lost.
 """
 
 import traceback
@@ -28,20 +28,22 @@ _PEER_IS_GONE = (
     "Connection closed by peer", "Connection reset by peer", "Connection refused", "Broken pipe", "Socket closed",
     "Timed out waiting", "pair closure", "remote process exited", "ncclRemoteError", "communicator was aborted",
 )  # fmt: skip
-"""What gloo and NCCL say when a rank that they talk to is gone; torch passes most of it on in a plain RuntimeError."""
+"""Parts of the messages of gloo and NCCL when a peer is gone. torch raises most of them as a plain RuntimeError, so
+there is no type to check."""
 
 _SECONDS_FOR_TRACKER = 30.0
-"""How long a rank that ends waits until the tracker has heard why."""
+"""Maximum wait of a failing rank until the tracker has received its report. The tracker answers in milliseconds unless
+its node is lost, in which case the rank must still end."""
 
 
 @dataclass
 class RankState:
-    """Where a rank is, kept current by its loop.
+    """Step and activity of a rank, kept current by its loop.
 
     Attributes:
         rank: The rank.
-        step: The optimizer step that it takes, counted from 1; outside a step, those that it has taken.
-        activity: What it does there, such as "training".
+        step: The current optimizer step, counted from 1; outside a step, the number of steps taken.
+        activity: The current activity, such as "training".
     """
 
     rank: int
@@ -49,22 +51,22 @@ class RankState:
     activity: str = "starting"
 
     def enter(self, activity: str, step: int) -> None:
-        """Note what the rank does from now on.
+        """Set the current activity.
 
         Args:
-            activity: What it does.
-            step: The optimizer step, as above.
+            activity: The activity.
+            step: The optimizer step, as in the attribute.
         """
         self.activity, self.step = activity, step
 
 
 @dataclass(frozen=True)
 class RankFailure:
-    """What ended a rank.
+    """Failure of a rank.
 
     Attributes:
-        state: Where the rank was.
-        kind: What it means for the run.
+        state: Step and activity of the rank.
+        kind: Class of the failure; see the module.
         error: Type and first line of the message.
         place: File and line of the innermost frame in this project, such as "perceiver_dist/training/loop.py:42".
         traceback: The whole traceback.
@@ -84,11 +86,11 @@ class RankFailure:
 
 
 def failure_of(error: BaseException, state: RankState) -> RankFailure:
-    """Return what an exception says of the rank that it ended.
+    """Return the failure that an exception means for the rank that it ended.
 
     Args:
-        error: The exception; of one that came from a Ray task, the task's own traceback counts.
-        state: Where the rank was.
+        error: The exception. If it comes from a Ray task, the task's own traceback is used.
+        state: Step and activity of the rank.
     """
     cause = cause_of(error)
     text = "".join(traceback.format_exception(error))
@@ -103,7 +105,7 @@ def failure_of(error: BaseException, state: RankState) -> RankFailure:
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """Return what was raised in a Ray task or actor, if that is where an exception comes from.
+    """Return the exception raised in a Ray task or actor, if there is one behind `error`; else `error`.
 
     Args:
         error: Any exception.
@@ -161,18 +163,18 @@ class FailureReceiver(Protocol):
 
 @contextmanager
 def failures_reported(tracker: FailureReceiver, state: RankState) -> Iterator[None]:
-    """Tell the tracker of whatever ends a rank, and raise it again.
+    """Report any exception to the tracker, and raise it again.
 
     Args:
         tracker: The `Tracker` actor.
-        state: The rank's state, as it is when the exception passes.
+        state: State of the rank, read when the exception passes.
 
     Raises:
-        Exception: Whatever was raised inside. A UserError is what the user can mend.
+        Exception: The exception raised inside.
     """
     try:
         yield
-    except Exception as error:  # Whatever it is: it is told and raised again.
+    except Exception as error:  # any error, reported and raised again
         failure, cause = failure_of(error, state), cause_of(error)
         if _is_out_of_memory(cause):
             cause = UserError(
@@ -180,10 +182,10 @@ def failures_reported(tracker: FailureReceiver, state: RankState) -> Iterator[No
                 "train.micro_batch or the model's sizes, or set model.activation_checkpointing or a higher "
                 "deepspeed.zero_stage"
             )
-        # A tracker that is gone must not hide what was raised.
+        # The loss of the tracker must not hide the exception.
         with suppress(RayError):
             if isinstance(cause, UserError):
-                # Ray Data adds lines of its own, on retries.
+                # The first line only: Ray Data appends lines about retries.
                 ray.get(tracker.stop_for.remote(str(cause).splitlines()[0]), timeout=_SECONDS_FOR_TRACKER)
             else:
                 ray.get(tracker.rank_failed.remote(failure), timeout=_SECONDS_FOR_TRACKER)
@@ -191,17 +193,17 @@ def failures_reported(tracker: FailureReceiver, state: RankState) -> Iterator[No
 
 
 class ErrorRecord(Protocol):
-    """Where errors of an actor that nobody waits for become visible."""
+    """Actor that makes the errors of its own methods visible."""
 
     def keep_traceback(self, name: str, text: str) -> None:
-        """Keep a traceback as a file.
+        """Save a traceback as a file.
 
         Args:
-            name: What the file is called.
+            name: Name of the file.
             text: The traceback.
         """
 
-    def tell(self, line: str) -> None:
+    def report(self, line: str) -> None:
         """Show a line on the screen.
 
         Args:
@@ -213,30 +215,33 @@ Record = TypeVar("Record", bound=ErrorRecord)
 Arguments = ParamSpec("Arguments")
 
 
-def errors_are_told(
+def errors_reported(
     method: Callable[Concatenate[Record, Arguments], None],
 ) -> Callable[Concatenate[Record, Arguments], None]:
-    """Make an error in a method of an actor visible where the caller does not wait for an answer.
+    """Make an error in a method of an actor visible whose caller does not wait for the answer.
+
+    Ray would keep the error with the answer, where nobody reads it.
 
     Args:
         method: The method.
     """
 
     @wraps(method)
-    def told(record: Record, /, *given: Arguments.args, **named: Arguments.kwargs) -> None:
+    def reporting(record: Record, /, *given: Arguments.args, **named: Arguments.kwargs) -> None:
         try:
             method(record, *given, **named)
-        except Exception as error:  # Whatever it is: it is told and raised again.
+        except Exception as error:  # any error, reported and raised again
             failure = failure_of(error, RankState(0))
             record.keep_traceback(f"tracker-{method.__name__}", failure.traceback)
-            record.tell(f"the run's record has a gap: {method.__name__}: {failure.error} ({failure.place})")
+            record.report(f"the run's record has a gap: {method.__name__}: {failure.error} ({failure.place})")
             raise
 
-    return told
+    return reporting
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    # By its name, so that a rank can say that torch cannot be imported. On CPU torch raises a plain RuntimeError.
+    # By name instead of by type, so that a failed import of torch can be reported too. On CPU torch raises a plain
+    # RuntimeError.
     kind = type(error)
     on_gpu = kind.__name__ == "OutOfMemoryError" and kind.__module__.startswith("torch")
     return on_gpu or "DefaultCPUAllocator: can't allocate" in str(error)

@@ -1,4 +1,4 @@
-"""The record of samples that could not be used, one line for each however often it is met."""
+"""Quarantine: the record of a run's bad samples, one line each, however often a sample is read."""
 
 import json
 from collections import Counter
@@ -8,10 +8,10 @@ from pipelines.units.unit_maker import BadSample
 
 
 class Quarantine:
-    """The bad samples of a run, as its folder holds them in quarantine.jsonl.
+    """The bad samples of a run, as in quarantine.jsonl.
 
     Args:
-        text: What the file held when the run was started before; None or "" for nothing.
+        text: Content of the file from an earlier start of the run; None or "" if there is none.
     """
 
     def __init__(self, text: str | None) -> None:
@@ -23,27 +23,28 @@ class Quarantine:
         return len(self._entries)
 
     def add(self, source: str, unit: int | None, samples: Iterable[BadSample]) -> None:
-        """Record samples; those that are recorded already stay as they are.
+        """Record samples. Entries that exist stay as they are.
 
         Args:
             source: Name of the source.
-            unit: The unit in which they were met; None if it was not one that met them.
+            unit: The unit that contained them; None if they were not read as part of a unit.
             samples: The samples.
         """
         for shard, key, reason in samples:
             entry = {"source": source, "shard": shard, "key": key, "reason": reason, "unit": unit}
+            # A sample is read again in later epochs and after a restart; its first unit stays.
             self._entries.setdefault((source, shard, key), entry)
 
     def text(self) -> str:
-        """Return the file's content, in the order of sources, shards and keys whoever met a sample first."""
+        """Return the content of the file, sorted by source, shard and key, so that it does not depend on timing."""
         return "".join(json.dumps(self._entries[name]) + "\n" for name in sorted(self._entries))
 
-    def reasons(self, source: str, most: int) -> list[tuple[str, int]]:
+    def reasons(self, source: str, limit: int) -> list[tuple[str, int]]:
         """Return the most frequent reasons of a source's samples, each with its number of samples.
 
         Args:
             source: Name of the source.
-            most: How many reasons to return.
+            limit: Maximum number of reasons.
         """
         counts = Counter(entry["reason"] for name, entry in self._entries.items() if name[0] == source)
-        return sorted(counts.items(), key=lambda reason: (-reason[1], reason[0]))[:most]
+        return sorted(counts.items(), key=lambda reason: (-reason[1], reason[0]))[:limit]

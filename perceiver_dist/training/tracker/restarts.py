@@ -1,7 +1,7 @@
-"""How often the workers of a run are started, and when that is enough.
+"""Restart budget: how often the workers of a run are restarted before the run is given up.
 
-A run of a week loses many workers, and a start counts as a failure until a new checkpoint is written. An error of the
-code ends the workers at the same step each time; of that, the second time is enough.
+A run of a week loses many workers, so only failures in a row count: a new checkpoint resets the count. An error of the
+code recurs at the same step after every restart; its second occurrence ends the run.
 """
 
 from collections import Counter
@@ -10,10 +10,10 @@ from perceiver_dist.training.tracker.failures import RankFailure
 
 
 class FailureBudget:
-    """Counts the starts since the newest checkpoint, and knows what ended the workers before.
+    """Counter of the starts since the newest checkpoint and of the errors that ended the workers.
 
     Args:
-        max_failures: Starts in a row that may come to nothing before the run is given up.
+        max_failures: Maximum failures in a row without a new checkpoint.
     """
 
     def __init__(self, max_failures: int) -> None:
@@ -23,17 +23,17 @@ class FailureBudget:
         self._all_starts: Counter[str] = Counter()
         self._starts_of_error: dict[tuple[int, str, str], set[int]] = {}
         self._repeated = ""
-        self._told = -1
+        self._reported_start = -1
 
     def count(self, source: str, step: int) -> str:
-        """Count a start; every source's dataset is made anew at each.
+        """Count a start. Each start creates the dataset of every source once, so starts are counted by source.
 
         Args:
-            source: The source whose dataset is made.
-            step: The step that the start goes on from.
+            source: The source whose dataset is created.
+            step: The step from which the workers would resume.
 
         Returns:
-            Why there should be no start, one line; "" if there should.
+            Why the workers must not be started, one line; "" if they may.
         """
         if self._repeated:
             return self._repeated
@@ -48,21 +48,23 @@ class FailureBudget:
         )
 
     def failed(self, failure: RankFailure) -> bool:
-        """Note what a rank ended with; an error of the code at the same step of two starts is enough.
+        """Record a failure. An error of the code at the same step of two starts ends the run.
 
         Args:
-            failure: What ended it.
+            failure: The failure of a rank.
 
         Returns:
-            Whether nothing that failed since the newest start has been told yet, and this is worth telling.
+            Whether to report it: it is the first failure since the newest start, and the workers will be restarted.
         """
+        # The rank that caused it reports the reason itself.
         if failure.kind == "peer":
             return False
         start = max(self._all_starts.values(), default=0)
-        first = start > self._told
-        self._told = start
+        first = start > self._reported_start
+        self._reported_start = start
         self._last_error = failure.line
         if failure.kind == "code":
+            # The message may contain addresses or times; type, step and place identify the error.
             error = (failure.state.step, failure.error.partition(":")[0], failure.place)
             starts = self._starts_of_error.setdefault(error, set())
             starts.add(start)
@@ -71,5 +73,5 @@ class FailureBudget:
         return first and not self._repeated
 
     def saved(self) -> None:
-        """Note that there is a new checkpoint."""
+        """Reset the count: there is a new checkpoint."""
         self._starts.clear()

@@ -1,4 +1,4 @@
-"""What a run tells about itself: passed between workers, tracker and driver, so light to import."""
+"""Status of a run, passed from the tracker to the driver. It imports little, since Ray Train's controller loads it."""
 
 from dataclasses import dataclass, field
 
@@ -7,25 +7,25 @@ from perceiver_dist.training.tracker.logged_metrics import EvaluationMetrics, St
 
 @dataclass
 class TrainingStatus:
-    """What the driver shows of a run.
+    """Status of a run.
 
     Attributes:
-        latest: Metrics of the newest logged steps; of step 0 while there are none.
+        latest: Metrics of the newest logged steps; step 0 before the first.
         mean_samples_per_second: Samples per second since the workers started, without the first logged steps, in which
             the first units are still being read.
         mean_data_wait_fraction: The data wait fraction of the same steps.
         scores: `<source>/<metric>` of the newest evaluation of each source, as result.json has them.
         evaluations: Every evaluation of the run by its step, those before a restart among them.
-        messages: Lines for the screen, one after the other: what happened beside the training.
-        user_error: One line that the user can mend, after which nothing is retried; "" for none.
-        quarantined: Samples that could not be used, each counted once.
+        messages: Lines for the screen, in order.
+        user_error: One line on an error that only the user can fix, after which nothing is retried; "" for none.
+        quarantined: Bad samples, each counted once.
         save_error: Why the last checkpoint of the run could not be written; "" if it could.
-        preempted: Whether the run was told to save and stop.
-        started_from: Step that the newest group of workers started from; None while none has started.
-        restarts: Groups of workers that were started after the first.
-        raised: Whether a rank of the newest group ended with an error, not because another one was gone.
-        restarted_after_error: The same of the group before the newest.
-        world_size: Ranks of the newest group of workers; 0 while none has started.
+        preempted: Whether the run was requested to save and stop.
+        started_from: Step from which the newest group of workers started; None before the first.
+        restarts: Groups of workers after the first; -1 before the first.
+        raised: Whether a rank of the newest group failed by itself, and not because another rank was lost.
+        restarted_after_error: The same of the previous group.
+        world_size: Ranks of the newest group of workers; 0 before the first.
     """
 
     latest: StepMetrics = field(default_factory=StepMetrics)

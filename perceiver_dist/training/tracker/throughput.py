@@ -1,20 +1,20 @@
-"""How fast a group of workers trains, and how long it waits for data."""
+"""Throughput and data wait of a group of workers."""
 
 from perceiver_dist.training.tracker.logged_metrics import StepMetrics
 
 
 class ThroughputMeter:
-    """Speed since a group of workers started, the first window left out: it waits for the first units."""
+    """Mean throughput of a group of workers, without the first log, which includes the wait for the first units."""
 
     def __init__(self) -> None:
         self._first = True
         self._seconds = self._samples = self._waited = 0.0
 
     def add(self, metrics: StepMetrics) -> None:
-        """Take a logged step into account.
+        """Add the steps of one log.
 
         Args:
-            metrics: What was logged of it.
+            metrics: Their metrics.
         """
         if not self._first:
             self._seconds += metrics.seconds
@@ -23,7 +23,7 @@ class ThroughputMeter:
         self._first = False
 
     def means(self) -> tuple[float, float]:
-        """Return samples per second, and the share of the time that was spent waiting for data."""
+        """Return samples per second and the share of the time spent waiting for data; 0 before the second log."""
         if not self._seconds:
             return 0.0, 0.0
         return self._samples / self._seconds, self._waited / self._seconds

@@ -1,7 +1,7 @@
-"""How a rank saves while it trains: a thread beside it copies what the rank owns, and then writes the copy.
+"""Asynchronous checkpointing of one rank: a thread copies the partitions that the rank owns, and then writes the copy.
 
-Forward and backward passes change no weight, so copying goes on during those of the next step. Only the optimizer
-waits for it.
+Forward and backward passes do not change weights, so the copy overlaps with those of the next step. Only the optimizer
+step waits for it.
 """
 
 from collections.abc import Callable
@@ -20,9 +20,9 @@ from pipelines.storage.files import STORAGE_ERRORS, join, reason_of
 
 
 class CheckpointWriter:
-    """Writes one rank's files, one after the other.
+    """Writer of one rank's checkpoint files, one at a time.
 
-    It holds one copy of what the rank owns, in memory that is taken once.
+    It holds one copy of the rank's partitions, in memory that is allocated once.
 
     Args:
         engine: The DeepSpeed engine.
@@ -36,37 +36,40 @@ class CheckpointWriter:
         spans = [(of.part, of.name, Span(of.start, of.values.numel())) for of in partitions]
         self._header = file_header(spans, whole_shapes(engine))
         on_gpu = engine.device.type == "cuda"
+        # A stream of its own, so that the copy runs beside the kernels of the next step.
         self._stream = torch.cuda.Stream(engine.device) if on_gpu else None  # type: ignore[no-untyped-call]
-        # Zeros, so that the memory is there before the first save, which would be slower otherwise.
+        # Writing zeros makes the operating system map the pages now, and not during the first save.
         self._copy = torch.zeros(sum(span.numel for *_, span in spans), pin_memory=on_gpu)
+        # One thread: copy and write are queued in this order.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._copying: Future[None] | None = None
         self._writing: Future[None] | None = None
         base_optimizer(engine).register_step_pre_hook(lambda *_: self.wait_for_copy())
 
     def save(
-        self, progress: TrainingProgress, tell: Callable[[TrainingProgress, StoredFile | str], None]
+        self, progress: TrainingProgress, report: Callable[[TrainingProgress, StoredFile | str], None]
     ) -> None:
-        """Begin to copy and write the training state; wait first if the one before is still being written.
+        """Start to copy and write the training state. Waits first if the previous file is still being written.
 
         Args:
-            progress: How far the run has come.
-            tell: Called in the writing thread with the file when it is stored, or with the reason why it is not.
+            progress: Progress of the run.
+            report: Called in the writing thread with the stored file, or with the reason why it could not be stored.
         """
         self.wait()
         partitions = owned_partitions(self._engine)
+        # The copy has to start after the optimizer's kernels, which may still be queued.
         trained = torch.cuda.current_stream().record_event() if self._stream else None
         self._copying = self._thread.submit(self._copy_all, partitions, trained)
-        self._writing = self._thread.submit(self._write, self._copying, progress, tell)
+        self._writing = self._thread.submit(self._write, self._copying, progress, report)
 
     def wait_for_copy(self) -> None:
-        """Return when the training state may change. The optimizer calls it before each of its steps."""
+        """Block until the training state may change. The optimizer calls it before each of its steps."""
         if self._copying is not None:
             self._copying.result()
             self._copying = None
 
     def wait(self) -> None:
-        """Return when the file that was begun last is stored, or could not be, and its `tell` has returned."""
+        """Block until the newest file is stored or has failed, and its `report` has returned."""
         if self._writing is not None:
             self._writing.result()
             self._writing = None
@@ -76,7 +79,7 @@ class CheckpointWriter:
         targets = torch.split(self._copy, sizes)
         if self._stream is None or trained is None:
             for target, partition in zip(targets, partitions, strict=True):
-                # Lets other threads run, and writes past the cache; torch's own copy takes half as long again.
+                # NumPy releases the GIL and bypasses the cache; torch's own copy takes half as long again.
                 np.copyto(target.numpy(), partition.values.numpy())
             return
         with torch.cuda.stream(self._stream):
@@ -89,7 +92,7 @@ class CheckpointWriter:
         self,
         copying: Future[None],
         progress: TrainingProgress,
-        tell: Callable[[TrainingProgress, StoredFile | str], None],
+        report: Callable[[TrainingProgress, StoredFile | str], None],
     ) -> None:
         copying.result()
         name = rank_file(self._engine.global_rank, self._engine.dp_world_size)
@@ -99,4 +102,4 @@ class CheckpointWriter:
             outcome = write_rank_file(uri, self._header, self._copy)
         except STORAGE_ERRORS as error:
             outcome = reason_of(error)
-        tell(progress, outcome)
+        report(progress, outcome)

@@ -1,4 +1,4 @@
-"""The DeepSpeed engine of one rank: its configuration is derived here and nowhere else."""
+"""DeepSpeed engine of one rank. Its configuration is derived here and nowhere else."""
 
 import logging
 import os
@@ -19,22 +19,24 @@ from perceiver_dist.training.zero.partitions import pieces_by_parameter, whole_s
 def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
     """Return DeepSpeed's configuration for a run.
 
-    Precision is not in it: parameters are fp32 for every stage, and bf16 is autocast of the forward pass.
+    It does not set the precision: parameters are fp32 at every stage, and bf16 is autocast in the forward pass.
 
     Args:
         config: The run's configuration.
         world_size: Number of ranks, at most `train.lanes`.
 
     Returns:
-        A JSON-like mapping for `deepspeed.initialize`, with `deepspeed.overrides` merged last.
+        A mapping for `deepspeed.initialize`, in which `deepspeed.overrides` take precedence.
     """
     derived: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": config.train.micro_batch,
         "gradient_accumulation_steps": accumulation_steps(config.train.lanes, world_size),
-        # Without partitioning DeepSpeed would clip to a norm that is not finite; see optimizer.py.
+        # At stage 0 DeepSpeed would clip by a norm that is not finite, so the optimizer clips itself; see optimizer.py.
         "gradient_clipping": config.optim.clip_norm if config.deepspeed.zero_stage else 0.0,
         "zero_optimization": {"stage": config.deepspeed.zero_stage},
+        # Lamb and the guarded optimizers are not on DeepSpeed's list of optimizers for ZeRO.
         "zero_allow_untested_optimizer": True,
+        # DeepSpeed's own log lines would repeat ours; so many steps are never reached.
         "steps_per_print": 2**31,
     }
     return _merge(derived, config.deepspeed.overrides)
@@ -61,21 +63,21 @@ def build_engine(model: nn.Module, config: RunConfig, world_size: int) -> Any:
     create_state(engine)
     optimizer = base_optimizer(engine)
     if isinstance(optimizer, Lamb):
-        optimizer.split(pieces_by_parameter(engine), len(whole_shapes(engine)), partial(_add_up, engine))
+        optimizer.split(pieces_by_parameter(engine), len(whole_shapes(engine)), partial(_reduce, engine))
     return engine
 
 
-def _add_up(engine: Any, sums: Tensor) -> Tensor:
-    """The sums of any shape over all ranks, each of which holds pieces; at stage 0 every rank has everything."""
+def _reduce(engine: Any, sums: Tensor) -> Tensor:
+    """Return (2, tensors) sums over all ranks. At stage 0 every rank holds whole tensors, so its sums are complete."""
     if not engine.zero_optimization_stage():
         return sums
-    of_all = sums.to(engine.device)
-    torch.distributed.all_reduce(of_all)
-    return of_all.to(sums.device)
+    reduced = sums.to(engine.device)
+    torch.distributed.all_reduce(reduced)
+    return reduced.to(sums.device)
 
 
 def set_learning_rate(engine: Any, rate: float) -> None:
-    """Set the learning rate of all parameter groups for the next optimizer step.
+    """Set the learning rate of the next optimizer step. Frozen parameter groups keep 0.
 
     Args:
         engine: The DeepSpeed engine.
@@ -86,8 +88,8 @@ def set_learning_rate(engine: Any, rate: float) -> None:
 
 
 def _import_deepspeed() -> Any:
-    # DeepSpeed would pick CUDA from the build of torch, and compile a shared-memory collective with g++ at the
-    # first start on CPU. gloo does the same work, bit-reproducibly, and a machine without g++ can train.
+    # Without a GPU DeepSpeed would still choose CUDA because of torch's build, and compile a shared-memory collective
+    # with g++ at the first start. gloo does the same, reproduces every bit, and needs no compiler.
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed

@@ -1,19 +1,21 @@
 """LAMB (You et al. 2020, arXiv 1904.00962, algorithm 2), exact when tensors are split over ranks.
 
-LAMB takes AdamW's update u of every tensor w, weight decay included, and scales it by a trust ratio of that tensor:
+LAMB scales AdamW's update u of each tensor w, including weight decay, by the trust ratio of that tensor:
 
-    w  <-  w - rate * |w| / |u| * u,          or with a ratio of 1 where one of the norms is 0.
+    w  <-  w - rate * |w| / |u| * u,          with a ratio of 1 if one of the norms is 0.
 
-ZeRO lays tensors end to end, or cuts each, and gives every rank a span. An optimizer that takes such a span for a
-tensor computes the ratio of a piece of one tensor, or of several tensors together: another step, and another one for
-every number of ranks. Here each rank knows the pieces of tensors that it holds. It squares and sums them by tensor,
-one reduction adds the sums of all ranks (two numbers per tensor), and every piece gets its whole tensor's ratio.
+ZeRO concatenates tensors (stages 1 and 2) or cuts each of them (stage 3), and gives every rank a span. An optimizer
+that treats such a span as a tensor computes the ratio of a piece of a tensor, or of several tensors together, which
+depends on the number of ranks. Here each rank knows which pieces of which tensors it holds. It sums their squares by
+tensor, one all-reduce adds the sums of all ranks (two numbers per tensor), and every piece gets the ratio of its whole
+tensor.
 
 Why not a known one: none is exact under ZeRO. DeepSpeed's FusedLamb, like others, computes the norms of what it is
 given, and is not among the optimizers that DeepSpeed's ZeRO supports.
 
-Moments are corrected for their bias, the ratio is not bounded, and biases and norms are scaled like all else, as in
-the algorithm; `optax.lamb` does the same. Squares are summed in fp64, so that ratios are the same however it is cut.
+As in the algorithm, moments are bias-corrected, the ratio is not clamped, and biases and norms are scaled like all
+other tensors; `optax.lamb` does the same. Squares are summed in fp64, so that the ratio does not depend on the
+partitioning.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,12 +29,12 @@ from torch.optim import Optimizer
 
 @dataclass(frozen=True)
 class Piece:
-    """Elements of one tensor, in what the optimizer takes for a parameter.
+    """Consecutive elements of one tensor within a parameter of the optimizer.
 
     Attributes:
-        tensor: Number of the tensor in the model.
-        start: Where they begin in the optimizer's flattened parameter.
-        stop: One past their end.
+        tensor: Index of the tensor in the model.
+        start: First element in the optimizer's flattened parameter.
+        stop: One past the last element.
     """
 
     tensor: int
@@ -41,13 +43,13 @@ class Piece:
 
 
 class Lamb(Optimizer):
-    """LAMB; the state of a parameter has the names that AdamW's has.
+    """LAMB optimizer. Its state has the names of AdamW's, so that both share the checkpoint format.
 
     Args:
-        groups: Parameter groups, with a weight decay each.
+        groups: Parameter groups, each with a weight decay.
         lr: Learning rate.
-        betas: Decay rates of the mean of the gradient and of its square.
-        eps: Added to the root of the mean square; 1e-6 in the paper's code.
+        betas: Decay rates of the running means of the gradient and of its square.
+        eps: Added to the square root of the mean square; 1e-6 in the paper's code.
     """
 
     def __init__(
@@ -63,19 +65,19 @@ class Lamb(Optimizer):
             parameter: [Piece(number, 0, parameter.numel())] for number, parameter in enumerate(parameters)
         }
         self._tensors = len(parameters)
-        self._add_up: Callable[[Tensor], Tensor] = lambda sums: sums
+        self._all_reduce: Callable[[Tensor], Tensor] = lambda sums: sums
 
     def split(
-        self, pieces: Mapping[Tensor, Sequence[Piece]], tensors: int, add_up: Callable[[Tensor], Tensor]
+        self, pieces: Mapping[Tensor, Sequence[Piece]], tensors: int, all_reduce: Callable[[Tensor], Tensor]
     ) -> None:
-        """Say what the parameters are pieces of; before, each is taken for a tensor.
+        """Set the pieces of tensors in each parameter. Before, each parameter counts as one tensor.
 
         Args:
-            pieces: The pieces in every parameter, of any shape, that this rank updates; what lies between is padding.
+            pieces: Pieces in every parameter, of any shape, that this rank updates. Elements in between are padding.
             tensors: Number of tensors of the model.
-            add_up: (2, tensors) fp64 sums of this rank -> those over all ranks. Called at every step, on every rank.
+            all_reduce: (2, tensors) fp64 sums of this rank -> sums over all ranks. Called at every step, on every rank.
         """
-        self._pieces, self._tensors, self._add_up = dict(pieces), tensors, add_up
+        self._pieces, self._tensors, self._all_reduce = dict(pieces), tensors, all_reduce
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override] # noqa: ARG002 # torch's signature
@@ -98,7 +100,8 @@ class Lamb(Optimizer):
                 for piece in self._pieces[parameter]:
                     norm = torch.linalg.vector_norm(values[piece.start : piece.stop], dtype=torch.float64)
                     row[piece.tensor] += norm.square()
-        weights, updates = self._add_up(sums)
+        # All norms first: a parameter may change only when every rank has the norms of its tensor.
+        weights, updates = self._all_reduce(sums)
         ratios = torch.where((weights > 0) & (updates > 0), (weights / updates).sqrt(), 1.0)
         for parameter, update, rate in updated:
             for piece in self._pieces[parameter]:
@@ -106,9 +109,10 @@ class Lamb(Optimizer):
                 parameter.view(-1)[piece.start : piece.stop].sub_(part)
 
     def _update(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
-        """The update of AdamW at rate 1, (elements,), and the moments for it."""
+        """Update the moments, and return AdamW's update (elements,) at learning rate 1."""
         state, gradient = self.state[parameter], parameter.grad
         if not state:
+            # A tensor as in torch's AdamW, so that `set_adam_step` works for both.
             state["step"] = torch.tensor(0.0)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
         mean, square = state["exp_avg"], state["exp_avg_sq"]

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step alone, so that nothing of it needs to be saved."""
+"""Learning rate schedule: a function of the step alone, so that a checkpoint need not store it."""
 
 from math import cos, pi
 
@@ -6,12 +6,12 @@ from perceiver_dist.config.run_config import OptimConfig
 
 
 def learning_rate(step: int, steps: int, optim: OptimConfig) -> float:
-    """Return the learning rate of an optimizer step: linear warm-up, then what `optim.schedule` says.
+    """Return the learning rate of an optimizer step: linear warm-up, then `optim.schedule`.
 
     Args:
         step: The step, from 0.
-        steps: Steps of the whole run; with a cosine the last step has nearly the final rate.
-        optim: Highest rate, length of the warm-up, schedule and its numbers.
+        steps: Steps of the whole run. With the cosine schedule the last step nearly has the final rate.
+        optim: Peak rate, length of the warm-up, schedule and its options.
     """
     if step < optim.warmup_steps:
         return optim.learning_rate * (step + 1) / optim.warmup_steps

@@ -1,4 +1,4 @@
-"""The optimizer of a rank and its state: AdamW or LAMB, whose moments have the same names."""
+"""Optimizer of a rank and its state: AdamW or LAMB, whose moments have the same names."""
 
 import math
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from perceiver_dist.training.zero.lamb import Lamb
 
 
 def build_optimizer(model: nn.Module, optim: OptimConfig, partitioned: bool) -> Optimizer:
-    """Return the optimizer that DeepSpeed is to call.
+    """Return the optimizer that the DeepSpeed engine wraps.
 
     Args:
         model: The Perceiver.
-        optim: Which one, and its numbers.
-        partitioned: Whether DeepSpeed partitions its state (stages 1 to 3), and clips.
+        optim: Options of the optimizer.
+        partitioned: Whether DeepSpeed partitions its state (stages 1 to 3). DeepSpeed clips the gradient then.
     """
     groups = parameter_groups(model, optim.weight_decay, optim.frozen)
     rate, betas = optim.learning_rate, (optim.beta1, optim.beta2)
@@ -39,9 +39,9 @@ def build_optimizer(model: nn.Module, optim: OptimConfig, partitioned: bool) -> 
 
 
 class _Guard(Optimizer):
-    """An optimizer for ZeRO stage 0, which clips and skips a step that is not finite, as DeepSpeed's stages 1 to 3 do.
+    """Mixin for ZeRO stage 0 that clips, and skips a step whose gradient is not finite, as stages 1 to 3 do.
 
-    DeepSpeed reads `overflow` and `_global_grad_norm` of its own optimizers after a step, and so of this one.
+    After a step DeepSpeed reads `overflow` and `_global_grad_norm` of the optimizer, as of its own ones.
     """
 
     overflow = False
@@ -49,7 +49,7 @@ class _Guard(Optimizer):
     clip_norm = math.inf
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override] # torch's returns a closure's loss
-        """Clip and take a step, or none.
+        """Clip the gradient and take a step, or skip it.
 
         Args:
             closure: Not used; torch's signature.
@@ -73,22 +73,23 @@ class _GuardedLamb(_Guard, Lamb):
 def parameter_groups(
     model: nn.Module, weight_decay: float, frozen: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """Split parameters into decayed matrices, and biases, norms, latents and encodings, which are not decayed.
+    """Split parameters into matrices with weight decay, and biases, norms, latents and encodings without.
 
-    What is frozen is in a group too, since every parameter has to take part under ZeRO; its learning rate is 0.
+    Frozen parameters form a group too, with a learning rate of 0, because ZeRO needs every parameter to take part.
 
     Args:
         model: The Perceiver.
         weight_decay: Weight decay of the matrices.
-        frozen: Parts of the model that are not to change.
+        frozen: Parts of the model that are not trained.
 
     Returns:
-        Parameter groups for a torch optimizer, each with `frozen`, whether its learning rate is always 0.
+        Parameter groups for a torch optimizer. The entry `frozen` tells whether the learning rate is always 0.
     """
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     still: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
+        # Latents and encodings are matrices too, but are learned inputs rather than weights.
         is_matrix = parameter.ndim == 2 and not name.startswith(("latents", "encodings"))
         is_frozen = name.partition(".")[0] in frozen
         (still if is_frozen else decayed if is_matrix else free).append(parameter)
@@ -101,7 +102,7 @@ def parameter_groups(
 
 
 def adam_step(engine: Any) -> int:
-    """Return how many steps the bias correction believes were taken.
+    """Return the step count of the bias correction.
 
     Args:
         engine: The DeepSpeed engine.
@@ -111,7 +112,7 @@ def adam_step(engine: Any) -> int:
 
 
 def set_adam_step(engine: Any, steps: int) -> None:
-    """Set how many steps the bias correction believes were taken.
+    """Set the step count of the bias correction.
 
     Args:
         engine: The DeepSpeed engine.
@@ -122,7 +123,7 @@ def set_adam_step(engine: Any, steps: int) -> None:
 
 
 def base_optimizer(engine: Any) -> Optimizer:
-    """Return the optimizer that DeepSpeed calls.
+    """Return the torch optimizer inside the engine.
 
     Args:
         engine: The DeepSpeed engine.
@@ -131,13 +132,14 @@ def base_optimizer(engine: Any) -> Optimizer:
 
 
 def create_state(engine: Any) -> None:
-    """Create the optimizer's state as its first step would, so that a checkpoint can be put into it before that step.
+    """Create the optimizer's state as its first step would, so that a checkpoint can be loaded before that step.
 
     Args:
         engine: The DeepSpeed engine.
     """
     stage = engine.zero_optimization_stage()
     base = base_optimizer(engine)
+    # The tensors that DeepSpeed passes to the optimizer: flat fp32 partitions, or at stage 0 the parameters.
     if stage == 3:
         updated = list(engine.optimizer.fp32_partitioned_groups_flat)
     elif stage in (1, 2):
@@ -150,6 +152,6 @@ def create_state(engine: Any) -> None:
             **{name: torch.zeros_like(tensor) for name in MOMENTS},
         }
     if stage in (1, 2):
-        # DeepSpeed links parameters to their pieces of the state after stepping the first parameter group, when
-        # the other groups have no state yet, and their state could never be read. Linking here, it can.
+        # DeepSpeed links parameters to their pieces of the state after stepping the first parameter group. The other
+        # groups have no state at that time, so theirs could never be read. Linking here, all groups have their state.
         engine.optimizer._lazy_init_hp_params_optimizer_state()

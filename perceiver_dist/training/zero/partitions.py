@@ -1,8 +1,8 @@
-"""What a rank holds of the training state: pieces of parameters and of the optimizer's moments, in fp32.
+"""Partitions of a rank: its spans of the fp32 parameters and of the optimizer's moments.
 
-ZeRO stage 0 leaves everything with every rank. Stages 1 and 2 lay the parameters of a group end to end and give each
-rank an equal span, stage 3 cuts every parameter into equal pieces. Either way, what a rank holds of one tensor is one
-span of its flattened elements.
+At ZeRO stage 0 every rank holds everything. Stages 1 and 2 concatenate the parameters of a group and give each rank an
+equal span; stage 3 cuts every parameter into equal pieces. In each case a rank holds one span of the flattened elements
+of a tensor.
 """
 
 from collections.abc import Iterator
@@ -23,9 +23,9 @@ class TensorPartition:
 
     Attributes:
         part: "weight", or the name of a moment.
-        name: The parameter's.
-        start: Where the span begins in the flattened tensor.
-        values: The span, one axis, the training state itself and not a copy of it.
+        name: Name of the parameter.
+        start: First element of the span in the flattened tensor.
+        values: (elements,) the span; a view of the training state, not a copy.
     """
 
     part: str
@@ -35,7 +35,7 @@ class TensorPartition:
 
 
 def whole_shapes(engine: Any) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every parameter by name, as it was before anything was partitioned.
+    """Return the unpartitioned shape of every parameter by name.
 
     Args:
         engine: The DeepSpeed engine.
@@ -44,7 +44,7 @@ def whole_shapes(engine: Any) -> dict[str, tuple[int, ...]]:
 
 
 def owned_partitions(engine: Any) -> list[TensorPartition]:
-    """Return what this rank saves. Over all ranks, that is every element once.
+    """Return the partitions that this rank saves. Together, the ranks save every element exactly once.
 
     Args:
         engine: The DeepSpeed engine.
@@ -61,13 +61,13 @@ def owned_partitions(engine: Any) -> list[TensorPartition]:
 
 
 def pieces_by_parameter(engine: Any) -> dict[Tensor, list[Piece]]:
-    """Return where this rank's spans of the parameters lie in what the optimizer takes for parameters.
+    """Return the positions of this rank's spans within the parameters of the optimizer.
 
     Args:
         engine: The DeepSpeed engine, whose optimizer has its state.
 
     Returns:
-        The pieces by the optimizer's parameter, of any shape; tensors are numbered as the model names them.
+        The pieces by parameter of the optimizer, of any shape. Tensors are numbered in the model's order.
     """
     pieces: dict[Tensor, list[Piece]] = {parameter: [] for parameter in base_optimizer(engine).state}
     for number, (name, parameter) in enumerate(engine.module.named_parameters()):
@@ -75,6 +75,7 @@ def pieces_by_parameter(engine: Any) -> dict[Tensor, list[Piece]]:
         if held is None:
             continue
         for whole, of_whole in pieces.items():
+            # Spans are views of the optimizer's parameters, so addresses tell where they lie.
             start = (held.values.data_ptr() - whole.data_ptr()) // whole.element_size()
             if 0 <= start < whole.numel():
                 of_whole.append(Piece(number, start, start + held.values.numel()))
@@ -82,7 +83,7 @@ def pieces_by_parameter(engine: Any) -> dict[Tensor, list[Piece]]:
 
 
 def load_optimizer(engine: Any, checkpoint: StoredCheckpoint) -> None:
-    """Put a checkpoint's optimizer state into a new engine whose model has the checkpoint's weights.
+    """Load a checkpoint's optimizer state into a new engine whose model has the checkpoint's weights.
 
     Args:
         engine: The DeepSpeed engine, of any stage and world size.
@@ -108,6 +109,7 @@ def _held(engine: Any, part: str, name: str, parameter: Any) -> TensorPartition 
         return TensorPartition(part, name, 0, whole.view(-1))
     if stage == 3:
         return _held_at_stage_3(engine, part, name, parameter)
+    # DeepSpeed's link from a parameter to its fp32 partition; None if all of it is on other ranks.
     mapping = parameter._hp_mapping
     if mapping is None:
         return None
@@ -118,17 +120,17 @@ def _held(engine: Any, part: str, name: str, parameter: Any) -> TensorPartition 
 def _held_at_stage_3(engine: Any, part: str, name: str, parameter: Any) -> TensorPartition | None:
     from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
 
-    # Every rank has an equal piece of the flattened tensor; the last pieces are padded.
+    # Every rank has an equal piece of the flattened tensor; the last pieces are padded, or consist of padding.
     piece = parameter.ds_tensor.numel()
     start = piece * engine.global_rank
-    real = min(piece, parameter.ds_numel - start)
-    if real <= 0:
+    unpadded = min(piece, parameter.ds_numel - start)
+    if unpadded <= 0:
         return None
     is_weight = part == WEIGHT
     values: Tensor = (
         safe_get_local_fp32_param(parameter) if is_weight else safe_get_local_optimizer_state(parameter, part)
     )
-    return TensorPartition(part, name, start, values.detach()[:real])
+    return TensorPartition(part, name, start, values.detach()[:unpadded])
 
 
 def _put(engine: Any, parameter: Any, partition: TensorPartition, values: Tensor) -> None:
@@ -137,13 +139,14 @@ def _put(engine: Any, parameter: Any, partition: TensorPartition, values: Tensor
         return
     from deepspeed.utils import safe_set_local_optimizer_state
 
+    # DeepSpeed takes a partition with its padding only.
     padded = torch.zeros(parameter.ds_tensor.numel(), dtype=values.dtype, device=values.device)
     padded[: values.numel()] = values
     safe_set_local_optimizer_state(parameter, padded, partition.part)
 
 
 def _share(partitions: list[TensorPartition], rank: int, world_size: int) -> Iterator[TensorPartition]:
-    """Cut one rank's share out of partitions laid end to end, of which every rank gets as much."""
+    """Yield one rank's equal share of the concatenated partitions. At stage 0 all ranks hold the same."""
     total = sum(partition.values.numel() for partition in partitions)
     first, stop = total * rank // world_size, total * (rank + 1) // world_size
     position = 0

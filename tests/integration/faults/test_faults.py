@@ -105,9 +105,9 @@ def test_an_elastic_run_shrinks_and_grows_with_its_cluster(
     folder = disturbed_run.folder_of(config)
     wait_until(job, lambda: RunFolder(str(folder)).newest_step() >= 50)
     cluster.kill_node(np.random.default_rng(0))
-    wait_until(job, lambda: "workers were lost: 1 go on" in disturbed_run.screen_of(config))
+    wait_until(job, lambda: "workers were lost: 1 resume" in disturbed_run.screen_of(config))
     cluster.add_node()
-    wait_until(job, lambda: "more workers are there: 2 go on" in disturbed_run.screen_of(config))
+    wait_until(job, lambda: "more workers joined: 2 resume" in disturbed_run.screen_of(config))
     assert job.wait() == 0
     report = Report()
     disturbed_run.compare(report, folder, plain)
@@ -132,7 +132,7 @@ def test_a_run_saves_when_a_node_is_preempted(data: Path, tmp_path: Path, cluste
     cluster.kill_preempted_node()
     cluster.add_node()
     assert job.wait() == 0, disturbed_run.screen_of(config)
-    assert f"2 go on from step {saved}" in disturbed_run.screen_of(config)
+    assert f"2 resume from step {saved}" in disturbed_run.screen_of(config)
     assert small_run.losses(folder) == small_run.losses(plain)
 
 

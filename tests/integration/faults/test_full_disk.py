@@ -55,7 +55,7 @@ def test_a_run_on_a_full_disk_keeps_training_and_ends_as_failed(disk: Path) -> N
     (disk / "filler").write_bytes(bytes(free - 2 * MEGABYTE))
     result, lines = train(disk, stop_at=40)
     reason = "could not be written (No space left on device)"
-    assert f"checkpoint of step 30 {reason}; training goes on, the newest is step 20" in lines
+    assert f"checkpoint of step 30 {reason}; training continues, the newest is step 20" in lines
     assert f"training failed after step 40: checkpoint of step 40 {reason}; the newest is step 20" in lines
     assert result == json.loads((disk / "run" / "result.json").read_text())
     assert (result["exit"], result["steps"], result["restarts"]) == ("failed", 40, 0)

@@ -32,7 +32,7 @@ def test_a_run_completes_without_its_server_and_a_restart_delivers_its_records(
 
         result = run_training(config, screen, disturb)
         assert result["exit"] == "completed"
-        assert f"MLflow at {server.address} is away: " in text.getvalue()
+        assert f"MLflow at {server.address} is unavailable: " in text.getvalue()
         server.kill()
         server.start()
         monkeypatch.setattr(sender, "SECONDS_WITHOUT_PROGRESS", 60.0)

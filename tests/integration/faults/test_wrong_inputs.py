@@ -78,7 +78,7 @@ def test_too_many_bad_samples_stop_the_run_at_a_fixed_step_with_the_reasons(
     message = failure(replace(config, sources=[source, config.sources[1]]))
     assert re.match(
         r"source 'squares': 128 of 512 samples could not be used, more than data.max_bad_fraction 0.01 "
-        r"\(10 x label 3 is out of range 0 \.\. 2; correct the sample or the source's num_classes\); mend",
+        r"\(10 x label 3 is out of range 0 \.\. 2; correct the sample or the source's num_classes\); fix",
         message,
     )
     assert not (tmp_path / "bad" / "result.json").exists()

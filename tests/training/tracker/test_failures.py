@@ -1,4 +1,4 @@
-"""What is said of an exception that ended a rank, and for what it is taken."""
+"""Classification and report of the exceptions that end a rank."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from ray.exceptions import RayActorError
 from perceiver_dist.errors import UserError
 from perceiver_dist.training.tracker.failures import (
     RankState,
-    errors_are_told,
+    errors_reported,
     failure_of,
     failures_reported,
     place_in,
@@ -26,7 +26,7 @@ def raised(work: Any) -> TypeError:
     return caught.value
 
 
-def test_an_error_of_the_code_is_told_with_step_rank_and_place() -> None:
+def test_an_error_of_the_code_has_step_rank_and_place() -> None:
     failure = failure_of(raised(lambda: SourceConfig("a", "x", ["image"], num_classes="many")), STATE)
     assert failure.kind == "code"
     assert failure.line.startswith(
@@ -36,7 +36,7 @@ def test_an_error_of_the_code_is_told_with_step_rank_and_place() -> None:
     assert "__post_init__" in failure.traceback
 
 
-def test_the_state_is_that_of_the_moment() -> None:
+def test_a_failure_keeps_the_state_of_its_moment() -> None:
     state = RankState(0)
     failure = failure_of(ValueError(), state)
     state.enter("evaluating", 9)
@@ -58,12 +58,12 @@ def test_the_state_is_that_of_the_moment() -> None:
         (KeyError("loss"), "code"),
     ],
 )
-def test_kinds(error: Exception, kind: str) -> None:
+def test_failures_are_classified(error: Exception, kind: str) -> None:
     assert failure_of(error, STATE).kind == kind
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_what_a_ray_task_raised_is_told_in_place_of_rays_own_error() -> None:
+def test_the_exception_of_a_ray_task_replaces_rays_own_error() -> None:
     @ray.remote
     def task() -> SourceConfig:
         return SourceConfig("a", "x", ["image"], num_classes="many")
@@ -73,7 +73,7 @@ def test_what_a_ray_task_raised_is_told_in_place_of_rays_own_error() -> None:
     assert failure.place.startswith("pipelines/shards/source.py:")
 
 
-def test_without_a_frame_of_the_project_the_innermost_counts() -> None:
+def test_the_innermost_frame_is_used_if_none_is_of_the_project() -> None:
     text = '  File "/a/site-packages/perceiver_dist_of_others/x.py", line 3, in f\n  File "/b/c.py", line 4, in g\n'
     assert place_in(text) == "c.py:4"
     assert place_in("ValueError: no frames") == "no place known"
@@ -89,7 +89,7 @@ class _Method:
 
 
 class _Tracker:
-    """Hears what a tracker would."""
+    """Records the calls to a tracker."""
 
     def __init__(self) -> None:
         self.stops: list[str] = []
@@ -101,7 +101,7 @@ class _Tracker:
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (UserError("mend it\nRay adds lines"), "mend it"),
+        (UserError("fix it\nRay adds lines"), "fix it"),
         (
             torch.OutOfMemoryError("CUDA out of memory"),
             "rank 1 is out of memory while training (CUDA out of memory)",
@@ -112,7 +112,7 @@ class _Tracker:
         ),
     ],
 )
-def test_what_the_user_can_mend_ends_the_run(error: Exception, line: str) -> None:
+def test_a_user_error_and_out_of_memory_end_the_run(error: Exception, line: str) -> None:
     tracker = _Tracker()
     with pytest.raises(type(error)), failures_reported(tracker, STATE):
         raise error
@@ -121,7 +121,7 @@ def test_what_the_user_can_mend_ends_the_run(error: Exception, line: str) -> Non
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_all_else_is_told_and_raised_again() -> None:
+def test_other_errors_are_reported_and_raised_again() -> None:
     tracker = _Tracker()
     with pytest.raises(KeyError), failures_reported(tracker, STATE):
         raise KeyError("loss")
@@ -129,7 +129,7 @@ def test_all_else_is_told_and_raised_again() -> None:
 
 
 class _Record:
-    """Has a method that nobody waits for."""
+    """Has a method whose caller does not wait."""
 
     def __init__(self) -> None:
         self.files: dict[str, str] = {}
@@ -138,15 +138,15 @@ class _Record:
     def keep_traceback(self, name: str, text: str) -> None:
         self.files[name] = text
 
-    def tell(self, line: str) -> None:
+    def report(self, line: str) -> None:
         self.lines.append(line)
 
-    @errors_are_told
+    @errors_reported
     def trained(self, values: dict[str, float]) -> None:
         SourceConfig("a", "x", ["image"], num_classes=values["loss"])
 
 
-def test_an_error_that_nobody_waits_for_is_told() -> None:
+def test_an_error_in_a_call_without_a_waiting_caller_is_reported() -> None:
     record = _Record()
     with pytest.raises(KeyError):
         record.trained({})

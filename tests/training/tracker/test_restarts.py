@@ -1,4 +1,4 @@
-"""When a run whose workers fail is given up."""
+"""Restart budget: when a run with failing workers is given up."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ FAILURE = RankFailure(
 )
 
 
-def test_starts_that_come_to_nothing_are_counted_up_to_the_limit() -> None:
+def test_failures_in_a_row_are_counted_up_to_the_limit() -> None:
     budget = FailureBudget(max_failures=2)
     assert [budget.count("clips", 40) for _ in range(3)] == ["", "", ""]
     budget.failed(replace(FAILURE, kind="environment"))
@@ -20,7 +20,7 @@ def test_starts_that_come_to_nothing_are_counted_up_to_the_limit() -> None:
     )
 
 
-def test_a_checkpoint_starts_the_count_anew() -> None:
+def test_a_checkpoint_resets_the_count() -> None:
     budget = FailureBudget(max_failures=0)
     for step in (10, 20, 30):
         assert budget.count("clips", step) == ""
@@ -29,13 +29,13 @@ def test_a_checkpoint_starts_the_count_anew() -> None:
     assert "failed 1 times in a row at step 40" in budget.count("clips", 40)
 
 
-def test_every_sources_dataset_is_made_once_a_start() -> None:
+def test_each_start_counts_once_for_each_source() -> None:
     budget = FailureBudget(max_failures=0)
     assert [budget.count(source, 0) for source in ("clips", "fashion")] == ["", ""]
     assert budget.count("clips", 0)
 
 
-def test_the_same_error_at_the_same_step_of_two_starts_is_enough() -> None:
+def test_the_same_error_at_the_same_step_of_two_starts_ends_the_run() -> None:
     budget = FailureBudget(max_failures=100)
     budget.count("clips", 0)
     assert budget.failed(FAILURE)
@@ -48,7 +48,7 @@ def test_the_same_error_at_the_same_step_of_two_starts_is_enough() -> None:
     )
 
 
-def test_a_checkpoint_in_between_does_not_excuse_it() -> None:
+def test_a_repeated_error_ends_the_run_despite_a_checkpoint_in_between() -> None:
     budget = FailureBudget(max_failures=100)
     for _ in range(2):
         assert budget.count("clips", 0) == ""
@@ -57,7 +57,7 @@ def test_a_checkpoint_in_between_does_not_excuse_it() -> None:
     assert budget.count("clips", 5)
 
 
-def test_other_steps_places_and_kinds_are_tried_again() -> None:
+def test_errors_of_other_steps_places_and_kinds_are_retried() -> None:
     budget = FailureBudget(max_failures=100)
     failures = [
         FAILURE,

@@ -1,4 +1,4 @@
-"""What saving does beside a real engine, for ranks of processes of their own (`ranks.run_ranks`)."""
+"""Asynchronous saving with a real engine, for ranks in separate processes (`ranks.run_ranks`)."""
 
 from pathlib import Path
 from threading import Event
@@ -12,7 +12,7 @@ from perceiver_dist.checkpoint.run_folder import RunFolder
 
 
 def save_while_stepping(world_size: int, folder: Path, stage: int) -> dict[str, bool]:
-    """Save, and let the copy begin only when the optimizer is about to step."""
+    """Save, and delay the copy until the optimizer is about to step."""
     from perceiver_dist.training.zero.async_save import CheckpointWriter
     from perceiver_dist.training.zero.optimizer import base_optimizer
     from perceiver_dist.training.zero.partitions import owned_partitions

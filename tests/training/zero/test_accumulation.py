@@ -1,4 +1,4 @@
-"""The sharing of a step's units among any number of ranks."""
+"""Distribution of a step's units over any number of ranks."""
 
 import pytest
 from hypothesis import given
@@ -25,7 +25,7 @@ def sharings(draw: st.DrawFn) -> tuple[int, int, int, int]:
 
 
 @given(sharings())
-def test_every_unit_of_a_step_is_one_ranks_and_no_rank_is_idle(sharing: tuple[int, int, int, int]) -> None:
+def test_every_unit_belongs_to_one_rank_and_no_rank_is_idle(sharing: tuple[int, int, int, int]) -> None:
     lanes, ranks, first_dealt, steps_later = sharing
     start = first_dealt + steps_later * lanes
     shares = [units_of_rank(rank, ranks, range(start, start + lanes), first_dealt) for rank in range(ranks)]
@@ -34,7 +34,7 @@ def test_every_unit_of_a_step_is_one_ranks_and_no_rank_is_idle(sharing: tuple[in
 
 
 @given(sharings())
-def test_a_rank_takes_what_it_is_dealt_in_order(sharing: tuple[int, int, int, int]) -> None:
+def test_a_rank_takes_its_units_in_order(sharing: tuple[int, int, int, int]) -> None:
     lanes, ranks, first_dealt, _ = sharing
     steps = [range(first_dealt + step * lanes, first_dealt + (step + 1) * lanes) for step in range(5)]
     for rank in range(ranks):
@@ -43,7 +43,7 @@ def test_a_rank_takes_what_it_is_dealt_in_order(sharing: tuple[int, int, int, in
 
 
 @given(st.integers(1, 64), st.integers(1, 64))
-def test_losses_are_left_alone_where_ranks_divide_lanes(ranks: int, units: int) -> None:
+def test_losses_are_not_scaled_if_the_ranks_divide_the_lanes(ranks: int, units: int) -> None:
     assert loss_factor(ranks * units, ranks) == 1
     assert accumulation_steps(ranks * units, ranks) == units
 

@@ -1,4 +1,4 @@
-"""Saving beside the training: the copy is of one moment, and what cannot be written leaves nothing behind."""
+"""Asynchronous saving: the copy is consistent, and a failed write leaves no file."""
 
 import os
 import subprocess
@@ -32,11 +32,11 @@ def saved(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_optimizer_waits_for_the_copy_and_for_nothing_else(saved: dict[str, Any], stage: int) -> None:
+def test_the_optimizer_waits_for_the_copy_and_not_for_the_write(saved: dict[str, Any], stage: int) -> None:
     assert all(saved[f"stage {stage}"].values()), saved[f"stage {stage}"]
 
 
-def test_the_benchmark_saves_by_turns_and_leaves_checkpoints(tmp_path: Path) -> None:
+def test_the_benchmark_alternates_both_kinds_of_saving(tmp_path: Path) -> None:
     with get_context("spawn").Pool(1) as process:
         saves = process.apply(measure_saves, (str(tmp_path), 2, ranks.CONFIG))
     assert [save.synchronous for save in saves] == [False, True, False, True]
@@ -53,12 +53,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path], capture_output=True, check=False
     )
     if mount.returncode:
-        pytest.skip("this machine lets nobody mount a small file system")
+        pytest.skip("mounting a small file system is not permitted here")
     yield tmp_path
     subprocess.run(["umount", tmp_path], check=True)
 
 
-def test_a_full_disk_is_named_and_the_partial_file_removed(small_disk: Path) -> None:
+def test_a_full_disk_is_reported_and_the_partial_file_removed(small_disk: Path) -> None:
     with pytest.raises(OSError, match="No space left on device") as failure:
         write_rank_file(str(small_disk / "step-00000010" / "rank"), b"", torch.zeros(1 << 20))
     assert reason_of(failure.value) == "No space left on device"

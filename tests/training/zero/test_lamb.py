@@ -1,4 +1,4 @@
-"""LAMB takes the steps of one that sees whole tensors, however ZeRO splits them, and goes on from a checkpoint."""
+"""LAMB under every ZeRO stage against an implementation on whole tensors, and its resume from a checkpoint."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ OPTIM = replace(ranks.CONFIG.optim, warmup_steps=5)
 
 
 def whole_tensor_lamb() -> tuple[list[float], dict[str, Tensor]]:
-    """Losses of all steps, and weights at the step that is saved: algorithm 2 of the paper, tensor by tensor."""
+    """Losses of all steps and weights at `SAVED_AT`, by algorithm 2 of the paper, tensor by tensor."""
     torch.manual_seed(0)
     model = Perceiver(ranks.CONFIG.model, ranks.CONFIG.heads)
     decayed = {id(tensor) for tensor in parameter_groups(model, OPTIM.weight_decay)[0]["params"]}
@@ -70,18 +70,16 @@ def test_every_stage_takes_the_steps_of_whole_tensors(
     assert losses[f"train {stage} {world}"] == pytest.approx(expected_losses, rel=1e-6)
     found = read_weights(str(ranks.checkpoint_of(folder, stage, world)))
     for name, tensor in expected.items():
-        # The gradient of a key bias is nothing but rounding, which both moments divide away.
+        # The gradient of a key bias is only rounding noise, hence the absolute tolerance.
         assert (found[name] - tensor).norm() <= 1e-6 * tensor.norm() + 3e-8, name
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_checkpoint_goes_on_at_another_stage_and_number_of_ranks(
-    losses: dict[str, list[float]], stage: int
-) -> None:
+def test_a_run_resumes_at_another_stage_and_world_size(losses: dict[str, list[float]], stage: int) -> None:
     assert losses[f"resume {stage}"] == pytest.approx(losses[f"train {stage} 2"][ranks.SAVED_AT :], rel=1e-5)
 
 
-def test_a_tensor_that_is_zero_is_updated_as_by_adamw() -> None:
+def test_a_zero_tensor_is_updated_as_by_adamw() -> None:
     tensor = torch.nn.Parameter(torch.zeros(3))
     tensor.grad = torch.tensor([1.0, -2.0, 0.0])
     Lamb([{"params": [tensor]}], lr=0.5, betas=(0.9, 0.99)).step()

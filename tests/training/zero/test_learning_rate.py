@@ -1,4 +1,4 @@
-"""The learning rate of a step: warm-up, then the schedule; a function of nothing else."""
+"""Learning rate schedule: warm-up, cosine, steps and constant."""
 
 from dataclasses import replace
 

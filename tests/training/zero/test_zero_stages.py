@@ -1,4 +1,4 @@
-"""ZeRO partitions what is stored, not what is computed; a checkpoint loads whoever wrote it."""
+"""ZeRO stages compute the same losses, and a checkpoint of any stage and world size loads at any other."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +14,7 @@ WORLDS = (1, 2)
 
 
 class Load(NamedTuple):
-    """Stage and world size that saved, and those that load."""
+    """Stage and world size of the run that saved, and of the one that loads."""
 
     saved: tuple[int, int]
     stage: int
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def losses(folder: Path) -> dict[str, list[float]]:
-    """Losses of all runs by name: of those that leave checkpoints, and of those that go on from them."""
+    """Losses by name of the runs that save and of the runs that resume."""
     found: dict[str, list[float]] = {}
     for world in WORLDS:
         work = [(f"train {stage} {world}", ranks.train_and_save, stage) for stage in STAGES]
@@ -59,7 +59,7 @@ def test_every_stage_reaches_the_losses_of_stage_0(losses: dict[str, list[float]
 
 
 @pytest.mark.parametrize("load", LOADS, ids=name)
-def test_a_checkpoint_goes_on_with_the_losses_of_the_run_that_wrote_it(
+def test_a_resumed_run_has_the_losses_of_the_uninterrupted_one(
     losses: dict[str, list[float]], load: Load
 ) -> None:
     stage, world = load.saved
@@ -71,7 +71,7 @@ def test_a_checkpoint_goes_on_with_the_losses_of_the_run_that_wrote_it(
 
 
 @pytest.mark.parametrize("load", LOADS, ids=name)
-def test_weights_and_moments_are_the_same_bits_wherever_they_are_loaded(
+def test_weights_and_moments_are_bit_identical_after_loading_at_any_stage(
     losses: dict[str, list[float]], folder: Path, load: Load
 ) -> None:
     assert name(load) in losses
@@ -86,7 +86,9 @@ def test_weights_and_moments_are_the_same_bits_wherever_they_are_loaded(
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_two_ranks_write_about_half_each(losses: dict[str, list[float]], folder: Path, stage: int) -> None:
+def test_two_ranks_write_about_half_of_a_checkpoint_each(
+    losses: dict[str, list[float]], folder: Path, stage: int
+) -> None:
     assert f"train {stage} 2" in losses
     sizes = [
         file.stat().st_size

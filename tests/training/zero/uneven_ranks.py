@@ -1,4 +1,4 @@
-"""Trainings with real DeepSpeed engines whose ranks do not divide the lanes, or one of whose units is not finite."""
+"""Training with real DeepSpeed engines at uneven world sizes, optionally with one infinite loss."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +14,11 @@ from perceiver_dist.training.zero.accumulation import micro_steps_of_rank
 LANES = 4
 STEPS = 8
 BAD_UNIT = 4 * LANES + 1
-"""A unit of the fifth step; its loss is made infinite where a training is asked to."""
+"""A unit of the fifth step whose loss is made infinite on request."""
 
 
 def train(world_size: int, _: Path, stage: int, bad: bool) -> list[float]:
-    """Take all steps; return the loss of each, and then the number of skipped steps."""
+    """Take all steps; return their losses, followed by the number of skipped steps."""
     engine = _engine(world_size, stage)
     rank = distributed.get_rank()
     losses = []
