@@ -85,6 +85,7 @@ def maker_of(shards: list[str], label: str = "cls") -> UnitMaker:
 
 def units_of(maker: UnitMaker) -> Iterator[Unit]:
     """Make all units, with each sample decoded in its own process."""
+    assert isinstance(maker.plan, EvaluationPlan)
     with sandboxed(maker.decode) as decode:
         for number in range(maker.plan.units):
             yield replace(maker, decode=decode).make(number)
@@ -117,7 +118,8 @@ def damage_samples(folder: Path, each: int) -> Report:
     found |= outcomes(units_of(maker_of(write_damaged(folder / "labels", ["json"], each), "json.label")))
     report: Report = defaultdict(Tally)
     for key, reason in found.items():
-        tally = report[tuple(key.split("/")[:2])]
+        kind, damage, *_ = key.split("/")
+        tally = report[kind, damage]
         tally.decoded += not reason
         tally.quarantined += bool(reason)
         tally.crashed += decoder_died(reason)
@@ -170,11 +172,15 @@ def table(report: Report) -> str:
     """Return the report as a table to print."""
     heads = ("kind", "damage", "files", "decoded", "quarantined", "decoder crashed", "rejected by the index")
     rows = [
-        (*name, tally.files, tally.decoded, tally.quarantined, tally.crashed, tally.rejected)
+        (name, (tally.files, tally.decoded, tally.quarantined, tally.crashed, tally.rejected))
         for name, tally in sorted(report.items())
     ]
-    sums = [sum(row[column] for row in rows) for column in range(2, len(heads))]
-    lines = [heads, *rows, ("all", "", *sums)]
+    sums = [sum(counts[column] for _, counts in rows) for column in range(len(heads) - 2)]
+    lines: list[tuple[object, ...]] = [
+        heads,
+        *((*name, *counts) for name, counts in rows),
+        ("all", "", *sums),
+    ]
     widths = [max(len(str(line[column])) for line in lines) for column in range(len(heads))]
     return "\n".join(
         "  ".join(str(cell).ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines

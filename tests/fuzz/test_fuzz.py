@@ -17,6 +17,7 @@ from campaign import (
 from damage import DAMAGES
 from valid_files import valid_files
 
+from pipelines.units.plan import EvaluationPlan
 from pipelines.units.unit_datasource import unit_dataset
 
 MAX_BYTES = 1500 * 2**20
@@ -50,5 +51,6 @@ def test_thousands_of_damaged_files_are_accounted_for(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("ray_cluster")
 def test_damaged_files_have_the_same_outcome_in_a_ray_dataset(tmp_path: Path) -> None:
     maker = maker_of(write_damaged(tmp_path, [kind for kind in valid_files() if kind != "json"], each=40))
+    assert isinstance(maker.plan, EvaluationPlan)
     rows = unit_dataset(maker, 0, maker.plan.units, maker.data).iter_rows()
     assert outcomes(rows) == outcomes(units_of(maker))

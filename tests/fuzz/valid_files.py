@@ -5,6 +5,7 @@ import struct
 from fractions import Fraction
 from functools import cache
 from io import BytesIO
+from typing import Any
 
 import av
 import av.container
@@ -27,14 +28,21 @@ def picture(form: str) -> bytes:
 
 def add_tone(
     container: av.container.OutputContainer, codec: str, rate: int, seconds: float
-) -> list[av.Packet]:
+) -> list["av.Packet[av.AudioStream]"]:
     """Add an audio stream and return the packets of a tone for it."""
     stream = container.add_stream(codec, rate=rate, layout="mono")
+    assert isinstance(stream, av.AudioStream)
     wave = (9000 * np.sin(np.arange(int(seconds * rate)) / 5)).astype(np.int16)
     frame = av.AudioFrame.from_ndarray(wave[None], format="s16", layout="mono")
     frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
     pieces = av.AudioResampler(stream.format, "mono", rate, stream.frame_size or 0).resample(frame)
     return [packet for piece in [*pieces, None] for packet in stream.encode(piece)]
+
+
+def decoding_time(packet: "av.Packet[Any]") -> Fraction:
+    """Return the time, in seconds, at which a packet is decoded."""
+    assert packet.dts is not None
+    return packet.dts * packet.time_base
 
 
 def sound(extension: str, codec: str) -> bytes:
@@ -58,7 +66,7 @@ def webm() -> bytes:
             frame.pts = number
         packets = [packet for frame in [*frames, None] for packet in pictures.encode(frame)]
         packets += add_tone(container, "libopus", 48_000, seconds=1)
-        for packet in sorted(packets, key=lambda each: each.dts * each.time_base):
+        for packet in sorted(packets, key=decoding_time):
             container.mux(packet)
     return target.getvalue()
 

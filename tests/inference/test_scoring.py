@@ -94,7 +94,7 @@ def test_ray_data_does_not_fuse_reading_with_scoring(
     scorer: DistributedScorer, task: ScoringTask, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # The pool has as many readers as actors, so that a difference in numbers is not what prevents the fusion.
-    scorer.dataset(task).explain()
+    scorer.dataset(task).explain()  # type: ignore[no-untyped-call]  # Ray does not annotate it
     plan = capsys.readouterr().out.rpartition("Optimized")[2]
     assert "ActorPoolMapOperator[MapBatches(_Scorer)]" in plan
     assert "TaskPoolMapOperator[ReadUnit]" in plan

@@ -27,7 +27,7 @@ def config(tmp_path: Path) -> RunConfig:
 
 def test_squares_and_tones_are_classified(config: RunConfig) -> None:
     seen: list[str] = []
-    squares, tones = linear_baselines(config, seen.append)
+    squares, tones = linear_baselines(config, seen.append, lambda *_: None)
     assert seen == ["squares", "tones"]
     assert (squares.source, squares.trained, squares.held_out) == ("squares", 90, 21)
     assert (squares.accuracy, tones.accuracy) == (1.0, 1.0)
@@ -38,7 +38,7 @@ def test_squares_and_tones_are_classified(config: RunConfig) -> None:
 def test_sources_without_held_out_shards_are_rejected(config: RunConfig) -> None:
     without = [replace(source, eval_shards="") for source in config.sources]
     with pytest.raises(UserError, match="none has one label per sample and eval_shards"):
-        linear_baselines(replace(config, sources=without), lambda _: None)
+        linear_baselines(replace(config, sources=without), lambda _: None, lambda *_: None)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, distributed, multiprocessing
+from torch.multiprocessing.spawn import spawn
 
 from perceiver_dist.metrics.metric_totals import MetricTotals
 from pipelines.shards.source import SourceConfig
@@ -24,7 +25,7 @@ class ScoringRanks:
     def __enter__(self) -> Self:
         pipes = [multiprocessing.Pipe() for _ in range(self._world_size)]
         self._ends = [mine for mine, _ in pipes]
-        self._processes = multiprocessing.spawn(
+        self._processes = spawn(  # type: ignore[no-untyped-call]  # torch does not annotate it
             _rank,
             (self._world_size, self._folder, [theirs for _, theirs in pipes]),
             nprocs=self._world_size,

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor, distributed
+from torch.multiprocessing.spawn import spawn
 from torch.nn import functional
 
 from perceiver_dist.data.batches import Batch
@@ -171,7 +172,10 @@ def test_roc_auc_and_d_prime_follow_their_definitions() -> None:
         areas.append(above.float().mean().item())
     assert metrics["roc_auc"] == pytest.approx(np.mean(areas))
     normal = torch.distributions.Normal(0.0, 1.0)
-    assert normal.cdf(torch.tensor(metrics["d_prime"] / math.sqrt(2))).item() == pytest.approx(np.mean(areas))
+    area: Tensor = normal.cdf(  # type: ignore[no-untyped-call]  # torch does not annotate it
+        torch.tensor(metrics["d_prime"] / math.sqrt(2))
+    )
+    assert area.item() == pytest.approx(np.mean(areas))
 
 
 def test_perfect_separation_has_a_finite_d_prime() -> None:
@@ -232,7 +236,7 @@ def _score_as_rank(rank: int, folder: Path) -> None:
 
 
 def test_a_rank_with_only_padded_rows_changes_nothing(tmp_path: Path) -> None:
-    multiprocessing.spawn(_score_as_rank, (tmp_path,), nprocs=2)
+    spawn(_score_as_rank, (tmp_path,), nprocs=2)  # type: ignore[no-untyped-call]  # torch does not annotate it
     alone = [
         scores_of(source, random_batches(source is MULTILABEL, (6, 4))).metrics
         for source in (SOFTMAX, MULTILABEL)

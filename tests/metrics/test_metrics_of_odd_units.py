@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from pipelines.shards.source import SourceConfig
 
 BATCH = 4
 
+Task = Literal["softmax", "multilabel"]
+
 
 @pytest.fixture(scope="module")
 def three_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScoringRanks]:
@@ -23,14 +26,15 @@ def three_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScoringRan
         yield ranks
 
 
-def source_of(task: str, classes: int) -> SourceConfig:
+def source_of(task: Task, classes: int) -> SourceConfig:
     return SourceConfig("things", "x.tar", ["image"], classes, task=task)
 
 
 @st.composite
 def evaluations(draw: st.DrawFn) -> tuple[SourceConfig, list[Unit]]:
     """Draw a source, and 3 or 6 units for three ranks in which any rows may be padded or bad."""
-    task = draw(st.sampled_from(["softmax", "multilabel"]))
+    tasks: tuple[Task, ...] = ("softmax", "multilabel")
+    task = draw(st.sampled_from(tasks))
     # With 2 or 3 classes units of a single class occur; from 20 classes the top-5 accuracy is reported.
     classes = draw(st.sampled_from([2, 3, 19, 20, 25] if task == "softmax" else [2, 5]))
     random = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))

@@ -42,6 +42,7 @@ def results_and_gradients(attend: Attend, given: list[Tensor], statistics: bool)
     copies = [array.clone().requires_grad_(need) for array, need in zip(given, needed, strict=True)]
     results = attend(*copies)
     loss = sum((result * torch.arange(result.numel()).view_as(result).cos()).sum() for result in results)
+    assert isinstance(loss, Tensor)
     learned = [copy for copy, need in zip(copies, needed, strict=True) if need]
     return [*results, *torch.autograd.grad(loss, learned)]
 

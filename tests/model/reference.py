@@ -40,7 +40,7 @@ Parameters = Mapping[str, Tensor]
 
 
 @st.composite
-def small_configs(draw: st.DrawFn, **fixed: object) -> ModelConfig:
+def small_configs(draw: st.DrawFn, /, **fixed: object) -> ModelConfig:
     """Draw any sharing rules, any non-empty set of modalities with any positions and orders, and odd sizes."""
     names = draw(st.sets(st.sampled_from(MODALITIES), min_size=1))
     position = st.fixed_dictionaries(

@@ -41,11 +41,11 @@ def config(path: str, cross_attends: int = 2, **modalities: Any) -> ModelConfig:
 CHANNELS = token_channels(config("dense"))
 
 
-class AllocationRecorder(TorchDispatchMode):
+class AllocationRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not annotate it
     """Dispatch mode that counts operations and records sizes and shapes of the arrays that they allocate."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
         self.operations: Counter[str] = Counter()
         self.sizes: list[int] = []
         self.shapes: list[torch.Size] = []

@@ -54,12 +54,13 @@ def test_attention_weights_sum_to_one_over_present_modalities() -> None:
 @pytest.mark.parametrize("seed", [None, 11])
 def test_attention_maps_are_the_weights_that_the_model_uses(seed: int | None) -> None:
     """If all weight is on one token, only a change of that token's pixels changes the output."""
+    assert CONFIG.image is not None
     config = replace(
         CONFIG, image=replace(CONFIG.image, permutation_seed=seed), audio=None, video=None, points=None
     )
     model, arrays = build_model(config)
     with torch.no_grad():
-        model.cross_attends[0].query.weight.mul_(60)
+        model.get_parameter("cross_attends.0.query.weight").mul_(60)
     weights = attention_maps(model, arrays, {})[0]["image"][0, 0]
     assert weights.max() > 0.99
     row, column = divmod(int(weights.argmax()), 3)

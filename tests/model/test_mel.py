@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +11,11 @@ from reference import HEADS, SMALL, random_model
 from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import AudioInput, tokens
 from perceiver_dist.model.mel import log_mel, mel_filters
-from perceiver_dist.model.model_config import ModelConfig
+from perceiver_dist.model.model_config import CrossAttentionPath, ModelConfig
 from perceiver_dist.model.perceiver import Perceiver
 
-SPEC = AudioInput(sample_rate=8000, samples=512, segment=64, mel_bands=10, bands=3)
+BANDS = 10
+SPEC = AudioInput(sample_rate=8000, samples=512, segment=64, mel_bands=BANDS, bands=3)
 
 
 def levels_by_definition(sound: list[float], band: int, column: int) -> float:
@@ -26,7 +28,7 @@ def levels_by_definition(sound: list[float], band: int, column: int) -> float:
     def mel(frequency: float) -> float:
         return 2595 * math.log10(1 + frequency / 700)
 
-    step = mel(rate / 2) / (SPEC.mel_bands + 1)
+    step = mel(rate / 2) / (BANDS + 1)
     power = 0.0
     for k in range(size // 2 + 1):
         turns = [2 * math.pi * k * n / size for n in range(size)]
@@ -38,7 +40,7 @@ def levels_by_definition(sound: list[float], band: int, column: int) -> float:
 
 
 def spectrogram(sound: torch.Tensor) -> torch.Tensor:
-    return log_mel(sound, SPEC.segment, mel_filters(SPEC.sample_rate, 2 * SPEC.segment, SPEC.mel_bands))
+    return log_mel(sound, SPEC.segment, mel_filters(SPEC.sample_rate, 2 * SPEC.segment, BANDS))
 
 
 def test_values_match_the_definition() -> None:
@@ -62,7 +64,7 @@ def test_a_tone_peaks_in_its_band_and_silence_is_the_floor() -> None:
 
 
 @pytest.mark.parametrize("path", ["dense", "factored", "separable"])
-def test_all_attention_paths_agree_and_autocast_has_no_effect(path: str) -> None:
+def test_all_attention_paths_agree_and_autocast_has_no_effect(path: CrossAttentionPath) -> None:
     config = ModelConfig(latents=4, width=8, heads=2, cross_attention=path, audio=SPEC, image=SMALL["image"])
     model = random_model(config).double()
     sound = torch.randint(-(2**15), 2**15, (2, 512), dtype=torch.int16)
@@ -86,6 +88,6 @@ def test_the_papers_spectrogram_has_4800_tokens() -> None:
         ({"segment": 33, "samples": 33}, "model.audio.segment is 33, must be even for a spectrogram"),
     ],
 )
-def test_invalid_options_are_rejected(options: dict[str, int], text: str) -> None:
+def test_invalid_options_are_rejected(options: dict[str, Any], text: str) -> None:
     with pytest.raises(UserError, match=text):
         replace(SPEC, **options)

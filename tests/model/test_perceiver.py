@@ -16,7 +16,7 @@ from torch import Tensor
 from perceiver_dist.errors import InternalError, UserError
 from perceiver_dist.modalities import MODALITIES
 from perceiver_dist.model import factored, separable
-from perceiver_dist.model.model_config import ModelConfig
+from perceiver_dist.model.model_config import CrossAttentionPath, ModelConfig
 from perceiver_dist.model.perceiver import Perceiver
 from perceiver_dist.model.positions import token_order
 
@@ -33,7 +33,7 @@ LATER = replace(
 """All options that were added after the paper's ImageNet model, combined."""
 
 
-def with_path(model: Perceiver, path: str) -> Perceiver:
+def with_path(model: Perceiver, path: CrossAttentionPath) -> Perceiver:
     model.config = replace(model.config, cross_attention=path)
     return model
 
@@ -52,7 +52,7 @@ def gradients(logits: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Ten
 @settings(max_examples=40, deadline=None)
 @given(config=small_configs(), data=st.data())
 def test_outputs_and_gradients_match_the_reference_in_fp64(
-    path: str, config: ModelConfig, data: st.DataObject
+    path: CrossAttentionPath, config: ModelConfig, data: st.DataObject
 ) -> None:
     model = with_path(random_model(config).double(), path)
     names = data.draw(st.sets(st.sampled_from(list(config.modalities)), min_size=1))
@@ -72,7 +72,7 @@ def test_outputs_and_gradients_match_the_reference_in_fp64(
 @pytest.mark.parametrize(("path", "module"), [("factored", factored), ("separable", separable)])
 @pytest.mark.parametrize("scores", [1, 8, 24, 100])
 def test_the_tile_size_does_not_change_the_result(
-    monkeypatch: pytest.MonkeyPatch, path: str, module: ModuleType, scores: int
+    monkeypatch: pytest.MonkeyPatch, path: CrossAttentionPath, module: ModuleType, scores: int
 ) -> None:
     model = with_path(random_model(ALL).double(), path)
     arrays, parameters = random_arrays(ALL, 3), dict(model.named_parameters())
@@ -87,7 +87,7 @@ def test_the_tile_size_does_not_change_the_result(
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("missing", MODALITIES)
-def test_the_array_of_a_missing_modality_has_no_effect(path: str, missing: str) -> None:
+def test_the_array_of_a_missing_modality_has_no_effect(path: CrossAttentionPath, missing: str) -> None:
     model = with_path(random_model(ALL), path)
     arrays = random_arrays(ALL, 2)
     present = {missing: torch.tensor([False, True])}
@@ -99,7 +99,9 @@ def test_the_array_of_a_missing_modality_has_no_effect(path: str, missing: str) 
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_a_sample_without_modalities_is_finite_and_independent_of_its_arrays(path: str) -> None:
+def test_a_sample_without_modalities_is_finite_and_independent_of_its_arrays(
+    path: CrossAttentionPath,
+) -> None:
     model = with_path(random_model(ALL), path)
     present = {name: torch.tensor([False, True]) for name in MODALITIES}
     arrays = random_arrays(ALL, 2)
@@ -108,11 +110,11 @@ def test_a_sample_without_modalities_is_finite_and_independent_of_its_arrays(pat
     for array in arrays.values():
         array[0] = 3
     assert torch.equal(model(arrays, present, "clips"), logits)
-    assert all(p.grad.isfinite().all() for p in model.parameters())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_permuting_tokens_with_fourier_positions_changes_only_rounding(path: str) -> None:
+def test_permuting_tokens_with_fourier_positions_changes_only_rounding(path: CrossAttentionPath) -> None:
     model = with_path(random_model(ALL).double(), path)
     permuted = replace(
         ALL, **{name: replace(getattr(ALL, name), permutation_seed=7) for name in ("image", "audio", "video")}
@@ -125,7 +127,7 @@ def test_permuting_tokens_with_fourier_positions_changes_only_rounding(path: str
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_permuting_tokens_equals_permuting_learned_positions(path: str) -> None:
+def test_permuting_tokens_equals_permuting_learned_positions(path: CrossAttentionPath) -> None:
     spec = replace(SMALL["image"], position="learned", position_channels=4)
     config = replace(ALL, image=spec, audio=None, video=None)
     model = with_path(random_model(config).double(), path)
@@ -135,12 +137,13 @@ def test_permuting_tokens_equals_permuting_learned_positions(path: str) -> None:
     arrays, position = random_arrays(config, 2), other.positions.get_parameter("image")
     before = model(arrays, {}, "clips")
     assert (other(arrays, {}, "clips") - before).abs().max() > 1e-3
+    assert permuted.image is not None
     position.data = position.data[token_order(permuted.image)]
     torch.testing.assert_close(other(arrays, {}, "clips"), before, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("path", ["dense", "factored"])
-def test_tokens_permuted_with_their_positions_give_the_same_logits(path: str) -> None:
+def test_tokens_permuted_with_their_positions_give_the_same_logits(path: CrossAttentionPath) -> None:
     config = replace(ALL, image=replace(SMALL["image"], patch=1), audio=None, video=None, points=None)
     model = with_path(random_model(config).double(), path)
     array = random_arrays(config, 2)["image"]
@@ -148,12 +151,13 @@ def test_tokens_permuted_with_their_positions_give_the_same_logits(path: str) ->
     order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
     permuted = array.flatten(1, 2)[:, order].view_as(array)
     assert (model({"image": permuted}, {}, "clips") - before).abs().max() > 1e-3
-    model.tokenizers["image"].position = model.tokenizers["image"].position[order]
+    tokenizer = model.tokenizers["image"]
+    tokenizer.position = tokenizer.get_buffer("position")[order]
     torch.testing.assert_close(model({"image": permuted}, {}, "clips"), before, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_the_order_of_points_has_no_effect_but_their_coordinates_do(path: str) -> None:
+def test_the_order_of_points_has_no_effect_but_their_coordinates_do(path: CrossAttentionPath) -> None:
     model = with_path(random_model(replace(ALL, image=None, audio=None, video=None)).double(), path)
     points = random_arrays(model.config, 2)["points"]
     before = model({"points": points}, {}, "clips")
@@ -169,14 +173,16 @@ def test_the_order_of_points_has_no_effect_but_their_coordinates_do(path: str) -
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("config", [ALL, LATER], ids=["all", "later"])
 def test_every_parameter_gets_a_gradient_in_every_step(
-    config: ModelConfig, path: str, names: tuple[str, ...], source: str
+    config: ModelConfig, path: CrossAttentionPath, names: tuple[str, ...], source: str
 ) -> None:
     model = with_path(random_model(config), path)
     arrays = {name: array for name, array in random_arrays(ALL, 2).items() if name in names}
     model(arrays, {}, source).square().sum().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
     unused = "heads.pictures.weight" if source == "clips" else "heads.clips.weight"
-    assert not model.get_parameter(unused).grad.any()
+    gradient = model.get_parameter(unused).grad
+    assert gradient is not None
+    assert not gradient.any()
 
 
 @pytest.mark.parametrize("config", [ALL, LATER], ids=["all", "later"])
@@ -196,7 +202,7 @@ def test_modules_run_in_the_same_order_in_every_step(config: ModelConfig) -> Non
 
 @pytest.mark.parametrize("config", [ALL, LATER], ids=["all", "later"])
 @pytest.mark.parametrize("path", PATHS)
-def test_activation_checkpointing_is_bit_identical(path: str, config: ModelConfig) -> None:
+def test_activation_checkpointing_is_bit_identical(path: CrossAttentionPath, config: ModelConfig) -> None:
     model = with_path(random_model(config), path)
     arrays, parameters = random_arrays(ALL, 2), dict(model.named_parameters())
     plain = gradients(model(arrays, {}, "clips"), parameters)
@@ -207,7 +213,7 @@ def test_activation_checkpointing_is_bit_identical(path: str, config: ModelConfi
 
 @pytest.mark.parametrize("config", [ALL, LATER], ids=["all", "later"])
 @pytest.mark.parametrize("path", PATHS)
-def test_bf16_is_close_to_fp32_forward_and_backward(path: str, config: ModelConfig) -> None:
+def test_bf16_is_close_to_fp32_forward_and_backward(path: CrossAttentionPath, config: ModelConfig) -> None:
     torch.manual_seed(0)
     model = with_path(Perceiver(config, HEADS), path)
     arrays, parameters = random_arrays(ALL, 4), dict(model.named_parameters())
@@ -223,8 +229,8 @@ def test_bf16_is_close_to_fp32_forward_and_backward(path: str, config: ModelConf
 
 def test_positions_stay_fp32_in_a_bf16_model() -> None:
     model = Perceiver(ALL, HEADS)
-    before = model.tokenizers["video"].position.clone()
-    assert torch.equal(model.bfloat16().tokenizers["video"].position, before)
+    before = model.get_buffer("tokenizers.video.position").clone()
+    assert torch.equal(model.bfloat16().get_buffer("tokenizers.video.position"), before)
 
 
 def test_weights_depend_on_the_seed_alone_and_no_buffer_is_saved() -> None:
@@ -239,11 +245,11 @@ def test_weights_depend_on_the_seed_alone_and_no_buffer_is_saved() -> None:
 def test_initial_weights_have_the_authors_standard_deviation() -> None:
     torch.manual_seed(0)
     model = Perceiver(replace(ALL, width=256, latents=64), HEADS)
-    weight = model.cross_attends[0].dense.expand.weight
+    weight = model.get_parameter("cross_attends.0.dense.expand.weight")
     assert weight.std().item() == pytest.approx(256**-0.5, rel=0.02)
     assert weight.abs().max().item() <= 2 * 256**-0.5 / 0.8796
     assert model.latents.std().item() == pytest.approx(0.02, rel=0.03)
-    assert not model.cross_attends[0].dense.expand.bias.any()
+    assert not model.get_parameter("cross_attends.0.dense.expand.bias").any()
 
 
 @pytest.mark.parametrize(
@@ -299,7 +305,9 @@ def test_the_model_does_not_import_the_training_stack() -> None:
 
 @pytest.mark.parametrize("config", [ALL, LATER], ids=["all", "later"])
 @pytest.mark.parametrize("path", PATHS)
-def test_autocast_to_bf16_keeps_parameters_in_fp32_and_stays_close(path: str, config: ModelConfig) -> None:
+def test_autocast_to_bf16_keeps_parameters_in_fp32_and_stays_close(
+    path: CrossAttentionPath, config: ModelConfig
+) -> None:
     torch.manual_seed(0)
     model = with_path(Perceiver(config, HEADS), path)
     arrays, parameters = random_arrays(ALL, 4), dict(model.named_parameters())

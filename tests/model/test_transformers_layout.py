@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import AudioInput, PointCloudInput
+from perceiver_dist.model.inputs import Tokenizer
+from perceiver_dist.model.model_config import CrossAttentionPath
 from perceiver_dist.model.perceiver import Perceiver
 from perceiver_dist.model.transformers_layout import from_transformers, to_transformers
 
@@ -44,6 +46,7 @@ def theirs() -> Any:
 
 def as_ours(theirs: Any, height: int, width: int) -> Perceiver:
     config, weights = from_transformers(theirs.state_dict(), theirs.config.to_dict(), "imagenet")
+    assert config.image is not None
     config = replace(config, image=replace(config.image, height=height, width=width))
     model = Perceiver(config, {"imagenet": theirs.config.num_labels})
     model.load_state_dict(weights)
@@ -51,7 +54,7 @@ def as_ours(theirs: Any, height: int, width: int) -> Perceiver:
 
 
 @pytest.mark.parametrize("path", ["dense", "factored"])
-def test_converted_weights_give_the_logits_of_transformers(theirs: Any, path: str) -> None:
+def test_converted_weights_give_the_logits_of_transformers(theirs: Any, path: CrossAttentionPath) -> None:
     model = as_ours(theirs, 14, 10)
     model.config = replace(model.config, cross_attention=path)
     pixels = torch.randint(
@@ -68,8 +71,11 @@ def test_converted_weights_give_the_logits_of_transformers(theirs: Any, path: st
 
 def test_gradients_match_those_of_transformers(theirs: Any) -> None:
     model = as_ours(theirs, 6, 8)
-    model.config = replace(model.config, image=replace(model.config.image, pixel_scale="symmetric"))
-    model.tokenizers["image"].spec = model.config.image
+    image, tokenizer = model.config.image, model.tokenizers["image"]
+    assert image is not None
+    assert isinstance(tokenizer, Tokenizer)
+    tokenizer.spec = image = replace(image, pixel_scale="symmetric")
+    model.config = replace(model.config, image=image)
     pixels = torch.randint(
         0, 256, (2, 6, 8, 3), generator=torch.Generator().manual_seed(2), dtype=torch.uint8
     )
@@ -145,6 +151,7 @@ def test_options_that_transformers_lacks_are_rejected(
     config, weights = from_transformers(theirs.state_dict(), theirs.config.to_dict(), "imagenet")
     with pytest.raises(UserError, match=text):
         to_transformers(weights, replace(config, **options), "imagenet")
+    assert config.image is not None
     with pytest.raises(UserError, match=r"model\.image is ImageInput.*position='learned'"):
         to_transformers(weights, replace(config, image=replace(config.image, position="learned")), "imagenet")
     with pytest.raises(UserError, match="source 'films' has no head"):

@@ -1,11 +1,13 @@
 """Writers of small meshes and point clouds as OFF, OBJ, PLY and npy files."""
 
 import struct
+from collections.abc import Sequence
 from io import BytesIO
+from typing import Literal
 
 import numpy as np
 
-Points = list[tuple[float, float, float]]
+Points = Sequence[tuple[float, float, float]]
 Faces = list[list[int]]
 
 SQUARE: tuple[Points, Faces] = ([(0, 0, 0), (1, 0, 0), (1, 1, 0), (0, 1, 0)], [[0, 1, 2], [0, 2, 3]])
@@ -41,7 +43,7 @@ def ply(vertices: Points, faces: Faces | None, form: str = "ascii", extra: bool 
     rows: list[tuple[str, list[float]]] = [("Bfff", [3, 1.5, 2.5, 3.5])] if extra else []
     rows += [("Bddd", [9, z, y, x]) if extra else ("ddd", [x, y, z]) for x, y, z in vertices]
     for face in faces or []:
-        row = [7, len(face), *face, 0.5] if extra else [len(face), *face]
+        row: list[float] = [7, len(face), *face, 0.5] if extra else [len(face), *face]
         rows.append((f"hB{len(face)}if" if extra else f"B{len(face)}i", row))
     if form == "ascii":
         return header + "\n".join([*(" ".join(map(repr, row)) for _, row in rows), ""]).encode()
@@ -49,7 +51,7 @@ def ply(vertices: Points, faces: Faces | None, form: str = "ascii", extra: bool 
     return header + b"".join(struct.pack(order + kinds, *row) for kinds, row in rows)
 
 
-def npy(points: object, dtype: str = "<f4", order: str = "C") -> bytes:
+def npy(points: object, dtype: str = "<f4", order: Literal["C", "F"] = "C") -> bytes:
     """Return an npy file."""
     target = BytesIO()
     np.save(target, np.array(points, dtype=dtype, order=order), allow_pickle=True)

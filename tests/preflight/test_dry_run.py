@@ -16,7 +16,7 @@ from perceiver_dist.model.model_config import CrossAttentionPath, ModelConfig
 from perceiver_dist.model.perceiver import Perceiver
 from perceiver_dist.preflight.dry_run import dry_run
 from pipelines.shards.shard_index import index_shard
-from pipelines.shards.shard_writer import write_shard
+from pipelines.shards.shard_writer import Sample, write_shard
 from pipelines.shards.source import SourceConfig
 
 MODEL = ModelConfig(image=ImageInput(height=8, width=8, bands=2), audio=AudioInput(samples=640, bands=2))
@@ -26,7 +26,9 @@ MODEL = ModelConfig(image=ImageInput(height=8, width=8, bands=2), audio=AudioInp
 def config(tmp_path: Path) -> RunConfig:
     """Return a run of 100 steps of 8 samples: images in two shards (30 + 20), weight 3; audio in one (10), weight 1."""
     for name, count in (("image-0", 30), ("image-1", 20), ("sound-0", 10)):
-        samples = ({"__key__": f"{number:04d}", "cls": 0, "png": b"not read"} for number in range(count))
+        samples: list[Sample] = [
+            {"__key__": f"{number:04d}", "cls": 0, "png": b"not read"} for number in range(count)
+        ]
         write_shard(samples, tmp_path / f"{name}.tar")
     sources = [
         SourceConfig("images", f"{tmp_path}/image-{{0,1}}.tar", ["image"], num_classes=10, weight=3),

@@ -51,8 +51,9 @@ def record_of_search(trials: int = len(CANDIDATES), baseline: bool = True) -> Se
 
 
 def _trial(number: int) -> Trial:
-    *values, state, evaluations = CANDIDATES[number]
-    cost = _cost(*values[:3], values[4] == "none")
+    latents, width, cross_attends, learning_rate, sharing, state, evaluations = CANDIDATES[number]
+    values = (latents, width, cross_attends, learning_rate, sharing)
+    cost = _cost(latents, width, cross_attends, sharing == "none")
     step = STEPS * evaluations // EVALUATIONS
     if state in ("running", "failed"):
         step += 120
@@ -76,10 +77,10 @@ def _cost(latents: int, width: int, cross_attends: int, shared_none: bool) -> Tr
     return TrialCost(weights, flops, 16 * weights + 64 * int(flops / 8), STEPS, 3 * flops * 64 * STEPS)
 
 
-def _evaluation(values: list[object], number: int) -> TrialEvaluation:
+def _evaluation(values: tuple[int, int, int, float, str], number: int) -> TrialEvaluation:
     latents, width, cross_attends, learning_rate, sharing = values
-    final = 0.78 + 0.03 * math.log2(float(latents) / 16) - 0.015 * math.log2(float(width) / 32)
-    final += 0.02 * float(cross_attends) - 0.25 * math.log10(float(learning_rate) / 2e-3) ** 2
+    final = 0.78 + 0.03 * math.log2(latents / 16) - 0.015 * math.log2(width / 32)
+    final += 0.02 * cross_attends - 0.25 * math.log10(learning_rate / 2e-3) ** 2
     final += 0.008 * (sharing == "none")
     score = round(final * (1 - 0.5 * 0.35**number), 4)
     return TrialEvaluation(number, STEPS * number // EVALUATIONS, score, {"fashion/accuracy": score})

@@ -44,6 +44,7 @@ def test_the_registered_model_is_loaded_by_name_and_alias(
 ) -> None:
     client = MlflowClient(store)
     experiment = client.get_experiment_by_name("search")
+    assert experiment is not None
     record = record_of(run, client.create_run(experiment.experiment_id).info.run_id)
     assert promote_best(record, to_yaml(models.CONFIG), store, "perceiver", "champion") == "1"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)

@@ -72,7 +72,8 @@ def test_a_trial_is_stopped_at_the_deciding_evaluation_even_if_it_improved_later
     first, second = next_of(search), next_of(search)
     search.handle_report(second, TrialReport(70, 0.1, evaluations_of(0.3, 0.9), 66))
     assert not search.handle_report(first, TrialReport(40, 0.1, evaluations_of(0.4), 33))
-    assert (second.state, second.score) == ("stopped", pytest.approx(0.3))
+    assert second.state == "stopped"
+    assert second.score == pytest.approx(0.3)
     assert search.handle_report(second, TrialReport(71, 0.1, {}, 66)), (
         "a decided trial stops at its next report"
     )
@@ -82,7 +83,8 @@ def test_a_trial_killed_after_its_last_step_completes_without_a_loss(tmp_path: P
     search = controller_of(tmp_path)
     trial = next_of(search)
     search.handle_report(trial, TrialReport(99, None, evaluations_of(0.5, 0.6, 0.7), 99, "completed"))
-    assert (trial.state, trial.score) == ("completed", pytest.approx(0.7))
+    assert trial.state == "completed"
+    assert trial.score == pytest.approx(0.7)
 
 
 def test_a_loss_that_is_not_finite_fails_the_trial(tmp_path: Path) -> None:

@@ -202,10 +202,12 @@ def test_a_damaged_queue_is_named(tmp_path: Path) -> None:
 
 def test_records_of_several_threads_are_all_queued(tmp_path: Path) -> None:
     queue = RecordQueue(tmp_path / "outbox.sqlite")
-    threads = [
-        threading.Thread(target=lambda name=name: [queue.put("run", "tags", name, b"{}") for _ in range(100)])
-        for name in "abcd"
-    ]
+
+    def put_all(name: str) -> None:
+        for _ in range(100):
+            queue.put("run", "tags", name, b"{}")
+
+    threads = [threading.Thread(target=put_all, args=(name,)) for name in "abcd"]
     for thread in threads:
         thread.start()
     for thread in threads:

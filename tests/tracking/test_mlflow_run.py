@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 from subprocess import PIPE, STDOUT
+from typing import Any
 
 import pytest
 from mlflow.entities import Run
@@ -32,10 +33,15 @@ class OpenRun(MlflowRun):
     """An MLflow run with a writer of its own."""
 
     def __init__(self, uri: str, folder: Path, run_id: str | None = None, **changed: object) -> None:
-        options = {"experiment": "perceiver", "run_name": "a-run", "parameters": {}, "tags": {}}
+        options: dict[str, Any] = {
+            "experiment": "perceiver",
+            "run_name": "a-run",
+            "parameters": {},
+            "tags": {},
+        }
         options |= {"identity": new_identity()} | changed
         self.writer = BackgroundWriter(uri, folder / "outbox")
-        super().__init__(self.writer, run_id=run_id, **options)  # type: ignore[arg-type] # of several types
+        super().__init__(self.writer, run_id=run_id, **options)
 
     def end(self, status: RunStatus) -> int:
         """Close the run and the writer; return the number of records that are left."""

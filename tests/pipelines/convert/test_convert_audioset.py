@@ -1,6 +1,7 @@
 """Tests of the AudioSet converter: published lists and downloaded clips give a multilabel source."""
 
 from pathlib import Path
+from typing import TypedDict
 
 import pytest
 from converted_shards import picture, shades, written
@@ -14,11 +15,22 @@ TRAIN = HEAD + '--a-_1, 30.000, 40.000, "/m/b,/m/a"\nbb, 0.500, 10.500, "/m/c"\n
 EVAL = HEAD + 'cc, 7.000, 17.000, "/m/a,/m/c"\n'
 
 
-def write_lists(folder: Path) -> dict[str, Path]:
-    files = {"classes": CLASSES, "train": TRAIN, "eval": EVAL}
-    for name, text in files.items():
-        (folder / f"{name}.csv").write_text(text)
-    return {name: folder / f"{name}.csv" for name in files}
+class Lists(TypedDict):
+    classes: Path
+    train: Path
+    eval: Path
+
+
+def write_lists(folder: Path) -> Lists:
+    files: Lists = {
+        "classes": folder / "classes.csv",
+        "train": folder / "train.csv",
+        "eval": folder / "eval.csv",
+    }
+    files["classes"].write_text(CLASSES)
+    files["train"].write_text(TRAIN)
+    files["eval"].write_text(EVAL)
+    return files
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -41,7 +41,8 @@ REASONS = {
     "17": "the decoder ended with status 3",
 }
 
-cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray workers cannot import this file.
+# Ray workers cannot import this file.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]  # Ray does not annotate it
 
 
 def shade(

@@ -35,7 +35,8 @@ from pipelines.units.unit_maker import BadSample
 
 RULES = LabelRules(num_classes=3)
 Job = Callable[[Sequence[str]], int]
-cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray workers cannot import this file.
+# Ray workers cannot import this file.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]  # Ray does not annotate it
 
 
 def bad_samples(shard: str, rules: LabelRules = RULES) -> list[BadSample]:

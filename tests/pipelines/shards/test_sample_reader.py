@@ -33,12 +33,18 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [write_tar(folder / f"{shard}.tar", members[shard]) for shard in range(3)]
 
 
+def content_of(archive: tarfile.TarFile, member: str) -> bytes:
+    file = archive.extractfile(member)
+    assert file is not None
+    return file.read()
+
+
 def read_by_tarfile(shards: list[str], number: int) -> RawSample:
     """Read a sample with the standard library, as the reference."""
     shard, row = divmod(number, 4)
     with tarfile.open(shards[shard]) as archive:
         fields = {
-            field: archive.extractfile(f"s{shard}/{row}.{field}").read()
+            field: content_of(archive, f"s{shard}/{row}.{field}")
             for field in sorted(FIELDS)
             if f"s{shard}/{row}.{field}" in archive.getnames()
         }

@@ -30,7 +30,8 @@ SAMPLES, UNIT_SIZE, LANES = 37, 2, 4
 DATA = DataConfig(units_per_task=5, tasks=2, chunk_size=4)
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import this module.
+# Ray's workers cannot import this module.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]  # Ray does not annotate it
 
 
 class Unchanged:

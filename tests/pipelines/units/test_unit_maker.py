@@ -252,7 +252,7 @@ def test_labels_of_a_multilabel_source(tmp_path: Path, label: str, content: str,
 
 def test_labels_of_a_multilabel_unit_are_bytes(tmp_path: Path) -> None:
     unit = maker(tmp_path, [{"cls": b"0"}] * 2, "image", task="multilabel").make(0)
-    assert (unit["label"].dtype, unit["label"].shape) == (np.uint8, (2, 3))
+    assert (unit["label"].dtype, unit["label"].shape) == (np.dtype(np.uint8), (2, 3))
 
 
 @pytest.mark.parametrize(

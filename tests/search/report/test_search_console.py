@@ -51,7 +51,9 @@ def test_a_line_holds_counts_scores_flops_and_times() -> None:
 
 
 def test_every_ended_trial_is_reported_once() -> None:
-    updates = [(1.0, record_of_search(number), {}) for number in (1, 2, 3, 3, 4)]
+    updates: list[tuple[float, SearchRecord, dict[int, RunningTrial]]] = [
+        (1.0, record_of_search(number), {}) for number in (1, 2, 3, 3, 4)
+    ]
     assert [line for line in shown(updates, 1e9) if line.startswith("trial")] == [
         "trial-001 stopped at evaluation 1: score 0.466 "
         "(latents 16, width 96, cross_attends 1, learning_rate 0.00024, share_cross_attends all)",

@@ -15,7 +15,7 @@ from records import record_of_search
 from perceiver_dist.errors import InternalError
 from perceiver_dist.search.report.axis_scale import scale_of
 from perceiver_dist.search.report.parallel_coordinates import parallel_coordinates_figure
-from perceiver_dist.search.report.pareto import pareto_front
+from perceiver_dist.search.report.pareto import CostName, pareto_front
 from perceiver_dist.search.report.point_labels import label_points, spread
 from perceiver_dist.search.report.search_figures import (
     BASELINE_COLOUR,
@@ -58,7 +58,7 @@ def test_scores_rise_along_the_front(points: list[tuple[int, int, bool]]) -> Non
 
 
 @pytest.mark.parametrize("cost", ["flops_per_sample", "training_flops", "parameters"])
-def test_best_and_baseline_stand_out_at_every_cost(cost: str, tmp_path: Path) -> None:
+def test_best_and_baseline_stand_out_at_every_cost(cost: CostName, tmp_path: Path) -> None:
     pareto_figure(record_of_search(), cost, tmp_path / "pareto.png")
     assert pixels_of(BEST_COLOUR, tmp_path / "pareto.png") > 200
     assert pixels_of(BASELINE_COLOUR, tmp_path / "pareto.png") > 200

@@ -11,7 +11,7 @@ from perceiver_dist.display.progress import duration
 from perceiver_dist.search.report.formatting import quantity, short_names, value_text, values_text
 from perceiver_dist.search.report.write_report import finding, write_report
 from perceiver_dist.search.study.search_config import SearchConfig
-from perceiver_dist.search.study.search_record import SearchRecord
+from perceiver_dist.search.study.search_record import SearchRecord, TrialState
 
 CONFIG = SearchConfig(space=SPACE, trials=16, name="shapes")
 
@@ -86,7 +86,7 @@ def test_the_finding_compares_the_best_trial_with_the_baseline() -> None:
     ],
 )
 def test_the_finding_for_incomplete_searches_and_other_outcomes(
-    trials: int, baseline: bool, states: dict[int, str], expected: str
+    trials: int, baseline: bool, states: dict[int, TrialState], expected: str
 ) -> None:
     record = record_of_search(trials, baseline)
     for number, state in states.items():

@@ -142,13 +142,14 @@ def test_sequential_trials_are_stopped_where_ray_tune_stops_them(
     evaluations: int, factor: int, scores: list[list[float]]
 ) -> None:
     scheduler = AsyncHyperBandScheduler("evaluation", "score", "max", evaluations, 1, factor, brackets=1)
+    controller: Any = None  # the scheduler does not use it
     stopped = {}
     for number, row in enumerate(scores):
         trial: Any = SimpleNamespace(trial_id=str(number))
-        scheduler.on_trial_add(None, trial)
+        scheduler.on_trial_add(controller, trial)
         for evaluation in range(1, evaluations):
             result = {"evaluation": evaluation, "score": row[evaluation - 1]}
-            if scheduler.on_trial_result(None, trial, result) == TrialScheduler.STOP:
+            if scheduler.on_trial_result(controller, trial, result) == TrialScheduler.STOP:
                 stopped[number] = evaluation
                 break
     trials = [trial_with(number, *row[:evaluations]) for number, row in enumerate(scores)]

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from perceiver_dist.search.strategy.population import begin_generation, folder_name, next_generation_is_due
 from perceiver_dist.search.study.search_record import SearchRecord, Trial, TrialCost, TrialEvaluation
-from perceiver_dist.search.study.space import Choices, Range
+from perceiver_dist.search.study.space import Choices, Dimension, Range
 
-SPACE = {
+SPACE: dict[str, Dimension] = {
     "optim.learning_rate": Range(1e-4, 1e-2, log=True, step=None, integer=False),
     "optim.warmup_steps": Range(0, 100, log=False, step=10, integer=True),
     "optim.beta2": Choices((0.9, 0.99, 0.999)),

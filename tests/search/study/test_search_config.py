@@ -26,6 +26,13 @@ def error_of(**options: Any) -> str:
     return str(caught.value)
 
 
+def changed(config: SearchRunConfig, values: dict[str, Any]) -> SearchRunConfig:
+    """Return a copy of a configuration with other values of some options."""
+    copy = with_values(config, values)
+    assert isinstance(copy, SearchRunConfig)
+    return copy
+
+
 def started(config: SearchRunConfig, folder: Path) -> str:
     """Return the folder of a search that was started with a configuration."""
     (folder / "config.yaml").write_text(to_yaml(config))
@@ -159,7 +166,7 @@ def test_a_search_does_not_resume_with_another_training(tmp_path: Path, name: st
     config = search_run(space=LATENTS)
     folder = started(config, tmp_path)
     with pytest.raises(UserError, match=rf"^{name} is {value}, but search 'search' was started with"):
-        check_same_search(with_values(config, {name: value}), folder)
+        check_same_search(changed(config, {name: value}), folder)
 
 
 def test_a_search_resumes_with_other_tracking_and_max_failures(
@@ -167,7 +174,7 @@ def test_a_search_resumes_with_other_tracking_and_max_failures(
 ) -> None:
     config = search_run(space=LATENTS)
     folder = started(config, tmp_path)
-    check_same_search(with_values(config, {"tracking.experiment": "other", "train.max_failures": 9}), folder)
+    check_same_search(changed(config, {"tracking.experiment": "other", "train.max_failures": 9}), folder)
 
 
 @pytest.mark.parametrize(
@@ -175,8 +182,8 @@ def test_a_search_resumes_with_other_tracking_and_max_failures(
 )
 def test_demo_shards_are_equal_before_and_after_they_are_rendered(tmp_path: Path, rendered: str) -> None:
     config = search_run(space=LATENTS)
-    folder = started(with_values(config, {"sources.squares.train_shards": rendered}), tmp_path)
-    demo = with_values(config, {"sources.squares.train_shards": "demo:fashion_mnist/train-*.tar"})
+    folder = started(changed(config, {"sources.squares.train_shards": rendered}), tmp_path)
+    demo = changed(config, {"sources.squares.train_shards": "demo:fashion_mnist/train-*.tar"})
     check_same_search(demo, folder)
     with pytest.raises(UserError, match=r"^sources\.squares\.train_shards is squares/train-"):
         check_same_search(config, folder)
