@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import multiprocessing
+from torch.multiprocessing.spawn import spawn
 
 from perceiver_dist.checkpoint.format import StoredCheckpoint, load_weights
 from perceiver_dist.checkpoint.manifest import Manifest, TrainingProgress, write_manifest
@@ -46,7 +46,7 @@ CONFIG = RunConfig(
 def run_ranks(world_size: int, folder: Path, *work: Any) -> dict[str, list[float]]:
     """Run functions on as many ranks and return rank 0's results by name, such as the mean losses."""
     rendezvous = Path(tempfile.mkdtemp(dir=folder)) / "rendezvous"
-    multiprocessing.spawn(_rank, (world_size, folder, rendezvous, work), nprocs=world_size)
+    spawn(_rank, (world_size, folder, rendezvous, work), nprocs=world_size)  # type: ignore[no-untyped-call] # torch leaves it without types
     return torch.load(folder / "results.pt", weights_only=True)
 
 
@@ -121,6 +121,11 @@ def save(engine: Any, folder: Path, steps: int) -> None:
     torch.distributed.barrier()
 
 
+def zero(stage: Any) -> DeepSpeedConfig:
+    """Return the configuration of a ZeRO stage."""
+    return DeepSpeedConfig(zero_stage=stage)
+
+
 def make_engine(
     world_size: int,
     stage: int,
@@ -133,8 +138,8 @@ def make_engine(
     from perceiver_dist.training.zero.engine import build_engine
     from perceiver_dist.training.zero.partitions import load_optimizer
 
-    optim = replace(CONFIG.optim, optimizer=optimizer, frozen=list(frozen))
-    config = replace(CONFIG, optim=optim, deepspeed=DeepSpeedConfig(zero_stage=stage))
+    options: dict[str, Any] = {"optimizer": optimizer, "frozen": list(frozen)}
+    config = replace(CONFIG, optim=replace(CONFIG.optim, **options), deepspeed=zero(stage))
     torch.manual_seed(0 if checkpoint is None else 1)
     model = Perceiver(config.model, config.heads)
     if checkpoint is None:

@@ -64,11 +64,13 @@ def test_a_new_modality_keeps_the_learned_channels_in_place(trained: Path) -> No
     check_fine_tuning(config)
     old, new, untouched = built(RunConfig(MODEL, [PETS]), 0), built(config, 1), built(config, 1)
     load_trained_weights(new, old.state_dict(), str(trained))
-    before, after = old.cross_attends[0], new.cross_attends[0]
+    before: Any = old.cross_attends[0]
+    after: Any = new.cross_attends[0]
+    beginning: Any = untouched.cross_attends[0]
     channels = len(before.token_gain)
     assert len(after.token_gain) > channels
     torch.testing.assert_close(after.key_weight[:channels, :channels], before.key_weight, rtol=0, atol=0)
-    beyond = untouched.cross_attends[0].key_weight[channels:]
+    beyond = beginning.key_weight[channels:]
     torch.testing.assert_close(after.key_weight[channels:], beyond, rtol=0, atol=0)
     torch.testing.assert_close(new.encodings.audio, untouched.encodings.audio, rtol=0, atol=0)
     for name, parameter in old.latent_blocks.state_dict().items():

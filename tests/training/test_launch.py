@@ -42,9 +42,11 @@ def trainer(
         train,
         scaling_config=ray.train.ScalingConfig(num_workers=1),
         run_config=ray.train.RunConfig(
-            name="run", storage_path=str(folder), callbacks=[ReleasePlacementGroup()]
+            name="run",
+            storage_path=str(folder),
+            callbacks=[ReleasePlacementGroup()],  # type: ignore[list-item] # the types are those of Ray Train V1
         ),
-        datasets=datasets or {},
+        datasets={**(datasets or {})},
     )
 
 

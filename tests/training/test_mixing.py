@@ -1,6 +1,7 @@
 """MixUp and CutMix: images and losses are mixed in the same proportion, deterministically by unit."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from pipelines.shards.source import SourceConfig
 PICTURES = SourceConfig("pictures", "x.tar", ["image"], 8)
 
 
-def source_of(**options: float) -> SourceConfig:
+def source_of(**options: Any) -> SourceConfig:
     return replace(PICTURES, augment=AugmentConfig(**options))
 
 

@@ -1,6 +1,7 @@
 """SpecAugment: size of the masks, determinism by unit and row, and no influence of masked values."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.data.batches import Batch
 from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import AudioInput
+from perceiver_dist.model.inputs import Tokenizer
 from perceiver_dist.model.model_config import ModelConfig
 from perceiver_dist.model.perceiver import Perceiver
 from perceiver_dist.training.spec_augment import spectrogram_masks
@@ -21,7 +23,7 @@ AUDIO = AudioInput(sample_rate=8000, samples=2560, segment=64, mel_bands=20)
 SOUNDS = SourceConfig("sounds", "x.tar", ["audio"], 3)
 
 
-def source_of(**options: float) -> SourceConfig:
+def source_of(**options: Any) -> SourceConfig:
     return replace(SOUNDS, augment=AugmentConfig(**options))
 
 
@@ -64,6 +66,7 @@ def test_masked_values_have_no_influence_except_on_the_mean(permutation_seed: in
     torch.manual_seed(0)
     model = Perceiver(ModelConfig(latents=4, width=16, heads=2, audio=audio), {"sounds": 3}).double()
     tokenizer = model.tokenizers["audio"]
+    assert isinstance(tokenizer, Tokenizer)
     sounds = batch_of(0).arrays["audio"]
     plain = tokenizer(sounds).content[..., 0]
     hidden = torch.zeros(4, *AUDIO.grid, dtype=torch.bool)

@@ -20,6 +20,10 @@ from pipelines.shards.source import SourceConfig
 STATE = RankState(1, 7, "training")
 
 
+ANYTHING: dict[str, Any] = {"many": "many"}
+"""A value of a wrong type, which no type checker sees."""
+
+
 def raised(work: Any) -> TypeError:
     with pytest.raises(TypeError) as caught:
         work()
@@ -27,7 +31,9 @@ def raised(work: Any) -> TypeError:
 
 
 def test_an_error_of_the_code_has_step_rank_and_place() -> None:
-    failure = failure_of(raised(lambda: SourceConfig("a", "x", ["image"], num_classes="many")), STATE)
+    failure = failure_of(
+        raised(lambda: SourceConfig("a", "x", ["image"], num_classes=ANYTHING["many"])), STATE
+    )
     assert failure.kind == "code"
     assert failure.line.startswith(
         "step 7: rank 1 raised while training: TypeError: '<' not supported between instances of 'str' and 'int' "
@@ -66,7 +72,7 @@ def test_failures_are_classified(error: Exception, kind: str) -> None:
 def test_the_exception_of_a_ray_task_replaces_rays_own_error() -> None:
     @ray.remote
     def task() -> SourceConfig:
-        return SourceConfig("a", "x", ["image"], num_classes="many")
+        return SourceConfig("a", "x", ["image"], num_classes=ANYTHING["many"])
 
     failure = failure_of(raised(lambda: ray.get(task.remote())), STATE)
     assert (failure.kind, failure.error.partition(":")[0]) == ("code", "TypeError")
@@ -94,7 +100,8 @@ class _Tracker:
     def __init__(self) -> None:
         self.stops: list[str] = []
         self.failures: list[Any] = []
-        self.stop_for, self.rank_failed = _Method(self.stops), _Method(self.failures)
+        self.stop_for: Any = _Method(self.stops)
+        self.rank_failed: Any = _Method(self.failures)
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -143,7 +150,7 @@ class _Record:
 
     @errors_reported
     def trained(self, values: dict[str, float]) -> None:
-        SourceConfig("a", "x", ["image"], num_classes=values["loss"])
+        SourceConfig("a", "x", ["image"], num_classes=int(values["loss"]))
 
 
 def test_an_error_in_a_call_without_a_waiting_caller_is_reported() -> None:

@@ -28,13 +28,15 @@ def whole_tensor_lamb() -> tuple[list[float], dict[str, Tensor]]:
     losses, saved = [], {}
     for step in range(ranks.STEPS):
         model.zero_grad()
-        loss = sum(ranks.lane_loss(model, step, lane) / ranks.LANES for lane in range(ranks.LANES))
-        loss.backward()
+        lanes = [ranks.lane_loss(model, step, lane) / ranks.LANES for lane in range(ranks.LANES)]
+        loss = torch.stack(lanes).sum()
+        loss.backward()  # type: ignore[no-untyped-call] # torch leaves it without types
         losses.append(loss.item())
         torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIM.clip_norm)
         rate = learning_rate(step, ranks.STEPS, OPTIM)
         for tensor, m, v in zip(model.parameters(), first, second, strict=True):
             w, g = tensor.data, tensor.grad
+            assert g is not None
             m.copy_(OPTIM.beta1 * m + (1 - OPTIM.beta1) * g)
             v.copy_(OPTIM.beta2 * v + (1 - OPTIM.beta2) * g * g)
             m_hat, v_hat = m / (1 - OPTIM.beta1 ** (step + 1)), v / (1 - OPTIM.beta2 ** (step + 1))

@@ -8,7 +8,7 @@ import ranks
 import torch
 from torch import distributed
 
-from perceiver_dist.config.run_config import DeepSpeedConfig, TrainConfig, WorkerRange
+from perceiver_dist.config.run_config import TrainConfig, WorkerRange
 from perceiver_dist.training.zero.accumulation import micro_steps_of_rank
 
 LANES = 4
@@ -45,7 +45,7 @@ def _engine(world_size: int, stage: int) -> Any:
     workers = WorkerRange(1, LANES)
     config = replace(
         ranks.CONFIG,
-        deepspeed=DeepSpeedConfig(zero_stage=stage),
+        deepspeed=ranks.zero(stage),
         train=TrainConfig(steps=STEPS, micro_batch=4, lanes=LANES, num_workers=workers),
     )
     torch.manual_seed(0)
