@@ -36,8 +36,8 @@ def test_an_error_of_the_code_has_step_rank_and_place() -> None:
     )
     assert failure.kind == "code"
     assert failure.line.startswith(
-        "step 7: rank 1 raised while training: TypeError: '<' not supported between instances of 'str' and 'int' "
-        "(pipelines/shards/source.py:"
+        "step 7: rank 1 raised while training: TypeError: '>=' not supported between instances of 'str' and 'int' "
+        "(perceiver_dist/range_checks.py:"
     )
     assert "__post_init__" in failure.traceback
 
@@ -76,7 +76,7 @@ def test_the_exception_of_a_ray_task_replaces_rays_own_error() -> None:
 
     failure = failure_of(raised(lambda: ray.get(task.remote())), STATE)
     assert (failure.kind, failure.error.partition(":")[0]) == ("code", "TypeError")
-    assert failure.place.startswith("pipelines/shards/source.py:")
+    assert failure.place.startswith("perceiver_dist/range_checks.py:")
 
 
 def test_the_innermost_frame_is_used_if_none_is_of_the_project() -> None:
