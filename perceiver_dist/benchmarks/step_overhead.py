@@ -27,7 +27,7 @@ from perceiver_dist.config.run_config import RunConfig, StorageConfig
 from perceiver_dist.data.batches import Batch, to_batch
 from perceiver_dist.data.shard_indexing import list_shards
 from perceiver_dist.errors import UserError
-from perceiver_dist.metrics.metric_totals import loss_per_sample
+from perceiver_dist.metrics.losses import loss_per_sample
 from perceiver_dist.model.precision import autocast
 from perceiver_dist.training.datasets import training_units
 from perceiver_dist.training.driver import run_training

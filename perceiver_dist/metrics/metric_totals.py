@@ -13,8 +13,8 @@ from statistics import NormalDist
 import numpy as np
 import torch
 from torch import Tensor, distributed
-from torch.nn import functional
 
+from perceiver_dist.metrics.losses import loss_per_sample
 from perceiver_dist.metrics.subsets import Subset
 from pipelines.shards.source import SourceConfig
 
@@ -214,21 +214,3 @@ def scores_of(source: SourceConfig, totals: Mapping[Subset, MetricTotals]) -> Sc
                 {f"{name}{suffix}": value for name, value in scores.metrics.items() if name not in _COUNTS}
             )
     return together
-
-
-def loss_per_sample(logits: Tensor, labels: Tensor, task: str) -> Tensor:
-    """Return the loss of each sample.
-
-    Args:
-        logits: (B, classes).
-        labels: (B,) int64 for softmax, (B, classes) for multilabel.
-        task: softmax (cross entropy) or multilabel (binary cross entropy, mean over classes).
-
-    Returns:
-        (B,) losses in nats.
-    """
-    if task == "softmax":
-        return functional.cross_entropy(logits, labels, reduction="none")
-    return functional.binary_cross_entropy_with_logits(
-        logits, labels.to(logits.dtype), reduction="none"
-    ).mean(1)

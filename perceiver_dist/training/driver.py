@@ -42,8 +42,9 @@ from perceiver_dist.training.launch import ReleasePlacementGroup, fit_with_resta
 from perceiver_dist.training.preemption import forward_sigterm
 from perceiver_dist.training.prepare import PreparedRun, prepare
 from perceiver_dist.training.tracker.actor import Tracker
-from perceiver_dist.training.tracker.failures import RankState, cause_of, failure_of
+from perceiver_dist.training.tracker.failures import cause_of, failure_of
 from perceiver_dist.training.tracker.handle import TrackerHandle
+from perceiver_dist.training.tracker.rank_state import RankState
 from perceiver_dist.training.tracker.status import TrainingStatus
 from perceiver_dist.training.worker import WorkerJob, train_worker
 from pipelines.storage.files import write_text

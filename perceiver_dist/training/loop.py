@@ -29,9 +29,9 @@ from perceiver_dist.training.preemption import StopSignal
 from perceiver_dist.training.skipped_steps import SkippedSteps
 from perceiver_dist.training.spec_augment import spectrogram_masks
 from perceiver_dist.training.step_statistics import StepStatistics
-from perceiver_dist.training.tracker.failures import RankState
 from perceiver_dist.training.tracker.handle import TrackerHandle
 from perceiver_dist.training.tracker.logged_metrics import StepMetrics
+from perceiver_dist.training.tracker.rank_state import RankState
 from perceiver_dist.training.zero.accumulation import micro_steps_of_rank
 from perceiver_dist.training.zero.async_save import CheckpointWriter
 from perceiver_dist.training.zero.engine import build_engine, set_learning_rate

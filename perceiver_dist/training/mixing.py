@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from perceiver_dist.data.batches import Batch
-from perceiver_dist.metrics.metric_totals import loss_per_sample
+from perceiver_dist.metrics.losses import loss_per_sample
 from pipelines.permutation import hash64
 from pipelines.shards.source import SourceConfig
 

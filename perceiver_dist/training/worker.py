@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import ray.train
 
 from perceiver_dist.config.run_config import RunConfig
-from perceiver_dist.training.tracker.failures import RankState, failures_reported
+from perceiver_dist.training.tracker.failures import failures_reported
 from perceiver_dist.training.tracker.handle import TrackerHandle
+from perceiver_dist.training.tracker.rank_state import RankState
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,8 @@ def test_the_job_prints_a_table(tmp_path: Path, config: RunConfig) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     progress = [line for line in lines if ": fitting " in line]
-    assert progress[-1] == "tones: fitting 36 of 36", "35 fits of the cross-validation, and one with all samples"
+    assert progress[-1] == "tones: fitting 36 of 36", (
+        "35 fits of the cross-validation, and one with all samples"
+    )
     table = [line.split()[0] for line in lines if line not in progress]
     assert table == ["reading", "reading", "source", "squares", "tones"]

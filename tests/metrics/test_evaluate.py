@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from perceiver_dist.data.batches import Batch
 from perceiver_dist.metrics.evaluate import evaluate
-from perceiver_dist.metrics.metric_totals import Scores, loss_per_sample
+from perceiver_dist.metrics.losses import loss_per_sample
+from perceiver_dist.metrics.metric_totals import Scores
 from perceiver_dist.metrics.subsets import modality_subsets
 from perceiver_dist.model.precision import autocast
 from pipelines.shards.source import SourceConfig

@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from perceiver_dist.errors import UserError
+from perceiver_dist.training.tracker.rank_state import RankState
 from perceiver_dist.training.tracker.remote_method import RemoteMethod
 from pipelines.storage.files import STORAGE_ERRORS
 
@@ -34,30 +35,6 @@ there is no type to check."""
 _SECONDS_FOR_TRACKER = 30.0
 """Maximum wait of a failing rank until the tracker has received its report. The tracker answers in milliseconds unless
 its node is lost, in which case the rank must still end."""
-
-
-@dataclass
-class RankState:
-    """Step and activity of a rank, kept current by its loop.
-
-    Attributes:
-        rank: The rank.
-        step: The current optimizer step, counted from 1; outside a step, the number of steps taken.
-        activity: The current activity, such as "training".
-    """
-
-    rank: int
-    step: int = 0
-    activity: str = "starting"
-
-    def enter(self, activity: str, step: int) -> None:
-        """Set the current activity.
-
-        Args:
-            activity: The activity.
-            step: The optimizer step, as in the attribute.
-        """
-        self.activity, self.step = activity, step
 
 
 @dataclass(frozen=True)
