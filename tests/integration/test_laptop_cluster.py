@@ -23,7 +23,7 @@ pytestmark = pytest.mark.runs
 TRAIN_COMMAND = ("python", "jobs/train_multimodal.py")
 """The command of the documentation, without options: a configuration file is named in the cluster's environment."""
 CHANGES = {
-    "perceiver_dist/training/driver.py": (": preparing data", ": preparing data as uploaded"),
+    "perceiver_dist/training/prepare.py": (": preparing data", ": preparing data as uploaded"),
     "pipelines/units/unit_maker.py": ('f"{sample.shard}/{sample.key}"', 'f"uploaded {sample.key}"'),
 }
 """Changed texts by which a test knows that the driver and read tasks on other nodes run the uploaded code."""

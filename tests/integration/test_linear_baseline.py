@@ -26,9 +26,11 @@ def config(tmp_path: Path) -> RunConfig:
 
 
 def test_squares_and_tones_are_classified(config: RunConfig) -> None:
-    seen: list[str] = []
-    squares, tones = linear_baselines(config, seen.append, lambda *_: None)
-    assert seen == ["squares", "tones"]
+    read: list[str] = []
+    fitted: list[tuple[str, int, int]] = []
+    squares, tones = linear_baselines(config, read.append, lambda *fit: fitted.append(fit))
+    assert read == ["squares", "tones"]
+    assert fitted == [(source, number, 36) for source in read for number in range(1, 37)]
     assert (squares.source, squares.trained, squares.held_out) == ("squares", 90, 21)
     assert (squares.accuracy, tones.accuracy) == (1.0, 1.0)
     assert squares.features == 64

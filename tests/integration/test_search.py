@@ -50,7 +50,7 @@ def test_a_finished_trial_is_not_run_again(searched: dict[str, Any]) -> None:
 
 def test_a_trial_that_runs_out_of_memory_fails_and_the_other_completes(searched: dict[str, Any]) -> None:
     assert [trial["state"] for trial in searched["after"]] == ["completed", "failed"]
-    assert "a rank is out of memory" in searched["after"][1]["reason"]
+    assert "is out of memory while" in searched["after"][1]["reason"]
     assert "lower train.micro_batch or the model's sizes" in searched["after"][1]["reason"]
 
 

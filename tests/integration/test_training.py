@@ -260,7 +260,7 @@ def test_a_terminated_run_saves_and_resumes_with_the_same_losses(
     result = json.loads((folder / "result.json").read_text())
     assert (first.returncode, result["exit"]) == (143, "preempted")
     assert RunFolder(str(folder)).newest_step() == result["steps"] < small_run.STEPS
-    assert f"preempted at step {result['steps']}: --storage.run_name stopped goes on" in screen
+    assert f"preempted at step {result['steps']}: --storage.run_name stopped resumes from" in screen
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     assert small_run.losses(folder) == small_run.losses(undisturbed)
 
