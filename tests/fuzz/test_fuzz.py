@@ -33,10 +33,12 @@ def test_files_are_valid_before_they_are_damaged(
 
 
 def test_some_damaged_files_are_accounted_for(tmp_path: Path) -> None:
+    # The peak is over all child processes of this session, those of other tests too.
+    before = peak_memory()
     report = damage_samples(tmp_path, each=2) | damage_shards(tmp_path, each=2)
     assert {tally.files for tally in report.values()} == {2}
     assert len(report) == (len(valid_files()) + 1) * len(DAMAGES)
-    assert peak_memory() < MAX_BYTES
+    assert peak_memory() <= max(before, MAX_BYTES)
 
 
 @pytest.mark.fuzz

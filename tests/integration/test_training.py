@@ -225,7 +225,7 @@ def test_a_damaged_checkpoint_to_start_from_is_rejected_without_a_retry(
     file = start / "rank-00000-of-00002.safetensors"
     os.truncate(file, 1024)
     with pytest.raises(
-        UserError, match=rf"which is damaged \({file.name}: 1,024 bytes of [\d,]+\); take another"
+        UserError, match=rf"which is damaged \({file.name}: 1,024 bytes of [\d,]+\); use another checkpoint"
     ):
         run_training(
             small_run.small_config(data, tmp_path, "branch", start_from=str(start)), Console(file=StringIO())
