@@ -67,6 +67,16 @@ def take(shard: DataIterator, due: range) -> list[list[int]]:
     return [stream.take(number).labels.tolist() for number in due]
 
 
+def check_dealt_in_turn(maker: UnevenMaker, first: int, stop: int, world_size: int) -> list[list[list[int]]]:
+    """Check that each rank gets its units in order; return the labels of the units of each rank."""
+    shards = unit_dataset(maker, first, stop, DATA).streaming_split(world_size, equal=True)
+    due = [range(first + rank, stop, world_size) for rank in range(world_size)]
+    with ThreadPoolExecutor(world_size) as pool:
+        taken = list(pool.map(take, shards, due))
+    assert taken == [[maker.plan.unit(number) for number in numbers] for numbers in due]
+    return taken
+
+
 def test_each_unit_is_a_block_of_one_row_in_order(maker: UnevenMaker) -> None:
     dataset = unit_dataset(maker, 0, 12, DATA)
     blocks = list(dataset.iter_internal_ref_bundles())
@@ -96,11 +106,7 @@ def test_arrays_reach_a_rank_as_views_of_the_object_store(maker: UnevenMaker) ->
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_unit_u_goes_to_rank_u_modulo_world_size(maker: UnevenMaker, world_size: int) -> None:
     first, stop = 2 * LANES, 8 * LANES
-    shards = unit_dataset(maker, first, stop, DATA).streaming_split(world_size, equal=True)
-    due = [range(first + rank, stop, world_size) for rank in range(world_size)]
-    with ThreadPoolExecutor(world_size) as pool:
-        taken = list(pool.map(take, shards, due))
-    assert taken == [[maker.plan.unit(number) for number in numbers] for numbers in due]
+    taken = check_dealt_in_turn(maker, first, stop, world_size)
     turns = [unit for units in zip(*taken, strict=True) for unit in units]
     assert sorted(chain(*turns[:LANES])) == [7, 8, 9, 10, 11, 32, 33, 34]  # Step 2 of the golden plan.
 
@@ -125,11 +131,7 @@ def streamed_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("world_size", [1, 4])
 def test_long_datasets_have_the_same_order(maker: UnevenMaker, world_size: int) -> None:
     first, stop = 2 * LANES, 8 * LANES
-    shards = unit_dataset(maker, first, stop, DATA).streaming_split(world_size, equal=True)
-    due = [range(first + rank, stop, world_size) for rank in range(world_size)]
-    with ThreadPoolExecutor(world_size) as pool:
-        taken = list(pool.map(take, shards, due))
-    assert taken == [[maker.plan.unit(number) for number in numbers] for numbers in due]
+    check_dealt_in_turn(maker, first, stop, world_size)
 
 
 @pytest.mark.usefixtures("streamed_ranges")
