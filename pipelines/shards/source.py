@@ -102,9 +102,9 @@ class DataConfig:
         chunk_size: Consecutive samples that are shuffled and read together. More means fewer storage requests and a
             coarser shuffle. The default, 4, needs a quarter of the requests of 1 and is far below the size of a usual
             micro-batch.
-        units_per_task: Max units (micro-batches) that one Ray Data read task makes. All tasks of a run are planned
-            before its first unit, at about 0.5 ms each, so fewer units per task delay the start. With many more, a
-            short run has too few tasks to keep all readers busy. The default, 16, avoids both.
+        units_per_task: Max units (micro-batches) that one Ray Data read task makes. With fewer, starting tasks takes a
+            larger share of the time. With many more, a short run has too few tasks to keep all readers busy. The
+            default, 16, avoids both.
         tasks: Max read tasks that run at the same time per source, each on one CPU. Increase it if ranks wait for data.
             At least one CPU per source must be left by the workers, or nothing is ever read; so the default is 1.
         prefetch_units: Units (micro-batches) that each rank prefetches. Default 4, enough to hide one slow sample.
