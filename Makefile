@@ -4,10 +4,13 @@ ARGS ?=
 KIND ?= model
 INSTALL_TRANSFORMERS = .venv/bin/pip install -q --disable-pip-version-check --target .transformers --upgrade \
   -c constraints.txt transformers
+# Without dependencies: theirs pin older versions of numpy and transformers, and bring clients of every cloud.
+INSTALL_DATA_PEERS = .venv/bin/pip install -q --disable-pip-version-check --target .peers --upgrade --no-deps \
+  -c constraints.txt mosaicml-streaming litdata torchvision brotli catalogue cramjam python-snappy xxhash zstd
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train search test test-runs test-long faults fuzz test-transformers test-onnx benchmark-model lint hooks docs ui mlflow-server laptop-cluster
+.PHONY: help setup train search test test-runs test-long faults fuzz test-transformers test-onnx test-peers benchmark-model benchmark-data lint hooks docs ui mlflow-server laptop-cluster
 
 help:  ## list all targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 24
@@ -44,11 +47,21 @@ test-onnx: .venv/.installed  ## test ONNX export, and a model from training to s
 	  onnx onnxruntime onnxscript onnx-ir ml-dtypes flatbuffers
 	@PYTHONPATH=.onnx .venv/bin/pytest -s tests/export/test_traced_files.py tests/integration/test_train_to_serving.py
 
+test-peers: .venv/.installed  ## test the benchmark's data pipelines with other libraries, installed in .peers
+	@$(INSTALL_DATA_PEERS)
+	@$(INSTALL_TRANSFORMERS)
+	@PYTHONPATH=.peers:.transformers .venv/bin/pytest tests/benchmarks/test_data_peers.py
+
 benchmark-model: .venv/.installed  ## benchmark the model (or KIND=sweep) against other libraries, installed in .peers
 	@.venv/bin/pip install -q --disable-pip-version-check --target .peers --upgrade --no-deps \
 	  perceiver-io perceiver-pytorch einops fairscale pytorch-lightning lightning-utilities
 	@$(INSTALL_TRANSFORMERS)
 	@PYTHONPATH=.peers:.transformers .venv/bin/python jobs/benchmark.py $(KIND) $(ARGS)
+
+benchmark-data: .venv/.installed  ## benchmark reading and decoding against other libraries, two of them installed in .peers
+	@$(INSTALL_DATA_PEERS)
+	@$(INSTALL_TRANSFORMERS)
+	@PYTHONPATH=.peers:.transformers .venv/bin/python jobs/benchmark.py data $(ARGS)
 
 lint: .venv/.installed  ## check style, formatting and types
 	@.venv/bin/ruff check

@@ -61,6 +61,8 @@ def main(arguments: Sequence[str]) -> int:
     if not console.is_terminal:
         console.width = _WIDTH_OF_FILES
     console.print(figures.render())
+    for note in figures.notes:
+        console.print(note)
     if parsed.page:
         typed = arguments[list(arguments).index(parsed.kind) :]
         write_section(

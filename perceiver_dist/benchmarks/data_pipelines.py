@@ -90,9 +90,9 @@ def with_webdataset(
     # Resampling shards with replacement gives an endless stream, which needs no equal shards per worker.
     pipeline = webdataset.WebDataset(data_set.shards, resampled=True, shardshuffle=False).shuffle(_BUFFER)
     if own_decoder:
-        pipeline = pipeline.decode("pil").map(partial(_from_picture, inputs=data_set.inputs))
+        pipeline = pipeline.decode("pil").map(partial(row_from_picture, inputs=data_set.inputs))
     else:
-        pipeline = pipeline.map(partial(_from_bytes, inputs=data_set.inputs))
+        pipeline = pipeline.map(partial(row_from_bytes, inputs=data_set.inputs))
     pipeline = pipeline.batched(data_set.batch, collation_fn=default_collate)
     loader = webdataset.WebLoader(pipeline, batch_size=None, num_workers=cpus)
     return (len(batch["label"]) for batch, _ in zip(loader, range(batches), strict=False))
@@ -129,7 +129,9 @@ def with_ray_data(
     rows = ray.data.read_webdataset(
         shards * epochs, decoder=True if own_decoder else None, shuffle="files"
     ).map_batches(
-        partial(_from_rows, decode=_from_picture if own_decoder else _from_bytes, inputs=data_set.inputs),
+        partial(
+            _from_rows, decode=row_from_picture if own_decoder else row_from_bytes, inputs=data_set.inputs
+        ),
         batch_size=data_set.batch,
     )
     loader = rows.iter_torch_batches(
@@ -144,16 +146,26 @@ def _start_ray(cpus: int) -> None:
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, **QUIET)
 
 
-def _from_bytes(sample: Mapping[str, Any], inputs: Mapping[str, ModalityInput]) -> Row:
-    """Decode an encoded sample with this project's decoders."""
+def row_from_bytes(sample: Mapping[str, Any], inputs: Mapping[str, ModalityInput]) -> Row:
+    """Decode an encoded sample with this project's decoders.
+
+    Args:
+        sample: Encoded files by field name, "cls", and "__key__".
+        inputs: Decoded form of each modality.
+    """
     fields = {name: data for name, data in sample.items() if name in FIELD_MODALITY}
     raw = RawSample("", str(sample["__key__"]), fields)
     arrays = decode_sample(raw, inputs, evaluation_randomness(raw.key), DEFAULT_LIMITS)
     return {**arrays, "label": np.array(int(sample["cls"]))}
 
 
-def _from_picture(sample: Mapping[str, Any], inputs: Mapping[str, ModalityInput]) -> Row:
-    """Resize and crop a picture that the library has decoded."""
+def row_from_picture(sample: Mapping[str, Any], inputs: Mapping[str, ModalityInput]) -> Row:
+    """Resize and crop a picture that a library has decoded.
+
+    Args:
+        sample: "cls", and under the field name the picture: of Pillow, as array (height, width[, channels]), or bytes.
+        inputs: Decoded form of the image.
+    """
     spec = cast(ImageInput, inputs["image"])
     name = next(name for name in sample if name in FIELD_MODALITY)
     picture = sample[name]

@@ -1,4 +1,4 @@
-"""Benchmark of reading and decoding: throughput and CPU time, against webdataset and stock Ray Data at equal CPUs.
+"""Benchmark of reading and decoding: throughput and CPU time, against other libraries at equal CPUs.
 
 Every measurement runs in its own process. Pipelines take turns, so that a machine whose speed drifts treats them alike.
 Throughput is that of whole batches as tensors, after a warm-up in which workers start and buffers fill. CPU time is the
@@ -14,6 +14,7 @@ from statistics import median
 
 import psutil
 
+from perceiver_dist.benchmarks.data_peers import PEERS, missing_library
 from perceiver_dist.benchmarks.data_pipelines import PIPELINES
 from perceiver_dist.benchmarks.data_sets import DATA_SETS, make_data_set
 from perceiver_dist.benchmarks.processes import measure_in_subprocess, run_measurement
@@ -21,6 +22,7 @@ from perceiver_dist.benchmarks.result_table import ResultTable
 from perceiver_dist.errors import UserError
 
 _MODULE = "perceiver_dist.benchmarks.data_speed"
+_PIPELINES = {**PIPELINES, **PEERS}
 _MAX_BATCHES = 20_000
 """Batches that a pipeline is prepared for; more than any of them reads in a minute on a few cores."""
 
@@ -30,11 +32,11 @@ class ReadingTask:
     """Task of one measuring process.
 
     Attributes:
-        pipeline: One of `PIPELINES`.
+        pipeline: One of `PIPELINES` or `PEERS`.
         data_set: One of `DATA_SETS`.
         cpus: Concurrent worker processes or read tasks.
         seconds: Measured time, after a warm-up of half of it.
-        folder: Folder of the shards.
+        folder: Folder of the shards, and of copies in other formats.
     """
 
     pipeline: str
@@ -64,14 +66,16 @@ def measure_data(
     repeats: int = 3,
     folder: str = "runs/benchmark",
 ) -> ResultTable:
-    """Measure the throughput of reading and decoding, against webdataset and stock Ray Data.
+    """Measure the throughput of reading and decoding, against webdataset, Ray Data, mosaicml-streaming and litdata.
+
+    `make benchmark-data` installs the last two; they are left out where they are missing.
 
     Args:
         sets: Some of photographs, clips, recordings and tiny; by default all.
         cpus: Worker processes of each pipeline; 0 for all cores.
         seconds: Measured time per process, after a warm-up of half of it.
         repeats: Processes per pipeline and data set.
-        folder: Folder of the shards, which are written the first time.
+        folder: Folder of the shards and of their copies in other formats, which are written the first time.
 
     Raises:
         UserError: An option is invalid, or a process failed.
@@ -83,12 +87,13 @@ def measure_data(
             f"--sets {sets}, --seconds {seconds}, --repeats {repeats}, --cpus {cpus}: --sets must be some of "
             f"{', '.join(DATA_SETS)}, --seconds above 0, --repeats at least 1, --cpus at least 0"
         )
+    missing = {pipeline: library for pipeline in _PIPELINES if (library := missing_library(pipeline))}
     found: dict[tuple[str, str], list[ReadingSpeed]] = {}
     for name in sets:
         pictures = list(make_data_set(name, Path(folder)).inputs) == ["image"]
         for _ in range(repeats):
-            for pipeline in PIPELINES:
-                if pictures or "own decoder" not in pipeline:
+            for pipeline in _PIPELINES:
+                if pipeline not in missing and (pictures or "own decoder" not in pipeline):
                     task = ReadingTask(pipeline, name, cpus or os.cpu_count() or 1, seconds, folder)
                     # One thread per process, so that no pipeline uses more CPUs than it was given.
                     found.setdefault((name, pipeline), []).append(
@@ -99,6 +104,10 @@ def measure_data(
         [
             _row(name, pipeline, speeds, found[name, "perceiver-dist"])
             for (name, pipeline), speeds in found.items()
+        ],
+        [
+            f"{name} is not installed: `make benchmark-data` installs it"
+            for name in dict.fromkeys(missing.values())
         ],
     )
 
@@ -127,7 +136,7 @@ def measure(task: ReadingTask) -> ReadingSpeed:
         task: Pipeline, data set and time.
     """
     data_set = make_data_set(task.data_set, Path(task.folder))
-    batches = PIPELINES[task.pipeline](data_set, task.cpus, _MAX_BATCHES, f"{task.folder}/index")
+    batches = _PIPELINES[task.pipeline](data_set, task.cpus, _MAX_BATCHES, f"{task.folder}/index")
     next(batches)
     _count(batches, task.seconds / 2)
     cost, started = _cpu_seconds(), time.perf_counter()

@@ -24,10 +24,12 @@ class ResultTable:
     Attributes:
         columns: Column headings; all columns but the first are right-aligned.
         rows: Cells of each row, one text per column.
+        notes: Lines below the table, such as what was left out.
     """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
 
     def render(self) -> Table:
         """Return the table for the terminal."""
@@ -61,6 +63,8 @@ def write_section(page: str, name: str, command: Sequence[str], figures: ResultT
             "them where the table should be"
         )
     lines = [f"`{' '.join(command)}`: {machine()}", "", *markdown_table(figures.columns, figures.rows)]
+    for note in figures.notes:
+        lines += ["", note]
     write_text(page, f"{before}{begin}\n" + "\n".join(lines) + f"\n\n{end}{after}")
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from perceiver_dist.benchmarks import data_sets
 from perceiver_dist.benchmarks.data_pipelines import PIPELINES
-from perceiver_dist.benchmarks.data_sets import DataSet, make_data_set
+from perceiver_dist.benchmarks.data_sets import DataSet
 from perceiver_dist.benchmarks.data_speed import measure_data
 from perceiver_dist.benchmarks.model_peers import CONTENDERS, OTHER_WEIGHTS, is_possible
 from perceiver_dist.benchmarks.model_settings import SETTINGS
@@ -30,20 +30,10 @@ def test_only_the_named_section_of_a_page_is_replaced(tmp_path: Path) -> None:
     assert text.startswith("# Title\n\n<!-- data -->\n\n`python jobs/benchmark.py data`: ")
     assert text.endswith("| one | 1.0 |\n| two | 2.0 |\n\n<!-- end of data -->\n\nText.\n")
     assert "old" not in text
+    write_section(str(page), "data", [], replace(FIGURES, notes=["one is not installed"]))
+    assert "| two | 2.0 |\n\none is not installed\n\n<!-- end" in page.read_text()
     with pytest.raises(UserError, match="the file does not exist, or lacks the lines '<!-- plan -->'"):
         write_section(str(page), "plan", [], FIGURES)
-
-
-@pytest.fixture(scope="module")
-def small_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, DataSet]:
-    """Return the data sets with 16 samples each; the tiny pictures, which are in the repository, are complete."""
-    folder = tmp_path_factory.mktemp("sets")
-    sets = {}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, (inputs, batch, samples, count) in data_sets.DATA_SETS.items():
-            patch.setitem(data_sets.DATA_SETS, name, (inputs, batch, samples, 16 if samples else count))
-            sets[name] = replace(make_data_set(name, folder), batch=4)
-    return sets
 
 
 @pytest.mark.usefixtures("ray_cluster")
