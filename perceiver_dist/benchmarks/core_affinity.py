@@ -6,7 +6,7 @@ title and moved, thread by thread, because Linux keeps the cores of each thread.
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -16,9 +16,9 @@ from perceiver_dist.errors import InternalError, UserError
 
 _TITLE = "ray::RayTrainWorker"
 """How the title of a Ray Train worker's process begins (Ray 2.60)."""
-_SECONDS_BETWEEN_MOVES = 0.5
-"""A thread that starts between two moves has the cores of the thread that started it. A rank starts within the windows
-that do not count."""
+_SECONDS_BETWEEN_MOVES = 0.1
+"""How often the rank's threads are moved, and its CPU time is read: a fraction of a percent of what is measured. A
+thread that starts in between has the cores of the thread that started it."""
 
 
 def split_cores() -> tuple[set[int], set[int]]:
@@ -36,8 +36,11 @@ def split_cores() -> tuple[set[int], set[int]]:
 
 
 @contextmanager
-def rank_on_own_core() -> Iterator[None]:
+def rank_on_own_core(watch: Callable[[float], None]) -> Iterator[None]:
     """Keep this process and what it starts off the first core, except the Ray Train worker that runs meanwhile.
+
+    Args:
+        watch: Called in another thread every tenth of a second with the CPU time of the worker's process in seconds.
 
     Yields:
         Nothing; the worker is moved to the first core while it runs.
@@ -51,14 +54,16 @@ def rank_on_own_core() -> Iterator[None]:
     ended, moved = threading.Event(), threading.Event()
 
     def move() -> None:
+        rank = None
         while not ended.wait(_SECONDS_BETWEEN_MOVES):
-            for process in psutil.Process().children(recursive=True):
-                # Processes and threads end at any time.
-                with suppress(psutil.Error, OSError):
-                    if " ".join(process.cmdline()).startswith(_TITLE):
-                        for thread in Path(f"/proc/{process.pid}/task").iterdir():
-                            os.sched_setaffinity(int(thread.name), own)
-                        moved.set()
+            rank = rank or _find_rank()
+            # Processes and threads end at any time.
+            with suppress(psutil.Error, OSError):
+                if rank is not None:
+                    for thread in Path(f"/proc/{rank.pid}/task").iterdir():
+                        os.sched_setaffinity(int(thread.name), own)
+                    moved.set()
+                    watch(_cpu_seconds(rank))
 
     mover = threading.Thread(target=move, daemon=True)
     os.sched_setaffinity(0, others)
@@ -73,3 +78,16 @@ def rank_on_own_core() -> Iterator[None]:
         raise InternalError(
             f"no process whose title begins with '{_TITLE}' ran, so no rank had a core of its own"
         )
+
+
+def _find_rank() -> psutil.Process | None:
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if " ".join(process.cmdline()).startswith(_TITLE):
+                return process
+    return None
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)

@@ -76,10 +76,13 @@ class StepTimes:
     Attributes:
         seconds: Step time of each window.
         waiting: Fraction of each window in which the rank waited for data.
+        cpu_seconds: CPU time of the rank's process per step, with all its threads. Other programs on the machine
+            change it less than the step time.
     """
 
     seconds: list[float]
     waiting: list[float]
+    cpu_seconds: float
 
 
 def measure_overhead(config: str = DEFAULT_CONFIG, steps: int = 300, repeats: int = 3) -> ResultTable:
@@ -105,9 +108,11 @@ def measure_overhead(config: str = DEFAULT_CONFIG, steps: int = 300, repeats: in
                 task = OverheadTask(loop, config, steps, f"{folder}/{number}" if loop == "full" else folder)
                 measured.append(measure_in_subprocess(_MODULE, task, StepTimes, {"OMP_NUM_THREADS": "1"}))
     bare = median(median(one.seconds) for one in found["bare"])
+    bare_cpu = median(one.cpu_seconds for one in found["bare"])
     rows = []
     for loop, measured in found.items():
         medians = [median(one.seconds) for one in measured]
+        cpu = median(one.cpu_seconds for one in measured)
         waiting = median(median(one.waiting) for one in measured)
         figures = (median(medians), min(medians), max(medians))
         rows.append(
@@ -115,10 +120,12 @@ def measure_overhead(config: str = DEFAULT_CONFIG, steps: int = 300, repeats: in
                 {"bare": "bare DeepSpeed loop", "full": "full run"}[loop],
                 *(f"{1000 * figure:.1f}" for figure in figures),
                 f"{median(medians) / bare:.3f}",
+                f"{1000 * cpu:.1f}",
+                f"{cpu / bare_cpu:.3f}",
                 f"{waiting:.1%}",
             ]
         )
-    return ResultTable(("loop", "step ms", "min", "max", "ratio", "data wait"), rows)
+    return ResultTable(("loop", "step ms", "min", "max", "ratio", "CPU ms", "ratio", "data wait"), rows)
 
 
 def measure(task: OverheadTask) -> StepTimes:
@@ -136,15 +143,31 @@ def measure(task: OverheadTask) -> StepTimes:
 
 
 def _full_run(config: RunConfig) -> StepTimes:
-    with rank_on_own_core():
+    # CPU time of the rank when each window was logged, to a tenth of a second.
+    cpu: dict[int, float] = {}
+
+    def watch(seconds: float) -> None:
+        cpu.setdefault(len(_windows(config)), seconds)
+
+    with rank_on_own_core(watch):
         run_training(config, Console(file=StringIO()))
-    history = from_jsonl(read_text(RunFolder.of(config).metrics) or "")
-    windows = [metrics for metrics in history if isinstance(metrics, StepMetrics)]
     # The last window includes the end of the run.
-    counted = windows[_FIRST_WINDOWS:-1]
-    return StepTimes(
-        [window.step_seconds for window in counted], [window.data_wait_fraction for window in counted]
+    counted = _windows(config)[_FIRST_WINDOWS:-1]
+    # Steps of less than 10 ms are logged more often than the rank is watched, so that a window may be missing.
+    first, last = (
+        min(window for window in cpu if window >= edge)
+        for edge in (_FIRST_WINDOWS, _FIRST_WINDOWS + len(counted))
     )
+    return StepTimes(
+        [window.step_seconds for window in counted],
+        [window.data_wait_fraction for window in counted],
+        (cpu[last] - cpu[first]) / ((last - first) * _WINDOW),
+    )
+
+
+def _windows(config: RunConfig) -> list[StepMetrics]:
+    history = from_jsonl(read_text(RunFolder.of(config).metrics) or "")
+    return [metrics for metrics in history if isinstance(metrics, StepMetrics)]
 
 
 def _bare_loop(config: RunConfig) -> StepTimes:
@@ -153,8 +176,10 @@ def _bare_loop(config: RunConfig) -> StepTimes:
     config = resolve(config)
     config = with_demo_data(config)
     seconds: list[float] = []
+    cpu: list[float] = []
     with single_rank_engine(config) as engine:
         in_memory = list(_first_steps(config, engine.device))
+        cpu.append(time.process_time())
         for window in range(config.train.steps // _WINDOW):
             started = time.perf_counter()
             for step in range(window * _WINDOW, (window + 1) * _WINDOW):
@@ -167,9 +192,11 @@ def _bare_loop(config: RunConfig) -> StepTimes:
                     engine.backward(loss)
                     engine.step()
             seconds.append((time.perf_counter() - started) / _WINDOW)
+            cpu.append(time.process_time())
     # The same windows as for the full run, so that both are means over the same steps.
     counted = seconds[_FIRST_WINDOWS:-1]
-    return StepTimes(counted, [0.0] * len(counted))
+    cpu_seconds = (cpu[-2] - cpu[_FIRST_WINDOWS]) / (len(counted) * _WINDOW)
+    return StepTimes(counted, [0.0] * len(counted), cpu_seconds)
 
 
 def _first_steps(config: RunConfig, device: torch.device) -> Iterator[tuple[SourceConfig, list[Batch]]]:

@@ -33,7 +33,8 @@ def test_the_rank_is_moved_and_others_are_kept_off_its_core() -> None:
     assert own | others == before
     assert not own & others
     bash = str(shutil.which("bash"))
-    with rank_on_own_core():
+    seen: list[float] = []
+    with rank_on_own_core(seen.append):
         rank, reader = (
             subprocess.Popen([bash, "-c", f"exec -a {title} sleep 600"])  # titles of our own
             for title in ("ray::RayTrainWorker.poll_status", "ray::MapBatches")
@@ -46,6 +47,9 @@ def test_the_rank_is_moved_and_others_are_kept_off_its_core() -> None:
             process.kill()
             process.wait()
     assert list(cores.values()) == [own, others]
+    # A shell that sleeps.
+    assert seen
+    assert max(seen) < 1
     assert os.sched_getaffinity(0) == before
 
 
@@ -53,7 +57,7 @@ def test_the_rank_is_moved_and_others_are_kept_off_its_core() -> None:
 def test_a_run_whose_rank_was_not_found_is_not_reported() -> None:
     with (
         pytest.raises(InternalError, match="no process whose title begins with 'ray::RayTrainWorker' ran"),
-        rank_on_own_core(),
+        rank_on_own_core(print),
     ):
         pass
 
