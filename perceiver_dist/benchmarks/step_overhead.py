@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from io import StringIO
-from statistics import median
+from statistics import mean, median
 from typing import Literal
 
 import numpy as np
@@ -36,6 +36,7 @@ from perceiver_dist.training.datasets import training_units
 from perceiver_dist.training.driver import run_training
 from perceiver_dist.training.prepare import resolve, with_demo_data
 from perceiver_dist.training.tracker.logged_metrics import StepMetrics, from_jsonl
+from perceiver_dist.training.tracker.status import TrainingStatus
 from perceiver_dist.training.zero.engine import set_learning_rate
 from perceiver_dist.training.zero.learning_rate import learning_rate
 from pipelines.inspection.shard_access import index_shards
@@ -143,31 +144,32 @@ def measure(task: OverheadTask) -> StepTimes:
 
 
 def _full_run(config: RunConfig) -> StepTimes:
-    # CPU time of the rank when each window was logged, to a tenth of a second.
-    cpu: dict[int, float] = {}
+    step = 0
+    # Time and the rank's CPU time, both in seconds, over the windows that count.
+    seen: list[tuple[float, float]] = []
 
-    def watch(seconds: float) -> None:
-        cpu.setdefault(len(_windows(config)), seconds)
+    def follow(status: TrainingStatus) -> None:
+        nonlocal step
+        step = status.latest.step if status.latest else 0
+
+    def watch(cpu_seconds: float) -> None:
+        if _FIRST_WINDOWS * _WINDOW <= step < config.train.steps - _WINDOW:
+            seen.append((time.perf_counter(), cpu_seconds))
 
     with rank_on_own_core(watch):
-        run_training(config, Console(file=StringIO()))
-    # The last window includes the end of the run.
-    counted = _windows(config)[_FIRST_WINDOWS:-1]
-    # Steps of less than 10 ms are logged more often than the rank is watched, so that a window may be missing.
-    first, last = (
-        min(window for window in cpu if window >= edge)
-        for edge in (_FIRST_WINDOWS, _FIRST_WINDOWS + len(counted))
-    )
-    return StepTimes(
-        [window.step_seconds for window in counted],
-        [window.data_wait_fraction for window in counted],
-        (cpu[last] - cpu[first]) / ((last - first) * _WINDOW),
-    )
-
-
-def _windows(config: RunConfig) -> list[StepMetrics]:
+        run_training(config, Console(file=StringIO()), follow)
     history = from_jsonl(read_text(RunFolder.of(config).metrics) or "")
-    return [metrics for metrics in history if isinstance(metrics, StepMetrics)]
+    windows = [metrics for metrics in history if isinstance(metrics, StepMetrics)]
+    # The last window includes the end of the run.
+    counted = windows[_FIRST_WINDOWS:-1]
+    seconds = [window.step_seconds for window in counted]
+    # The driver learns of a step up to half a second late, so a share of the time is exacter than a number of steps.
+    (began, cpu_before), (ended, cpu_after) = seen[0], seen[-1]
+    return StepTimes(
+        seconds,
+        [window.data_wait_fraction for window in counted],
+        (cpu_after - cpu_before) / (ended - began) * mean(seconds),
+    )
 
 
 def _bare_loop(config: RunConfig) -> StepTimes:
