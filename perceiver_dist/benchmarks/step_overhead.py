@@ -150,7 +150,7 @@ def _full_run(config: RunConfig) -> StepTimes:
 
     def follow(status: TrainingStatus) -> None:
         nonlocal step
-        step = status.latest.step if status.latest else 0
+        step = status.latest.step
 
     def watch(cpu_seconds: float) -> None:
         if _FIRST_WINDOWS * _WINDOW <= step < config.train.steps - _WINDOW:
@@ -163,6 +163,10 @@ def _full_run(config: RunConfig) -> StepTimes:
     # The last window includes the end of the run.
     counted = windows[_FIRST_WINDOWS:-1]
     seconds = [window.step_seconds for window in counted]
+    if len(seen) < 2:
+        raise UserError(
+            f"--steps is {config.train.steps}: those that count were over before the driver saw them; take more"
+        )
     # The driver learns of a step up to half a second late, so a share of the time is exacter than a number of steps.
     (began, cpu_before), (ended, cpu_after) = seen[0], seen[-1]
     return StepTimes(
