@@ -8,9 +8,8 @@ from functools import partial
 from typing import Any
 
 # Ray reads these variables when it is imported. The first is how often the controller checks whether workers have
-# finished or died, 2 seconds by default. More often, the end of training and the loss of a worker are noticed at once;
-# each check takes about a millisecond of the rank's core.
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+# finished or died, 2 seconds by default. More often, the end of training and the loss of a worker are noticed at once.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 # After the loss of a node Ray Train may request workers on it before it knows of the loss. It retries after this
 # timeout, 60 seconds by default.
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")

@@ -21,9 +21,9 @@ from torch import distributed
 
 from perceiver_dist.training.tracker.handle import TrackerHandle
 
-_SECONDS_BETWEEN_REQUESTS = 0.5
+_SECONDS_BETWEEN_REQUESTS = 0.25
 """How often rank 0 asks the tracker whether to stop. The usual grace period after SIGTERM is 3 seconds or more
-(`RAY_JOB_STOP_WAIT_TIME_S`), most of which saving needs; asking takes about a millisecond of rank 0's core."""
+(`RAY_JOB_STOP_WAIT_TIME_S`), most of which saving needs."""
 _SECONDS_BETWEEN_CHECKS = 2.0
 """How often all ranks check for draining nodes. Each check is a request to Ray Train by every rank; the clouds
 announce the end of a spot machine about 30 seconds or 2 minutes before."""
@@ -56,7 +56,7 @@ def forward_sigterm(tracker: TrackerHandle) -> Iterator[None]:
 class StopSignal:
     """Stop and save requests, seen by every rank after the same optimizer step. All ranks create it together.
 
-    Rank 0 asks the tracker twice a second whether to stop, without waiting for the answer. It broadcasts what it
+    Rank 0 asks the tracker four times a second whether to stop, without waiting for the answer. It broadcasts what it
     knows at every step, with gloo on CPUs, so that no rank waits for its GPU. Every two seconds it broadcasts that all
     ranks check for draining nodes, because Ray Train answers that only to all ranks together.
 
