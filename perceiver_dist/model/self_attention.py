@@ -49,13 +49,13 @@ def attend_to_each_other(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     if query.device.type == "cpu" and query.dtype == torch.bfloat16 and _MULTIPLIES_BF16:
         # Autocast would compute the softmax in fp32 and round its result.
         with torch.autocast("cpu", enabled=False):
-            result: Tensor = _Bf16Attention.apply(query, key, value)
+            result: Tensor = _Attention.apply(query, key, value)
             return result
     return F.scaled_dot_product_attention(query, key, value)
 
 
-class _Bf16Attention(torch.autograd.Function):
-    """Attention by matrix products in bf16, see the module."""
+class _Attention(torch.autograd.Function):
+    """Attention by matrix products, see the module; in any dtype, though only bf16 needs it."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
