@@ -99,10 +99,13 @@ def test_self_attention_by_products_holds_the_scores_of_one_sample(monkeypatch: 
     monkeypatch.setattr(self_attention, "_CHUNK_SCORES", 1)
     inputs = [torch.randn(BATCH, 2, LATENTS, 4, requires_grad=True) for _ in range(3)]
     kept: list[int] = []
+
+    def keep(array: Tensor) -> Tensor:
+        kept.append(array.numel())
+        return array
+
     with (
-        torch.autograd.graph.saved_tensors_hooks(
-            lambda array: kept.append(array.numel()) or array, lambda a: a
-        ),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda array: array),
         AllocationRecorder() as recorder,
     ):
         torch.autograd.backward(self_attention._Attention.apply(*inputs).sum())

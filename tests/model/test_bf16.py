@@ -110,7 +110,7 @@ def test_the_fused_softmax_changes_only_rounding(
 
 
 def test_a_cpu_without_bf16_units_uses_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = [random(1, 2, 16, 8, seed=number).bfloat16() for number in range(3)]
+    query, key, value = (random(1, 2, 16, 8, seed=number).bfloat16() for number in range(3))
     monkeypatch.setattr(self_attention, "_MULTIPLIES_BF16", False)
-    found = self_attention.attend_to_each_other(*inputs)
-    assert torch.equal(found, F.scaled_dot_product_attention(*inputs))
+    found = self_attention.attend_to_each_other(query, key, value)
+    assert torch.equal(found, F.scaled_dot_product_attention(query, key, value))
