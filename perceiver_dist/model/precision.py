@@ -18,7 +18,7 @@ def multiplies_in_bf16(tensor: Tensor) -> bool:
     """Return whether matrix products with a tensor are in bfloat16: its dtype, or that of autocast where it lies.
 
     Args:
-        tensor: Any shape; a floating-point dtype.
+        tensor: A floating-point tensor of any shape.
     """
     kind = tensor.device.type
     autocast_to_bf16 = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16

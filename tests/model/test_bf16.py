@@ -1,4 +1,4 @@
-"""What bf16 computes differently on CPUs: exact in fp64, and in bf16 as close to fp64 as torch's fused kernels."""
+"""Tests of bf16 on CPUs: the same as other ways in fp64, and in bf16 as close to fp64 as torch's fused kernels."""
 
 from collections.abc import Callable
 from dataclasses import replace
