@@ -11,6 +11,7 @@ import torch.nn.functional as F  # noqa: N812  # torch's own convention
 from torch import Tensor, nn
 
 from perceiver_dist.model.inputs import LAYER_NORM_EPS
+from perceiver_dist.model.self_attention import attend_to_each_other
 
 _TRUNCATED_STD = 0.87962566103423978
 """Standard deviation of a standard normal truncated at +-2. Dividing by it restores the intended variance."""
@@ -102,7 +103,7 @@ class SelfAttend(nn.Module):
         stacked: Tensor = self.query_key_value(self.norm(latents))
         batch, rows, _ = latents.shape
         query, key, value = stacked.view(batch, rows, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(query, key, value)
+        attended = attend_to_each_other(query, key, value)
         mixed: Tensor = self.output(attended.transpose(1, 2).flatten(2))
         result: Tensor = self.dense(latents + mixed)
         return result

@@ -25,6 +25,7 @@ from perceiver_dist.model.inputs import (
 )
 from perceiver_dist.model.layers import LearnedArrays, SelfAttend, linear, no_effect
 from perceiver_dist.model.model_config import ModelConfig
+from perceiver_dist.model.precision import multiplies_in_bf16
 from perceiver_dist.model.readout import Decoder
 
 NO_MASKS: Mapping[str, Tensor] = MappingProxyType({})
@@ -200,7 +201,9 @@ class Perceiver(nn.Module):
         path = attention_path(self.config, self.latents.device.type)
         if path == "dense":
             return DenseTokens(tokens, presence, self.latents.dtype)
-        return FactoredTokens(tokens, presence, by_axis=path == "separable")
+        # fp32 is bitwise reproducible, also between versions of this project (tests/integration/golden.json).
+        reproducible = not multiplies_in_bf16(self.latents)
+        return FactoredTokens(tokens, presence, path == "separable", reproducible)
 
     def _run(self, layer: nn.Module, *inputs: Tensor | AttendableTokens) -> Tensor:
         if not (self.config.activation_checkpointing and torch.is_grad_enabled()):

@@ -21,7 +21,7 @@ CUDA by Triton kernels (grid_kernels.py).
 
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -41,6 +41,7 @@ def attend_to_grid(
     tables: Sequence[Tensor],
     mean: Tensor,
     rstd: Tensor,
+    reproducible: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the weighted sums over a grid's tokens, with the softmax of their scores as weights p.
 
@@ -51,6 +52,7 @@ def attend_to_grid(
         tables: (size, 2K + 1) for each axis of the grid, its position features.
         mean: (B, M).
         rstd: (B, M).
+        reproducible: Whether results keep the bits of earlier versions, see `FactoredTokens`.
 
     Returns:
         Sums over tokens of p * rstd * u, (B, N, A), and of p * rstd * position, (B, N, P), and the log-sum-exp of the
@@ -64,7 +66,7 @@ def attend_to_grid(
 
         attend: Callable[..., tuple[Tensor, ...]] = attend_by_kernels
     else:
-        attend = _Attention.apply
+        attend = partial(_Attention.apply, reproducible)
     feature_sum, normaliser, *axis_sums = attend(query, features, mean, rstd, *axis_scores)
     in_axis_order = torch.cat([part @ table for part, table in zip(axis_sums, tables, strict=True)], dim=-1)
     return feature_sum, in_axis_order[..., torch.cat(channels).argsort()], normaliser
@@ -87,33 +89,43 @@ def _triton_is_installed() -> bool:
 class _Attention(torch.autograd.Function):
     """Softmax and sums over the grid in plain torch, with gradients for all but `features`.
 
-    In the notation of factored.py, `value_grad` is dP and `score_grad` is dS.
+    In the notation of factored.py, `value_grad` is dP and `score_grad` is dS. Torch's fused softmax takes half the time
+    of its parts, amax, subtraction, exp_ and sum, but rounds differently; `reproducible` excludes it.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
+        reproducible: bool,
         query: Tensor,
         features: Tensor,
         mean: Tensor,  # noqa: ARG004  # the last channel of `features`, an argument so that it gets a gradient
         rstd: Tensor,
         *axis_scores: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Map (B, N, A), (B, M, A), (B, M), (B, M), (B, N, size)... to (B, N, A), (B, N), (B, N, size)..."""
+        """Map a flag, (B, N, A), (B, M, A), (B, M), (B, M), (B, N, size)... to (B, N, A), (B, N), (B, N, size)..."""
         keys = (features * rstd[..., None]).transpose(1, 2)
         scale = rstd.view(rstd.shape[0], 1, *(scores.shape[-1] for scores in axis_scores))
         feature_sum, normaliser = torch.empty_like(query), torch.empty_like(query[..., 0])
         axis_sums = [torch.empty_like(scores) for scores in axis_scores]
         for samples, rows in _tiles(query, features):
-            weights = _products(
+            scores = _products(
                 query[samples, rows], keys[samples], [a[samples, rows] for a in axis_scores], scale[samples]
             )
-            peak = weights.amax(-1, keepdim=True)
-            total = weights.sub_(peak).exp_().sum(-1, keepdim=True)
-            normaliser[samples, rows] = (peak + total.log())[..., 0]
+            peak = scores.amax(-1, keepdim=True)
+            if reproducible:
+                weights = scores.sub_(peak).exp_()
+                total = weights.sum(-1, keepdim=True)
+                normaliser[samples, rows] = (peak + total.log())[..., 0]
+            else:
+                weights = torch.softmax(scores, -1, out=scores)
+                total = weights.new_ones(())
+                # The largest weight is exp(peak - log-sum-exp).
+                normaliser[samples, rows] = (peak - weights.amax(-1, keepdim=True).log())[..., 0]
             feature_sum[samples, rows] = (weights @ keys[samples].transpose(1, 2)) / total
             for result, part in zip(axis_sums, _sums_by_axis(weights, scale[samples]), strict=True):
                 result[samples, rows] = part / total
+        ctx.reproducible = reproducible
         ctx.save_for_backward(query, features, rstd, feature_sum, normaliser, *axis_scores, *axis_sums)
         return feature_sum, normaliser, *axis_sums
 
@@ -130,7 +142,7 @@ class _Attention(torch.autograd.Function):
             shift = shift + (gradient * of_axis).sum(-1)
         keys = (features * rstd[..., None]).transpose(1, 2)
         scale = rstd.view(rstd.shape[0], 1, *(scores.shape[-1] for scores in axis_scores))
-        statistics = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
+        statistics = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
         query_grad = torch.empty_like(query)
         score_grads = [torch.empty_like(scores) for scores in axis_scores]
         mean_grad, rstd_grad = torch.zeros_like(rstd), torch.zeros_like(rstd)
@@ -140,21 +152,25 @@ class _Attention(torch.autograd.Function):
             value_grad = _products(
                 feature_grad[samples, rows], key, [a[samples, rows] for a in axis_grads], by
             )
+            if ctx.reproducible:
+                weights = torch.sub(
+                    scores, normaliser[samples, rows, None], out=None if statistics else scores
+                ).exp_()
+            else:
+                weights = scores.softmax(-1)
             if statistics:
-                weights = (scores - normaliser[samples, rows, None]).exp_()
                 score_grad = (value_grad - shift[samples, rows, None]).mul_(weights)
                 # Gradients of mean and rstd, up to a factor of rstd: see factored.py.
                 mean_grad[samples] += _last_channel(score_grad, query[samples, rows])
                 mean_grad[samples] += _last_channel(weights, feature_grad[samples, rows])
                 rstd_grad[samples] += scores.mul_(score_grad).sum(1) + weights.mul_(value_grad).sum(1)
             else:
-                weights = scores.sub_(normaliser[samples, rows, None]).exp_()
                 score_grad = value_grad.sub_(shift[samples, rows, None]).mul_(weights)
             query_grad[samples, rows] = score_grad @ key.transpose(1, 2)
             for result, part in zip(score_grads, _sums_by_axis(score_grad, by), strict=True):
                 result[samples, rows] = part
         optional = (mean_grad.mul_(rstd), rstd_grad.div_(rstd)) if statistics else (None, None)
-        return query_grad, None, *optional, *score_grads
+        return None, query_grad, None, *optional, *score_grads
 
 
 def _tiles(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice]]:

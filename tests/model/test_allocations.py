@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from perceiver_dist.modalities import ImageInput, VideoInput
-from perceiver_dist.model import factored, separable
+from perceiver_dist.model import factored, self_attention, separable
 from perceiver_dist.model.inputs import token_channels
 from perceiver_dist.model.model_config import ModelConfig
 from perceiver_dist.model.perceiver import Perceiver
@@ -87,6 +87,31 @@ def test_neither_tokens_nor_all_scores_are_allocated(path: str) -> None:
 
 def test_the_recorder_sees_the_tokens_of_the_dense_path() -> None:
     assert max(record_step(config("dense")).sizes) >= BATCH * TOKENS * CHANNELS
+
+
+def test_fp32_keeps_the_operations_whose_bits_golden_values_hold() -> None:
+    assert record_step(config("separable")).operations["aten.exp_"] > 0
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert record_step(config("separable")).operations["aten.exp_"] == 0
+
+
+def test_self_attention_by_products_holds_the_scores_of_one_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(self_attention, "_CHUNK_SCORES", 1)
+    inputs = [torch.randn(BATCH, 2, LATENTS, 4, requires_grad=True) for _ in range(3)]
+    kept: list[int] = []
+
+    def keep(array: Tensor) -> Tensor:
+        kept.append(array.numel())
+        return array
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda array: array),
+        AllocationRecorder() as recorder,
+    ):
+        torch.autograd.backward(self_attention._Attention.apply(*inputs).sum())
+    assert max(recorder.sizes) == 2 * LATENTS * LATENTS
+    # What is kept for backward: query, key, value, the result, and a peak for each row.
+    assert sum(kept) == 4 * inputs[0].numel() + BATCH * 2 * LATENTS
 
 
 def test_tokens_of_a_video_are_not_allocated() -> None:
