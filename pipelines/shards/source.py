@@ -119,7 +119,7 @@ class DataConfig:
     """
 
     chunk_size: int = 4
-    units_per_task: int = 16
+    units_per_task: int = 256
     tasks: int = 1
     prefetch_units: int = 4
     max_bad_fraction: float = 0.01
