@@ -6,23 +6,23 @@ share one executor of Ray Data, its readers and its memory, without anything to 
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import ray
-from ray.data import Dataset
+from ray.data import Dataset, ExecutionOptions, ExecutionResources
 
 from perceiver_dist.config.run_config import RunConfig
+from perceiver_dist.data.reading_memory import block_units, object_store_limit
 from perceiver_dist.data.shard_indexing import SourceData, evaluation_dataset
 from perceiver_dist.errors import UserError
 from perceiver_dist.training.tracker.handle import TrackerHandle
-from perceiver_dist.training.zero.accumulation import accumulation_steps
 from pipelines.shards.shard_index import SourceIndex
 from pipelines.shards.source import SourceConfig
 from pipelines.units.block_order import BlockOrder, SingleUnits, UnitBlock
-from pipelines.units.block_size import units_per_block
 from pipelines.units.plan import EvaluationPlan, TrainingPlan
 from pipelines.units.schedule import Schedule
 from pipelines.units.unit_datasource import unit_dataset
-from pipelines.units.unit_maker import UnitMaker, unit_bytes
+from pipelines.units.unit_maker import UnitMaker
 
 TRAINING_DATASET = "train"
 """Name of the Ray Train dataset with the training units of all sources; others end in "-eval"."""
@@ -78,31 +78,36 @@ def block_order(config: RunConfig, start: int) -> BlockOrder:
     train = config.train
     # At least one step, so that the dataset of a run that has no steps left is not empty.
     first = min(start, train.steps - 1)
-    largest = {
-        source.name: _units_per_block(config, source, len(config.sources)) for source in config.sources
-    }
+    largest = {source.name: block_units(config, source, len(config.sources)) for source in config.sources}
     return BlockOrder(
         Schedule(config.weights), train.lanes, first, train.steps, largest, spare=_spare_blocks(config)
     )
 
 
-def prefetched_blocks(config: RunConfig, ranks: int) -> int:
-    """Return how many blocks each rank prefetches: one for each of its lanes, since it needs all of them at once.
+def execution_options(config: RunConfig) -> dict[str, ExecutionOptions]:
+    """Return Ray Data's options by dataset. Ray must be running.
+
+    Without `data.tasks`, Ray Data reads on all CPUs that it gets: those of the cluster without the workers', shared
+    equally with other trainings and the dataset of an evaluation while it runs.
 
     Args:
         config: The resolved configuration.
-        ranks: Number of ranks.
     """
-    smallest = min(_units_per_block(config, source, len(config.sources)) for source in config.sources)
-    return max(accumulation_steps(config.train.lanes, ranks), -(-config.data.prefetch_units // smallest))
-
-
-def _units_per_block(config: RunConfig, source: SourceConfig, sources: int) -> int:
-    train = config.train
-    # A rank holds and prefetches a block for each lane of each source.
-    blocks = 2 * sources * accumulation_steps(train.lanes, train.min_workers)
-    bytes_of_unit = unit_bytes(source, config.inputs(source), train.micro_batch)
-    return units_per_block(bytes_of_unit, blocks)
+    evaluations = [evaluation_dataset(source) for source in config.sources if source.eval_shards]
+    resources: Any = ray.cluster_resources
+    cpus = int(resources().get("CPU", 1))
+    readers = cpus if config.data.tasks == "auto" else config.data.tasks
+    training = ExecutionOptions(
+        preserve_order=True,
+        resource_limits=ExecutionResources.for_limits(
+            object_store_memory=object_store_limit(config, readers)
+        ),
+        # Readers that rest may keep their CPUs. An evaluation has to get at least one.
+        exclude_resources=ExecutionResources(cpu=1 if evaluations else 0),
+    )
+    return {TRAINING_DATASET: training} | {
+        name: ExecutionOptions(preserve_order=True) for name in evaluations
+    }
 
 
 def _training_dataset(config: RunConfig, makers: dict[str, UnitMaker], tracker: TrackerHandle) -> Dataset:
@@ -126,7 +131,7 @@ def _evaluation_dataset(config: RunConfig, source: SourceConfig, held_out: Sourc
     if not spare:
         # Every rank gets the same number of units, since it has the same number of lanes.
         steps = plan.units // train.lanes
-        largest = {name: _units_per_block(config, source, sources=1)}
+        largest = {name: block_units(config, source, sources=1)}
         blocks = BlockOrder(Schedule({name: 1.0}), train.lanes, 0, steps, largest)
     return unit_dataset({name: maker}, blocks, config.data)
 

@@ -16,6 +16,7 @@ from perceiver_dist.checkpoint.run_folder import RunFolder
 from perceiver_dist.checkpoint.stored_model import find_model
 from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.data.batches import UnitStream
+from perceiver_dist.data.reading_memory import prefetched_blocks
 from perceiver_dist.data.shard_indexing import evaluation_dataset
 from perceiver_dist.metrics.evaluate import evaluate
 from perceiver_dist.metrics.metric_totals import Scores
@@ -23,7 +24,7 @@ from perceiver_dist.metrics.subsets import modality_subsets
 from perceiver_dist.model.perceiver import Perceiver
 from perceiver_dist.model.precision import autocast
 from perceiver_dist.training.bad_samples import BadSamples
-from perceiver_dist.training.datasets import TRAINING_DATASET, block_order, prefetched_blocks
+from perceiver_dist.training.datasets import TRAINING_DATASET, block_order
 from perceiver_dist.training.fine_tuning import load_trained_weights
 from perceiver_dist.training.mixing import mix
 from perceiver_dist.training.preemption import StopSignal

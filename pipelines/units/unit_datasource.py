@@ -196,18 +196,20 @@ def unit_dataset(makers: Makers, blocks: Iterable[UnitBlock], data: DataConfig) 
     context.execution_options.preserve_order = True
     reference = ray.put(makers)
     tasks = _Tasks(blocks, {name: maker.unit_bytes for name, maker in makers.items()}, data.units_per_task)
+    # None leaves the number of tasks to Ray Data, which fills the CPUs that it gets while it has room for their output.
+    concurrency = None if data.tasks == "auto" else data.tasks
     planned = list(islice(tasks, _MAX_PLANNED_TASKS + 1))
     if len(planned) <= _MAX_PLANNED_TASKS:
         source = UnitDatasource(reference, planned)
         return ray.data.read_datasource(
-            source, override_num_blocks=len(planned), concurrency=data.tasks, num_cpus=1
+            source, override_num_blocks=len(planned), concurrency=concurrency, num_cpus=1
         )
     rows = ray.data.read_datasource(TaskDatasource(tasks), override_num_blocks=1, num_cpus=0)
     return rows.map_batches(
         partial(_make_blocks_of_rows, reference),
         batch_size=1,
         batch_format="pyarrow",
-        concurrency=data.tasks,
+        concurrency=concurrency,
         num_cpus=1,
         # Ray never fuses an operator that has such a function: not with the rows, which would make all units in one
         # task, nor with the actors of `perceiver_dist.inference.scoring`, which a crashing decoder would end.
