@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import ray
+import ray.train
 from ray.data import Dataset, ExecutionOptions, ExecutionResources
 
 from perceiver_dist.config.run_config import RunConfig
@@ -84,30 +85,55 @@ def block_order(config: RunConfig, start: int) -> BlockOrder:
     )
 
 
-def execution_options(config: RunConfig) -> dict[str, ExecutionOptions]:
-    """Return Ray Data's options by dataset. Ray must be running.
+class ReadingOptions(ray.train.DataConfig):
+    """Ray Data's options for the datasets of a run, decided at every start of its workers.
 
-    Without `data.tasks`, Ray Data reads on all CPUs that it gets: those of the cluster without the workers', shared
-    equally with other trainings and the dataset of an evaluation while it runs.
+    With `data.tasks` auto, reading takes what the workers leave of the cluster as it is at that moment. Ray Data shares
+    it equally with the trainings and evaluations that read at the same time. The number is a limit, too, because Ray
+    Data asks an autoscaler for more CPUs when its readers or its memory are busy, even if training needs nothing more.
 
     Args:
         config: The resolved configuration.
     """
-    evaluations = [evaluation_dataset(source) for source in config.sources if source.eval_shards]
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # Ray leaves it without types
+        self._config = config
+
+    def configure(self, datasets: dict[str, Dataset], world_size: int, *args: Any, **kwargs: Any) -> Any:
+        """Split datasets among the workers; called by Ray Train.
+
+        Args:
+            datasets: Datasets by name.
+            world_size: Number of workers.
+            args: Other arguments of Ray's interface.
+            kwargs: Other arguments of Ray's interface.
+        """
+        self._user_execution_options = {
+            name: reading_options(self._config, world_size, name == TRAINING_DATASET) for name in datasets
+        }
+        return super().configure(datasets, world_size, *args, **kwargs)
+
+
+def reading_options(config: RunConfig, world_size: int, training: bool) -> ExecutionOptions:
+    """Return Ray Data's options for a dataset. Ray must be running.
+
+    Args:
+        config: The resolved configuration.
+        world_size: Number of workers.
+        training: Whether it is the training dataset, which leaves a CPU to evaluations: its readers keep theirs while
+            they wait for a rank that evaluates.
+    """
     resources: Any = ray.cluster_resources
-    cpus = int(resources().get("CPU", 1))
-    readers = cpus if config.data.tasks == "auto" else config.data.tasks
-    training = ExecutionOptions(
-        preserve_order=True,
-        resource_limits=ExecutionResources.for_limits(
-            object_store_memory=object_store_limit(config, readers)
-        ),
-        # Readers that rest may keep their CPUs. An evaluation has to get at least one.
-        exclude_resources=ExecutionResources(cpu=1 if evaluations else 0),
-    )
-    return {TRAINING_DATASET: training} | {
-        name: ExecutionOptions(preserve_order=True) for name in evaluations
-    }
+    if config.data.tasks == "auto":
+        left = int(resources().get("CPU", 0) - world_size * config.train.cpus_per_worker)
+        evaluates = any(source.eval_shards for source in config.sources)
+        readers = max(left - (training and evaluates), 1)
+    else:
+        readers = config.data.tasks
+    memory = object_store_limit(config, readers)
+    limits = ExecutionResources.for_limits(cpu=readers, object_store_memory=memory)
+    return ExecutionOptions(preserve_order=True, resource_limits=limits)
 
 
 def _training_dataset(config: RunConfig, makers: dict[str, UnitMaker], tracker: TrackerHandle) -> Dataset:
