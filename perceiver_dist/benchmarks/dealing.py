@@ -1,8 +1,8 @@
 """Benchmark of dealing: how many units a second one dataset can hand to many ranks, by units per block.
 
 All blocks of a run pass through one actor of Ray Data, the `SplitCoordinator`. Here tiny units that cost nothing to
-make are dealt to as many light consumers as a large run has ranks. On a machine with few cores the consumers and readers
-are the limit; the CPU time of the actor says how many units it could deal with a core of its own.
+make are dealt to as many light consumers as a large run has ranks. On a machine with few cores the consumers and
+readers are the limit; the CPU time of the actor says how many units it could deal with a core of its own.
 """
 
 import time
