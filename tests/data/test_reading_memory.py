@@ -89,7 +89,8 @@ def test_readers_rest_and_release_their_cpus_when_a_rank_is_slow() -> None:
     plan = TrainingPlan("photos", samples=100, unit_size=32, chunk_size=4, seed=0)
     inputs = {"image": ImageInput(height=224, width=224)}
     maker = LargeMaker(SourceConfig("photos", "", ["image"], num_classes=2), inputs, SourceIndex([]), plan)
-    order = BlockOrder(Schedule({"photos": 1.0}), 1, 0, 1000, {"photos": 4})
+    units = 200
+    order = BlockOrder(Schedule({"photos": 1.0}), 1, 0, units, {"photos": 4})
     dataset = unit_dataset({"photos": maker}, order, DataConfig())
     dataset.context.execution_options = ExecutionOptions(
         preserve_order=True, resource_limits=ExecutionResources.for_limits(object_store_memory=limit)
@@ -106,6 +107,6 @@ def test_readers_rest_and_release_their_cpus_when_a_rank_is_slow() -> None:
     wait_until(lambda: stored() - before > limit / 3 and ray.available_resources().get("CPU") == all_cpus)
     # A reader that has begun a task may finish it.
     assert stored() - before < limit + all_cpus * 64 * MIB
-    # They go on when the rank does, from where they were.
-    for number in range(1, 150):
+    # They go on when the rank does, from where they were, to the end.
+    for number in range(1, units):
         assert int(np.max(stream.take("photos", number).arrays["image"].numpy())) == number
