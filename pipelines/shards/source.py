@@ -102,7 +102,7 @@ class DataConfig:
         chunk_size: Consecutive samples that are shuffled and read together. More means fewer storage requests and a
             coarser shuffle. The default, 4, needs a quarter of the requests of 1 and is far below the size of a usual
             micro-batch.
-        units_per_task: Max units (micro-batches) that one Ray Data read task makes; it makes no more than 64 MiB of
+        units_per_task: Max units (micro-batches) that one Ray Data read task makes; it makes no more than 96 MiB of
             them, and fewer at the start of a run. With fewer, starting tasks takes a larger share of the time. Default
             256, which tiny samples reach: about a second's work.
         tasks: Read tasks that run at the same time, each on one CPU. auto (the default): as many as there are CPUs in

@@ -9,14 +9,15 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from pipelines.units.block_order import UnitBlock
 
-_BLOCK_BYTES = 2**25
-"""32 MiB take a reader a quarter of a second or more to make, far more than the milliseconds that Ray spends on it."""
+_BLOCK_BYTES = 2**26
+"""64 MiB take a reader about half a second to make, a hundred times of what Ray spends on it."""
 _OPEN_BYTES = 2**28
 """256 MiB: what a rank may hold in blocks of many lanes and sources."""
 _BLOCK_UNITS = 64
 """Units that are tiny need no larger blocks: Ray's work is then a thirtieth of theirs."""
-TASK_BYTES = 2**26
-"""64 MiB take a reader about a second: of photographs 0.8, of recordings 2, of video clips 0.4."""
+TASK_BYTES = 3 * 2**25
+"""96 MiB take a reader about a second: of photographs 1.2, of recordings 3, of video clips 0.5. A task takes 20 ms to
+start."""
 _GROWTH = 8
 """A task takes at most an eighth of the units before it, so that the first ones are spread over all readers."""
 

@@ -9,9 +9,9 @@ from pipelines.units.block_size import TASK_BYTES, tasks_of, units_per_block
 MIB = 2**20
 
 
-def test_blocks_hold_up_to_32_mib_and_64_units() -> None:
-    assert units_per_block(5 * MIB, open_blocks=2) == 4
-    assert units_per_block(4 * MIB, open_blocks=2) == 8
+def test_blocks_hold_up_to_64_mib_and_64_units() -> None:
+    assert units_per_block(5 * MIB, open_blocks=2) == 8
+    assert units_per_block(4 * MIB, open_blocks=2) == 16
     assert units_per_block(1000, open_blocks=2) == 64
 
 
