@@ -97,7 +97,7 @@ class ReadingOptions(ray.train.DataConfig):
     """
 
     def __init__(self, config: RunConfig) -> None:
-        super().__init__()  # type: ignore[no-untyped-call] # Ray leaves it without types
+        super().__init__()
         self._config = config
 
     def configure(self, datasets: dict[str, Dataset], world_size: int, *args: Any, **kwargs: Any) -> Any:

@@ -85,7 +85,9 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_readers_rest_and_release_their_cpus_when_a_rank_is_slow() -> None:
-    limit, all_cpus = 300 * MIB, ray.cluster_resources()["CPU"]
+    total: Any = ray.cluster_resources  # Ray leaves these functions without types.
+    free: Any = ray.available_resources
+    limit, all_cpus = 300 * MIB, total()["CPU"]
     plan = TrainingPlan("photos", samples=100, unit_size=32, chunk_size=4, seed=0)
     inputs = {"image": ImageInput(height=224, width=224)}
     maker = LargeMaker(SourceConfig("photos", "", ["image"], num_classes=2), inputs, SourceIndex([]), plan)
@@ -97,14 +99,13 @@ def test_readers_rest_and_release_their_cpus_when_a_rank_is_slow() -> None:
     )
 
     def stored() -> float:
-        resources: Any = ray.available_resources()
-        return ray.cluster_resources()["object_store_memory"] - resources["object_store_memory"]
+        return float(total()["object_store_memory"] - free()["object_store_memory"])
 
     before = stored()
     [shard] = dataset.streaming_split(1, equal=True)
     stream = UnitStream(shard, torch.device("cpu"), prefetch=1)
     stream.take("photos", 0)
-    wait_until(lambda: stored() - before > limit / 3 and ray.available_resources().get("CPU") == all_cpus)
+    wait_until(lambda: stored() - before > limit / 3 and free().get("CPU") == all_cpus)
     # A reader that has begun a task may finish it.
     assert stored() - before < limit + all_cpus * 96 * MIB
     # They go on when the rank does, from where they were, to the end.

@@ -1,5 +1,7 @@
 """Options of reading: how many readers a run has."""
 
+from typing import Any
+
 import pytest
 import ray
 
@@ -20,7 +22,8 @@ def config_for(tasks: int | None = None, eval_shards: str = "x.tar") -> RunConfi
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_readers_take_what_the_workers_leave_but_one_cpu_for_evaluations() -> None:
-    cpus = int(ray.cluster_resources()["CPU"])
+    resources: Any = ray.cluster_resources  # Ray leaves this function without types.
+    cpus = int(resources()["CPU"])
     assert reading_options(config_for(), 2, training=True).resource_limits.cpu == cpus - 3
     assert reading_options(config_for(), 2, training=False).resource_limits.cpu == cpus - 2
     assert reading_options(config_for(eval_shards=""), 2, training=True).resource_limits.cpu == cpus - 2
