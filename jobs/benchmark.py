@@ -7,6 +7,7 @@ from rich.console import Console
 
 from perceiver_dist.benchmarks.checkpoint_stall import measure_checkpoint
 from perceiver_dist.benchmarks.data_speed import measure_data
+from perceiver_dist.benchmarks.dealing import measure_dealing
 from perceiver_dist.benchmarks.model_speed import measure_model, measure_sweep
 from perceiver_dist.benchmarks.plan_cost import measure_plan
 from perceiver_dist.benchmarks.read_tasks import measure_read_tasks
@@ -29,6 +30,7 @@ KINDS: dict[str, Callable[..., ResultTable]] = {
     "plan": measure_plan,
     "shuffle": measure_shuffle,
     "read_tasks": measure_read_tasks,
+    "dealing": measure_dealing,
     "checkpoint": measure_checkpoint,
 }
 

@@ -33,7 +33,10 @@ from pipelines.inspection.shard_access import index_shards
 from pipelines.limits import DEFAULT_LIMITS
 from pipelines.shards.sample_reader import RawSample
 from pipelines.shards.source import DEFAULT_DATA
+from pipelines.units.block_order import BlockOrder
+from pipelines.units.block_size import units_per_block
 from pipelines.units.plan import TrainingPlan
+from pipelines.units.schedule import Schedule
 from pipelines.units.unit_datasource import unit_dataset
 from pipelines.units.unit_maker import UnitMaker
 
@@ -63,9 +66,12 @@ def with_perceiver_dist(data_set: DataSet, cpus: int, batches: int, index_folder
     index = index_shards(data_set.shards, index_folder)
     plan = TrainingPlan(source.name, index.samples, size, DEFAULT_DATA.chunk_size, seed=0)
     maker = UnitMaker(source, data_set.inputs, index, plan)
-    [part] = unit_dataset(maker, 0, batches, replace(DEFAULT_DATA, tasks=cpus)).streaming_split(1, equal=True)
-    stream = UnitStream(part, source.name, torch.device("cpu"), DEFAULT_DATA.prefetch_units)
-    return (len(stream.take(number).labels) for number in range(batches))
+    name, units = source.name, units_per_block(maker.unit_bytes, open_blocks=2)
+    blocks = BlockOrder(Schedule({name: 1.0}), 1, 0, batches, {name: units})
+    dataset = unit_dataset({name: maker}, blocks, replace(DEFAULT_DATA, tasks=cpus))
+    [part] = dataset.streaming_split(1, equal=True)
+    stream = UnitStream(part, torch.device("cpu"), prefetch=-(-DEFAULT_DATA.prefetch_units // units))
+    return (len(stream.take(name, number).labels) for number in range(batches))
 
 
 def with_webdataset(

@@ -8,17 +8,22 @@ from statistics import median
 from typing import Any
 
 import ray
+import torch
 
 from perceiver_dist.benchmarks import DEFAULT_CONFIG
 from perceiver_dist.benchmarks.result_table import ResultTable
 from perceiver_dist.cluster.connect import QUIET, start_ray
 from perceiver_dist.config.command_line import parse_run, run_parser
 from perceiver_dist.config.run_config import RunConfig
+from perceiver_dist.data.batches import UnitStream
 from perceiver_dist.data.shard_indexing import index_sources, list_shards
 from perceiver_dist.errors import UserError
 from perceiver_dist.training.datasets import training_units
 from perceiver_dist.training.prepare import resolve, with_demo_data
 from pipelines.shards.source import DataConfig
+from pipelines.units.block_order import BlockOrder
+from pipelines.units.block_size import units_per_block
+from pipelines.units.schedule import Schedule
 from pipelines.units.unit_datasource import unit_dataset
 from pipelines.units.unit_maker import UnitMaker
 
@@ -133,13 +138,17 @@ def measure_throughput(
 
 
 def _samples_per_second(maker: UnitMaker, data: DataConfig, units: int) -> float:
-    # As on a rank: blocks of one unit, prefetched in order.
-    [stream] = unit_dataset(maker, 0, units, data).streaming_split(1, equal=True)
-    rows = iter(stream.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=data.prefetch_units))
-    for _ in range(units // 4):
-        next(rows)
+    # As on a rank: blocks of several units, prefetched in order.
+    name, in_block = maker.source.name, units_per_block(maker.unit_bytes, open_blocks=2)
+    blocks = BlockOrder(Schedule({name: 1.0}), 1, 0, units, {name: in_block})
+    [shard] = unit_dataset({name: maker}, blocks, data).streaming_split(1, equal=True)
+    stream = UnitStream(shard, torch.device("cpu"), prefetch=-(-data.prefetch_units // in_block))
+    for number in range(units // 4):
+        stream.take(name, number)
     started = time.perf_counter()
-    count = sum(1 for _ in rows)
+    for number in range(units // 4, units):
+        stream.take(name, number)
+    count = units - units // 4
     return count * maker.plan.unit_size / (time.perf_counter() - started)
 
 

@@ -15,7 +15,6 @@ from io import StringIO
 from statistics import mean, median
 from typing import Literal
 
-import numpy as np
 import torch
 from rich.console import Console
 
@@ -216,8 +215,7 @@ def _first_steps(config: RunConfig, device: torch.device) -> Iterator[tuple[Sour
         maker = makers[schedule.source_at(step)]
         first = schedule.steps_before(maker.source.name, step) * lanes
         units = [maker.make(number) for number in range(first, first + lanes)]
-        rows = [{name: array[np.newaxis] for name, array in unit.items()} for unit in units]
-        yield maker.source, [to_batch(row, device) for row in rows]
+        yield maker.source, [to_batch(unit, device) for unit in units]
 
 
 if __name__ == "__main__":

@@ -29,12 +29,12 @@ Bundle = dict[str, float]
 
 
 def readers_of(config: RunConfig) -> int:
-    """Return how many CPUs read for a run: those of every source, and of one evaluation at a time.
+    """Return how many CPUs a run needs for reading: those of `data.tasks`, at least one, and one for an evaluation.
 
     Args:
         config: The run's configuration.
     """
-    return config.data.tasks * (len(config.sources) + 1)
+    return (1 if config.data.tasks == "auto" else config.data.tasks) + 1
 
 
 def cpus_of(config: RunConfig) -> int:

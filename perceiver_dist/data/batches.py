@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +10,9 @@ from ray.data import DataIterator
 from torch import Tensor
 
 from perceiver_dist.errors import InternalError
-from pipelines.units.unit_maker import BadSample
+from pipelines.units.block_format import StoredBlock
+from pipelines.units.unit_datasource import stored_blocks
+from pipelines.units.unit_maker import BadSample, Unit
 
 
 class UnitOrderError(InternalError):
@@ -42,28 +43,30 @@ class Batch:
 
 
 class UnitStream:
-    """Stream of this rank's units of one source, in order.
+    """Stream of this rank's units of a dataset.
+
+    A rank takes the next block exactly when it needs a unit that no block it holds has. So blocks come in the order in
+    which it needs them, however many sources and lanes they belong to.
 
     Args:
-        shard: This rank's part of the source's dataset, from Ray Train.
-        source: Name of the source, for errors.
+        shard: This rank's part of the dataset, from Ray Train.
         device: Device of the batches.
-        prefetch: Number of units to prefetch.
+        prefetch: Number of blocks to prefetch.
     """
 
-    def __init__(self, shard: DataIterator, source: str, device: torch.device, prefetch: int) -> None:
-        self._source = source
+    def __init__(self, shard: DataIterator, device: torch.device, prefetch: int) -> None:
         self._device = device
-        self._rows: Iterator[dict[str, Any]] = iter(
-            shard.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=prefetch)
-        )
+        self._blocks = stored_blocks(shard, prefetch)
+        # Blocks of which units are left, and the place of the next one, by source and number of that unit.
+        self._open: dict[tuple[str, int], tuple[StoredBlock, int]] = {}
         self.seconds_waited = 0.0
 
-    def take(self, due: int) -> Batch:
-        """Return the next unit, which must be number `due`.
+    def take(self, source: str, due: int) -> Batch:
+        """Return the unit that the plan gives this rank next.
 
         Args:
-            due: Number of the unit that the plan gives this rank next.
+            source: Name of the source.
+            due: Number of the unit.
 
         Returns:
             The unit as a batch on the device.
@@ -71,50 +74,66 @@ class UnitStream:
         Raises:
             UnitOrderError: The dataset delivered another unit, or none.
         """
+        if (source, due) not in self._open:
+            self._open_next(source, due)
+        block, row = self._open.pop((source, due))
+        if row + 1 < len(block.units):
+            self._open[source, block.units[row + 1]] = (block, row + 1)
+        return to_batch(block.unit(row), self._device)
+
+    def _open_next(self, source: str, due: int) -> None:
+        """Take the next block, whose first unit must be the one that is due.
+
+        Raises:
+            UnitOrderError: It is another unit, or there is no block.
+        """
         started = time.perf_counter()
-        row = next(self._rows, None)
+        block = next(self._blocks, None)
         self.seconds_waited += time.perf_counter() - started
-        if row is None:
-            raise UnitOrderError(f"source '{self._source}': unit {due} is due but the dataset has ended")
-        batch = to_batch(row, self._device)
-        if batch.unit != due:
+        if block is None:
+            raise UnitOrderError(f"source '{source}': unit {due} is due but the dataset has ended")
+        if block.source != source or block.units[0] != due:
             # Training would silently repeat some samples and skip others. Ray Data does not guarantee the order of
             # blocks, so it is checked here.
+            came = f"unit {block.units[0]}" if block.units else "a spare block"
+            other = f" of source '{block.source}'" if block.units and block.source != source else ""
             raise UnitOrderError(
-                f"source '{self._source}': unit {due} is due but unit {batch.unit} came; "
+                f"source '{source}': unit {due} is due but {came}{other} came; "
                 "the order of blocks was lost between the read tasks and this rank"
             )
-        return batch
+        self._open[source, due] = (block, 0)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the remaining units without checking their numbers, for evaluation, which is independent of order."""
-        return (to_batch(row, self._device) for row in self._rows)
+        for block in self._blocks:
+            for row in range(len(block.units)):
+                yield to_batch(block.unit(row), self._device)
 
 
-def to_batch(row: dict[str, Any], device: torch.device) -> Batch:
-    """Convert a one-row block to a batch.
+def to_batch(unit: Unit, device: torch.device) -> Batch:
+    """Copy a unit to a batch.
 
     Args:
-        row: Column -> array with a leading axis of length 1; `pipelines.units.unit_maker` describes the columns.
+        unit: Its arrays by name, as `pipelines.units.unit_maker` describes them.
         device: Device of the tensors; on CUDA the copy is asynchronous.
 
     Returns:
         The batch.
     """
     tensors = {
-        name: _to_tensor(column[0], device)
-        for name, column in row.items()
+        name: _to_tensor(array, device)
+        for name, array in unit.items()
         if name not in ("keys", "unit", "quarantined")
     }
     modalities = [name.removesuffix("_present") for name in tensors if name.endswith("_present")]
     return Batch(
-        unit=int(np.ravel(row["unit"])[0]),
-        keys=[str(key) for key in row["keys"][0]],
+        unit=int(unit["unit"][0]),
+        keys=[str(key) for key in unit["keys"]],
         valid=tensors["valid"],
         labels=tensors["label"],
         arrays={modality: tensors[modality] for modality in modalities},
         present={modality: tensors[f"{modality}_present"] for modality in modalities},
-        quarantined=[BadSample(*map(str, sample)) for sample in row["quarantined"][0]],
+        quarantined=[BadSample(*map(str, sample)) for sample in unit["quarantined"]],
     )
 
 

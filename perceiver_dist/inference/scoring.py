@@ -7,7 +7,7 @@ but does not guarantee it, so the number of every unit is checked.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,9 +25,11 @@ from perceiver_dist.inference.views import mean_logits
 from perceiver_dist.metrics.subsets import Subset, show_only
 from pipelines.shards.shard_index import SourceIndex
 from pipelines.shards.source import SourceConfig
+from pipelines.units.block_format import StoredBlock, block_of
+from pipelines.units.block_order import SingleUnits
 from pipelines.units.plan import EvaluationPlan
-from pipelines.units.unit_datasource import unit_block, unit_dataset
-from pipelines.units.unit_maker import BadSample, UnitMaker
+from pipelines.units.unit_datasource import stored_blocks, unit_dataset
+from pipelines.units.unit_maker import BadSample, Unit, UnitMaker
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,8 @@ class DistributedScorer:
         inputs = self._model.inputs(task.source)
         maker = UnitMaker(task.source, inputs, task.index, task.plan, data, labelled=task.labelled)
         start, stop = first * task.views, task.plan.units
-        return unit_dataset(maker, start, stop, data).map_batches(
+        name = task.source.name
+        return unit_dataset({name: maker}, SingleUnits(name, start, stop), data).map_batches(
             _Scorer,
             fn_constructor_args=(
                 self._model.stored,
@@ -154,23 +157,22 @@ class DistributedScorer:
                 self._pool.device,
                 replace(task, index=SourceIndex([])),  # only read tasks need the index, which can be large
             ),
-            # One row is one unit. Without a batch size, Ray would fuse reading into the actors, where a decoder that
-            # crashes would end the process that holds the model.
+            # One row is one block of one unit. Without a batch size, Ray would fuse reading into the actors, where a
+            # decoder that crashes would end the process that holds the model.
             batch_size=1,
-            batch_format="numpy",
+            batch_format="pyarrow",
             # An actor without a unit would only load the model.
             compute=ActorPoolStrategy(size=min(self._pool.actors, stop - start)),
             num_cpus=self._pool.bundle.get("CPU"),
             num_gpus=self._pool.bundle.get("GPU"),
         )
 
-    def _rows(self, task: ScoringTask, first: int) -> Iterator[dict[str, Any]]:
+    def _rows(self, task: ScoringTask, first: int) -> Iterator[Unit]:
         # A split into one runs the stream in an actor, which keeps Ray Data's log off this process's screen.
         [stream] = self.dataset(task, first).streaming_split(1)
         try:
-            yield from stream.iter_batches(
-                batch_size=1, batch_format="numpy", prefetch_batches=self._model.config.data.prefetch_units
-            )
+            for block in stored_blocks(stream, self._model.config.data.prefetch_units):
+                yield block.unit(0)
         except Exception as error:
             user_error = _find_user_error(error)
             if user_error is not None:
@@ -189,8 +191,10 @@ class _Scorer:
         self._task = task
 
     @torch.no_grad()
-    def __call__(self, row: dict[str, Any]) -> pa.Table:
-        batch = to_batch(row, self._model.device)
+    def __call__(self, block: pa.Table) -> pa.Table:
+        stored = StoredBlock(block)
+        unit = stored.unit(0)
+        batch = to_batch(unit, self._model.device)
         task, logits, embeddings = self._task, [], []
         try:
             for subset in task.subsets:
@@ -202,49 +206,41 @@ class _Scorer:
             raise UserError(
                 f"--batch is {task.batch}, which does not fit into GPU memory; lower it"
             ) from error
-        unchanged = {name: row[name][0] for name in ("unit", "valid", "label")}
-        present_flags = {name: column[0] for name, column in row.items() if name.endswith("_present")}
-        return unit_block(
-            {
-                **unchanged,
-                **present_flags,
-                "keys": np.array(batch.keys, object),
-                "quarantined": np.array([list(bad) for bad in batch.quarantined], object),
-                "logits": np.stack(logits),
-                "embeddings": embeddings[0],
-            }
-        )
+        kept = ("unit", "valid", "label", "keys", "quarantined")
+        scored = {name: array for name, array in unit.items() if name in kept or name.endswith("_present")}
+        scored |= {"logits": np.stack(logits), "embeddings": embeddings[0]}
+        return block_of(stored.source, stored.units, [scored])
 
 
-def _next_row(rows: Iterator[dict[str, Any]], expected: int) -> dict[str, Any]:
+def _next_row(rows: Iterator[Unit], expected: int) -> Unit:
     """Return the next unit, which must have the expected number.
 
     Raises:
         UnitOrderError: The next unit has another number, or there is none.
     """
     row = next(rows, None)
-    number = None if row is None else int(np.ravel(row["unit"])[0])
+    number = None if row is None else int(row["unit"][0])
     if row is None or number != expected:
         raise UnitOrderError(f"expected unit {expected}, got {'none' if row is None else f'unit {number}'}")
     return row
 
 
-def _merge_views(task: ScoringTask, views: list[dict[str, Any]], samples: Sequence[int]) -> ScoredUnit:
+def _merge_views(task: ScoringTask, views: list[Unit], samples: Sequence[int]) -> ScoredUnit:
     """Merge all views of the same samples into one unit; a sample that is bad in one view is bad."""
     shards = [task.index.shards[task.index.locate(sample)[0]].uri for sample in samples]
-    keys = [str(key) for key in views[0]["keys"][0]]
-    logits = torch.tensor(np.stack([row["logits"][0] for row in views]))  # (views, subsets, B, classes)
-    embeddings = torch.tensor(np.stack([row["embeddings"][0] for row in views]))
-    bad = {BadSample(*map(str, sample)) for row in views for sample in row["quarantined"][0]}
+    keys = [str(key) for key in views[0]["keys"]]
+    logits = torch.tensor(np.stack([row["logits"] for row in views]))  # (views, subsets, B, classes)
+    embeddings = torch.tensor(np.stack([row["embeddings"] for row in views]))
+    bad = {BadSample(*map(str, sample)) for row in views for sample in row["quarantined"]}
     return ScoredUnit(
         # A key is SHARD/KEY. There are more keys than samples where the unit is padded.
         locations=[
             SampleLocation(shard, key[len(shard) + 1 :]) for shard, key in zip(shards, keys, strict=False)
         ],
         # A window can be undecodable on its own: a row is valid only if all its views are.
-        valid=torch.tensor(np.stack([row["valid"][0] for row in views])).all(0),
-        labels=torch.tensor(views[0]["label"][0]),
-        present={name: torch.tensor(views[0][f"{name}_present"][0]) for name in task.source.modalities},
+        valid=torch.tensor(np.stack([row["valid"] for row in views])).all(0),
+        labels=torch.tensor(views[0]["label"]),
+        present={name: torch.tensor(views[0][f"{name}_present"]) for name in task.source.modalities},
         logits={
             subset: mean_logits(logits[:, row], task.source.task) for row, subset in enumerate(task.subsets)
         },

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from perceiver_dist.config.run_config import RunConfig
+from perceiver_dist.data.reading_memory import reading_memory
 from perceiver_dist.model.cost import (
     forward_flops,
     memory_per_rank,
@@ -38,6 +39,8 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
           source: as this code computes them, and as the paper formulates them.
         - tokens: number of tokens M by modality; channels: channels C of each token.
         - memory_per_rank: bytes of "parameters", "gradients", "optimizer" and "activations", and their "total".
+        - reading_memory: bytes of decoded units: those that each "rank" holds, in the process of each "reader", and
+          waiting in the "object_store", per reader.
         - steps, global_batch: optimizer steps of the run, samples per step.
         - samples_per_epoch: training samples by source; None until all of its shards are indexed.
         - epochs: passes over the samples by source; None if their number is unknown.
@@ -69,6 +72,7 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
         "tokens": tokens_per_modality(config.model),
         "channels": token_channels(config.model),
         "memory_per_rank": training_memory(config, device),
+        "reading_memory": reading_memory(config),
         "steps": config.train.steps,
         "global_batch": global_batch,
         "samples_per_epoch": samples,

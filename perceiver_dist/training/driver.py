@@ -18,7 +18,6 @@ os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
 
 import ray
 import ray.train
-from ray.data import ExecutionOptions
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import ScalingConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -37,7 +36,7 @@ from perceiver_dist.strict_json import to_json
 from perceiver_dist.tracking.background_writer import BackgroundWriter
 from perceiver_dist.tracking.mlflow_store import RunStatus
 from perceiver_dist.training.console import show_result, show_status, show_waiting
-from perceiver_dist.training.datasets import TrainingGivenUpError, make_datasets
+from perceiver_dist.training.datasets import ReadingOptions, TrainingGivenUpError, make_datasets
 from perceiver_dist.training.launch import ReleasePlacementGroup, fit_with_restarts
 from perceiver_dist.training.preemption import forward_sigterm
 from perceiver_dist.training.prepare import PreparedRun, prepare
@@ -176,7 +175,7 @@ def _trainer(config: RunConfig, data: dict[str, SourceData], tracker: TrackerHan
             callbacks=[ReleasePlacementGroup()],  # type: ignore[list-item] # the types are those of Ray Train V1
         ),
         datasets={**make_datasets(config, data, tracker)},
-        dataset_config=ray.train.DataConfig(execution_options=ExecutionOptions(preserve_order=True)),
+        dataset_config=ReadingOptions(config),
     )
 
 

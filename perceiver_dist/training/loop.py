@@ -16,6 +16,7 @@ from perceiver_dist.checkpoint.run_folder import RunFolder
 from perceiver_dist.checkpoint.stored_model import find_model
 from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.data.batches import UnitStream
+from perceiver_dist.data.reading_memory import prefetched_blocks
 from perceiver_dist.data.shard_indexing import evaluation_dataset
 from perceiver_dist.metrics.evaluate import evaluate
 from perceiver_dist.metrics.metric_totals import Scores
@@ -23,6 +24,7 @@ from perceiver_dist.metrics.subsets import modality_subsets
 from perceiver_dist.model.perceiver import Perceiver
 from perceiver_dist.model.precision import autocast
 from perceiver_dist.training.bad_samples import BadSamples
+from perceiver_dist.training.datasets import TRAINING_DATASET, block_order
 from perceiver_dist.training.fine_tuning import load_trained_weights
 from perceiver_dist.training.mixing import mix
 from perceiver_dist.training.preemption import StopSignal
@@ -69,11 +71,9 @@ class _Rank:
         self.step = state.step = self.start.step
         self.engine = self._restore()
         self.checkpoints = CheckpointWriter(self.engine, RunFolder.of(self.config))
-        self.streams = {
-            name: UnitStream(shard, name, self.device, self.config.data.prefetch_units)
-            for name in self.sources
-            if (shard := _dataset_shard(name)) is not None
-        }
+        self.blocks = block_order(self.config, self.step)
+        self.prefetch = prefetched_blocks(self.config, self.world_size)
+        self.stream = UnitStream(_dataset_shard(TRAINING_DATASET), self.device, self.prefetch)
         self.statistics = StepStatistics(list(self.sources), self.device)
         self.stop_signal = StopSignal(self.tracker)
         self.skipped = SkippedSteps(
@@ -137,14 +137,14 @@ class _Rank:
         train = self.config.train
         source = self.sources[self.schedule.source_at(self.step)]
         step_units = self._units_at(self.step, source.name)
-        first_dealt = self._units_at(self.start.step, source.name).start
+        first_block = self.blocks.first_block(self.step)
         set_learning_rate(self.engine, learning_rate(self.step, train.steps, self.config.optim))
         losses: dict[int, Tensor] = {}
-        for micro_step in micro_steps_of_rank(self.rank, self.world_size, step_units, first_dealt):
+        for micro_step in micro_steps_of_rank(self.rank, self.world_size, step_units, first_block):
             # Padding keeps the batch before: what it computes counts for nothing, but every rank has to take part in
             # ZeRO's collectives as often as the others, or they would wait for it without end.
             if not micro_step.is_padding:
-                batch = self.streams[source.name].take(micro_step.unit)
+                batch = self.stream.take(source.name, micro_step.unit)
                 self.bad_samples.add(source.name, batch)
             mixed = mix(batch, source, train.seed)
             masked = spectrogram_masks(batch, source, self.config.model.audio, train.seed)
@@ -170,8 +170,7 @@ class _Rank:
     def _log(self) -> None:
         """Report the metrics since the last log, and fail if too many samples are bad. Both are collective."""
         train = self.config.train
-        waited = sum(stream.seconds_waited for stream in self.streams.values())
-        totals = self.statistics.close(waited, self.world_size)
+        totals = self.statistics.close(self.stream.seconds_waited, self.world_size)
         norm = self.engine.get_global_grad_norm()
         on_gpu = self.device.type == "cuda"
         metrics = StepMetrics(
@@ -201,7 +200,7 @@ class _Rank:
             if shard is None:
                 continue
             # A new stream reads the held-out units from the beginning.
-            batches = UnitStream(shard, source.name, self.device, self.config.data.prefetch_units)
+            batches = UnitStream(shard, self.device, self.prefetch)
             subsets = modality_subsets(source.modalities)
             scores[source.name] = evaluate(
                 self.engine,

@@ -128,13 +128,18 @@ class ImageTransform:
         left, top = (width - wide) / 2, (height - high) / 2
         return left, top, left + wide, top + high
 
+    @property
+    def keeps_pixels(self) -> bool:
+        """Whether `apply` returns every picture unchanged."""
+        return not (self.augment.flip or self.augment.colour or self.augment.operations)
+
     def apply(self, picture: Image.Image) -> Image.Image:
         """Return a picture mirrored, with colour jitter and with RandAugment, as the options and the seed decide.
 
         Args:
             picture: Grey or RGB; already cropped.
         """
-        if not (self.augment.flip or self.augment.colour or self.augment.operations):
+        if self.keeps_pixels:
             return picture
         random = np.random.default_rng([self.seed, 1])
         # All four are drawn whatever is switched on, so that one option does not change the choices of another.

@@ -188,8 +188,17 @@ def _fit_frame(
     scale = max(spec.height / (bottom - top), spec.width / (right - left))
     size = (round(frame.width * scale), round(frame.height * scale))
     small = shrinker.reformat(frame, *size, "rgb24", interpolation="BICUBIC", threads=1)
-    upright = Image.fromarray(np.rot90(small.to_ndarray(), k=quarter_turns))
-    box = transform.crop_box(*upright.size, spec.width / spec.height)
+    pixels = np.rot90(small.to_ndarray(), k=quarter_turns)
+    box = transform.crop_box(pixels.shape[1], pixels.shape[0], spec.width / spec.height)
+    left, top, right, bottom = (int(edge) for edge in box)
+    fits = (left, top, right, bottom) == tuple(box) and (right - left, bottom - top) == (
+        spec.width,
+        spec.height,
+    )
+    if fits and spec.channels == pixels.shape[2] and transform.keeps_pixels:
+        # What `fit_image` would return, without the copies that Pillow makes: a fifth of the time of a clip.
+        return pixels[top:bottom, left:right]
+    upright = Image.fromarray(pixels)
     return fit_image(upright, spec.height, spec.width, spec.channels, box, transform)
 
 

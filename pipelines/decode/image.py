@@ -47,7 +47,9 @@ def decode_image(
         # Only JPEG supports this: it decodes at 1/2, 1/4 or 1/8 of its size, still at least twice what is needed.
         side = round(2 * max(spec.height, spec.width) / transform.min_crop_side)
         image.draft(None, (side, side))
-        upright = ImageOps.exif_transpose(image)
+        # Both this and `convert` below copy the picture even if there is nothing to do: 7% of the time of a photograph.
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        upright = ImageOps.exif_transpose(image) if turned else image
         box = transform.crop_box(*upright.size, spec.width / spec.height)
         return fit_image(upright, spec.height, spec.width, spec.channels, box, transform)
 
@@ -126,7 +128,9 @@ def fit_image(
     Returns:
         uint8 (height, width, channels).
     """
-    coloured = _without_alpha(image).convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    plain = _without_alpha(image)
+    coloured = plain if plain.mode == mode else plain.convert(mode)
     fitted = _resized(coloured, width, height, box)
     return np.array(transform.apply(fitted), dtype=np.uint8).reshape(height, width, channels)
 

@@ -102,12 +102,14 @@ class DataConfig:
         chunk_size: Consecutive samples that are shuffled and read together. More means fewer storage requests and a
             coarser shuffle. The default, 4, needs a quarter of the requests of 1 and is far below the size of a usual
             micro-batch.
-        units_per_task: Max units (micro-batches) that one Ray Data read task makes. With fewer, starting tasks takes a
-            larger share of the time. With many more, a short run has too few tasks to keep all readers busy. The
-            default, 16, avoids both.
-        tasks: Max read tasks that run at the same time per source, each on one CPU. Increase it if ranks wait for data.
-            At least one CPU per source must be left by the workers, or nothing is ever read; so the default is 1.
-        prefetch_units: Units (micro-batches) that each rank prefetches. Default 4, enough to hide one slow sample.
+        units_per_task: Max units (micro-batches) that one Ray Data read task makes; it makes no more than 96 MiB of
+            them, and fewer at the start of a run. With fewer, starting tasks takes a larger share of the time. Default
+            256, which tiny samples reach: about a second's work.
+        tasks: Read tasks that run at the same time, each on one CPU. auto (the default): as many as there are CPUs in
+            the cluster that no worker has reserved, shared with other trainings; they rest when ranks need no more.
+            A number: at most so many, for a machine that has other work to do.
+        prefetch_units: Units (micro-batches) that each rank prefetches, in whole blocks. Default 4, enough to hide one
+            slow sample.
         max_bad_fraction: Max fraction, 0 to 1, of a source's samples that may be bad: missing or wrong labels, damaged
             media. If more are bad, the run stops. Default 0.01: single bad samples are skipped, but more than 1 in 100
             mean that something is wrong with the data as a whole. Checked from 500 samples on.
@@ -119,8 +121,8 @@ class DataConfig:
     """
 
     chunk_size: int = 4
-    units_per_task: int = 16
-    tasks: int = 1
+    units_per_task: int = 256
+    tasks: int | Literal["auto"] = "auto"
     prefetch_units: int = 4
     max_bad_fraction: float = 0.01
     storage_seconds: float = 300.0
@@ -133,7 +135,8 @@ class DataConfig:
         Raises:
             UserError: A number is too small, or the fraction is outside 0 to 1.
         """
-        check_range(self, "data.", ["chunk_size", "units_per_task", "tasks", "prefetch_units"], at_least=1)
+        numbers = ["chunk_size", "units_per_task", "prefetch_units"]
+        check_range(self, "data.", numbers + ["tasks"] * (self.tasks != "auto"), at_least=1)
         check_range(self, "data.", ["storage_seconds"], above=0)
         check_range(self, "data.", ["max_bad_fraction"], at_least=0, at_most=1)
 

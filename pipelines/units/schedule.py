@@ -43,9 +43,16 @@ class Schedule:
                 raise InternalError(f"source '{name}': weight is {weight}, must be a number above 0")
         self._cycle = _smooth_round_robin(_whole_numbers(weights))
         self._before = {name: [0] for name in weights}
-        for chosen in self._cycle:
+        self._places: dict[str, list[int]] = {name: [] for name in weights}
+        for place, chosen in enumerate(self._cycle):
+            self._places[chosen].append(place)
             for name, counts in self._before.items():
                 counts.append(counts[-1] + (name == chosen))
+
+    @property
+    def sources(self) -> list[str]:
+        """Names of the sources, in the order of the weights."""
+        return list(self._before)
 
     def source_at(self, step: int) -> str:
         """Return the name of the source that an optimizer step trains on.
@@ -65,6 +72,17 @@ class Schedule:
         cycles, rest = divmod(step, len(self._cycle))
         counts = self._before[source]
         return cycles * counts[-1] + counts[rest]
+
+    def step_of(self, source: str, number: int) -> int:
+        """Return the optimizer step that is a source's step `number`, so that `steps_before` of it is `number`.
+
+        Args:
+            source: Name of the source.
+            number: Number of the step among those of the source, from 0.
+        """
+        places = self._places[source]
+        cycles, rest = divmod(number, len(places))
+        return cycles * len(self._cycle) + places[rest]
 
 
 def _whole_numbers(weights: Mapping[str, float]) -> dict[str, int]:

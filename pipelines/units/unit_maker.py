@@ -19,10 +19,11 @@ on a surface, crops, dropped modalities) are hashes of seed, source, unit and ro
 resumed run and `--replay` get the same bytes.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -40,6 +41,9 @@ from pipelines.units.plan import EvaluationPlan, TrainingPlan
 
 Unit = dict[str, np.ndarray]
 """The arrays of a unit by name, as described at the top of this file."""
+
+ArraySpec = tuple[tuple[int, ...], np.dtype[Any]]
+"""Shape and type of an array."""
 
 _MAX_REASON_LENGTH = 240
 """Characters. Decoders may quote a damaged file at length; two lines of a wide terminal are enough to identify it."""
@@ -91,11 +95,22 @@ class UnitMaker:
     decode: Decode = decode_sample
     labelled: bool = True
 
-    def make(self, number: int) -> Unit:
+    @property
+    def arrays(self) -> dict[str, ArraySpec]:
+        """Shape and type of each array of a unit, but for those of texts."""
+        return unit_arrays(self.source, self.inputs, self.plan.unit_size)
+
+    @property
+    def unit_bytes(self) -> int:
+        """Bytes of the arrays of a unit."""
+        return unit_bytes(self.source, self.inputs, self.plan.unit_size)
+
+    def make(self, number: int, memory: Unit | None = None) -> Unit:
         """Read, decode and stack the samples of one unit.
 
         Args:
             number: Number of the unit, from 0.
+            memory: Arrays of the shapes and types of `arrays` to write to; None for new ones.
 
         Returns:
             The arrays of the unit, as described at the top of this file.
@@ -105,7 +120,7 @@ class UnitMaker:
             ShardError: A shard is missing, has changed, or cannot be read.
         """
         raw = read_samples(self.index, self.plan.unit(number), self._wanted_fields(), self.data)
-        unit = _empty_unit(number, self.plan.unit_size, self.source, self.inputs)
+        unit = self._empty_unit(number, memory)
         bad: dict[int, BadSample] = {}
         for row, sample in enumerate(raw):
             unit["keys"][row] = f"{sample.shard}/{sample.key}"
@@ -113,10 +128,25 @@ class UnitMaker:
                 self._fill_row(unit, row, sample)
             except SampleError as error:
                 bad[row] = BadSample.of(sample, error)
+        # After the rows, not before them: most are there, and zeros for all would be one more pass over the memory.
+        for modality in self.inputs:
+            unit[modality][~unit[f"{modality}_present"]] = 0
         if bad:
             unit["quarantined"] = np.array(list(bad.values()), object)
             if isinstance(self.plan, TrainingPlan):
                 self._replace_rows(unit, bad)
+        return unit
+
+    def _empty_unit(self, number: int, memory: Unit | None) -> Unit:
+        """Return a unit without samples. The arrays of the modalities are not initialised."""
+        memory = memory or {name: np.empty(shape, dtype) for name, (shape, dtype) in self.arrays.items()}
+        unit = memory | {
+            "keys": np.full(self.plan.unit_size, "", object),
+            "quarantined": np.empty((0, 3), object),
+        }
+        unit["unit"][0] = number
+        for name in ("valid", "label", *(f"{modality}_present" for modality in self.inputs)):
+            unit[name][...] = 0
         return unit
 
     def _fill_row(self, unit: Unit, row: int, sample: RawSample) -> None:
@@ -199,19 +229,39 @@ class UnitMaker:
         )
 
 
-def _empty_unit(number: int, size: int, source: SourceConfig, inputs: Mapping[str, ModalityInput]) -> Unit:
+def unit_arrays(source: SourceConfig, inputs: Mapping[str, ModalityInput], size: int) -> dict[str, ArraySpec]:
+    """Return shape and type of each array of a unit, but for those of texts (`keys`, `quarantined`).
+
+    Args:
+        source: Configuration of the source.
+        inputs: Shape and type that each of its modalities is decoded to.
+        size: Samples per unit.
+    """
     multilabel = source.task == "multilabel"
-    unit: Unit = {
-        "unit": np.array([number], np.int64),
-        "keys": np.full(size, "", object),
-        "valid": np.zeros(size, bool),
-        "label": np.zeros((size, source.num_classes), np.uint8) if multilabel else np.zeros(size, np.int64),
-        "quarantined": np.empty((0, 3), object),
+    arrays: dict[str, ArraySpec] = {
+        "unit": ((1,), np.dtype(np.int64)),
+        "valid": ((size,), np.dtype(bool)),
+        "label": ((size, source.num_classes), np.dtype(np.uint8))
+        if multilabel
+        else ((size,), np.dtype(np.int64)),
     }
     for modality, spec in inputs.items():
-        unit[modality] = np.zeros((size, *spec.array_shape), spec.array_dtype)
-        unit[f"{modality}_present"] = np.zeros(size, bool)
-    return unit
+        arrays[modality] = ((size, *spec.array_shape), np.dtype(spec.array_dtype))
+        arrays[f"{modality}_present"] = ((size,), np.dtype(bool))
+    return arrays
+
+
+def unit_bytes(source: SourceConfig, inputs: Mapping[str, ModalityInput], size: int) -> int:
+    """Return the bytes of the arrays of a unit.
+
+    Args:
+        source: Configuration of the source.
+        inputs: Shape and type that each of its modalities is decoded to.
+        size: Samples per unit.
+    """
+    return sum(
+        math.prod(shape) * dtype.itemsize for shape, dtype in unit_arrays(source, inputs, size).values()
+    )
 
 
 def _one_line(reason: str) -> str:

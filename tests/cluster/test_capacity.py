@@ -13,7 +13,7 @@ from perceiver_dist.errors import UserError
 
 
 def config_for(workers: int, **train: object) -> RunConfig:
-    """Return a run whose workers have half a CPU each. Its two sources and the evaluation read with three CPUs."""
+    """Return a run whose workers have half a CPU each. Its reader and an evaluation take two."""
     options = {"num_workers": workers, "lanes": workers, "cpus_per_worker": 0.5, **train}
     return replace(CONFIG, train=replace(CONFIG.train, **options))  # type: ignore[arg-type]
 
@@ -53,7 +53,7 @@ def test_a_cluster_too_small_fails_with_what_it_has_and_what_is_needed(
     monkeypatch.setattr(capacity, "_MAX_WAIT_SECONDS", 0.0)
     with pytest.raises(
         UserError,
-        match=r"too small: training and reading need 4 CPUs and 2 GPUs, it has 6 CPUs and 0 GPUs, and no node is being "
+        match=r"too small: training and reading need 3 CPUs and 2 GPUs, it has 6 CPUs and 0 GPUs, and no node is being "
         r"added; let it grow further \(max_workers in its YAML\), or lower train.num_workers",
     ):
         capacity.wait_for_capacity(config_for(2, gpus_per_worker=1), lambda _: None)
@@ -62,7 +62,7 @@ def test_a_cluster_too_small_fails_with_what_it_has_and_what_is_needed(
 @pytest.mark.usefixtures("ray_cluster")
 def test_waiting_for_another_job_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capacity, "_MAX_WAIT_SECONDS", 1.0)
-    other = placement_group([{"CPU": 3.0}])
+    other = placement_group([{"CPU": 4.0}])
     ray.get(other.ready())
     messages: list[str] = []
 
@@ -72,7 +72,7 @@ def test_waiting_for_another_job_is_reported(monkeypatch: pytest.MonkeyPatch) ->
 
     capacity.wait_for_capacity(config_for(2), report)
     assert messages == [
-        "waiting for 4 CPUs; the cluster has 6 CPUs and 0 GPUs: other jobs use them, or the cluster has yet to grow"
+        "waiting for 3 CPUs; the cluster has 6 CPUs and 0 GPUs: other jobs use them, or the cluster has yet to grow"
     ]
 
 

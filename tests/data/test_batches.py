@@ -1,13 +1,12 @@
 """Tests of the unit stream of a rank: the unit that is due or an error, in memory of its own."""
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import ray.data
 import torch
 
 from perceiver_dist.data.batches import UnitOrderError, UnitStream, to_batch
-from pipelines.units.unit_datasource import unit_block
+from pipelines.units.block_format import block_of
 from pipelines.units.unit_maker import BadSample, Unit
 
 CPU = torch.device("cpu")
@@ -27,15 +26,17 @@ def make_unit(number: int) -> Unit:
     }
 
 
-def stream_of(*numbers: int) -> UnitStream:
-    table = pa.concat_tables(unit_block(make_unit(number)) for number in numbers)
-    return UnitStream(ray.data.from_arrow(table).iterator(), "speech", CPU, prefetch=1)
+def stream_of(*blocks: int | list[int]) -> UnitStream:
+    """Return a stream of blocks with the given units; a number is a block of one."""
+    numbers = [[block] if isinstance(block, int) else block for block in blocks]
+    tables = [block_of("speech", block, [make_unit(number) for number in block]) for block in numbers]
+    return UnitStream(ray.data.from_arrow(tables).iterator(), CPU, prefetch=1)
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_units_that_are_due_become_batches() -> None:
     stream = stream_of(4, 6)
-    first, second = stream.take(4), stream.take(6)
+    first, second = stream.take("speech", 4), stream.take("speech", 6)
     assert (first.unit, second.unit) == (4, 6)
     assert first.keys == ["x.tar/4", ""]
     assert first.valid.tolist() == [True, False]
@@ -54,7 +55,7 @@ def test_units_that_are_due_become_batches() -> None:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_batches_keep_the_dtypes_of_the_unit() -> None:
-    batch = stream_of(1).take(1)
+    batch = stream_of(1).take("speech", 1)
     assert (batch.valid.dtype, batch.labels.dtype) == (torch.bool, torch.int64)
     assert (batch.arrays["image"].dtype, batch.arrays["audio"].dtype) == (torch.uint8, torch.int16)
     assert batch.present["audio"].dtype == torch.bool
@@ -63,9 +64,9 @@ def test_batches_keep_the_dtypes_of_the_unit() -> None:
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_unit_out_of_order_is_an_error() -> None:
     stream = stream_of(4, 6)
-    stream.take(4)
+    stream.take("speech", 4)
     with pytest.raises(UnitOrderError) as caught:
-        stream.take(5)
+        stream.take("speech", 5)
     assert str(caught.value) == (
         "source 'speech': unit 5 is due but unit 6 came; "
         "the order of blocks was lost between the read tasks and this rank"
@@ -73,28 +74,54 @@ def test_a_unit_out_of_order_is_an_error() -> None:
 
 
 @pytest.mark.usefixtures("ray_cluster")
+def test_a_unit_of_another_source_is_an_error() -> None:
+    with pytest.raises(UnitOrderError) as caught:
+        stream_of(4).take("music", 4)
+    assert str(caught.value) == (
+        "source 'music': unit 4 is due but unit 4 of source 'speech' came; "
+        "the order of blocks was lost between the read tasks and this rank"
+    )
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_units_are_taken_from_several_open_blocks() -> None:
+    stream = stream_of([0, 2, 4], [1, 3, 5], [6])
+    units = [stream.take("speech", number) for number in range(7)]
+    assert [unit.unit for unit in units] == list(range(7))
+    assert [int(unit.arrays["image"].max()) for unit in units] == list(range(7))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_unit_of_an_open_block_that_is_not_its_next_is_an_error() -> None:
+    stream = stream_of([0, 2, 4], [1])
+    stream.take("speech", 0)
+    with pytest.raises(UnitOrderError, match="unit 4 is due but unit 1 came"):
+        stream.take("speech", 4)
+
+
+@pytest.mark.usefixtures("ray_cluster")
 def test_the_end_of_the_data_is_an_error_while_a_unit_is_due() -> None:
     stream = stream_of(4)
-    stream.take(4)
+    stream.take("speech", 4)
     with pytest.raises(UnitOrderError) as caught:
-        stream.take(5)
+        stream.take("speech", 5)
     assert str(caught.value) == "source 'speech': unit 5 is due but the dataset has ended"
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_iteration_yields_all_remaining_units() -> None:
-    stream = stream_of(3, 9, 1)
-    stream.take(3)
-    assert [batch.unit for batch in stream] == [9, 1]
+    stream = stream_of(3, [9, 7], 1)
+    stream.take("speech", 3)
+    assert [batch.unit for batch in stream] == [9, 7, 1]
 
 
 def test_a_batch_shares_no_memory_with_the_block() -> None:
-    row = {name: array[np.newaxis] for name, array in make_unit(4).items()}
-    for array in row.values():
+    unit = make_unit(4)
+    for array in unit.values():
         array.flags.writeable = False
-    batch = to_batch(row, CPU)
+    batch = to_batch(unit, CPU)
     tensors = {"valid": batch.valid, "label": batch.labels, **batch.arrays}
     for name, tensor in tensors.items():
-        assert not np.shares_memory(tensor.numpy(), row[name])
+        assert not np.shares_memory(tensor.numpy(), unit[name])
         tensor.zero_()
-    assert row["image"].min() == 4
+    assert unit["image"].min() == 4

@@ -17,8 +17,9 @@ from campaign import (
 from damage import DAMAGES
 from valid_files import valid_files
 
+from pipelines.units.block_order import SingleUnits
 from pipelines.units.plan import EvaluationPlan
-from pipelines.units.unit_datasource import unit_dataset
+from pipelines.units.unit_datasource import stored_blocks, unit_dataset
 
 MAX_BYTES = 1500 * 2**20
 """Max peak memory of a child process; allocating what a damaged header claims would exceed it."""
@@ -54,5 +55,6 @@ def test_thousands_of_damaged_files_are_accounted_for(tmp_path: Path) -> None:
 def test_damaged_files_have_the_same_outcome_in_a_ray_dataset(tmp_path: Path) -> None:
     maker = maker_of(write_damaged(tmp_path, [kind for kind in valid_files() if kind != "json"], each=40))
     assert isinstance(maker.plan, EvaluationPlan)
-    rows = unit_dataset(maker, 0, maker.plan.units, maker.data).iter_rows()
-    assert outcomes(rows) == outcomes(units_of(maker))
+    name = maker.source.name
+    dataset = unit_dataset({name: maker}, SingleUnits(name, 0, maker.plan.units), maker.data)
+    assert outcomes(block.unit(0) for block in stored_blocks(dataset, 1)) == outcomes(units_of(maker))

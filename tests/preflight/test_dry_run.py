@@ -58,6 +58,7 @@ def test_the_number_of_parameters_is_that_of_the_model(config: RunConfig) -> Non
     assert result["tokens"] == {"image": 64, "audio": 5}
     assert result["channels"] == 128 + (2 * 2 + 1) + 4
     assert json.loads(json.dumps(result)) == result
+    assert result["reading_memory"].keys() == {"rank", "reader", "object_store"}
 
 
 def test_flops_depend_on_the_modalities_of_the_source(config: RunConfig) -> None:

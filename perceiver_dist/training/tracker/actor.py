@@ -133,14 +133,10 @@ class Tracker:
             self.stop_for(str(error))
             raise
 
-    def count_start(self, source: str) -> str:
-        """Count a start of the workers; see `FailureBudget.count`.
-
-        Args:
-            source: The source whose dataset is created.
-        """
+    def count_start(self) -> str:
+        """Count a start of the workers; see `FailureBudget.count`."""
         start = self._checkpoints.start
-        return self._failure_budget.count(source, start.step if start else 0)
+        return self._failure_budget.count(start.step if start else 0)
 
     def rank_failed(self, failure: RankFailure) -> None:
         """Record the failure of a rank: a line on the screen, and the traceback in the run's folder and in MLflow.

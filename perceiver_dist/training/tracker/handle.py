@@ -26,7 +26,7 @@ class TrackerHandle(FailureReceiver, Protocol):
     bad_reasons: RemoteMethod[[str, int], list[tuple[str, int]]]
     choose_starting_point: RemoteMethod[[], StartingPoint]
     close: RemoteMethod[[RunStatus, Mapping[str, object]], int]
-    count_start: RemoteMethod[[str], str]
+    count_start: RemoteMethod[[], str]
     end_unsaved: RemoteMethod[[str], None]
     evaluated: "RemoteMethod[[int, Mapping[str, Scores]], None]"
     is_preempted: RemoteMethod[[], bool]

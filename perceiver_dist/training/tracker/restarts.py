@@ -4,8 +4,6 @@ A run of a week loses many workers, so only failures in a row count: a new check
 code recurs at the same step after every restart; its second occurrence ends the run.
 """
 
-from collections import Counter
-
 from perceiver_dist.training.tracker.failures import RankFailure
 
 
@@ -18,18 +16,17 @@ class FailureBudget:
 
     def __init__(self, max_failures: int) -> None:
         self._max_failures = max_failures
-        self._starts: Counter[str] = Counter()
+        self._starts = 0
         self._last_error = "a process was lost"
-        self._all_starts: Counter[str] = Counter()
+        self._all_starts = 0
         self._starts_of_error: dict[tuple[int, str, str], set[int]] = {}
         self._repeated = ""
         self._reported_start = -1
 
-    def count(self, source: str, step: int) -> str:
-        """Count a start. Each start creates the dataset of every source once, so starts are counted by source.
+    def count(self, step: int) -> str:
+        """Count a start. Each start creates the training dataset once.
 
         Args:
-            source: The source whose dataset is created.
             step: The step from which the workers would resume.
 
         Returns:
@@ -37,9 +34,9 @@ class FailureBudget:
         """
         if self._repeated:
             return self._repeated
-        self._all_starts[source] += 1
-        self._starts[source] += 1
-        failures = self._starts[source] - 1
+        self._all_starts += 1
+        self._starts += 1
+        failures = self._starts - 1
         if failures <= self._max_failures:
             return ""
         return (
@@ -59,7 +56,7 @@ class FailureBudget:
         # The rank that caused it reports the reason itself.
         if failure.kind == "peer":
             return False
-        start = max(self._all_starts.values(), default=0)
+        start = self._all_starts
         first = start > self._reported_start
         self._reported_start = start
         self._last_error = failure.line
@@ -74,4 +71,4 @@ class FailureBudget:
 
     def saved(self) -> None:
         """Reset the count: there is a new checkpoint."""
-        self._starts.clear()
+        self._starts = 0

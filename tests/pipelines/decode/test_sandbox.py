@@ -25,8 +25,9 @@ from pipelines.errors import SampleError
 from pipelines.limits import Limits
 from pipelines.shards.sample_reader import RawSample
 from pipelines.shards.source import DataConfig, SourceConfig
+from pipelines.units.block_order import SingleUnits
 from pipelines.units.plan import EvaluationPlan, TrainingPlan
-from pipelines.units.unit_datasource import unit_dataset
+from pipelines.units.unit_datasource import stored_blocks, unit_dataset
 from pipelines.units.unit_maker import UnitMaker
 
 SAMPLES, UNIT_SIZE, UNITS = 24, 4, 12
@@ -88,11 +89,12 @@ def maker(tmp_path: Path) -> UnitMaker:
 
 def batches(maker: UnitMaker, world_size: int) -> list[list[Batch]]:
     """Return the batches of each rank."""
-    shards = unit_dataset(maker, 0, UNITS, DATA).streaming_split(world_size, equal=True)
+    dataset = unit_dataset({"shades": maker}, SingleUnits("shades", 0, UNITS), DATA)
+    shards = dataset.streaming_split(world_size, equal=True)
 
     def take(rank: int) -> list[Batch]:
-        stream = UnitStream(shards[rank], "shades", torch.device("cpu"), prefetch=2)
-        return [stream.take(number) for number in range(rank, UNITS, world_size)]
+        stream = UnitStream(shards[rank], torch.device("cpu"), prefetch=2)
+        return [stream.take("shades", number) for number in range(rank, UNITS, world_size)]
 
     with ThreadPoolExecutor(world_size) as pool:
         return list(pool.map(take, range(world_size)))
@@ -117,8 +119,9 @@ def test_a_decoder_that_crashes_or_hangs_costs_only_its_sample(maker: UnitMaker)
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_crash_costs_only_its_sample_in_an_evaluation_too(maker: UnitMaker) -> None:
     plan = EvaluationPlan(SAMPLES, UNIT_SIZE, lanes=UNITS)
-    rows = unit_dataset(replace(maker, plan=plan, decode=fatal), 0, UNITS, DATA).take_all()
-    valid = [is_valid for row in rows for is_valid in row["valid"]]
+    makers = {"shades": replace(maker, plan=plan, decode=fatal)}
+    dataset = unit_dataset(makers, SingleUnits("shades", 0, UNITS), DATA)
+    valid = [is_valid for block in stored_blocks(dataset, 1) for is_valid in block.unit(0)["valid"]]
     assert [number for number, is_valid in enumerate(valid) if not is_valid] == [
         5,
         9,

@@ -13,9 +13,9 @@ FAILURE = RankFailure(
 
 def test_failures_in_a_row_are_counted_up_to_the_limit() -> None:
     budget = FailureBudget(max_failures=2)
-    assert [budget.count("clips", 40) for _ in range(3)] == ["", "", ""]
+    assert [budget.count(40) for _ in range(3)] == ["", "", ""]
     budget.failed(replace(FAILURE, kind="environment"))
-    assert budget.count("clips", 40) == (
+    assert budget.count(40) == (
         "the workers failed 3 times in a row at step 40 without reaching another checkpoint, train.max_failures is 2; "
         "the last error: step 7: rank 1 raised while training: ValueError: too few (perceiver_dist/x.py:3)"
     )
@@ -24,26 +24,20 @@ def test_failures_in_a_row_are_counted_up_to_the_limit() -> None:
 def test_a_checkpoint_resets_the_count() -> None:
     budget = FailureBudget(max_failures=0)
     for step in (10, 20, 30):
-        assert budget.count("clips", step) == ""
+        assert budget.count(step) == ""
         budget.saved()
-    assert budget.count("clips", 40) == ""
-    assert "failed 1 times in a row at step 40" in budget.count("clips", 40)
-
-
-def test_each_start_counts_once_for_each_source() -> None:
-    budget = FailureBudget(max_failures=0)
-    assert [budget.count(source, 0) for source in ("clips", "fashion")] == ["", ""]
-    assert budget.count("clips", 0)
+    assert budget.count(40) == ""
+    assert "failed 1 times in a row at step 40" in budget.count(40)
 
 
 def test_the_same_error_at_the_same_step_of_two_starts_ends_the_run() -> None:
     budget = FailureBudget(max_failures=100)
-    budget.count("clips", 0)
+    budget.count(0)
     assert budget.failed(FAILURE)
     assert not budget.failed(replace(FAILURE, state=RankState(0, 7, "training"))), "told once a start"
-    assert budget.count("clips", 0) == ""
+    assert budget.count(0) == ""
     budget.failed(FAILURE)
-    assert budget.count("clips", 0) == (
+    assert budget.count(0) == (
         "step 7: rank 1 raised while training: ValueError: too few (perceiver_dist/x.py:3), for the second time: it is "
         "the code, not the machine"
     )
@@ -52,10 +46,10 @@ def test_the_same_error_at_the_same_step_of_two_starts_ends_the_run() -> None:
 def test_a_repeated_error_ends_the_run_despite_a_checkpoint_in_between() -> None:
     budget = FailureBudget(max_failures=100)
     for _ in range(2):
-        assert budget.count("clips", 0) == ""
+        assert budget.count(0) == ""
         budget.failed(FAILURE)
         budget.saved()
-    assert budget.count("clips", 5)
+    assert budget.count(5)
 
 
 def test_errors_of_other_steps_places_and_kinds_are_retried() -> None:
@@ -70,6 +64,6 @@ def test_errors_of_other_steps_places_and_kinds_are_retried() -> None:
     ]
     told = []
     for failure in failures:
-        assert budget.count("clips", 0) == ""
+        assert budget.count(0) == ""
         told.append(budget.failed(failure))
     assert told == [True] * 7 + [False] * 3
