@@ -2,6 +2,8 @@
 PYTHON ?= python3
 ARGS ?=
 KIND ?= model
+# Two processes, for two cores: each runs whole files and starts a Ray of its own, in the order of tests/conftest.py.
+PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 INSTALL_TRANSFORMERS = .venv/bin/pip install -q --disable-pip-version-check --target .transformers --upgrade \
   -c constraints.txt transformers
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -21,7 +23,7 @@ search: .venv/.installed  ## hyperparameter search over shapes of the default mo
 	@.venv/bin/python jobs/tune_perceiver.py $(ARGS)
 
 test: .venv/.installed  ## run the unit tests, which include two short trainings
-	@.venv/bin/pytest $(ARGS)
+	@.venv/bin/pytest $(PARALLEL) $(ARGS)
 
 test-runs: .venv/.installed  ## run end-to-end tests of training, search and clusters, some with injected failures: about half an hour
 	@.venv/bin/pytest -m "runs and not long" $(ARGS)

@@ -1,6 +1,8 @@
-"""Settings and fixtures of all tests: the hypothesis profile and one local Ray per session."""
+"""Settings and fixtures of all tests: hypothesis, workers of pytest-xdist, one local Ray per process, slowest files."""
 
 import logging
+import os
+from collections import defaultdict
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +13,16 @@ from hypothesis import settings
 # failures, so that every run tests the same examples.
 settings.register_profile("project", deadline=None, derandomize=True, database=None)
 settings.load_profile("project")
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # `make test` runs one process per core; more threads would only wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+STARTED_FIRST = ("integration", "training", "benchmarks", "tracking")
+"""Folders with the slowest files. Started last, one of them would run alone at the end."""
+SUMMARY_SECONDS = 60
+"""A session that takes less time names no slowest files."""
+SLOWEST_FILES = 5
 
 
 @pytest.fixture(scope="session")
@@ -28,5 +40,23 @@ def ray_cluster() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the tests of the laptop cluster first: they need ports that this session's Ray holds once it has started."""
-    items.sort(key=lambda item: item.path.name != "test_laptop_cluster.py")
+    """Run slow folders first, and before them the laptop cluster, whose ports this session's Ray holds once it runs."""
+
+    def place(item: pytest.Item) -> tuple[bool, bool]:
+        is_slow = any(folder in item.path.parts for folder in STARTED_FIRST)
+        return item.path.name != "test_laptop_cluster.py", not is_slow
+
+    items.sort(key=place)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the files that took most of a long session, so that a slow test is noticed when it is added."""
+    seconds: defaultdict[str, float] = defaultdict(float)
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                seconds[report.nodeid.partition("::")[0]] += report.duration
+    if (total := sum(seconds.values())) >= SUMMARY_SECONDS:
+        slowest = sorted(seconds.items(), key=lambda file: file[1], reverse=True)[:SLOWEST_FILES]
+        files = ", ".join(f"{file} {taken:.0f}" for file, taken in slowest)
+        terminalreporter.write_line(f"{total:.0f} s of tests, most in: {files}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.multiprocessing.spawn import spawn
+from rank_processes import call_on_ranks
 
 from perceiver_dist.checkpoint.format import StoredCheckpoint, load_weights
 from perceiver_dist.checkpoint.manifest import Manifest, TrainingProgress, write_manifest
@@ -46,7 +46,7 @@ CONFIG = RunConfig(
 def run_ranks(world_size: int, folder: Path, *work: Any) -> dict[str, list[float]]:
     """Run functions on as many ranks and return rank 0's results by name, such as the mean losses."""
     rendezvous = Path(tempfile.mkdtemp(dir=folder)) / "rendezvous"
-    spawn(_rank, (world_size, folder, rendezvous, work), nprocs=world_size)  # type: ignore[no-untyped-call] # torch leaves it without types
+    call_on_ranks(_rank, (world_size, folder, rendezvous, work), world_size)
     return torch.load(folder / "results.pt", weights_only=True)
 
 
