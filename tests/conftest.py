@@ -26,8 +26,8 @@ STARTED_FIRST = (
     "benchmarks",
     "tracking",
 )
-"""The laptop's cluster needs ports that the Ray of a session holds once it runs; then the slowest files and folders, one
-of which would otherwise run alone at the end."""
+"""The laptop's cluster, which needs ports that the Ray of a session holds once it runs; then the slowest files and
+folders, one of which would otherwise run alone at the end."""
 SUMMARY_SECONDS = 60
 """A session that takes less time names no slowest files."""
 SLOWEST_FILES = 5
