@@ -2,6 +2,9 @@
 PYTHON ?= python3
 ARGS ?=
 KIND ?= model
+# Two processes, for two cores: each runs whole files and starts a Ray of its own, in the order of tests/conftest.py.
+PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
+LAPTOP = tests/integration/test_laptop_cluster.py
 INSTALL_TRANSFORMERS = .venv/bin/pip install -q --disable-pip-version-check --target .transformers --upgrade \
   -c constraints.txt transformers
 # Without dependencies: theirs pin older versions of numpy and transformers, and bring clients of every cloud.
@@ -24,10 +27,12 @@ search: .venv/.installed  ## hyperparameter search over shapes of the default mo
 	@.venv/bin/python jobs/tune_perceiver.py $(ARGS)
 
 test: .venv/.installed  ## run the unit tests, which include two short trainings
-	@.venv/bin/pytest $(ARGS)
+	@.venv/bin/pytest $(PARALLEL) $(ARGS)
 
-test-runs: .venv/.installed  ## run end-to-end tests of training, search and clusters, some with injected failures: about half an hour
-	@.venv/bin/pytest -m "runs and not long" $(ARGS)
+# The laptop's cluster has fixed ports, which the Ray of another test may hold.
+test-runs: .venv/.installed  ## run end-to-end tests of training, search and clusters, some with injected failures: about 20 minutes
+	@.venv/bin/pytest -m "runs and not long" $(LAPTOP)
+	@.venv/bin/pytest -m "runs and not long" $(PARALLEL) --ignore=$(LAPTOP) $(ARGS)
 
 test-long: .venv/.installed  ## run slow end-to-end tests (full disks, MLflow outages, kills, damaged files): about an hour
 	@.venv/bin/pytest -m long -s $(ARGS)

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import forked_processes
 import torch
 from torch import Tensor, distributed, multiprocessing
-from torch.multiprocessing.spawn import spawn
 
 from perceiver_dist.metrics.metric_totals import MetricTotals
 from pipelines.shards.source import SourceConfig
@@ -16,7 +16,7 @@ Unit = tuple[Tensor, Tensor, Tensor]
 
 
 class ScoringRanks:
-    """Process group as a context manager. Its start takes seconds, each call of `metrics` milliseconds."""
+    """Process group as a context manager."""
 
     def __init__(self, world_size: int, folder: Path) -> None:
         self._world_size = world_size
@@ -25,12 +25,8 @@ class ScoringRanks:
     def __enter__(self) -> Self:
         pipes = [multiprocessing.Pipe() for _ in range(self._world_size)]
         self._ends = [mine for mine, _ in pipes]
-        self._processes = spawn(  # type: ignore[no-untyped-call]  # torch does not annotate it
-            _rank,
-            (self._world_size, self._folder, [theirs for _, theirs in pipes]),
-            nprocs=self._world_size,
-            join=False,
-        )
+        arguments = (self._world_size, self._folder, [theirs for _, theirs in pipes])
+        self._processes = forked_processes.start(_rank, arguments, self._world_size)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -4,11 +4,11 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import forked_processes
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, distributed
-from torch.multiprocessing.spawn import spawn
 from torch.nn import functional
 
 from perceiver_dist.data.batches import Batch
@@ -237,7 +237,7 @@ def _score_as_rank(rank: int, folder: Path) -> None:
 
 
 def test_a_rank_with_only_padded_rows_changes_nothing(tmp_path: Path) -> None:
-    spawn(_score_as_rank, (tmp_path,), nprocs=2)  # type: ignore[no-untyped-call]  # torch does not annotate it
+    forked_processes.call(_score_as_rank, (tmp_path,), 2)
     alone = [
         scores_of(source, random_batches(source is MULTILABEL, (6, 4))).metrics
         for source in (SOFTMAX, MULTILABEL)
