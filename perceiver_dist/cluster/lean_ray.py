@@ -1,0 +1,34 @@
+"""A Ray that this process starts for one job: no more processes than a job needs, and workers forked from a template.
+
+Ray has no public options for these, so the parameters that `ray.init` makes are changed on their way to `Node`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from ray._private.parameter import RayParams
+
+from perceiver_dist.cluster import forked_worker
+from perceiver_dist.cluster.worker_template import template_runs
+
+
+@contextmanager
+def lean_ray() -> Iterator[None]:
+    """Change how a Ray is started in this context.
+
+    It has no autoscaler, since it has one node, and no process that forwards the workers' output, which `QUIET` turns
+    off in the driver. If a template runs, it forks the workers.
+    """
+    update = RayParams.update_if_absent
+
+    def update_lean(params: Any, **values: Any) -> None:
+        # `Node` sets these paths, from which Ray's other processes take the command of a worker.
+        paths = [name for name in ("worker_path", "setup_worker_path") if name in values and template_runs()]
+        params.no_monitor = True
+        params.include_log_monitor = False
+        update(params, **{**values, **dict.fromkeys(paths, forked_worker.__file__)})  # type: ignore[no-untyped-call]
+
+    with patch.object(RayParams, "update_if_absent", update_lean):
+        yield
