@@ -11,7 +11,6 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from statistics import median
 
 from perceiver_dist.benchmarks import DEFAULT_CONFIG, JOBS
 from perceiver_dist.benchmarks.import_probe.sitecustomize import FOLDER
@@ -52,7 +51,7 @@ class _Start:
                 command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=variables
             )
             watch = ProcessWatch(job.pid, Path(probed))
-            reader = threading.Thread(target=self._read, args=(job, config))
+            reader = threading.Thread(target=self._read, args=(job,))
             reader.start()
             while not self._first_step.wait(_SECONDS_BETWEEN_LOOKS):
                 watch.look()
@@ -69,7 +68,7 @@ class _Start:
         """Seconds from the command to the newest phase's end."""
         return max(self.ends.values(), default=0.0)
 
-    def _read(self, job: "subprocess.Popen[str]", config: str) -> None:
+    def _read(self, job: "subprocess.Popen[str]") -> None:
         expected = list(_PHASES)
         self._last = ""
         for line in job.stdout or ():
