@@ -1,4 +1,4 @@
-"""What the terminal shows while workers start."""
+"""Tests of the line that says what a starting run waits for."""
 
 from perceiver_dist.training.console import StartWatch
 

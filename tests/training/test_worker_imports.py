@@ -1,4 +1,4 @@
-"""What the processes of a run import: a module that one of them needs costs every other one seconds."""
+"""Imports of the processes of a run: a heavy module that one of them needs costs every other one seconds."""
 
 import json
 import subprocess
