@@ -11,7 +11,7 @@ from unittest.mock import patch
 from ray._private.parameter import RayParams
 
 from perceiver_dist.cluster import forked_worker
-from perceiver_dist.cluster.worker_template import template_runs
+from perceiver_dist.cluster.worker_template import take_template
 
 
 @contextmanager
@@ -19,13 +19,14 @@ def lean_ray() -> Iterator[None]:
     """Change how a Ray is started in this context.
 
     It has no autoscaler, since it has one node, and no process that forwards the workers' output, which `QUIET` turns
-    off in the driver. If a template runs, it forks the workers.
+    off in the driver. If there is a template, it forks the workers.
     """
     update = RayParams.update_if_absent
+    forks = take_template()
 
     def update_lean(params: Any, **values: Any) -> None:
         # `Node` sets these paths, from which Ray's other processes take the command of a worker.
-        paths = [name for name in ("worker_path", "setup_worker_path") if name in values and template_runs()]
+        paths = [name for name in ("worker_path", "setup_worker_path") if forks and name in values]
         params.no_monitor = True
         params.include_log_monitor = False
         update(params, **{**values, **dict.fromkeys(paths, forked_worker.__file__)})  # type: ignore[no-untyped-call]

@@ -37,7 +37,8 @@ from pathlib import Path
 
 from perceiver_dist.cluster.forked_worker import SOCKET
 
-_NVIDIA_DEVICE = Path("/dev/nvidiactl")
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""Devices of NVIDIA's driver, of AMD's, and of GPUs under Windows (WSL)."""
 _BACKLOG = 64
 """Workers that may ask at the same time; Ray starts 8 at a time (`RAY_worker_maximum_startup_concurrency`)."""
 
@@ -59,25 +60,28 @@ class TemplateImports:
     without_gpu: tuple[str, ...]
 
 
-_TEMPLATES: list["subprocess.Popen[bytes]"] = []
-"""The template of this process, once it has been started. A list, since it is kept until the process ends."""
+_FREE: list["subprocess.Popen[bytes]"] = []
+"""The template of this process that no Ray uses yet, if there is one."""
+_USED: list["subprocess.Popen[bytes]"] = []
+"""Templates of Rays that this process has started, kept so that their input stays open until this process ends."""
 
 
 def start_template(imports: TemplateImports) -> None:
     """Start the template; the next `start_ray` that starts a Ray here uses it.
 
-    Nothing is done if this process has one, or if it joins a cluster, whose nodes start their own workers.
+    Nothing is done if this process has one that no Ray uses yet, or if it joins a cluster, whose nodes start their own
+    workers.
 
     Args:
         imports: What the workers need.
     """
-    if "RAY_ADDRESS" in os.environ or template_runs():
+    if "RAY_ADDRESS" in os.environ or _FREE:
         return
     folder = tempfile.mkdtemp(prefix="ray_workers_")  # only this user may enter it
     os.environ[SOCKET] = f"{folder}/socket"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     # The template ends when its input does: with this process, however it ends.
-    _TEMPLATES.append(
+    _FREE.append(
         subprocess.Popen(  # noqa: S603
             [sys.executable, __file__, json.dumps(asdict(imports))],
             stdin=subprocess.PIPE,
@@ -88,9 +92,16 @@ def start_template(imports: TemplateImports) -> None:
     )
 
 
-def template_runs() -> bool:
-    """Return whether this process has started a template that runs."""
-    return bool(_TEMPLATES) and _TEMPLATES[-1].poll() is None
+def take_template() -> bool:
+    """Return whether there is a template for a Ray that is about to start. It is for this Ray only.
+
+    Ray keeps what it reads from the environment when it is imported, such as the process of its raylet, so the forks of
+    a template cannot belong to two Rays.
+    """
+    if not _FREE:
+        return False
+    _USED.append(_FREE.pop())
+    return _USED[-1].poll() is None
 
 
 @dataclass(frozen=True)
@@ -106,7 +117,8 @@ class _Request:
 def _serve(listener: socket.socket, imports: TemplateImports) -> _Request | None:
     """Fork workers. Return a worker's request in its process; None in this one, once its input has ended."""
     signal.signal(signal.SIGCHLD, _reap)
-    waiting = [*imports.while_idle, *(() if _NVIDIA_DEVICE.exists() else imports.without_gpu)]
+    has_gpu = any(Path(device).exists() for device in _GPU_DEVICES)
+    waiting = [*imports.while_idle, *(() if has_gpu else imports.without_gpu)]
     imported = False
     while True:
         readable, _, _ = select.select([listener, sys.stdin], [], [], 0 if imported and waiting else None)

@@ -12,12 +12,14 @@ SCRIPT = """
 import json, os, signal
 import psutil, ray
 from perceiver_dist.cluster import worker_template
+from perceiver_dist.cluster.capacity import nodes_being_added
 from perceiver_dist.cluster.connect import start_ray
 
 modules = worker_template.TemplateImports(("numpy",), ("ray.data",), (), ())
 worker_template.start_template(modules)
 start_ray(2)
-template = psutil.Process(worker_template._TEMPLATES[0].pid)
+assert nodes_being_added() == 0  # there is no autoscaler to ask
+template = psutil.Process(worker_template._USED[0].pid)
 
 @ray.remote(num_cpus=0)
 class Actor:
@@ -42,6 +44,10 @@ of_ray, of_others = facts(RAY_MINE="a b"), facts(OTHER="1")
 template.kill()
 template.wait()
 without = facts(RAY_MINE="later")
+ray.shutdown()
+start_ray(2)
+next_ray = facts()
+assert not next_ray["forked"]
 print(json.dumps([plain, of_ray, of_others, without]))
 """
 
