@@ -26,10 +26,12 @@ def lean_ray() -> Iterator[None]:
 
     def update_lean(params: Any, **values: Any) -> None:
         # `Node` sets these paths, from which Ray's other processes take the command of a worker.
-        paths = [name for name in ("worker_path", "setup_worker_path") if forks and name in values]
+        for name in ("worker_path", "setup_worker_path"):
+            if forks and name in values:
+                values[name] = forked_worker.__file__
         params.no_monitor = True
         params.include_log_monitor = False
-        update(params, **{**values, **dict.fromkeys(paths, forked_worker.__file__)})  # type: ignore[no-untyped-call]
+        update(params, **values)  # type: ignore[no-untyped-call] # Ray leaves it without types
 
     with patch.object(RayParams, "update_if_absent", update_lean):
         yield

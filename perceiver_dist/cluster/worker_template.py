@@ -34,6 +34,7 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from perceiver_dist.cluster.forked_worker import SOCKET
 
@@ -156,12 +157,13 @@ def _keep_generator_unused() -> None:
     import ray.actor
     from ray._raylet import ActorClassID
 
-    class _FromSystem(ActorClassID):  # type: ignore[misc]
+    class _FromSystem(ActorClassID):
         @classmethod
-        def from_random(cls) -> ActorClassID:
+        def from_random(cls) -> ActorClassID:  # type: ignore[override] # Ray's type says Self
             return ActorClassID(os.urandom(cls.size()))
 
-    ray.actor.ActorClassID = _FromSystem
+    actors: Any = ray.actor
+    actors.ActorClassID = _FromSystem
 
 
 def _forks_differ() -> bool:
