@@ -18,9 +18,10 @@ SOCKET = "WORKER_TEMPLATE_SOCKET"
 
 _CONTEXT = "--serialized-runtime-env-context="
 _LANGUAGE = "--language="
-_FORKABLE = ("RAY_", "TUNE_")
-"""Prefixes of the environment variables that Ray reads after its import. A library may read others when it is loaded,
-so a worker with a runtime environment that sets any other is started as Ray does it."""
+_FORKABLE = ("RAY_", "PL_DISABLE_FORK")
+"""Prefixes of the environment variables that may be set after the imports: Ray reads its own when it uses them, and Ray
+Tune sets the other one, for PyTorch Lightning. A library may read others when it is loaded, so a worker with a runtime
+environment that sets any other is started as Ray does it."""
 
 
 def main(arguments: list[str]) -> None:
