@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from perceiver_dist.cluster.forked_worker import _forkable_variables
+
 SCRIPT = """
 import json, os, signal
 import psutil, ray
@@ -100,3 +102,21 @@ print(before, _forks_differ())
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["True", "False"]
+
+
+@pytest.mark.parametrize(
+    ("context", "expected"),
+    [
+        ({}, {}),
+        ({"env_vars": {"RAY_A": "1", "PL_DISABLE_FORK": "1"}, "command_prefix": []}, {"RAY_A": "1", "PL_DISABLE_FORK": "1"}),
+        ({"py_executable": sys.executable}, {}),
+        ({"env_vars": {"RAY_A": "$HOME"}}, None),
+        ({"env_vars": {"OMP_NUM_THREADS": "1"}}, None),
+        ({"command_prefix": ["nsys"]}, None),
+        ({"py_executable": "/other/python"}, None),
+    ],
+)  # fmt: skip
+def test_a_runtime_environment_is_for_a_fork_if_it_only_sets_variables_of_ray(
+    context: dict[str, Any], expected: dict[str, str] | None
+) -> None:
+    assert _forkable_variables(context) == expected
