@@ -108,7 +108,8 @@ print(before, _forks_differ())
     ("context", "expected"),
     [
         ({}, {}),
-        ({"env_vars": {"RAY_A": "1", "PL_DISABLE_FORK": "1"}, "command_prefix": []}, {"RAY_A": "1", "PL_DISABLE_FORK": "1"}),
+        ({"env_vars": {"RAY_A": "1"}, "command_prefix": []}, {"RAY_A": "1"}),
+        ({"env_vars": {"PL_DISABLE_FORK": "1"}}, {"PL_DISABLE_FORK": "1"}),
         ({"py_executable": sys.executable}, {}),
         ({"env_vars": {"RAY_A": "$HOME"}}, None),
         ({"env_vars": {"OMP_NUM_THREADS": "1"}}, None),
