@@ -32,6 +32,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,8 @@ def _serve(listener: socket.socket, imports: TemplateImports) -> _Request | None
                 return None
             continue
         connection, _ = listener.accept()
-        with connection:
+        # Ray may have killed the process that asks, whose end of the connection is closed then.
+        with connection, suppress(ConnectionError):
             request = _receive(connection)
             if not imported:
                 os.environ.update(request.environment)
@@ -147,9 +149,9 @@ def _serve(listener: socket.socket, imports: TemplateImports) -> _Request | None
             if worker == 0:
                 return request
             _WORKERS.add(worker)
+            for file in request.files:
+                os.close(file)
             connection.sendall(b"1")
-        for file in request.files:
-            os.close(file)
 
 
 def _keep_generator_unused() -> None:
@@ -206,6 +208,8 @@ def _become_worker(request: _Request) -> None:
 def _receive(connection: socket.socket) -> _Request:
     length, files, *_ = socket.recv_fds(connection, 8, 3)
     content = b""
+    if not length:
+        raise ConnectionError("a worker ended before it asked to be forked")
     while len(content) < int.from_bytes(length, "big"):
         received = connection.recv(1 << 20)
         if not received:

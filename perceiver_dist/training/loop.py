@@ -65,7 +65,9 @@ class _Rank:
         on_cpu = self.config.train.device == "cpu"
         self.device = torch.device("cpu") if on_cpu else ray.train.torch.get_device()
         # Ray sets the variable for a worker's CPUs. torch has been loaded before, if the worker was forked.
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+        # OpenMP allows a list, for nested parallelism, which torch does not use.
+        threads = os.environ.get("OMP_NUM_THREADS", str(torch.get_num_threads())).partition(",")[0]
+        torch.set_num_threads(int(threads))
         self.schedule = Schedule(self.config.weights)
         self.sources = {source.name: source for source in self.config.sources}
         tracker.rank_starts.remote(self.rank, "building the model")

@@ -11,7 +11,7 @@ import pytest
 from perceiver_dist.cluster.forked_worker import _forkable_variables
 
 SCRIPT = """
-import json, os, signal
+import json, os, socket
 import psutil, ray
 from perceiver_dist.cluster import worker_template
 from perceiver_dist.cluster.capacity import nodes_being_added
@@ -41,6 +41,8 @@ def facts(**variables):
     found["forked"] = found["parent"] == template.pid
     return found
 
+with socket.socket(socket.AF_UNIX) as connection:  # a worker that is killed before it has asked
+    connection.connect(os.environ["WORKER_TEMPLATE_SOCKET"])
 plain = [facts(), facts()]
 of_ray, of_others = facts(RAY_MINE="a b"), facts(OTHER="1")
 template.kill()
