@@ -7,8 +7,10 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
+from perceiver_dist.cluster.worker_template import start_template
 from perceiver_dist.config.command_line import parse_run, run_job, run_parser
 from perceiver_dist.config.run_config import RunConfig
+from perceiver_dist.training.worker_imports import TRAINING
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "default.yaml"
 
@@ -55,6 +57,8 @@ def main(arguments: Sequence[str]) -> int:
 
         console.print(replay(config, parsed.replay))
         return 0
+    # Before the driver is imported, which takes seconds, in which the template imports what workers need.
+    start_template(TRAINING)
     from perceiver_dist.training.driver import run_training
 
     result = run_training(config, console)

@@ -8,8 +8,10 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
+from perceiver_dist.cluster.worker_template import start_template
 from perceiver_dist.config.command_line import parse_run, run_job, run_parser
 from perceiver_dist.search.study.search_config import SearchRunConfig
+from perceiver_dist.training.worker_imports import TRAINING
 
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULT_CONFIGS = [str(CONFIGS / "default.yaml"), str(CONFIGS / "search.yaml")]
@@ -59,6 +61,8 @@ def main(arguments: Sequence[str]) -> int:
 
         print(json.dumps(preview(config), indent=1))
         return 0
+    # Before the driver is imported, which takes seconds, in which the template imports what trials need.
+    start_template(TRAINING)
     from perceiver_dist.search.search_driver import is_interrupted, run_search
 
     console = Console(highlight=False)

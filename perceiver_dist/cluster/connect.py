@@ -11,6 +11,7 @@ from ray._private import ray_constants
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.exceptions import AuthenticationError
 
+from perceiver_dist.cluster.lean_ray import lean_ray
 from perceiver_dist.errors import UserError
 
 _CONNECT_SECONDS = 10.0
@@ -48,13 +49,14 @@ def start_ray(cpus: int, dashboard: bool = False) -> None:
     # Otherwise Ray replaces the loopback address with the machine's own, so that other machines can join.
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
-        ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, cpus),
-            include_dashboard=dashboard,
-            _node_ip_address=_LOOPBACK,
-            **QUIET,
-        )
+        with lean_ray():
+            ray.init(
+                address="local",
+                num_cpus=max(os.cpu_count() or 1, cpus),
+                include_dashboard=dashboard,
+                _node_ip_address=_LOOPBACK,
+                **QUIET,
+            )
     except Exception as error:  # Ray raises a plain Exception, so only the message tells.
         if "timed out during startup" not in str(error):
             raise

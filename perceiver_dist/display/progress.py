@@ -54,6 +54,7 @@ class LiveDisplay:
         self._line = ""
         self._printed_line = ""
         self._printed_at = float("-inf")
+        self._waited_at = float("-inf")
 
     def __enter__(self) -> Self:
         """Start the live line, if there is a terminal."""
@@ -93,6 +94,18 @@ class LiveDisplay:
             self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
         elif self._clock() - self._printed_at >= self._seconds_between_lines:
             self._print_line()
+
+    def waiting(self, text: str) -> None:
+        """Show what a job waits for. Without a terminal it is printed at intervals, and delays no printing of the line.
+
+        Args:
+            text: One line.
+        """
+        if self._live is not None:
+            self._live.update(Text(text, no_wrap=True, overflow="ellipsis"))
+        elif self._clock() - self._waited_at >= self._seconds_between_lines:
+            self._waited_at = self._clock()
+            self.message(text)
 
     def _print_line(self) -> None:
         self._printed_line = self._line

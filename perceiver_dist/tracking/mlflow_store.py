@@ -1,7 +1,8 @@
 """MLflow's store: tracking URIs, the lock that guards a new database, and permanent errors.
 
 Importing this module sets MLflow's timeouts in the environment, which MLflow reads when it is imported or first used.
-So it has to be imported before MLflow.
+So it has to be imported before MLflow. It does not import MLflow, which takes a second or more: every process of a run
+imports this module, and only the tracker and the driver of a search need MLflow.
 """
 
 import fcntl
@@ -18,8 +19,6 @@ from typing import Literal
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-
-from mlflow.exceptions import MlflowException
 
 RunStatus = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
@@ -54,6 +53,8 @@ def is_permanent(failure: BaseException) -> bool:
     Args:
         failure: Exception raised by a call to MLflow.
     """
+    from mlflow.exceptions import MlflowException
+
     return isinstance(failure, MlflowException) and failure.error_code in _PERMANENT_ERRORS
 
 

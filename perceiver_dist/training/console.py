@@ -1,7 +1,8 @@
 """Console output of the driver: the status while training runs, and the result."""
 
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +17,9 @@ from perceiver_dist.training.tracker.status import TrainingStatus
 
 _SECONDS_BETWEEN_UPDATES = 0.5
 """Often enough for a person to see progress; each update is one call to the tracker."""
+
+_SECONDS_BEFORE_WAITING_LINE = 5.0
+"""An activity of a usual start takes less than this; longer, a person wonders whether the run hangs."""
 
 
 @contextmanager
@@ -34,7 +38,7 @@ def show_status(
         on_status: Called with each status, too.
     """
     done = threading.Event()
-
+    start = StartWatch()
     restarts = shown = workers = 0
 
     def update() -> None:
@@ -48,7 +52,10 @@ def show_status(
             line.message(message)
         shown = len(status.messages)
         latest = status.latest
-        if latest.step:
+        waiting = start.waiting_for(status.starting, time.monotonic())
+        if waiting:
+            line.waiting(waiting)
+        elif latest.step:
             line.update(
                 latest.step, total_steps, latest.loss, latest.samples_per_second, latest.data_wait_fraction
             )
@@ -69,6 +76,41 @@ def show_status(
     finally:
         done.set()
         watcher.join()
+
+
+class StartWatch:
+    """Watch on the start of a group of workers, which says what it waits for when that takes long."""
+
+    def __init__(self) -> None:
+        """Start without anything to wait for."""
+        self._current = ""
+        self._since = 0.0
+
+    def waiting_for(self, starting: Mapping[int, str] | None, now: float) -> str:
+        """Return what the run waits for and how long it has, one line; "" if that is not worth a line.
+
+        Args:
+            starting: `TrainingStatus.starting`.
+            now: Monotonic time in seconds.
+        """
+        current = "" if starting is None else _activities(starting)
+        if current != self._current:
+            self._current, self._since = current, now
+        seconds = now - self._since
+        shown = current and seconds >= _SECONDS_BEFORE_WAITING_LINE
+        return f"waiting for {current} ({seconds:.0f} s)" if shown else ""
+
+
+def _activities(starting: Mapping[int, str]) -> str:
+    """Return what ranks do, such as "rank 0: building the model, rank 1: loading libraries"."""
+    ranks: dict[str, list[int]] = {}
+    for rank, activity in sorted(starting.items()):
+        ranks.setdefault(activity, []).append(rank)
+    parts = [
+        f"rank{'s' if len(them) > 1 else ''} {', '.join(map(str, them))}: {activity}"
+        for activity, them in ranks.items()
+    ]
+    return "; ".join(parts) or "the processes of the workers"
 
 
 def _restart_line(status: TrainingStatus, workers_before: int) -> str:

@@ -33,7 +33,6 @@ from perceiver_dist.display.progress import ProgressLine
 from perceiver_dist.errors import UserError
 from perceiver_dist.model.cost import parameter_count
 from perceiver_dist.strict_json import to_json
-from perceiver_dist.tracking.background_writer import BackgroundWriter
 from perceiver_dist.tracking.mlflow_store import RunStatus
 from perceiver_dist.training.console import show_result, show_status, show_waiting
 from perceiver_dist.training.datasets import ReadingOptions, TrainingGivenUpError, make_datasets
@@ -83,6 +82,9 @@ def run_training(
 
 def _report_finished(run: PreparedRun, result: dict[str, Any], console: Console) -> dict[str, Any]:
     """Show the result of a finished run, and send queued records to MLflow."""
+    # Imports MLflow, which only a finished run needs in this process.
+    from perceiver_dist.tracking.background_writer import BackgroundWriter
+
     waiting = BackgroundWriter(run.config.tracking.uri or "", run.folder.outbox).close()
     show_waiting(waiting, run.config, console)
     show_result(result, run.config, run.folder, console)

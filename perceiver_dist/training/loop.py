@@ -1,6 +1,7 @@
 """Training loop of one rank: restore, step, evaluate, save."""
 
 import math
+import os
 import time
 from functools import partial
 from typing import Any
@@ -65,8 +66,13 @@ class _Rank:
         self.rank, self.world_size = state.rank, ray.train.get_context().get_world_size()
         on_cpu = self.config.train.device == "cpu"
         self.device = torch.device("cpu") if on_cpu else ray.train.torch.get_device()
+        # Ray sets the variable for a worker's CPUs. torch has been loaded before, if the worker was forked.
+        # OpenMP allows a list, for nested parallelism, which torch does not use.
+        threads = os.environ.get("OMP_NUM_THREADS", str(torch.get_num_threads())).partition(",")[0]
+        torch.set_num_threads(int(threads))
         self.schedule = Schedule(self.config.weights)
         self.sources = {source.name: source for source in self.config.sources}
+        tracker.rank_starts.remote(self.rank, "building the model")
         self.start = ray.get(tracker.starting_point.remote())
         self.step = state.step = self.start.step
         self.engine = self._restore()
@@ -88,6 +94,7 @@ class _Rank:
         )
         if self.rank == 0:
             self.tracker.workers_started.remote(self.step, self.world_size)
+        tracker.rank_starts.remote(self.rank, "reading the first units")
 
     def train(self) -> None:
         """Take the remaining steps, then evaluate with every subset of the modalities.
@@ -97,6 +104,8 @@ class _Rank:
         train = self.config.train
         while self.step < self.config.last_step:
             self._take_step()
+            if self.rank == 0 and self.step == self.start.step + 1:
+                self.tracker.rank_starts.remote(self.rank, "")
             # The last step is always logged and saved, whatever the intervals.
             last = self.step == self.config.last_step
             if last or self.step % train.log_every == 0:

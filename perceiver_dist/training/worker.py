@@ -31,6 +31,7 @@ def train_worker(job: WorkerJob) -> None:
     """
     state = RankState(ray.train.get_context().get_world_rank())
     with failures_reported(job.tracker, state):
+        job.tracker.rank_starts.remote(state.rank, "loading libraries")
         # Imported here because the loop imports DeepSpeed, which takes seconds that only a worker needs to spend.
         from perceiver_dist.training.loop import train_rank
 

@@ -139,3 +139,16 @@ def test_the_throughput_of_samples_is_measured_from_the_first_update() -> None:
         "fashion  sample 4,032/10,000  - samples/s  ETA -:--",
         "fashion  sample 5,032/10,000  500 samples/s  ETA 0:10",
     ]
+
+
+def test_waiting_is_printed_at_intervals_and_does_not_delay_the_first_step() -> None:
+    console, clock = Console(file=io.StringIO(), width=40), Clock()
+    with ProgressLine(console, 15, clock) as line:
+        for _ in range(4):
+            clock.now += 5
+            line.waiting("waiting for rank 0")
+        clock.now += 1
+        line.update(1, 600, 1.2341, 309.6, 0.012)
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert [text.split()[0] for text in lines] == ["waiting", "waiting", "step"]

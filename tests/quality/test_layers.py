@@ -41,6 +41,7 @@ LAYERS = [
     "perceiver_dist.search.strategy.*",
     "perceiver_dist.search.report.*",
     "perceiver_dist.search.*",
+    "perceiver_dist.benchmarks.import_probe.*",
     "perceiver_dist.benchmarks.*",
     "perceiver_dist",  # the facade: `perceiver_dist.load`
     "jobs.*",

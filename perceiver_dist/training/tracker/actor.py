@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from perceiver_dist.checkpoint.manifest import StoredFile, TrainingProgress
 from perceiver_dist.checkpoint.retention import CheckpointList, StartingPoint
@@ -24,15 +25,7 @@ from perceiver_dist.checkpoint.run_folder import (
 from perceiver_dist.config.command_line import to_yaml
 from perceiver_dist.config.flatten import flatten, to_nested
 from perceiver_dist.config.run_config import RunConfig
-from perceiver_dist.display.run_figures import (
-    confusion_matrix_figure,
-    is_worth_drawing,
-    learning_curves_figure,
-)
 from perceiver_dist.errors import InternalError, UserError
-from perceiver_dist.metrics.metric_totals import Scores
-from perceiver_dist.tracking.background_writer import BackgroundWriter
-from perceiver_dist.tracking.mlflow_run import MlflowRun, new_identity
 from perceiver_dist.tracking.mlflow_store import RunStatus
 from perceiver_dist.training.tracker.failures import RankFailure, errors_reported
 from perceiver_dist.training.tracker.logged_metrics import (
@@ -50,12 +43,8 @@ from perceiver_dist.training.tracker.throughput import ThroughputMeter
 from pipelines.storage.files import STORAGE_ERRORS, copy_file, read_text, reason_of, write_text
 from pipelines.units.unit_maker import BadSample
 
-_CURVES = {
-    "step", "train_loss", "loss", "accuracy", "mean_average_precision", "learning_rate", "gradient_norm",
-    "samples_per_second", "data_wait_fraction",
-}  # fmt: skip
-"""Last parts of the flat names that are drawn as learning curves. Counters would not be curves, and each metric of a
-modality subset has one point."""
+if TYPE_CHECKING:
+    from perceiver_dist.metrics.metric_totals import Scores
 
 
 class Tracker:
@@ -68,6 +57,10 @@ class Tracker:
     """
 
     def __init__(self, config: RunConfig, folder: RunFolder, model_facts: Mapping[str, str]) -> None:
+        # Here and not at the top: MLflow takes seconds, which the driver would spend too, since it imports this class.
+        from perceiver_dist.tracking.background_writer import BackgroundWriter
+        from perceiver_dist.tracking.mlflow_run import MlflowRun, new_identity
+
         self._config = config
         self._folder = folder
         self._status = TrainingStatus()
@@ -136,7 +129,20 @@ class Tracker:
     def count_start(self) -> str:
         """Count a start of the workers; see `FailureBudget.count`."""
         start = self._checkpoints.start
+        self._status.starting = {}
         return self._failure_budget.count(start.step if start else 0)
+
+    def rank_starts(self, rank: int, activity: str) -> None:
+        """Record what a rank does before its first step.
+
+        Args:
+            rank: The rank.
+            activity: What it does now; "" once the first step is taken.
+        """
+        if not activity:
+            self._status.starting = None
+        elif self._status.starting is not None:
+            self._status.starting[rank] = activity
 
     def rank_failed(self, failure: RankFailure) -> None:
         """Record the failure of a rank: a line on the screen, and the traceback in the run's folder and in MLflow.
@@ -243,7 +249,7 @@ class Tracker:
         self._prometheus.show(metrics)
         self._record(metrics)
 
-    def evaluated(self, step: int, scores: Mapping[str, Scores]) -> None:
+    def evaluated(self, step: int, scores: "Mapping[str, Scores]") -> None:
         """Record an evaluation and draw its figures.
 
         Args:
@@ -363,17 +369,13 @@ class Tracker:
         self._history.append(metrics)
         self._log.metrics(metrics.step, metrics.flat())
 
-    def _draw(self, scores: Mapping[str, Scores]) -> None:
+    def _draw(self, scores: "Mapping[str, Scores]") -> None:
+        # Here and not at the top: Matplotlib is needed for the first evaluation, long after the start.
+        from perceiver_dist.training.tracker.figures import draw_figures
+
         with tempfile.TemporaryDirectory() as scratch:
-            for source in self._config.sources:
-                counts = scores[source.name].confusion if source.name in scores else None
-                if is_worth_drawing(counts):
-                    path = Path(scratch) / f"confusion_{source.name}.png"
-                    confusion_matrix_figure(counts, source.shown_classes, path)
-                    self._keep(path)
-            path = Path(scratch) / "learning_curves.png"
-            learning_curves_figure([_drawn(metrics) for metrics in self._history], path)
-            self._keep(path)
+            for path in draw_figures(self._config.sources, scores, self._history, Path(scratch)):
+                self._keep(path)
 
     def _keep(self, path: Path) -> None:
         copy_file(str(path), self._folder.file(path.name))
@@ -388,9 +390,3 @@ def _read_samples(text: str) -> dict[int, dict[int, list[str]]]:
     """Return step -> unit -> keys from the text of samples.jsonl."""
     entries = [json.loads(line) for line in text.splitlines()]
     return {entry["step"]: {int(unit): keys for unit, keys in entry["units"].items()} for entry in entries}
-
-
-def _drawn(metrics: LoggedMetrics) -> dict[str, float]:
-    """Return the step and the values that are drawn as learning curves."""
-    values = {"step": float(metrics.step), **metrics.flat()}
-    return {name: value for name, value in values.items() if name.rpartition("/")[2] in _CURVES}

@@ -34,6 +34,7 @@ class TrackerHandle(FailureReceiver, Protocol):
     preempt: RemoteMethod[[], None]
     quarantined: RemoteMethod[[str, int, list[BadSample]], None]
     rank_saved: RemoteMethod[[int, int, bool, TrainingProgress, StoredFile | str], None]
+    rank_starts: RemoteMethod[[int, str], None]
     report: RemoteMethod[[str], None]
     run_id: RemoteMethod[[], str]
     save: RemoteMethod[[], None]

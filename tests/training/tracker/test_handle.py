@@ -11,7 +11,7 @@ from perceiver_dist.training.tracker.handle import TrackerHandle
 def actor_signature(name: str) -> list[Any]:
     """The types of a method's arguments, in order, and of its result."""
     method = getattr(Tracker, name)
-    hints = get_type_hints(method)
+    hints = get_type_hints(method, localns={"Scores": Scores})
     arguments = [*inspect.signature(method).parameters][1:]
     # Ray adds an argument to the class's methods in a process that has started the actor.
     own = [argument for argument in arguments if argument != "_ray_trace_ctx"]

@@ -1,0 +1,37 @@
+"""A Ray that this process starts for one job: no more processes than a job needs, and workers forked from a template.
+
+Ray has no public options for these, so the parameters that `ray.init` makes are changed on their way to `Node`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from ray._private.parameter import RayParams
+
+from perceiver_dist.cluster import forked_worker
+from perceiver_dist.cluster.worker_template import take_template
+
+
+@contextmanager
+def lean_ray() -> Iterator[None]:
+    """Change how a Ray is started in this context.
+
+    It has no autoscaler, since it has one node, and no process that forwards the workers' output, which `QUIET` turns
+    off in the driver. If there is a template, it forks the workers.
+    """
+    update = RayParams.update_if_absent
+    forks = take_template()
+
+    def update_lean(params: Any, **values: Any) -> None:
+        # `Node` sets these paths, from which Ray's other processes take the command of a worker.
+        for name in ("worker_path", "setup_worker_path"):
+            if forks and name in values:
+                values[name] = forked_worker.__file__
+        params.no_monitor = True
+        params.include_log_monitor = False
+        update(params, **values)  # type: ignore[no-untyped-call] # Ray leaves it without types
+
+    with patch.object(RayParams, "update_if_absent", update_lean):
+        yield
