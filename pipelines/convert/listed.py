@@ -143,8 +143,8 @@ def _modalities(samples: Sequence[ListedSample]) -> list[str]:
 
 def _has_sound(clip: Path) -> bool:
     try:
-        with opened(clip.read_bytes(), "video") as container:
-            return audio_track(container) is not None
+        with opened(clip.read_bytes(), "video") as media:
+            return audio_track(media) is not None
     except (SampleError, OSError):
         return False  # the clip is a bad sample then, which training and lint report
 

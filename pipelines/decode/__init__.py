@@ -9,9 +9,9 @@ from pipelines.decode.points import decode_points
 __all__ = ["FIELD_MODALITY", "decode_audio", "decode_image", "decode_points", "decode_video", "field_of"]
 
 FIELD_MODALITY: dict[str, str] = {
-    **dict.fromkeys(("jpg", "jpeg", "png", "webp"), "image"),
-    **dict.fromkeys(("flac", "wav", "mp3", "ogg", "opus"), "audio"),
-    **dict.fromkeys(("mp4", "webm", "mkv", "avi", "mov"), "video"),
+    **dict.fromkeys(("jpg", "jpeg", "jfif", "png", "webp", "avif", "tif", "tiff", "gif", "bmp"), "image"),
+    **dict.fromkeys(("flac", "wav", "mp3", "ogg", "oga", "opus", "m4a", "aac"), "audio"),
+    **dict.fromkeys(("mp4", "m4v", "webm", "mkv", "avi", "mov", "mpg", "mpeg", "ts", "3gp"), "video"),
     **dict.fromkeys(("off", "ply", "obj", "npy"), "points"),
 }
 """Modality by field name. A field name is the file extension inside the shard."""

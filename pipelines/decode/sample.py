@@ -115,12 +115,27 @@ def _label_values(sample: RawSample, label: str) -> Sequence[int]:
     text = sample.fields[field].decode("utf-8", errors="replace")
     try:
         content: Any = (
-            json.loads(text)[entry] if entry else [int(part) for part in text.split(",") if part.strip()]
+            json.loads(text)[entry] if entry else [part.strip() for part in text.split(",") if part.strip()]
         )
-        values = content if isinstance(content, list) else [content]
-        # bool is a subclass of int, but JSON's true and false are no class numbers.
-        if any(isinstance(value, bool) or not isinstance(value, int) for value in values):
-            raise TypeError
+        values = [_whole_number(value) for value in (content if isinstance(content, list) else [content])]
     except (ValueError, KeyError, TypeError, RecursionError) as error:  # RecursionError: deeply nested JSON.
         raise SampleError(f"label field '{label}' holds {text[:40]!r}, expected whole numbers") from error
     return values
+
+
+def _whole_number(value: Any) -> int:
+    """Return a class number. 1.0 is one, too: table libraries turn whole numbers into floats, and write them so.
+
+    Raises:
+        ValueError: It is not a whole number.
+        TypeError: It is not a number.
+    """
+    if isinstance(value, str):
+        number, dot, decimals = value.partition(".")
+        if dot and decimals.strip("0"):
+            raise ValueError(value)
+        return int(number)
+    # bool is a subclass of int, but JSON's true and false are no class numbers.
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
+        raise TypeError
+    return int(value)

@@ -111,7 +111,7 @@ def _clip(data: bytes, measures: Measures, limits: Limits) -> VideoInput:
 
 def _is_sideways(data: bytes, limits: Limits) -> bool:
     """Whether a video has to be rotated by 90 degrees to be upright. PyAV gives the rotation only with a frame."""
-    with opened(data, "video", limits) as container:
-        track = video_track(container, limits)
-        frame = next(container.decode(track), None) if track else None
+    with opened(data, "video", limits) as media:
+        track = video_track(media, limits)
+        frame = next(media.container.decode(track), None) if track else None
         return isinstance(frame, av.VideoFrame) and round(frame.rotation / 90) % 2 == 1
