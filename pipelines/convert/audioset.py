@@ -6,7 +6,7 @@ from perceiver_dist.errors import UserError
 from pipelines.convert.conversion import Conversion
 from pipelines.convert.listed import ListedSample, check_samples, convert_listed
 from pipelines.convert.text_files import csv_rows, read_text_file
-from pipelines.decode import FIELD_MODALITY, field_of
+from pipelines.fields import FIELD_MODALITY, field_of
 
 
 def convert_audioset(

@@ -17,7 +17,7 @@ from pipelines.convert.tree_layout import (
     require_classes,
     split_of,
 )
-from pipelines.decode import FIELD_MODALITY, field_of
+from pipelines.fields import FIELD_MODALITY, field_of
 
 
 def convert_folder(

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from perceiver_dist.errors import UserError
 from pipelines.convert.conversion import Conversion, plan_conversion, shuffled
-from pipelines.decode import FIELD_MODALITY, field_of
 from pipelines.decode.container import audio_track, opened
 from pipelines.errors import SampleError
+from pipelines.fields import FIELD_MODALITY, field_of
 from pipelines.shards.shard_writer import Sample
 
 _SHOWN_CLASSES = 6

@@ -14,7 +14,7 @@ from pipelines.convert.conversion import Conversion
 from pipelines.convert.listed import ListedSample, check_samples, convert_listed
 from pipelines.convert.text_files import csv_rows, read_text_file
 from pipelines.convert.tree_layout import split_of
-from pipelines.decode import FIELD_MODALITY, field_of
+from pipelines.fields import FIELD_MODALITY, field_of
 
 _PARQUET = (".parquet", ".pq")
 

@@ -2,11 +2,11 @@
 
 from av.audio.stream import AudioStream
 
-from pipelines.decode import FIELD_MODALITY
 from pipelines.decode.container import audio_track, extent, opened, video_track
 from pipelines.decode.image import image_size
 from pipelines.decode.points import read_points
 from pipelines.errors import SampleError
+from pipelines.fields import FIELD_MODALITY
 from pipelines.limits import DEFAULT_LIMITS, Limits
 
 Measures = dict[str, float]

@@ -7,9 +7,10 @@ import numpy as np
 
 from perceiver_dist.modalities import AudioInput, ImageInput, ModalityInput, PointCloudInput, VideoInput
 from pipelines.augment.randomness import SampleRandomness
-from pipelines.decode import FIELD_MODALITY, decode_audio, decode_image, decode_points, decode_video
+from pipelines.decode import decode_audio, decode_image, decode_points, decode_video
 from pipelines.decode.container import opened, video_track
 from pipelines.decode.sample import Arrays
+from pipelines.fields import FIELD_MODALITY
 from pipelines.inspection.headers import Measures, measure
 from pipelines.limits import Limits
 from pipelines.shards.sample_reader import RawSample

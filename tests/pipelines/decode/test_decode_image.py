@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from perceiver_dist.modalities import ImageInput
-from pipelines.decode import FIELD_MODALITY, decode_image
+from pipelines.decode import decode_image
 from pipelines.errors import SampleError
+from pipelines.fields import FIELD_MODALITY
 
 RGB = ImageInput(height=16, width=16, channels=3)
 GRAY = ImageInput(height=16, width=16, channels=1)
