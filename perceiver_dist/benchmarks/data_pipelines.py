@@ -27,8 +27,8 @@ from perceiver_dist.cluster.connect import QUIET
 from perceiver_dist.data.batches import UnitStream
 from perceiver_dist.modalities import ImageInput, ModalityInput
 from pipelines.augment.randomness import evaluation_randomness
-from pipelines.decode import FIELD_MODALITY
 from pipelines.decode.sample import decode_sample
+from pipelines.fields import FIELD_MODALITY
 from pipelines.inspection.shard_access import index_shards
 from pipelines.limits import DEFAULT_LIMITS
 from pipelines.shards.sample_reader import RawSample

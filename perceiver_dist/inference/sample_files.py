@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from perceiver_dist.errors import UserError
-from pipelines.decode import FIELD_MODALITY, field_of
+from pipelines.fields import FIELD_MODALITY, field_of
 from pipelines.shards.sample_reader import RawSample
 
 SampleFiles = str | Path | Sequence[str | Path]

@@ -22,9 +22,9 @@ from perceiver_dist.modalities import ModalityInput
 from perceiver_dist.model.perceiver import Perceiver
 from perceiver_dist.model.precision import autocast
 from pipelines.augment.randomness import evaluation_randomness
-from pipelines.decode import FIELD_MODALITY
 from pipelines.decode.sample import Arrays, decode_sample
 from pipelines.errors import SampleError
+from pipelines.fields import FIELD_MODALITY
 from pipelines.shards.sample_reader import RawSample
 from pipelines.shards.source import SourceConfig
 

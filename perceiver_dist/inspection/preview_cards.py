@@ -7,10 +7,10 @@ import numpy as np
 
 from perceiver_dist.modalities import MODALITIES
 from pipelines.augment.randomness import evaluation_randomness
-from pipelines.decode import FIELD_MODALITY
 from pipelines.decode.sample import Decode
 from pipelines.decode.sandbox import sandboxed
 from pipelines.errors import SampleError
+from pipelines.fields import FIELD_MODALITY
 from pipelines.inspection.headers import Measures
 from pipelines.inspection.media_preview import preview_medium
 from pipelines.inspection.sample_check import LabelRules

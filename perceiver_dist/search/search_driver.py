@@ -16,6 +16,7 @@ from perceiver_dist.checkpoint.run_folder import CONFIG
 from perceiver_dist.cluster.capacity import device_type, wait_for_capacity
 from perceiver_dist.config.command_line import to_yaml
 from perceiver_dist.config.flatten import flatten
+from perceiver_dist.data.field_check import check_fields
 from perceiver_dist.data.shard_indexing import index_sources, list_shards
 from perceiver_dist.errors import UserError
 from perceiver_dist.export.mlflow_model import parse_model_name
@@ -77,7 +78,7 @@ def run_search(config: SearchRunConfig, console: Console, promote: str | None = 
         keep_data_actors_here()
         # Trials may run on GPUs that this machine does not have; the device decides what cross-attention costs.
         device = device_type(config)
-        index_sources(config, shards)
+        _index(config, shards, console)
     write_text(join(folder, CONFIG), to_yaml(config))
     record.options = asdict(config.search)
     # Before the MLflow run is opened, so that a search killed in between finds that run by the record's identity.
@@ -103,6 +104,16 @@ def run_search(config: SearchRunConfig, console: Console, promote: str | None = 
         version = promote_best(record, best_yaml, config.tracking.uri or "", *model_name)
         console.print(f"registered as models:/{promote}, version {version}", markup=False)
     return record
+
+
+def _index(config: SearchRunConfig, shards: dict[str, list[str]], console: Console) -> None:
+    """Index the shards, and show what their samples lack.
+
+    Raises:
+        UserError: A shard is missing or damaged, or no sample has a modality or the label of its source.
+    """
+    for warning in check_fields(config, index_sources(config, shards)):
+        console.print(f"warning: {warning}", markup=False, soft_wrap=True)
 
 
 def is_interrupted(record: SearchRecord) -> bool:

@@ -28,6 +28,7 @@ from perceiver_dist.cluster.capacity import cpus_of, device_type, gpus_per_worke
 from perceiver_dist.cluster.connect import start_ray
 from perceiver_dist.config.command_line import to_yaml
 from perceiver_dist.config.run_config import RunConfig, WorkerRange
+from perceiver_dist.data.field_check import check_fields, shown_fields
 from perceiver_dist.data.shard_indexing import SourceData, index_sources
 from perceiver_dist.display.progress import ProgressLine
 from perceiver_dist.errors import UserError
@@ -72,6 +73,8 @@ def run_training(
         start_ray(cpus_of(run.config))
         wait_for_capacity(run.config, line.message)
         data = index_sources(run.config, run.shards)
+        for warning in check_fields(run.config, data):
+            line.message(f"warning: {warning}")
         write_text(run.folder.config, to_yaml(run.config))
         tracker = _start_tracker(run)
         run_id = ray.get(tracker.run_id.remote())
@@ -226,5 +229,7 @@ def _workers(config: RunConfig) -> str:
 
 
 def _describe(config: RunConfig, data: dict[str, SourceData]) -> str:
-    sources = ", ".join(f"{name} {of.train.samples:,} samples" for name, of in data.items())
+    sources = ", ".join(
+        f"{name} {of.train.samples:,} samples ({shown_fields(of.train)})" for name, of in data.items()
+    )
     return f"{sources}; ZeRO {config.deepspeed.zero_stage}, {config.train.steps} steps"

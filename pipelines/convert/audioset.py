@@ -1,12 +1,12 @@
 """AudioSet converter: published segment lists, published class list, and a folder of downloaded clips."""
 
-import csv
 from pathlib import Path
 
 from perceiver_dist.errors import UserError
 from pipelines.convert.conversion import Conversion
 from pipelines.convert.listed import ListedSample, check_samples, convert_listed
-from pipelines.decode import FIELD_MODALITY, field_of
+from pipelines.convert.text_files import csv_rows, read_text_file
+from pipelines.fields import FIELD_MODALITY, field_of
 
 
 def convert_audioset(
@@ -72,19 +72,14 @@ def _rows(table: Path) -> list[list[str]]:
     """Return the rows of a published list.
 
     Raises:
-        UserError: The file is missing, or a row has fewer than three entries.
+        UserError: The file is missing or not text, or a row has fewer than three entries.
     """
-    if not table.is_file():
-        raise UserError(f"table {table}: no such file")
-    with table.open(newline="", encoding="utf-8") as lines:
-        reader = csv.reader(lines, skipinitialspace=True)
-        rows = []
-        for row in reader:
-            if len(row) < 3 and not row[0].startswith("#"):
-                raise UserError(
-                    f"table {table}, line {reader.line_num}: {len(row)} entries, expected 3 or 4 as published"
-                )
-            rows.append(row)
+    what = f"table {table}"
+    rows = []
+    for line, row in csv_rows(read_text_file(table, what), what, skip_spaces=True):
+        if len(row) < 3 and not row[0].startswith("#"):
+            raise UserError(f"{what}, line {line}: {len(row)} entries, expected 3 or 4 as published")
+        rows.append(row)
     return rows
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from perceiver_dist.errors import UserError
 from pipelines.convert.conversion import Conversion, plan_conversion, shuffled
-from pipelines.decode import FIELD_MODALITY, field_of
 from pipelines.decode.container import audio_track, opened
+from pipelines.errors import SampleError
+from pipelines.fields import FIELD_MODALITY, field_of
 from pipelines.shards.shard_writer import Sample
 
-SPLITS = {"train": "train", "eval": "eval", "validation": "eval", "val": "eval", "test": "eval"}
-"""Accepted names of a split, and whether its shards are for training or evaluation."""
+_SHOWN_CLASSES = 6
+"""Names of classes in a remark, which should fit into one line."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def convert_listed(
         remarks: Lines for the user.
 
     Returns:
-        The conversion. Its modalities include audio if the first video has an audio track.
+        The conversion. Its modalities include audio if one of some clips, spread over all, has an audio track.
     """
     if classes is None:
         labels = {label for sample in samples for label in sample.labels}
@@ -96,6 +97,7 @@ def convert_listed(
         ]
         for split in ("train", "eval")
     }
+    remarks = (*remarks, *_classes_without_training(samples))
     return plan_conversion(splits, out, _modalities(samples), classes, samples_per_shard, task, remarks)
 
 
@@ -126,15 +128,35 @@ def _item(index: int, sample: ListedSample, numbers: dict[str, str]) -> FileItem
     )
 
 
+_CLIPS = 32
+"""Clips that are looked at for sound: enough that a few silent or damaged ones do not decide for all."""
+
+
 def _modalities(samples: Sequence[ListedSample]) -> list[str]:
-    """Return the modalities of the files, including audio if the first video has an audio track."""
+    """Return the modalities of the files, including audio if any of some clips has an audio track."""
     modalities = {FIELD_MODALITY[field_of(path)] for sample in samples for path in sample.paths}
-    clip = next(
-        (path for sample in samples for path in sample.paths if FIELD_MODALITY[field_of(path)] == "video"),
-        None,
-    )
-    if clip is not None:
-        with opened(clip.read_bytes(), str(clip)) as container:
-            if audio_track(container) is not None:
-                modalities.add("audio")
+    clips = [path for sample in samples for path in sample.paths if FIELD_MODALITY[field_of(path)] == "video"]
+    if any(map(_has_sound, clips[:: -(-len(clips) // _CLIPS) or 1])):
+        modalities.add("audio")
     return sorted(modalities)
+
+
+def _has_sound(clip: Path) -> bool:
+    try:
+        with opened(clip.read_bytes(), "video") as media:
+            return audio_track(media) is not None
+    except (SampleError, OSError):
+        return False  # the clip is a bad sample then, which training and lint report
+
+
+def _classes_without_training(samples: Sequence[ListedSample]) -> tuple[str, ...]:
+    """Return a line on classes that only held-out samples have, if there are any."""
+    train, held_out = (
+        {label for sample in samples if sample.split == split for label in sample.labels}
+        for split in ("train", "eval")
+    )
+    missing = sorted(held_out - train)
+    if not missing:
+        return ()
+    shown = ", ".join(missing[:_SHOWN_CLASSES]) + (", ..." if len(missing) > _SHOWN_CLASSES else "")
+    return (f"{len(missing):,} of {len(train | held_out):,} classes have held-out samples only: {shown}",)

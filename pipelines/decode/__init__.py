@@ -1,26 +1,7 @@
 """Decoders from the bytes of one field to an array of fixed shape: image, audio, video, point cloud."""
 
-from pathlib import Path
-
 from pipelines.decode.audio_video import decode_audio, decode_video
 from pipelines.decode.image import decode_image
 from pipelines.decode.points import decode_points
 
-__all__ = ["FIELD_MODALITY", "decode_audio", "decode_image", "decode_points", "decode_video", "field_of"]
-
-FIELD_MODALITY: dict[str, str] = {
-    **dict.fromkeys(("jpg", "jpeg", "png", "webp"), "image"),
-    **dict.fromkeys(("flac", "wav", "mp3", "ogg", "opus"), "audio"),
-    **dict.fromkeys(("mp4", "webm", "mkv", "avi", "mov"), "video"),
-    **dict.fromkeys(("off", "ply", "obj", "npy"), "points"),
-}
-"""Modality by field name. A field name is the file extension inside the shard."""
-
-
-def field_of(path: Path) -> str:
-    """Return the field name of a file in a sample: its extension, in lower case and without the dot.
-
-    Args:
-        path: The file, which need not exist.
-    """
-    return path.suffix.removeprefix(".").lower()
+__all__ = ["decode_audio", "decode_image", "decode_points", "decode_video"]

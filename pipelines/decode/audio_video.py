@@ -17,7 +17,6 @@ import av
 import numpy as np
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
-from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
@@ -26,9 +25,11 @@ from PIL import Image
 from perceiver_dist.modalities import AudioInput, VideoInput
 from pipelines.augment.image_transform import NO_TRANSFORM, ImageTransform
 from pipelines.decode.container import (
+    MediaFile,
     audio_track,
     beginning,
     decoded_from,
+    has_cover,
     opened,
     require_reached,
     video_track,
@@ -48,6 +49,9 @@ GAP = 0.02
 """Seconds by which a timestamp must differ from the sample count before audio is moved. Smaller differences are
 rounding, such as Matroska's to milliseconds."""
 
+_MIXED_CHANNELS = 8
+"""Channels up to which FFmpeg mixes to mono by the layout. For more it has weights only if the file names a layout."""
+
 
 def decode_audio(
     data: bytes, spec: AudioInput, position: float, limits: Limits = DEFAULT_LIMITS
@@ -55,7 +59,7 @@ def decode_audio(
     """Decode a window of an audio file to mono at the requested rate.
 
     Args:
-        data: A whole FLAC, WAV, MP3 or OGG (Vorbis, Opus) file.
+        data: A whole FLAC, WAV, MP3, OGG (Vorbis, Opus), M4A or AAC file.
         spec: Sample rate and length of the window.
         position: Position of the window among its possible starts: 0 first, 0.5 center, 1 last.
         limits: Bounds on what the file may claim.
@@ -66,12 +70,12 @@ def decode_audio(
     Raises:
         SampleError: The bytes are empty, truncated, of another format, without audio, or claim more than the limits.
     """
-    with opened(data, "audio", limits) as container:
-        track = audio_track(container, limits)
+    with opened(data, "audio", limits) as media:
+        track = audio_track(media, limits)
         if track is None:
             raise SampleError("audio has no audio track")
-        start = window_start(container, track, spec.samples / spec.sample_rate, position)
-        sound = _read_sound(container, track, start, spec)
+        start = window_start(media, track, spec.samples / spec.sample_rate, position)
+        sound = _read_sound(media, track, start, spec)
     if sound is None:
         raise SampleError("audio has no samples that can be decoded")
     return sound
@@ -88,7 +92,7 @@ def decode_video(
     """Decode a window of a video: frames, audio, or both, starting at the same instant.
 
     Args:
-        data: A whole MP4, MOV, WebM, MKV or AVI file.
+        data: A whole MP4, M4V, MOV, 3GP, WebM, MKV, AVI, MPG or TS file.
         video: Frames to decode; None for none.
         audio: Audio to decode; None for none.
         position: Position of the longer of the two windows among its possible starts: 0 first, 0.5 center, 1 last.
@@ -104,11 +108,11 @@ def decode_video(
         SampleError: The bytes are empty, truncated, of another format, without the requested frames, or claim more
             than the limits.
     """
-    with opened(data, "video", limits) as container:
-        pictures = video_track(container, limits) if video else None
-        if video and pictures is None:
+    with opened(data, "video", limits) as media:
+        pictures = video_track(media, limits) if video else None
+        sounds = audio_track(media, limits) if audio else None
+        if video and pictures is None and not (sounds and has_cover(media)):
             raise SampleError("video has no video track")
-        sounds = audio_track(container, limits) if audio else None
         clock = pictures or sounds
         if clock is None:
             return None, None
@@ -116,16 +120,16 @@ def decode_video(
             video.frames / video.frames_per_second if video else 0.0,
             audio.samples / audio.sample_rate if audio else 0.0,
         )
-        start = window_start(container, clock, window, position)
-        frames = _read_frames(container, pictures, start, video, transform) if pictures and video else None
+        start = window_start(media, clock, window, position)
+        frames = _read_frames(media, pictures, start, video, transform) if pictures and video else None
         if sounds is None or audio is None:
             return frames, None
-        sound = _read_sound(container, sounds, start, audio)
+        sound = _read_sound(media, sounds, start, audio)
         return frames, np.zeros(audio.array_shape, np.int16) if sound is None else sound
 
 
 def _read_frames(
-    container: InputContainer, track: VideoStream, start: float, spec: VideoInput, transform: ImageTransform
+    media: MediaFile, track: VideoStream, start: float, spec: VideoInput, transform: ImageTransform
 ) -> np.ndarray:
     """Decode the frames shown at start + i / frames_per_second: uint8 (frames, height, width, channels).
 
@@ -136,7 +140,7 @@ def _read_frames(
     shown: list[np.ndarray] = []
     shrinker = VideoReformatter()
     current, reached = None, start
-    for time, frame in _frames_from(container, track, start):
+    for time, frame in _frames_from(media, track, start):
         due = sum(instant < time for instant in instants) - len(shown)
         if current is not None and due > 0:
             shown += [_fit_frame(current, spec, shrinker, transform)] * due
@@ -146,14 +150,12 @@ def _read_frames(
     if current is None:
         raise SampleError("video has no frames that can be decoded")
     if len(shown) < spec.frames:
-        require_reached(track, instants[-1], reached)
+        require_reached(media, track, instants[-1], reached)
         shown += [_fit_frame(current, spec, shrinker, transform)] * (spec.frames - len(shown))
     return np.stack(shown)
 
 
-def _frames_from(
-    container: InputContainer, track: VideoStream, start: float
-) -> Iterator[tuple[float, VideoFrame]]:
+def _frames_from(media: MediaFile, track: VideoStream, start: float) -> Iterator[tuple[float, VideoFrame]]:
     """Yield times and frames in order, starting with one at or before `start` if there is one.
 
     Containers look up keyframes by decoding time, which is earlier than presentation time: the keyframe found may be
@@ -161,10 +163,10 @@ def _frames_from(
     """
     step_back = 0.0
     while True:
-        decoded = decoded_from(container, track, start - step_back)
+        decoded = decoded_from(media, track, start - step_back)
         frames = ((time, frame) for time, frame in decoded if isinstance(frame, VideoFrame))
         first = next(frames, None)
-        at_beginning = start - step_back <= beginning(container)
+        at_beginning = start - step_back <= beginning(media)
         if at_beginning or (first and first[0] <= start + TIMESTAMP_SLACK):
             break
         # Doubling needs few seeks. Half a second exceeds the usual reordering delay, a few frames.
@@ -202,13 +204,11 @@ def _fit_frame(
     return fit_image(upright, spec.height, spec.width, spec.channels, box, transform)
 
 
-def _read_sound(
-    container: InputContainer, track: AudioStream, start: float, spec: AudioInput
-) -> np.ndarray | None:
+def _read_sound(media: MediaFile, track: AudioStream, start: float, spec: AudioInput) -> np.ndarray | None:
     """Decode the audio from `start` on: int16 (samples,), zeros where there is none; None if the track has none."""
     sound = np.zeros(spec.samples, dtype=np.int16)
     cursor: int | None = None
-    for time, piece in _resampled(decoded_from(container, track, start - SETTLING_TIME), spec.sample_rate):
+    for time, piece in _resampled(decoded_from(media, track, start - SETTLING_TIME), spec.sample_rate):
         stamped = round((time - start) * spec.sample_rate)
         if cursor is None or abs(stamped - cursor) > GAP * spec.sample_rate:
             cursor = stamped
@@ -220,7 +220,7 @@ def _read_sound(
         if cursor >= spec.samples:
             return sound
     wanted = start + spec.samples / spec.sample_rate
-    require_reached(track, wanted, reached=start + (cursor or 0) / spec.sample_rate)
+    require_reached(media, track, wanted, reached=start + (cursor or 0) / spec.sample_rate)
     return None if cursor is None else sound
 
 
@@ -229,8 +229,30 @@ def _resampled(
 ) -> Iterator[tuple[float, np.ndarray]]:
     """Convert frames to 16-bit mono at `rate`; yield the time of the first sample, and int16 (samples,)."""
     resampler = av.AudioResampler(format="s16", layout="mono", rate=rate)
-    sounds = (frame for _, frame in frames if isinstance(frame, AudioFrame))
+    sounds = (_mixable(frame) for _, frame in frames if isinstance(frame, AudioFrame))
     for sound in chain(sounds, [None]):  # None flushes the samples that the resampler still holds.
         for piece in resampler.resample(sound):
             if piece is not None and piece.time is not None:
                 yield piece.time, piece.to_ndarray()[0]
+
+
+def _mixable(frame: AudioFrame) -> AudioFrame:
+    """Return a frame that FFmpeg can mix to mono: with more channels than it has weights for, their mean.
+
+    Raises:
+        SampleError: A sample of a floating-point format is not a number, or infinite.
+    """
+    is_float = frame.format.name.startswith(("flt", "dbl"))
+    channels = frame.layout.nb_channels
+    if not is_float and channels <= _MIXED_CHANNELS:
+        return frame
+    values = frame.to_ndarray()
+    if is_float and not np.isfinite(values).all():
+        raise SampleError(f"audio has samples that are not finite numbers, at {frame.time or 0:.2f} s")
+    if channels <= _MIXED_CHANNELS:
+        return frame
+    by_channel = values if frame.format.is_planar else values.reshape(-1, channels).T
+    mean = by_channel.mean(axis=0, keepdims=True).astype(values.dtype)
+    mono = AudioFrame.from_ndarray(mean, format=frame.format.packed.name, layout="mono")
+    mono.sample_rate, mono.pts, mono.time_base = frame.sample_rate, frame.pts, frame.time_base
+    return mono

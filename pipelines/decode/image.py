@@ -1,25 +1,31 @@
-"""Image decoding with Pillow: JPEG, PNG and WebP to uint8 arrays of fixed shape."""
+"""Image decoding with Pillow: JPEG, PNG, WebP, AVIF, TIFF, GIF and BMP to uint8 arrays of fixed shape."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
+from typing import TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
 from perceiver_dist.modalities import ImageInput
 from pipelines.augment.image_transform import NO_TRANSFORM, Box, ImageTransform
+from pipelines.decode.image_metadata import ON_THEIR_SIDE, orientation, upright, without_metadata
 from pipelines.errors import SampleError
 from pipelines.limits import DEFAULT_LIMITS, Limits
 
+Result = TypeVar("Result")
+
 # Pillow warns about large images on standard error. `Limits.image_pixels` takes the place of its check.
 Image.MAX_IMAGE_PIXELS = None
+# A decoding task has one core.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
-FORMATS = ("JPEG", "PNG", "WEBP")
-_ON_THEIR_SIDE = (5, 6, 7, 8)
-"""Values of the EXIF orientation tag that swap width and height."""
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP")
 SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 """Pillow modes of 16-bit grayscale images. "I" is wider, but older Pillow versions open 16-bit PNG files in it."""
+_WIDE_MODES = {"I": "32-bit", "F": "floating-point"}
+"""Pillow modes whose range of values no file states, so that black and white are unknown."""
 
 
 def decode_image(
@@ -31,7 +37,7 @@ def decode_image(
     the aspect ratio of that size. Transparent images are composited over white.
 
     Args:
-        data: A whole JPEG, PNG or WebP file.
+        data: A whole JPEG, PNG, WebP, AVIF, TIFF, GIF or BMP file; of several pictures, the first is taken.
         spec: Size and channels of the result.
         limits: Bounds on its number of pixels.
         transform: Crop and augmentation.
@@ -43,31 +49,51 @@ def decode_image(
         SampleError: The bytes are empty, truncated or not of these formats, or the header claims more pixels than the
             limit.
     """
-    with _opened(data, limits) as image:
-        # Only JPEG supports this: it decodes at 1/2, 1/4 or 1/8 of its size, still at least twice what is needed.
-        side = round(2 * max(spec.height, spec.width) / transform.min_crop_side)
-        image.draft(None, (side, side))
-        # Both this and `convert` below copy the picture even if there is nothing to do: 7% of the time of a photograph.
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        upright = ImageOps.exif_transpose(image) if turned else image
-        box = transform.crop_box(*upright.size, spec.width / spec.height)
-        return fit_image(upright, spec.height, spec.width, spec.channels, box, transform)
+
+    def decode(file: bytes) -> np.ndarray:
+        with _opened(file, limits) as image:
+            # Only JPEG supports this: it decodes at 1/2, 1/4 or 1/8 of its size, still at least twice what is needed.
+            side = round(2 * max(spec.height, spec.width) / transform.min_crop_side)
+            image.draft(None, (side, side))
+            turned = upright(image, orientation(image))
+            box = transform.crop_box(*turned.size, spec.width / spec.height)
+            return fit_image(turned, spec.height, spec.width, spec.channels, box, transform)
+
+    return _despite_metadata(decode, data)
 
 
 def image_size(data: bytes, limits: Limits = DEFAULT_LIMITS) -> tuple[int, int]:
     """Return the width and height that an image's header states, after its EXIF orientation is applied.
 
     Args:
-        data: A whole JPEG, PNG or WebP file.
+        data: A whole file, as for `decode_image`.
         limits: Bounds on its number of pixels.
 
     Raises:
         SampleError: As in `decode_image`, as far as the header shows.
     """
-    with _opened(data, limits) as image:
-        width, height = image.size
-        on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) in _ON_THEIR_SIDE
-        return (height, width) if on_its_side else (width, height)
+
+    def read_size(file: bytes) -> tuple[int, int]:
+        with _opened(file, limits) as image:
+            width, height = image.size
+            return (height, width) if orientation(image) in ON_THEIR_SIDE else (width, height)
+
+    return _despite_metadata(read_size, data)
+
+
+def _despite_metadata(read: Callable[[bytes], Result], data: bytes) -> Result:
+    """Read an image, and if that fails read it again without its metadata.
+
+    Raises:
+        SampleError: That fails as well.
+    """
+    try:
+        return read(data)
+    except SampleError:
+        bare = without_metadata(data)
+        if bare == data:
+            raise
+        return read(bare)
 
 
 @contextmanager
@@ -83,9 +109,13 @@ def _opened(data: bytes, limits: Limits) -> Iterator[Image.Image]:
         _check_size(*_webp_canvas(data), limits)
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             _check_size(*image.size, limits)
+            if image.mode in _WIDE_MODES and image.format != "PNG":
+                raise SampleError(
+                    f"image has {_WIDE_MODES[image.mode]} pixels, expected 8 or 16 bits a channel; convert it"
+                )
             yield image
     except UnidentifiedImageError as error:
-        raise SampleError("image is neither JPEG, PNG nor WebP, or its header is damaged") from error
+        raise SampleError(f"image is none of {', '.join(FORMATS)}, or its header is damaged") from error
     except SampleError:
         raise
     except Exception as error:

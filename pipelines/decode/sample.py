@@ -8,8 +8,9 @@ import numpy as np
 
 from perceiver_dist.modalities import AudioInput, ImageInput, ModalityInput, PointCloudInput, VideoInput
 from pipelines.augment.randomness import SampleRandomness
-from pipelines.decode import FIELD_MODALITY, decode_audio, decode_image, decode_points, decode_video
+from pipelines.decode import decode_audio, decode_image, decode_points, decode_video
 from pipelines.errors import SampleError
+from pipelines.fields import FIELD_MODALITY
 from pipelines.limits import Limits
 from pipelines.shards.sample_reader import RawSample
 from pipelines.shards.source import SourceConfig
@@ -111,16 +112,38 @@ def label_classes(
 def _label_values(sample: RawSample, label: str) -> Sequence[int]:
     field, _, entry = label.partition(".")
     if field not in sample.fields:
-        raise SampleError(f"has no label field '{field}'")
+        found = sorted({*sample.fields, *sample.unread})
+        raise SampleError(
+            f"has no label field '{field}', only {', '.join(found) or 'no field'}; a field begins after the first dot "
+            "of a file's name"
+        )
     text = sample.fields[field].decode("utf-8", errors="replace")
     try:
         content: Any = (
-            json.loads(text)[entry] if entry else [int(part) for part in text.split(",") if part.strip()]
+            json.loads(text)[entry]
+            if entry
+            else [_parse_number(part.strip()) for part in text.split(",") if part.strip()]
         )
         values = content if isinstance(content, list) else [content]
-        # bool is a subclass of int, but JSON's true and false are no class numbers.
-        if any(isinstance(value, bool) or not isinstance(value, int) for value in values):
-            raise TypeError
+        return [_whole_number(value) for value in values]
     except (ValueError, KeyError, TypeError, RecursionError) as error:  # RecursionError: deeply nested JSON.
         raise SampleError(f"label field '{label}' holds {text[:40]!r}, expected whole numbers") from error
-    return values
+
+
+def _parse_number(text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def _whole_number(value: Any) -> int:
+    """Return a class number. 1.0 is one, too: table libraries turn whole numbers into floats, and write them so.
+
+    Raises:
+        TypeError: It is not a whole number.
+    """
+    # bool is a subclass of int, but JSON's true and false are no class numbers.
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
+        raise TypeError
+    return int(value)

@@ -2,11 +2,11 @@
 
 from av.audio.stream import AudioStream
 
-from pipelines.decode import FIELD_MODALITY
 from pipelines.decode.container import audio_track, extent, opened, video_track
 from pipelines.decode.image import image_size
 from pipelines.decode.points import read_points
 from pipelines.errors import SampleError
+from pipelines.fields import FIELD_MODALITY
 from pipelines.limits import DEFAULT_LIMITS, Limits
 
 Measures = dict[str, float]
@@ -43,21 +43,21 @@ def measure(field: str, data: bytes, limits: Limits = DEFAULT_LIMITS) -> Measure
 
 
 def _measure_sound(data: bytes, limits: Limits) -> Measures:
-    with opened(data, "audio", limits) as container:
-        track = audio_track(container, limits)
+    with opened(data, "audio", limits) as media:
+        track = audio_track(media, limits)
         if track is None:
             raise SampleError("audio has no audio track")
-        first, end = extent(container, track)
+        first, end = extent(media, track)
         return {"seconds": end - first, **_rate(track), "channels": track.codec_context.channels}
 
 
 def _measure_clip(data: bytes, limits: Limits) -> Measures:
-    with opened(data, "video", limits) as container:
-        track = video_track(container, limits)
+    with opened(data, "video", limits) as media:
+        track = video_track(media, limits)
         if track is None:
             raise SampleError("video has no video track")
-        sound = audio_track(container, limits)
-        first, end = extent(container, track)
+        sound = audio_track(media, limits)
+        first, end = extent(media, track)
         size = {"width": track.codec_context.width, "height": track.codec_context.height}
         rate = {"frames per second": float(track.average_rate)} if track.average_rate else {}
         return {**size, "seconds": end - first, **rate, **(_rate(sound) if sound else {})}

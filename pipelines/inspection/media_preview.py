@@ -7,9 +7,10 @@ import numpy as np
 
 from perceiver_dist.modalities import AudioInput, ImageInput, ModalityInput, PointCloudInput, VideoInput
 from pipelines.augment.randomness import SampleRandomness
-from pipelines.decode import FIELD_MODALITY, decode_audio, decode_image, decode_points, decode_video
+from pipelines.decode import decode_audio, decode_image, decode_points, decode_video
 from pipelines.decode.container import opened, video_track
 from pipelines.decode.sample import Arrays
+from pipelines.fields import FIELD_MODALITY
 from pipelines.inspection.headers import Measures, measure
 from pipelines.limits import Limits
 from pipelines.shards.sample_reader import RawSample
@@ -111,7 +112,7 @@ def _clip(data: bytes, measures: Measures, limits: Limits) -> VideoInput:
 
 def _is_sideways(data: bytes, limits: Limits) -> bool:
     """Whether a video has to be rotated by 90 degrees to be upright. PyAV gives the rotation only with a frame."""
-    with opened(data, "video", limits) as container:
-        track = video_track(container, limits)
-        frame = next(container.decode(track), None) if track else None
+    with opened(data, "video", limits) as media:
+        track = video_track(media, limits)
+        frame = next(media.container.decode(track), None) if track else None
         return isinstance(frame, av.VideoFrame) and round(frame.rotation / 90) % 2 == 1

@@ -8,9 +8,9 @@ from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import AudioInput, ImageInput, ModalityInput, PointCloudInput, VideoInput
 from perceiver_dist.range_checks import check_range
 from pipelines.augment.randomness import evaluation_randomness
-from pipelines.decode import FIELD_MODALITY
 from pipelines.decode.sample import Decode, label_classes
 from pipelines.errors import SampleError
+from pipelines.fields import FIELD_MODALITY
 from pipelines.limits import DEFAULT_LIMITS
 from pipelines.shards.sample_reader import RawSample
 from pipelines.units.unit_maker import BadSample

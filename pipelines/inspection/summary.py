@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from perceiver_dist.modalities import MODALITIES
-from pipelines.decode import FIELD_MODALITY
 from pipelines.errors import SampleError
+from pipelines.fields import FIELD_MODALITY
 from pipelines.inspection.headers import Measures, measure
 from pipelines.inspection.sample_check import LabelRules
 from pipelines.inspection.shard_access import draw_samples, map_samples

@@ -5,7 +5,7 @@ plan provides neighbours: it shuffles chunks of `data.chunk_size` consecutive sa
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import pyarrow as pa
@@ -38,12 +38,14 @@ class RawSample:
         key: The sample's key within the shard.
         fields: Bytes by field name ("jpg", "cls", ...), of the requested fields.
         problem: Why the sample cannot be used and was not read; "" if no problem is known.
+        unread: Names of its other fields.
     """
 
     shard: str
     key: str
     fields: dict[str, bytes]
     problem: str = ""
+    unread: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -99,6 +101,7 @@ def _read_rows(
                 )
                 if field in wanted
             },
+            unread=tuple(field for field in entry["fields"] if field not in wanted),
         )
         for entry in index_table(shard.index, data.storage_seconds).slice(row, count).to_pylist()
     ]
@@ -108,7 +111,11 @@ def _read_rows(
     )
     return [
         RawSample(
-            shard.uri, entry.key, {field: content[span] for field, span in entry.spans.items()}, entry.problem
+            shard.uri,
+            entry.key,
+            {field: content[span] for field, span in entry.spans.items()},
+            entry.problem,
+            entry.unread,
         )
         for entry in entries
     ]
@@ -116,11 +123,12 @@ def _read_rows(
 
 @dataclass(frozen=True)
 class _Entry:
-    """A sample's index row: key, known problem, and (offset, length) of the wanted fields."""
+    """A sample's index row: key, known problem, (offset, length) of the wanted fields, and names of the others."""
 
     key: str
     problem: str
     spans: dict[str, tuple[int, int]]
+    unread: tuple[str, ...]
 
     def checked(self, max_bytes: int) -> "_Entry":
         """Return the entry; without spans, so that nothing is read, if the sample has a problem or is too large."""
@@ -129,7 +137,7 @@ class _Entry:
         if too_large and not problem:
             field, length = too_large[0]
             problem = f"field '{field}' has {length} bytes, more than data.limits.field_bytes {max_bytes}"
-        return _Entry(self.key, problem, {}) if problem else self
+        return replace(self, problem=problem, spans={}) if problem else self
 
 
 def _read_spans(

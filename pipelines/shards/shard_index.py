@@ -13,7 +13,8 @@ keeps its sample number and the order of all others, and is rejected as a bad sa
 import hashlib
 import json
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -25,12 +26,13 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from pipelines.errors import ShardError
+from pipelines.shards.sample_grouping import IndexRow, group_by_key
 from pipelines.shards.source import DEFAULT_DATA
 from pipelines.storage.files import file_info, join, open_storage
 from pipelines.storage.retry import with_retries
 from pipelines.storage.shard_file import ShardFile
 
-_FORMAT = 2
+_FORMAT = 3
 """Version of the index files, part of their names. Increase it when they change, so that old ones are not found."""
 
 _METADATA_KEY = b"shard"
@@ -43,6 +45,9 @@ _READ_BYTES = 1 << 22
 
 _SUMMARIES_PER_PIECE = 1 << 16
 """Summaries held as Python objects at the same time; some 45 MB."""
+
+_COUNTED_FIELDS = 32
+"""Fields per shard whose samples are counted. Names with dots in the wrong places can make a field for every sample."""
 
 _COMPRESSION = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 """Compression formats by the first two bytes of their files."""
@@ -59,6 +64,8 @@ class ShardSummary:
         modified: Modification time in nanoseconds since 1970; 0 if storage has none.
         sha256: Hex digest of the tar file.
         samples: Number of samples.
+        fields: Number of samples by field, for the most frequent fields.
+        strays: Number of members that are no part of a sample.
     """
 
     uri: str
@@ -67,6 +74,8 @@ class ShardSummary:
     modified: int
     sha256: str
     samples: int
+    fields: Mapping[str, int] = field(default_factory=dict, compare=False)
+    strays: int = 0
 
 
 _SUMMARY = pa.schema(
@@ -89,16 +98,28 @@ class SourceIndex:
 
     Args:
         shards: Summaries in the order in which their samples are numbered.
+
+    Attributes:
+        shards: The summaries, without their fields and strays.
+        fields: Number of samples by field, for the most frequent fields of each shard.
+        strays: Number of members that are no part of a sample.
     """
 
     def __init__(self, shards: Iterable[ShardSummary]) -> None:
-        remaining = iter(shards)
+        self.fields: Counter[str] = Counter()
+        self.strays = 0
+        remaining = map(self._counted, shards)
         pieces = [pa.Table.from_pylist([], _SUMMARY)]
         while rows := [asdict(shard) for shard in islice(remaining, _SUMMARIES_PER_PIECE)]:
             pieces.append(pa.Table.from_pylist(rows, _SUMMARY))
         table = pa.concat_tables(pieces).combine_chunks()
         self.shards = ShardSummaries(table)
         self._starts = np.concatenate([[0], np.cumsum(table["samples"].to_numpy())])
+
+    def _counted(self, shard: ShardSummary) -> ShardSummary:
+        self.fields.update(shard.fields)
+        self.strays += shard.strays
+        return replace(shard, fields={}, strays=0)
 
     @property
     def samples(self) -> int:
@@ -199,8 +220,15 @@ def index_shard(
     if indexed:
         return known
     stream = _HashingStream(ShardFile(uri, known.bytes, storage_seconds), known.bytes)
-    rows = _group_by_key(uri, _members(uri, known.bytes, stream))
-    summary = replace(known, sha256=stream.hexdigest(), samples=len(rows))
+    rows, strays = group_by_key(uri, _members(uri, known.bytes, stream))
+    counts = Counter(name for row in rows.values() for name in row.fields)
+    summary = replace(
+        known,
+        sha256=stream.hexdigest(),
+        samples=len(rows),
+        fields=dict(counts.most_common(_COUNTED_FIELDS)),
+        strays=strays,
+    )
     with_retries(
         lambda: _write_index(summary, rows), f"index {summary.index}", summary.index, storage_seconds
     )
@@ -276,48 +304,7 @@ def _members(uri: str, size: int, stream: _HashingStream) -> Iterator[tarfile.Ta
         )
 
 
-@dataclass
-class _Row:
-    """A sample while its fields are collected: field -> (offset, length), and the first problem found."""
-
-    fields: dict[str, tuple[int, int]] = field(default_factory=dict)
-    problem: str = ""
-
-
-def _group_by_key(uri: str, members: Iterator[tarfile.TarInfo]) -> dict[str, _Row]:
-    """Group members into samples by the WebDataset convention: KEY.FIELD, where the key ends at the name's first dot.
-
-    Raises:
-        ShardError: The shard holds no samples.
-    """
-    samples: dict[str, _Row] = {}
-    for member in members:
-        folder, slash, name = member.name.rpartition("/")
-        stem, dot, extension = name.partition(".")
-        if not (stem and dot and extension):
-            continue  # Not KEY.FIELD, such as README or .DS_Store: not part of any sample.
-        key, name = folder + slash + stem, extension.lower()
-        row = samples.setdefault(key, _Row())
-        row.problem = row.problem or _problem(key, name, member, row)
-        row.fields[name] = (member.offset_data, member.size)
-    if not samples:
-        raise ShardError(f"shard {uri}: holds no samples (files named KEY.FIELD); leave it out")
-    return samples
-
-
-def _problem(key: str, name: str, member: tarfile.TarInfo, row: _Row) -> str:
-    if name in row.fields:
-        return f"has the field '{name}' twice; keys must be unique within a shard"
-    if member.issym() or member.islnk():
-        return f"its field '{name}' is a link, expected a file"
-    if not member.isreg() or member.issparse():
-        return f"its field '{name}' is a device or a sparse file, expected a plain file"
-    if key.startswith("/") or ".." in key.split("/"):
-        return "its key is an absolute path or leads out of its folder"
-    return ""
-
-
-def _write_index(summary: ShardSummary, rows: dict[str, _Row]) -> None:
+def _write_index(summary: ShardSummary, rows: dict[str, IndexRow]) -> None:
     filesystem, path = open_storage(summary.index)
     spans = [row.fields.values() for row in rows.values()]
     columns: dict[str, pa.Array] = {

@@ -30,9 +30,9 @@ import numpy as np
 from perceiver_dist.modalities import ModalityInput
 from pipelines.augment.image_transform import ImageTransform
 from pipelines.augment.randomness import SampleRandomness, evaluation_randomness
-from pipelines.decode import FIELD_MODALITY
 from pipelines.decode.sample import Decode, decode_sample, read_label
 from pipelines.errors import SampleError
+from pipelines.fields import FIELD_MODALITY
 from pipelines.permutation import hash64, uniform
 from pipelines.shards.sample_reader import RawSample, read_samples
 from pipelines.shards.shard_index import SourceIndex

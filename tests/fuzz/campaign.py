@@ -10,9 +10,9 @@ from damage import DAMAGES, damaged_file
 from valid_files import valid_files
 
 from perceiver_dist.modalities import AudioInput, ImageInput, ModalityInput, PointCloudInput, VideoInput
-from pipelines.decode import FIELD_MODALITY
 from pipelines.decode.sandbox import sandboxed
 from pipelines.errors import ShardError
+from pipelines.fields import FIELD_MODALITY
 from pipelines.limits import Limits
 from pipelines.shards.shard_index import SourceIndex, index_shard
 from pipelines.shards.shard_writer import Sample, write_shards

@@ -31,6 +31,84 @@ def test_folders_of_splits_become_splits(tmp_path: Path) -> None:
     assert (shades(source.train_shards), shades(source.eval_shards)) == ({0: "0", 1: "1"}, {2: "1"})
 
 
+@pytest.mark.parametrize(
+    ("train", "held_out"),
+    [("Train", "Valid"), ("training", "validation"), ("TRAIN", "dev"), ("trn", "holdout")],
+)
+def test_splits_are_known_by_their_usual_names(tmp_path: Path, train: str, held_out: str) -> None:
+    tree = write_tree(tmp_path / "tree", f"{train}/a/x.png", f"{train}/b/x.png", f"{held_out}/b/x.png")
+    conversion = convert_folder(tree, str(tmp_path / "out"))
+    assert conversion.source.class_names == ["a", "b"]
+    assert (conversion.count_samples("train"), conversion.count_samples("eval")) == (2, 1)
+
+
+def test_classes_can_have_splits_below(tmp_path: Path) -> None:
+    tree = write_tree(
+        tmp_path / "tree", "a/train/x.png", "a/test/x.png", "b/train/more/x.png", "b/test/x.png"
+    )
+    conversion = convert_folder(tree, str(tmp_path / "out"))
+    assert conversion.source.class_names == ["a", "b"]
+    assert (conversion.count_samples("train"), conversion.count_samples("eval")) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("paths", "error"),
+    [
+        (
+            ["train/a/x.png", "valid/a/x.png", "docs/x.png"],
+            r"has train, valid, docs, which may be splits or classes",
+        ),
+        (["train/x.png", "bus/x.png"], "has train, bus, which may be splits or classes; choose --layout"),
+        (["train_images/a/x.png", "val2017/a/x.png"], "has train_images, val2017, which may be splits"),
+        (["train/a/x.png", "train/b/x.png", "test/x.png"], "the split test has no folder of a class"),
+        (["a/train/x.png", "a/test/x.png", "b/x.png"], "a has test, train below it, which may be splits"),
+    ],
+)
+def test_a_layout_in_doubt_is_refused(tmp_path: Path, paths: list[str], error: str) -> None:
+    with pytest.raises(UserError, match=error):
+        convert_folder(write_tree(tmp_path / "tree", *paths), str(tmp_path / "out"))
+
+
+def test_options_decide_a_layout_in_doubt(tmp_path: Path) -> None:
+    vehicles = write_tree(tmp_path / "vehicles", "train/x.png", "bus/x.png")
+    assert convert_folder(vehicles, str(tmp_path / "v"), layout="class").source.class_names == [
+        "bus",
+        "train",
+    ]
+    images = write_tree(
+        tmp_path / "images", "train_images/a/x.png", "train_images/b/x.png", "val2017/a/x.png"
+    )
+    named = convert_folder(images, str(tmp_path / "i"), layout="split/class")
+    assert (named.source.class_names, named.count_samples("eval")) == (["a", "b"], 1)
+    beside = write_tree(tmp_path / "beside", "train/a/x.png", "train/b/x.png", "docs/x.png", "test/x.png")
+    kept = convert_folder(beside, str(tmp_path / "b"), ignore=["docs", "test"])
+    assert (kept.source.class_names, kept.count_samples("train")) == (["a", "b"], 2)
+    assert "passed over 2 files: 1 in docs, 1 in test" in kept.remarks
+    mixed = write_tree(tmp_path / "mixed", "a/train/x.png", "a/odd/x.png", "b/x.png")
+    assert convert_folder(mixed, str(tmp_path / "m"), layout="class").count_samples("train") == 3
+    with pytest.raises(UserError, match="a/odd cannot be a split"):
+        convert_folder(mixed, str(tmp_path / "m"), layout="class/split")
+    with pytest.raises(UserError, match=r"--ignore doc: .* has no subfolder of that name"):
+        convert_folder(beside, str(tmp_path / "b"), ignore=["doc"])
+    with pytest.raises(UserError, match="docs cannot be a split, expected names such as train"):
+        convert_folder(beside, str(tmp_path / "b"), layout="split/class")
+    with pytest.raises(UserError, match=r"has splits already; .* choose --layout class"):
+        convert_folder(images, str(tmp_path / "i"), layout="split/class", eval_list=tmp_path / "list.txt")
+
+
+def test_passed_over_files_and_classes_without_training_samples_are_counted(tmp_path: Path) -> None:
+    tree = write_tree(
+        tmp_path / "tree", "train/a/x.png", "train/b/x.png", "val/a/x.png", "val/c/x.png", "val/top.png"
+    )
+    for name in ("train/a/notes.txt", "train/b/notes.TXT", "README", "train/a/.DS_Store", "train/b/LICENSE"):
+        (tree / name).touch()
+    assert convert_folder(tree, str(tmp_path / "out")).remarks == (
+        "passed over 5 files: 2 .txt, 1 in no subfolder, 1 hidden, 1 without an extension",
+        "passed over 1 files that are in no folder of a class",
+        "1 of 3 classes have held-out samples only: c",
+    )
+
+
 def test_a_list_names_the_held_out_files(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "tree", "a/x.png", "a/y.png", "b/x.png", "b/y.png")
     (tmp_path / "test.txt").write_text("a/y.png 1\nb/x.png\n\n")

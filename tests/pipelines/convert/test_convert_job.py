@@ -27,12 +27,13 @@ def test_the_source_is_printed_as_yaml_and_the_counts_on_standard_error(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     counts = "1 training and 1 held-out samples, 2 classes, 2 shards, of which {} existed already\n"
-    assert done.stderr == counts.format(0)
+    remark = "1 of 2 classes have held-out samples only: y\n"
+    assert done.stderr == remark + counts.format(0)
     (source,) = yaml.safe_load(done.stdout)["sources"]
     assert SourceConfig(**source).class_names == ["x", "y"]
     assert read_shards(source["eval_shards"])[0]["cls"] == b"1"
     assert prepare_data.main(options) == 0
-    assert capsys.readouterr() == (done.stdout, counts.format(2))
+    assert capsys.readouterr() == (done.stdout, remark + counts.format(2))
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -43,7 +44,7 @@ def test_a_table_without_a_split_column_is_reported(
     (tmp_path / "files.csv").write_text("path,label\na.png,x\nb.png,y\n")
     prepare_data.main(["manifest", "--table", str(tmp_path / "files.csv"), "--out", str(tmp_path / "pets")])
     assert capsys.readouterr().err.splitlines() == [
-        f"table {tmp_path / 'files.csv'}: no column 'split': all 2 samples for training, none held out",
+        f"table {tmp_path / 'files.csv'}: no column 'split': all samples for training, none held out",
         "2 training and 0 held-out samples, 2 classes, 1 shard, of which 0 existed already",
     ]
 

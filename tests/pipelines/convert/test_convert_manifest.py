@@ -52,7 +52,7 @@ def test_without_a_split_column_all_samples_are_for_training_and_reported_so(tmp
     assert conversion.source.name == "_2_of_them"
     assert (conversion.count_samples("train"), conversion.count_samples("eval")) == (2, 0)
     [remark] = conversion.remarks
-    assert remark.endswith("no column 'split': all 2 samples for training, none held out")
+    assert remark.endswith("no column 'split': all samples for training, none held out")
 
 
 def test_numeric_labels_keep_numerical_order(tmp_path: Path) -> None:
@@ -119,8 +119,78 @@ def test_parquet_tables_can_hold_lists_of_labels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("encoding", "option"),
+    [
+        ("utf-8", None),
+        ("utf-8-sig", None),
+        ("utf-16", None),
+        ("utf-32", None),
+        ("cp1252", "cp1252"),
+        ("utf-16-le", "utf-16-le"),
+    ],
+)
+def test_tables_may_have_any_encoding(tmp_path: Path, encoding: str, option: str | None) -> None:
+    picture(tmp_path / "a.png")
+    table = tmp_path / "files.csv"
+    table.write_bytes("path,label\na.png,K\u00e4se\na.png,Br\u00f6t\n".encode(encoding))
+    conversion = convert_manifest(table, str(tmp_path / "out"), encoding=option)
+    assert conversion.source.class_names == ["Br\u00f6t", "K\u00e4se"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "option", "error"),
+    [
+        (
+            "cp1252",
+            None,
+            r"is not text in utf-8 \(byte 0xe4 at position 18\); .* name its encoding with --encoding",
+        ),
+        ("utf-16-le", None, "holds zero bytes, expected text"),
+        ("utf-8", "ascii", r"is not text in ascii \(byte 0xc3"),
+        ("utf-8", "utf-5", "--encoding is 'utf-5', must be one such as"),
+    ],
+)
+def test_a_table_in_another_encoding_is_one_line(
+    tmp_path: Path, encoding: str, option: str | None, error: str
+) -> None:
+    (tmp_path / "files.csv").write_bytes("path,label\na.png,K\u00e4se\n".encode(encoding))
+    with pytest.raises(UserError, match=error):
+        convert_manifest(tmp_path / "files.csv", str(tmp_path / "out"), encoding=option)
+
+
+def test_whole_numbers_that_became_floats_are_whole_numbers(tmp_path: Path) -> None:
+    table = write_table(
+        tmp_path,
+        [f"{name}.png,{label}" for name, label in zip("abc", ("2.0", "10.0", "2"), strict=True)],
+        header="path,label",
+    )
+    assert convert_manifest(table, str(tmp_path / "out")).source.class_names == ["2", "10"]
+    columns = {"path": ["a.png", "b.png", "c.png"], "label": [2.0, 10.0, 2.0]}
+    pq.write_table(pa.table(columns), tmp_path / "floats.parquet")
+    assert convert_manifest(tmp_path / "floats.parquet", str(tmp_path / "o")).source.class_names == [
+        "2",
+        "10",
+    ]
+    versions = write_table(tmp_path, ["a.png,1.0", "b.png,1.5"], header="path,label")
+    assert convert_manifest(versions, str(tmp_path / "out")).source.class_names == ["1.0", "1.5"]
+
+
+def test_a_missing_label_of_a_parquet_table_is_no_class(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    pq.write_table(
+        pa.table({"path": ["a.png", "a.png"], "label": [1.0, float("nan")]}), tmp_path / "x.parquet"
+    )
+    with pytest.raises(UserError, match="row 1: the label is empty"):
+        convert_manifest(tmp_path / "x.parquet", str(tmp_path / "out"))
+    pq.write_table(pa.table({"path": ["a.png", None], "label": ["x", "y"]}), tmp_path / "y.parquet")
+    with pytest.raises(UserError, match="row 1: path: empty; name a file"):
+        convert_manifest(tmp_path / "y.parquet", str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
     ("text", "error"),
     [
+        ("path,label\na,b.png,x\n", "line 2: has 3 entries, expected 2 as in the first line; put quotes"),
         ("file,label\na.png,x\n", "has no column 'path', only file, label"),
         ("path,label\n", "lists 0 samples"),
         ("path,label\na.png,x\na.png,x\n", "has 1 label, a classification needs at least 2"),
@@ -128,7 +198,7 @@ def test_parquet_tables_can_hold_lists_of_labels(tmp_path: Path) -> None:
         ("path,label\na.png,\n", "line 2: the label is empty"),
         ("path,label\na.png,x\nb.png,y\n", r"line 3: .*b.png: no such file"),
         ("path,label\na.txt,x\n", "line 2: a.txt has an unknown file type; known are jpg"),
-        ("path,label,split\na.png,x,hold\n", "line 2: split is 'hold', must be one of train, eval"),
+        ("path,label,split\na.png,x,hold\n", "line 2: split is 'hold', expected a usual name such as train"),
     ],
 )
 def test_an_invalid_table_is_reported_with_the_row(tmp_path: Path, text: str, error: str) -> None:

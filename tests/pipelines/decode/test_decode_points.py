@@ -11,11 +11,12 @@ from mesh_files import SQUARE, Faces, Points, npy, obj, off, ply
 
 from perceiver_dist.modalities import PointCloudInput
 from pipelines.augment.randomness import SampleRandomness
-from pipelines.decode import FIELD_MODALITY, decode_points
+from pipelines.decode import decode_points
 from pipelines.decode.mesh import Mesh, read_obj, read_off
 from pipelines.decode.ply import read_ply
 from pipelines.decode.points import read_cloud
 from pipelines.errors import SampleError
+from pipelines.fields import FIELD_MODALITY
 
 SPEC = PointCloudInput(points=64)
 RAW = PointCloudInput(points=64, normalise=False)

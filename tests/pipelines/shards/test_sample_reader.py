@@ -43,12 +43,10 @@ def read_by_tarfile(shards: list[str], number: int) -> RawSample:
     """Read a sample with the standard library, as the reference."""
     shard, row = divmod(number, 4)
     with tarfile.open(shards[shard]) as archive:
-        fields = {
-            field: content_of(archive, f"s{shard}/{row}.{field}")
-            for field in sorted(FIELDS)
-            if f"s{shard}/{row}.{field}" in archive.getnames()
-        }
-    return RawSample(shards[shard], f"s{shard}/{row}", fields)
+        key = f"s{shard}/{row}"
+        names = [name.removeprefix(f"{key}.") for name in archive.getnames() if name.startswith(f"{key}.")]
+        fields = {name: content_of(archive, f"{key}.{name}") for name in names if name in FIELDS}
+    return RawSample(shards[shard], key, fields, unread=tuple(name for name in names if name not in FIELDS))
 
 
 @given(numbers=st.lists(st.integers(0, 11), max_size=20))

@@ -101,6 +101,44 @@ def test_unusual_names_are_split_into_key_and_field(tmp_path: Path) -> None:
     }
 
 
+STRAYS = [
+    ("README.md", b"what this is"),
+    ("docs/LICENSE.txt", b"terms"),
+    ("__info__.json", b"{}"),
+    ("a/Thumbs.db", b"thumbnails"),
+    (".DS_Store", b""),
+]
+
+
+def test_what_is_no_sample_is_counted_apart(tmp_path: Path) -> None:
+    summary = index_beside(write_tar(tmp_path / "x.tar", [*STRAYS[:2], *THREE, *STRAYS[2:]]))
+    assert indexed_samples(summary) == COMPLETE
+    assert (summary.samples, summary.strays) == (3, 5)
+    assert summary.fields == {"jpg": 3, "cls": 3}
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [("a.cls", b"0"), ("b.jpg", b"1"), ("b.cls", b"1")],  # a sample that lacks its picture
+        [("a.heic", b"0"), ("b.txt", b"1")],  # no known medium: nobody can tell what is a sample
+        [("a.left.png", b"0"), ("b.jpg", b"1")],  # a picture under a name of its own
+    ],
+)
+def test_a_sample_without_its_medium_stays_a_sample(tmp_path: Path, members: list[tuple[str, bytes]]) -> None:
+    summary = index_beside(write_tar(tmp_path / "x.tar", members))
+    assert (summary.samples, summary.strays) == (2, 0)
+
+
+def test_fields_are_counted_over_all_shards(tmp_path: Path) -> None:
+    shards = [write_tar(tmp_path / f"{number}.tar", [*THREE, *STRAYS[:1]]) for number in range(2)]
+    many = write_tar(tmp_path / "many.tar", [(f"photo.{number}.jpg", b"") for number in range(100)])
+    index = index_of(*shards, many)
+    assert index.fields["jpg"] == index.fields["cls"] == 6
+    assert len(index.fields) == 2 + 32
+    assert index.strays == 2
+
+
 @pytest.mark.parametrize("archive_format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_long_and_non_ascii_names_are_kept(tmp_path: Path, archive_format: int) -> None:
     long, foreign = "folder/" * 30 + "k" * 120, "喵/über"
