@@ -19,7 +19,8 @@ from perceiver_dist.training.zero.partitions import pieces_by_parameter, whole_s
 def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
     """Return DeepSpeed's configuration for a run.
 
-    It does not set the precision: parameters are fp32 at every stage, and bf16 is autocast in the forward pass.
+    Parameters are fp32 at every stage, and bf16 is autocast in the forward pass. It has to be DeepSpeed's own section:
+    on CUDA its engine turns off an autocast that was entered around it, and would silently compute in fp32.
 
     Args:
         config: The run's configuration.
@@ -34,6 +35,14 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
         # At stage 0 DeepSpeed would clip by a norm that is not finite, so the optimizer clips itself; see optimizer.py.
         "gradient_clipping": config.optim.clip_norm if config.deepspeed.zero_stage else 0.0,
         "zero_optimization": {"stage": config.deepspeed.zero_stage},
+        # Without "safe modules", whose gradients DeepSpeed would reduce in bf16.
+        "torch_autocast": {
+            "enabled": config.train.precision == "bf16",
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        },
+        # DeepSpeed's throughput timer waits for the device at the start and the end of every micro-step.
+        "timers": {"throughput": {"enabled": False}},
         # Lamb and the guarded optimizers are not on DeepSpeed's list of optimizers for ZeRO.
         "zero_allow_untested_optimizer": True,
         # DeepSpeed's own log lines would repeat ours; so many steps are never reached.
