@@ -89,7 +89,7 @@ class Perceiver(nn.Module):
 
         Args:
             arrays: (B, *array_shape) for each modality of the source, as decoded: uint8, int16 or fp32.
-            present: (B,) bool by modality; every sample has a modality that is not named.
+            present: (B,) bool by modality, best on the CPU; every sample has a modality that is not named.
             source: Name of the source whose head is used.
             masked: (B, *grid) bool by modality, tokens whose content is replaced by the mean content of their
                 modality in that sample, as in SpecAugment.
@@ -130,7 +130,8 @@ class Perceiver(nn.Module):
         positions: dict[str, Tensor] = self.positions()
         tokens = self.tokenize(arrays, names, encodings, positions, masked)
         batch = tokens[0].content.shape[0]
-        latents = self.encode(self._attendable(tokens, read_presence(present, names, batch)), batch)
+        presence = read_presence(present, names, batch, self.latents.device)
+        latents = self.encode(self._attendable(tokens, presence), batch)
         pooled = (
             dict.fromkeys(self.heads, latents.mean(dim=1)) if self.decoder is None else self.decoder(latents)
         )
