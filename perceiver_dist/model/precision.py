@@ -1,6 +1,7 @@
 """Precision of a forward pass, the same in training, evaluation and prediction."""
 
 import torch
+from torch import Tensor
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -11,3 +12,17 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
         precision: fp32 or bf16.
     """
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def compute_dtype(parameter: Tensor) -> torch.dtype:
+    """Return the dtype of matrix products and of the residual stream: autocast's, or the parameters' without autocast.
+
+    The stream of a bf16 run is bf16 as well. It is rounded once per layer, as in other Transformers trained in bf16,
+    and halves the memory traffic of everything between the matrix products. Parameters, their gradients and the
+    statistics of every LayerNorm stay in fp32.
+
+    Args:
+        parameter: One of the model's parameters, of any shape.
+    """
+    kind = parameter.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else parameter.dtype
