@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from perceiver_dist.model.attention import CrossAttend
+from perceiver_dist.model.compilation import compile_layers
 from perceiver_dist.model.inputs import token_channels
 from perceiver_dist.model.layers import DenseBlock, SelfAttend
 from perceiver_dist.model.model_config import ModelConfig
@@ -83,8 +84,8 @@ def build(name: str, config: ModelConfig, classes: int, device: str) -> tuple[Co
     if name not in _MODULES:
         path, _, compiled = name.partition(", ")
         ours.config = replace(config, cross_attention=path)  # type: ignore[arg-type] # one of the three, see above
-        for layer in (layer for block in ours.latent_blocks for layer in block.children() if compiled):
-            layer.compile()
+        if compiled:
+            compile_layers(ours)
         return (lambda arrays: ours(arrays, {}, SOURCE)), ours
     peer = _perceiver_io(ours) if name == "perceiver-io" else _perceiver_pytorch(config, classes)
     peer = peer.to(device)

@@ -30,7 +30,6 @@ from perceiver_dist.data.batches import Batch, to_batch
 from perceiver_dist.data.shard_indexing import list_shards
 from perceiver_dist.errors import UserError
 from perceiver_dist.metrics.losses import loss_per_sample
-from perceiver_dist.model.precision import autocast
 from perceiver_dist.training.datasets import training_units
 from perceiver_dist.training.driver import run_training
 from perceiver_dist.training.prepare import resolve, with_demo_data
@@ -191,8 +190,7 @@ def _bare_loop(config: RunConfig) -> StepTimes:
                 set_learning_rate(engine, learning_rate(step, config.train.steps, config.optim))
                 source, batches = in_memory[step % len(in_memory)]
                 for batch in batches:
-                    with autocast(engine.device, config.train.precision):
-                        logits = engine(batch.arrays, batch.present, source.name)
+                    logits = engine(batch.arrays, batch.present, source.name)
                     loss = loss_per_sample(logits.float(), batch.labels, source.task).mean()
                     engine.backward(loss)
                     engine.step()

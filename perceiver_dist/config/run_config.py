@@ -106,6 +106,9 @@ class TrainConfig:
             Set it to 1 on an autoscaling cluster that starts without GPUs: it adds one only when a GPU is requested.
         precision: bf16 runs matrix products in bfloat16 (autocast); parameters, gradients and optimizer state stay
             in fp32 either way. fp32 is the default because it is bitwise reproducible on CPU.
+        compile: Whether torch.compile fuses the operations of the latents' layers, which costs time at the first step
+            and needs a C compiler. null means yes on CUDA for large models and batches (reasons in `compiles_layers`),
+            and no on CPUs, where it changes the bits. Not possible with deepspeed.zero_stage 3.
         stop_at: Optimizer step after which the run pauses; null trains to the last step. The learning rate still
             follows `steps`, so that a run resumed later gives the same result as one that never paused.
         start_from: Path or URI of another run's checkpoint to start from, with its weights, optimizer state and step;
@@ -132,6 +135,7 @@ class TrainConfig:
     cpus_per_worker: float = 1.0
     gpus_per_worker: Literal[0, 1] | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool | None = None
     stop_at: int | None = None
     start_from: str | None = None
     fine_tune: str | None = None
@@ -275,13 +279,19 @@ class RunConfig:
         """Check what spans several parts.
 
         Raises:
-            UserError: A password or key in an option, no source, two sources with one name, a weight that is not
-                above 0, a source with a modality that the model has no input for, or masks without a spectrogram.
+            UserError: A password or key in an option, no source, compilation at ZeRO stage 3, two sources with one
+                name, a weight that is not above 0, a source with a modality that the model has no input for, or masks
+                without a spectrogram.
         """
         # First, since the other messages repeat values.
         refuse_credentials(asdict(self))
         if not self.sources:
             raise UserError("sources is empty: name at least one source to train on")
+        if self.train.compile and self.deepspeed.zero_stage == 3:
+            raise UserError(
+                "train.compile is true, but deepspeed.zero_stage is 3, which gathers parameters in hooks of modules "
+                "that would be compiled; use stage 0 to 2, or leave train.compile out"
+            )
         names = [source.name for source in self.sources]
         for name in names:
             if names.count(name) > 1:

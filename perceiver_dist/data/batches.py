@@ -4,11 +4,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from ray.data import DataIterator
 from torch import Tensor
 
+from perceiver_dist.data.device_copies import copies_to
 from perceiver_dist.errors import InternalError
 from pipelines.units.block_format import StoredBlock
 from pipelines.units.unit_datasource import stored_blocks
@@ -21,15 +21,17 @@ class UnitOrderError(InternalError):
 
 @dataclass(frozen=True)
 class Batch:
-    """One unit on the training device; B samples.
+    """One unit of B samples: labels and arrays on the training device, flags on the host.
+
+    What depends on a flag, such as whether attention needs a mask, is then decided without waiting for the device.
 
     Attributes:
         unit: The unit's number.
         keys: Shard and key of each sample; "" for padded rows of an evaluation unit.
-        valid: (B,) bool, false for padded rows and for bad samples of an evaluation.
+        valid: (B,) bool on the CPU, false for padded rows and for bad samples of an evaluation.
         labels: (B,) int64 for softmax, (B, classes) uint8 for multilabel.
         arrays: Modality -> (B, *array_shape), as decoded.
-        present: Modality -> (B,) bool, false where the sample has no such modality.
+        present: Modality -> (B,) bool on the CPU, false where the sample has no such modality.
         quarantined: Samples of the unit that could not be used.
     """
 
@@ -115,32 +117,25 @@ def to_batch(unit: Unit, device: torch.device) -> Batch:
 
     Args:
         unit: Its arrays by name, as `pipelines.units.unit_maker` describes them.
-        device: Device of the tensors; on CUDA the copy is asynchronous.
+        device: Device of labels and arrays; on CUDA the copy is asynchronous.
 
     Returns:
         The batch.
     """
-    tensors = {
-        name: _to_tensor(array, device)
-        for name, array in unit.items()
-        if name not in ("keys", "unit", "quarantined")
+    columns = {name: array for name, array in unit.items() if name not in ("keys", "unit", "quarantined")}
+    present = {
+        name.removesuffix("_present"): torch.from_numpy(columns.pop(name).copy())
+        for name in list(columns)
+        if name.endswith("_present")
     }
-    modalities = [name.removesuffix("_present") for name in tensors if name.endswith("_present")]
+    valid = torch.from_numpy(columns.pop("valid").copy())
+    sent = copies_to(device).send(columns)
     return Batch(
         unit=int(unit["unit"][0]),
         keys=[str(key) for key in unit["keys"]],
-        valid=tensors["valid"],
-        labels=tensors["label"],
-        arrays={modality: tensors[modality] for modality in modalities},
-        present={modality: tensors[f"{modality}_present"] for modality in modalities},
+        valid=valid,
+        labels=sent["label"],
+        arrays={modality: sent[modality] for modality in present},
+        present=present,
         quarantined=[BadSample(*map(str, sample)) for sample in unit["quarantined"]],
     )
-
-
-def _to_tensor(array: np.ndarray, device: torch.device) -> Tensor:
-    # Blocks are read-only views of Ray's object store, and a tensor that shares their memory could write to it.
-    tensor = torch.from_numpy(np.array(array))
-    if device.type == "cuda":
-        # Only copies from pinned memory are asynchronous.
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor

@@ -230,7 +230,8 @@ class TrainedModel:
             source: The source that they were decoded for.
 
         Returns:
-            Modality -> (B, *array_shape), zeros where a sample lacks it, and modality -> (B,) bool, whether it has it.
+            Modality -> (B, *array_shape), zeros where a sample lacks it, and modality -> (B,) bool on the CPU, whether
+            it has it.
         """
         arrays, present = {}, {}
         for modality, spec in self.inputs(source).items():
@@ -239,7 +240,7 @@ class TrainedModel:
                 if modality in sample:
                     stacked[row] = sample[modality]
             arrays[modality] = torch.from_numpy(stacked).to(self.device)
-            present[modality] = torch.tensor([modality in sample for sample in decoded], device=self.device)
+            present[modality] = torch.tensor([modality in sample for sample in decoded])
         return arrays, present
 
     @torch.no_grad()

@@ -74,9 +74,10 @@ class MetricTotals:
         Args:
             logits: (B, classes) fp32.
             labels: (B,) int64 for softmax, (B, classes) for multilabel.
-            valid: (B,) bool; false for rows that are padded or bad.
+            valid: (B,) bool on the CPU; false for rows that are padded or bad.
         """
-        logits, labels = logits[valid], labels[valid]
+        if not valid.all():
+            logits, labels = logits[valid], labels[valid]
         self._sums[0] += len(logits)
         self._sums[1] += loss_per_sample(logits, labels, self._task).sum(dtype=torch.float64)
         if self._confusion is None:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from perceiver_dist.modalities import tokens
 from perceiver_dist.model.inputs import LAYER_NORM_EPS, Presence, Tokens
-from perceiver_dist.model.layers import DenseBlock, init_weight, linear, no_effect
+from perceiver_dist.model.layers import DenseBlock, init_weight, linear
 from perceiver_dist.model.model_config import ModelConfig
 from perceiver_dist.model.positions import separates_by_axis
 
@@ -41,6 +41,13 @@ CHANNEL_MULTIPLE = 8
 _SEPARABLE_TOKENS = 1024
 """Grid size from which separable scores are chosen on CPUs. With the default model they took 0.9 to 1.9 times the
 speed of factored ones up to 1,024 tokens, and about twice from 2,304 on (docs/experiments.md)."""
+
+
+_SEPARABLE_SCORES = 2**24
+"""Scores of a sample, N * M, from which separable scores are chosen on CUDA. Measured on an H200 in bf16, steps of
+whole models (docs/experiments.md): with 25.7 million scores (ImageNet) separable reached 82.5 images/s and dense 50.3
+in batches of 32, 27.5 and 32.3 in batches of 4, and dense ran out of memory with 128. With 6.4 million (AudioSet video)
+dense reached 465 clips/s, separable 382. The threshold lies between the two."""
 
 
 class AttendableTokens(Protocol):
@@ -64,7 +71,7 @@ class DenseTokens:
     Args:
         tokens: One entry per modality of the step.
         presence: Which modalities each sample has; None if no sample lacks one.
-        dtype: Dtype of the array, that of the model's parameters.
+        dtype: Dtype of the array, `precision.compute_dtype` of the model: cast here, and not by autocast at every use.
     """
 
     def __init__(self, tokens: list[Tokens], presence: Presence | None, dtype: torch.dtype) -> None:
@@ -138,8 +145,7 @@ def attention_path(config: ModelConfig, device: str) -> Literal["dense", "factor
     On CPUs "auto" is "separable" if a modality has a grid large enough for it to be faster, else "factored". One
     factored cross-attend at the ImageNet setting took a fifth less time than a dense one (docs/experiments.md); whole
     steps take about the same time, in 0.6 to 1.1 times the memory (docs/benchmarks.md). On other devices "auto" is
-    "dense": one fused kernel instead of many small ones. On the one GPU measured, an H200 at the ImageNet setting in
-    bf16, dense was faster at batch 4 and separable at batch 32.
+    "separable" for grids larger still, and else "dense": one fused kernel instead of many small ones.
 
     Args:
         config: The model's options.
@@ -147,10 +153,10 @@ def attention_path(config: ModelConfig, device: str) -> Literal["dense", "factor
     """
     if config.cross_attention != "auto":
         return config.cross_attention
-    if device != "cpu":
-        return "dense"
-    grids = [spec for spec in config.modalities.values() if separates_by_axis(spec)]
-    return "separable" if any(tokens(spec) >= _SEPARABLE_TOKENS for spec in grids) else "factored"
+    largest = max((tokens(spec) for spec in config.modalities.values() if separates_by_axis(spec)), default=0)
+    if device == "cpu":
+        return "separable" if largest >= _SEPARABLE_TOKENS else "factored"
+    return "separable" if largest * config.latents >= _SEPARABLE_SCORES else "dense"
 
 
 class CrossAttend(nn.Module):
@@ -189,11 +195,34 @@ class CrossAttend(nn.Module):
         Returns:
             (B, N, D).
         """
+        return self.update(latents, tokens.attend(self.folded_query(latents)))
+
+    def folded_query(self, latents: Tensor) -> Tensor:
+        """Return the query that scores normalised tokens.
+
+        Args:
+            latents: (B, N, D).
+
+        Returns:
+            (B, N, C).
+        """
         query: Tensor = self.query(self.latent_norm(latents))
-        scale = self.token_gain / sqrt(query.shape[-1])
-        # Rows are vectors here: query @ W_k is W_k^T Q of the module's docstring, and times `scale` the folded query.
-        attended = tokens.attend(query @ self.key_weight * scale)
-        read: Tensor = self.output(self.value(attended * self.token_gain + self.token_bias))
-        # The key bias has no effect (see the module), but it is one of the paper's 44,912,254 parameters.
-        result: Tensor = self.dense(latents + read + no_effect([self.key_bias], like=read))
+        # Rows are vectors here: query @ W_k is W_k^T Q of the module's docstring.
+        return query @ self.key_weight * (self.token_gain / sqrt(query.shape[-1]))
+
+    def update(self, latents: Tensor, attended: Tensor) -> Tensor:
+        """Update the latents from the average of the tokens.
+
+        Args:
+            latents: (B, N, D).
+            attended: (B, N, C).
+
+        Returns:
+            (B, N, D).
+        """
+        # The key bias has no effect (see the module), but it is one of the paper's 44,912,254 parameters. Added to a
+        # bias it gets its zero gradient (see `no_effect`) without another pass over the latents.
+        bias = self.token_bias + 0 * self.key_bias
+        read: Tensor = self.output(self.value(attended * self.token_gain + bias))
+        result: Tensor = self.dense(latents + read)
         return result

@@ -64,7 +64,8 @@ def attention_maps(
     names = [name for name in model.tokenizers if name in arrays]
     tokens = model.tokenize(arrays, names, model.encodings(), model.positions())
     batch = tokens[0].content.shape[0]
-    recorded = RecordingTokens(tokens, read_presence(present, names, batch), model.latents.dtype)
+    presence = read_presence(present, names, batch, model.latents.device)
+    recorded = RecordingTokens(tokens, presence, model.latents.dtype)
     model.encode(recorded, batch)
     counts = [part.mean.shape[1] for part in tokens]
     return [

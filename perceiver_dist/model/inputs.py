@@ -274,13 +274,17 @@ class Presence:
     nonempty: Tensor
 
 
-def read_presence(present: Mapping[str, Tensor], names: list[str], batch: int) -> Presence | None:
+def read_presence(
+    present: Mapping[str, Tensor], names: list[str], batch: int, device: torch.device
+) -> Presence | None:
     """Combine the presence masks of a step.
 
     Args:
-        present: (B,) bool by modality; every sample has a modality that is not named.
+        present: (B,) bool by modality; every sample has a modality that is not named. On the CPU whatever the model's
+            device, so that nothing waits for the device; masks on the device work too.
         names: The step's modalities, in the order of the tokens.
         batch: B.
+        device: Device of the result.
 
     Returns:
         The presence, or None if no sample lacks a modality: attention then needs no mask.
@@ -302,5 +306,8 @@ def read_presence(present: Mapping[str, Tensor], names: list[str], batch: int) -
     # An exported graph serves batches with and without missing modalities, so it always has the mask.
     if not torch.compiler.is_exporting() and bool(visible.all()):
         return None
+    if visible.device != device:
+        # torch keeps pinned memory for reuse, so this allocates once.
+        visible = (visible.pin_memory() if device.type == "cuda" else visible).to(device, non_blocking=True)
     nonempty = visible.any(dim=1, keepdim=True)
     return Presence(visible | ~nonempty, nonempty[:, :, None])

@@ -5,10 +5,12 @@ Shapes: B batch, N latents, D latent width, H heads.
 
 from collections.abc import Mapping
 from math import sqrt
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own convention
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from perceiver_dist.model.inputs import LAYER_NORM_EPS
 from perceiver_dist.model.self_attention import attend_to_each_other
@@ -107,6 +109,53 @@ class SelfAttend(nn.Module):
         mixed: Tensor = self.output(attended.transpose(1, 2).flatten(2))
         result: Tensor = self.dense(latents + mixed)
         return result
+
+
+class LatentBlock(nn.ModuleList):
+    """Self-attention layers that run one after the other.
+
+    Args:
+        layers: Number of layers.
+        width: Latent width D.
+        heads: Number of heads of each layer.
+        checkpointing: Whether each layer is computed again in the backward pass.
+    """
+
+    def __init__(self, layers: int, width: int, heads: int, checkpointing: bool) -> None:
+        super().__init__(SelfAttend(width, heads) for _ in range(layers))
+        self.checkpointing = checkpointing
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Update the latents.
+
+        Args:
+            latents: (B, N, D).
+
+        Returns:
+            (B, N, D).
+        """
+        for layer in self:
+            latents = run(layer, latents, checkpointing=self.checkpointing)
+        return latents
+
+
+def run(layer: nn.Module, *inputs: Any, checkpointing: bool) -> Tensor:
+    """Call a layer, and with `checkpointing` keep nothing of it but its inputs until the backward pass.
+
+    Args:
+        layer: The layer; its forward pass draws no random numbers, so their state need not be saved.
+        inputs: Its arguments.
+        checkpointing: Whether it is computed again in the backward pass.
+
+    Returns:
+        (B, N, D), the updated latents.
+    """
+    if not (checkpointing and torch.is_grad_enabled()):
+        result: Tensor = layer(*inputs)
+        return result
+    # Reentrant checkpointing breaks ZeRO where a forward pass uses the same weights more than once.
+    recomputed: Tensor = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return recomputed
 
 
 class LearnedArrays(nn.Module):

@@ -49,8 +49,8 @@ class ModelConfig:
             a third more compute, for the memory of one layer instead of all. False, since small models fit. The paper
             does not mention it.
         cross_attention: How cross-attention is computed; all ways compute the same function (see `attention.py`).
-            "factored" suits CPUs, "dense" GPUs, "separable" large grids: in tiles on CPUs, by Triton kernels on CUDA,
-            where they were tried on one H200. "auto" chooses by device and grid size (reasons in `attention_path`).
+            "factored" suits CPUs, "dense" GPUs, "separable" large grids: in tiles on CPUs, by Triton kernels on CUDA.
+            "auto" chooses by device and grid size (reasons in `attention_path`).
         image: Image input, or null. The paper's ImageNet: 224 x 224 x 3, patch 1, 64 bands.
         audio: Audio input, or null. The paper's AudioSet: 61,440 samples in segments of 128.
         video: Video input, or null. The paper's AudioSet: 32 frames of 224 x 224, patch (2, 8, 8), 16 bands.

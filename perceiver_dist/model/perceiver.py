@@ -9,7 +9,6 @@ from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from perceiver_dist.errors import InternalError, UserError
 from perceiver_dist.model.attention import AttendableTokens, CrossAttend, DenseTokens, attention_path
@@ -23,9 +22,9 @@ from perceiver_dist.model.inputs import (
     read_presence,
     token_channels,
 )
-from perceiver_dist.model.layers import LearnedArrays, SelfAttend, linear, no_effect
+from perceiver_dist.model.layers import LatentBlock, LearnedArrays, linear, no_effect, run
 from perceiver_dist.model.model_config import ModelConfig
-from perceiver_dist.model.precision import multiplies_in_bf16
+from perceiver_dist.model.precision import compute_dtype
 from perceiver_dist.model.readout import Decoder
 
 NO_MASKS: Mapping[str, Tensor] = MappingProxyType({})
@@ -63,8 +62,8 @@ class Perceiver(nn.Module):
             CrossAttend(config.width, channels) for _ in set(config.cross_attend_order)
         )
         self.latent_blocks = nn.ModuleList(
-            nn.ModuleList(
-                SelfAttend(config.width, config.heads) for _ in range(config.self_attends_per_block)
+            LatentBlock(
+                config.self_attends_per_block, config.width, config.heads, config.activation_checkpointing
             )
             for _ in set(config.latent_block_order)
         )
@@ -90,7 +89,7 @@ class Perceiver(nn.Module):
 
         Args:
             arrays: (B, *array_shape) for each modality of the source, as decoded: uint8, int16 or fp32.
-            present: (B,) bool by modality; every sample has a modality that is not named.
+            present: (B,) bool by modality, best on the CPU; every sample has a modality that is not named.
             source: Name of the source whose head is used.
             masked: (B, *grid) bool by modality, tokens whose content is replaced by the mean content of their
                 modality in that sample, as in SpecAugment.
@@ -131,7 +130,8 @@ class Perceiver(nn.Module):
         positions: dict[str, Tensor] = self.positions()
         tokens = self.tokenize(arrays, names, encodings, positions, masked)
         batch = tokens[0].content.shape[0]
-        latents = self.encode(self._attendable(tokens, read_presence(present, names, batch)), batch)
+        presence = read_presence(present, names, batch, self.latents.device)
+        latents = self.encode(self._attendable(tokens, presence), batch)
         pooled = (
             dict.fromkeys(self.heads, latents.mean(dim=1)) if self.decoder is None else self.decoder(latents)
         )
@@ -178,12 +178,14 @@ class Perceiver(nn.Module):
         Returns:
             (B, N, D), the latents after the last block.
         """
-        latents = self.latents.expand(batch, -1, -1)
+        # Cast after expanding, so that the gradient is summed over the samples in fp32.
+        latents = self.latents.expand(batch, -1, -1).to(compute_dtype(self.latents))
         orders = zip(self.config.cross_attend_order, self.config.latent_block_order, strict=True)
         for cross_attend, block in orders:
-            latents = self._run(self.cross_attends[cross_attend], latents, tokens)
-            for layer in [*self.latent_blocks[block].children()] * self.config.latent_block_repeats:
-                latents = self._run(layer, latents)
+            checkpointing = self.config.activation_checkpointing
+            latents = run(self.cross_attends[cross_attend], latents, tokens, checkpointing=checkpointing)
+            for _ in range(self.config.latent_block_repeats):
+                latents = self.latent_blocks[block](latents)
         return latents
 
     def _modalities_of(self, arrays: Mapping[str, Tensor], source: str) -> list[str]:
@@ -200,19 +202,8 @@ class Perceiver(nn.Module):
     def _attendable(self, tokens: list[Tokens], presence: Presence | None) -> AttendableTokens:
         path = attention_path(self.config, self.latents.device.type)
         if path == "dense":
-            return DenseTokens(tokens, presence, self.latents.dtype)
-        # fp32 is bitwise reproducible, also between versions of this project (tests/integration/golden.json).
-        reproducible = not multiplies_in_bf16(self.latents)
-        return FactoredTokens(tokens, presence, path == "separable", reproducible)
-
-    def _run(self, layer: nn.Module, *inputs: Tensor | AttendableTokens) -> Tensor:
-        if not (self.config.activation_checkpointing and torch.is_grad_enabled()):
-            result: Tensor = layer(*inputs)
-            return result
-        # Reentrant checkpointing breaks ZeRO where a forward pass uses the same weights more than once. The forward
-        # pass draws no random numbers, so their state need not be saved.
-        recomputed: Tensor = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
-        return recomputed
+            return DenseTokens(tokens, presence, compute_dtype(self.latents))
+        return FactoredTokens(tokens, presence, by_axis=path == "separable")
 
 
 def _check_heads(heads: Mapping[str, int]) -> None:

@@ -23,7 +23,6 @@ from perceiver_dist.metrics.evaluate import evaluate
 from perceiver_dist.metrics.metric_totals import Scores
 from perceiver_dist.metrics.subsets import modality_subsets
 from perceiver_dist.model.perceiver import Perceiver
-from perceiver_dist.model.precision import autocast
 from perceiver_dist.training.bad_samples import BadSamples
 from perceiver_dist.training.datasets import TRAINING_DATASET, block_order
 from perceiver_dist.training.fine_tuning import load_trained_weights
@@ -157,8 +156,8 @@ class _Rank:
                 self.bad_samples.add(source.name, batch)
             mixed = mix(batch, source, train.seed)
             masked = spectrogram_masks(batch, source, self.config.model.audio, train.seed)
-            with autocast(self.device, train.precision):  # parameters are fp32 at every ZeRO stage
-                logits = self.engine(mixed.arrays, batch.present, source.name, masked)
+            # In bf16 runs the engine enters autocast, see `deepspeed_config`.
+            logits = self.engine(mixed.arrays, batch.present, source.name, masked)
             loss = mixed.loss(logits.float(), batch.labels, source.task)
             self.engine.backward(loss if micro_step.weight == 1 else loss * micro_step.weight)
             self.engine.step()

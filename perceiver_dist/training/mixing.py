@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from perceiver_dist.data.batches import Batch
+from perceiver_dist.data.device_copies import copies_to
 from perceiver_dist.metrics.losses import loss_per_sample
 from pipelines.permutation import hash64
 from pipelines.shards.source import SourceConfig
@@ -23,7 +24,7 @@ class Mixed:
 
     Attributes:
         arrays: Modality -> (B, *array_shape), in the dtype of the decoder.
-        other: (B,) int64, the row with which each row is mixed.
+        other: (B,) int64, the row with which each row is mixed; empty if nothing is mixed.
         share: (B,) fp32, share of the row itself; the rest is the other row's. None if nothing is mixed.
     """
 
@@ -57,32 +58,39 @@ def mix(batch: Batch, source: SourceConfig, seed: int) -> Mixed:
         source: Source of the unit. Sources that mix have images only.
         seed: Seed of the run.
     """
-    augment, device = source.augment, batch.valid.device
-    rows = torch.arange(len(batch.keys), device=device)
+    augment = source.augment
     strengths = {"mixup": augment.mixup, "cutmix": augment.cutmix}
     kinds = [kind for kind, strength in strengths.items() if strength]
     if not kinds:
-        return Mixed(batch.arrays, rows, None)
+        return Mixed(batch.arrays, torch.empty(0, dtype=torch.int64), None)
     # Keyed by the unit, so that every rank and every resumed run draws the same mix.
     random = np.random.default_rng(hash64(seed, source.name, "mix", batch.unit))
     kind = kinds[random.integers(len(kinds))]
     share = random.beta(strengths[kind], strengths[kind])
-    other = torch.from_numpy(random.permutation(len(rows))).to(device)
+    partners = random.permutation(len(batch.keys))
     images = batch.arrays["image"]
     height, width = images.shape[1:3]
-    if kind == "mixup":
+    rectangle: tuple[int, int, int, int] | None = None
+    if kind == "cutmix":
+        top, left, bottom, right = rectangle = _rectangle(1 - share, height, width, random)
+        area = (bottom - top) * (right - left) / (height * width)
+    # A row without an image of its own or a partner with one stays as it is.
+    has_image = batch.present["image"].numpy()
+    both = has_image & has_image[partners]
+    # Clipping has changed the rectangle's area.
+    own_share = share if rectangle is None else 1 - area
+    sent = copies_to(images.device).send(
+        {"other": partners, "both": both, "share": np.where(both, own_share, 1.0).astype(np.float32)}
+    )
+    other = sent["other"]
+    if rectangle is None:
         blended = share * images.float() + (1 - share) * images[other].float()
         mixed = blended.round().to(images.dtype)
     else:
-        top, left, bottom, right = _rectangle(1 - share, height, width, random)
         mixed = images.clone()
         mixed[:, top:bottom, left:right] = images[other, top:bottom, left:right]
-        # Clipping has changed the area.
-        share = 1 - (bottom - top) * (right - left) / (height * width)
-    # A row without an image of its own or a partner with one stays as it is.
-    both = batch.present["image"] & batch.present["image"][other]
-    shown = torch.where(both[:, None, None, None], mixed, images)
-    return Mixed({"image": shown}, other, torch.where(both, share, 1.0))
+    shown = torch.where(sent["both"][:, None, None, None], mixed, images)
+    return Mixed({"image": shown}, other, sent["share"])
 
 
 def _rectangle(

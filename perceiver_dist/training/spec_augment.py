@@ -5,10 +5,10 @@ authors found to matter least. The masks are drawn from the run's seed, the sour
 """
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from perceiver_dist.data.batches import Batch
+from perceiver_dist.data.device_copies import copies_to
 from perceiver_dist.modalities import AudioInput
 from pipelines.permutation import hash64
 from pipelines.shards.source import SourceConfig
@@ -39,7 +39,7 @@ def spectrogram_masks(
         for _ in range(augment.masks):
             spectrogram[_span(segments, augment.masked_time, random), :] = True
             spectrogram[:, _span(bands, augment.masked_bands, random)] = True
-    return {"audio": torch.from_numpy(hidden).to(batch.valid.device)}
+    return copies_to(batch.arrays["audio"].device).send({"audio": hidden})
 
 
 def _span(length: int, max_fraction: float, random: np.random.Generator) -> slice:

@@ -104,7 +104,7 @@ def test_the_fused_softmax_changes_only_rounding(
         return [logits, *torch.autograd.grad((logits * weights).sum(), list(model.parameters()))]
 
     expected = results()
-    monkeypatch.setattr(perceiver, "multiplies_in_bf16", lambda _: True)
+    monkeypatch.setattr(factored, "compute_dtype", lambda _: torch.bfloat16)
     for found, other in zip(results(), expected, strict=True):
         torch.testing.assert_close(found, other, atol=1e-10, rtol=1e-10)
 

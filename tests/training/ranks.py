@@ -133,14 +133,20 @@ def make_engine(
     checkpoint: Path | None,
     optimizer: str = "adamw",
     frozen: Sequence[str] = (),
+    **train: Any,
 ) -> Any:
-    """A new engine, with the state of a checkpoint or of the seed."""
+    """A new engine, with the state of a checkpoint or of the seed, and options of `train`."""
     from perceiver_dist.model.perceiver import Perceiver
     from perceiver_dist.training.zero.engine import build_engine
     from perceiver_dist.training.zero.partitions import load_optimizer
 
     options: dict[str, Any] = {"optimizer": optimizer, "frozen": list(frozen)}
-    config = replace(CONFIG, optim=replace(CONFIG.optim, **options), deepspeed=zero(stage))
+    config = replace(
+        CONFIG,
+        optim=replace(CONFIG.optim, **options),
+        deepspeed=zero(stage),
+        train=replace(CONFIG.train, **train),
+    )
     torch.manual_seed(0 if checkpoint is None else 1)
     model = Perceiver(config.model, config.heads)
     if checkpoint is None:
@@ -182,4 +188,4 @@ def lane_loss(engine: Any, step: int, lane: int) -> torch.Tensor:
     arrays = {name: arrays[name] for name in source.modalities}
     labels = torch.randint(0, source.num_classes, (4,), generator=random)
     present = {name: torch.ones(4, dtype=torch.bool) for name in arrays}
-    return torch.nn.functional.cross_entropy(engine(arrays, present, source.name), labels)
+    return torch.nn.functional.cross_entropy(engine(arrays, present, source.name).float(), labels)

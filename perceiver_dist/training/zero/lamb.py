@@ -26,6 +26,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from perceiver_dist.checkpoint.format import MOMENTS
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -40,6 +42,21 @@ class Piece:
     tensor: int
     start: int
     stop: int
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """All pieces of a parameter group.
+
+    Attributes:
+        numbers: (pieces,) int64 on the parameters' device, index of each piece's tensor in the model.
+        weights: The elements of each piece, views of the parameters.
+        updates: What is subtracted from them at learning rate 1.
+    """
+
+    numbers: Tensor
+    weights: list[Tensor]
+    updates: list[Tensor]
 
 
 class Lamb(Optimizer):
@@ -65,6 +82,7 @@ class Lamb(Optimizer):
             parameter: [Piece(number, 0, parameter.numel())] for number, parameter in enumerate(parameters)
         }
         self._tensors = len(parameters)
+        self._numbers: dict[tuple[int, ...], Tensor] = {}
         self._all_reduce: Callable[[Tensor], Tensor] = lambda sums: sums
 
     def split(
@@ -78,6 +96,7 @@ class Lamb(Optimizer):
             all_reduce: (2, tensors) fp64 sums of this rank -> sums over all ranks. Called at every step, on every rank.
         """
         self._pieces, self._tensors, self._all_reduce = dict(pieces), tensors, all_reduce
+        self._numbers = {}
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override] # noqa: ARG002 # torch's signature
@@ -86,40 +105,71 @@ class Lamb(Optimizer):
         Args:
             closure: Not used; torch's signature.
         """
-        updated = [
-            (parameter, self._update(parameter, group), group["lr"])
+        groups = [
+            (group, [parameter for parameter in group["params"] if parameter.grad is not None])
             for group in self.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None
         ]
+        pieces = [self._cut(parameters, self._updates(parameters, group)) for group, parameters in groups]
+        updated = [parameter for _, parameters in groups for parameter in parameters]
         if not updated:
             return
-        sums = torch.zeros(2, self._tensors, dtype=torch.float64, device=updated[0][0].device)
-        for parameter, update, _ in updated:
-            for row, values in zip(sums, (parameter.view(-1), update), strict=True):
-                for piece in self._pieces[parameter]:
-                    norm = torch.linalg.vector_norm(values[piece.start : piece.stop], dtype=torch.float64)
-                    row[piece.tensor] += norm.square()
+        sums = torch.zeros(2, self._tensors, dtype=torch.float64, device=updated[0].device)
+        for of_group in pieces:
+            for row, values in zip(sums, (of_group.weights, of_group.updates), strict=True):
+                if values:
+                    norms = torch._foreach_norm(values, 2, dtype=torch.float64)
+                    row.index_add_(0, of_group.numbers, torch.stack(norms).square())
         # All norms first: a parameter may change only when every rank has the norms of its tensor.
         weights, updates = self._all_reduce(sums)
         ratios = torch.where((weights > 0) & (updates > 0), (weights / updates).sqrt(), 1.0)
-        for parameter, update, rate in updated:
-            for piece in self._pieces[parameter]:
-                part = update[piece.start : piece.stop].mul_(rate * ratios[piece.tensor])
-                parameter.view(-1)[piece.start : piece.stop].sub_(part)
+        for (group, _), of_group in zip(groups, pieces, strict=True):
+            if of_group.updates:
+                factors = group["lr"] * ratios[of_group.numbers]
+                torch._foreach_mul_(of_group.updates, factors.unbind())
+                torch._foreach_sub_(of_group.weights, of_group.updates)
 
-    def _update(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
-        """Update the moments, and return AdamW's update (elements,) at learning rate 1."""
-        state, gradient = self.state[parameter], parameter.grad
-        if not state:
-            # A tensor as in torch's AdamW, so that `set_adam_step` works for both.
-            state["step"] = torch.tensor(0.0)
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        mean, square = state["exp_avg"], state["exp_avg_sq"]
-        state["step"] += 1
-        (beta1, beta2), steps = group["betas"], state["step"].item()
-        mean.lerp_(gradient, 1 - beta1)
-        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        root = (square / (1 - beta2**steps)).sqrt_().add_(group["eps"])
-        update = mean.div(1 - beta1**steps).div_(root).add_(parameter, alpha=group["weight_decay"])
-        return update.view(-1)
+    def _cut(self, parameters: list[Tensor], updates: list[Tensor]) -> "_Pieces":
+        """Cut parameters and their updates into the pieces that belong to one tensor each."""
+        cuts = [
+            (of_parameter, update, piece)
+            for of_parameter, update in zip(parameters, updates, strict=True)
+            for piece in self._pieces[of_parameter]
+        ]
+        key = tuple(id(parameter) for parameter in parameters)
+        if key not in self._numbers:
+            numbers = torch.tensor([piece.tensor for *_, piece in cuts], dtype=torch.int64)
+            self._numbers[key] = numbers.to(parameters[0].device) if parameters else numbers
+        return _Pieces(
+            self._numbers[key],
+            [parameter.view(-1)[piece.start : piece.stop] for parameter, _, piece in cuts],
+            [update.view(-1)[piece.start : piece.stop] for _, update, piece in cuts],
+        )
+
+    def _updates(self, parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        """Update the moments, and return AdamW's updates at learning rate 1, in the parameters' shapes."""
+        if not parameters:
+            return []
+        for parameter in parameters:
+            state = self.state[parameter]
+            if not state:
+                # A tensor as in torch's AdamW, so that `set_adam_step` works for both.
+                state["step"] = torch.tensor(0.0)
+                state |= {name: torch.zeros_like(parameter) for name in MOMENTS}
+            state["step"] += 1
+        states = [self.state[parameter] for parameter in parameters]
+        gradients = [gradient for parameter in parameters if (gradient := parameter.grad) is not None]
+        means, squares = ([state[name] for state in states] for name in MOMENTS)
+        # On the CPU, where reading them waits for nothing.
+        steps = [state["step"].item() for state in states]
+        beta1, beta2 = group["betas"]
+        # One kernel for many tensors each.
+        torch._foreach_lerp_(means, gradients, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
+        roots = torch._foreach_div(squares, [1 - beta2**step for step in steps])
+        torch._foreach_sqrt_(roots)
+        torch._foreach_add_(roots, group["eps"])
+        updates = torch._foreach_div(means, [1 - beta1**step for step in steps])
+        torch._foreach_div_(updates, roots)
+        torch._foreach_add_(updates, parameters, alpha=group["weight_decay"])
+        return list(updates)

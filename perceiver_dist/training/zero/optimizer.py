@@ -16,6 +16,9 @@ from perceiver_dist.training.zero.lamb import Lamb
 def build_optimizer(model: nn.Module, optim: OptimConfig, partitioned: bool) -> Optimizer:
     """Return the optimizer that the DeepSpeed engine wraps.
 
+    AdamW on CUDA is torch's fused one, which reads and writes everything once in one kernel. On CPUs it stays the plain
+    one: the fused one's bits differ.
+
     Args:
         model: The Perceiver.
         optim: Options of the optimizer.
@@ -23,19 +26,24 @@ def build_optimizer(model: nn.Module, optim: OptimConfig, partitioned: bool) -> 
     """
     groups = parameter_groups(model, optim.weight_decay, optim.frozen)
     rate, betas = optim.learning_rate, (optim.beta1, optim.beta2)
+    fused = _has_fused_kernels(model)
     if partitioned:
         return (
-            AdamW(groups, lr=rate, betas=betas)
+            AdamW(groups, lr=rate, betas=betas, fused=fused)
             if optim.optimizer == "adamw"
             else Lamb(groups, lr=rate, betas=betas)
         )
     guarded = (
-        _GuardedAdamW(groups, lr=rate, betas=betas)
+        _GuardedAdamW(groups, lr=rate, betas=betas, fused=fused)
         if optim.optimizer == "adamw"
         else _GuardedLamb(groups, lr=rate, betas=betas)
     )
     guarded.clip_norm = optim.clip_norm or math.inf
     return guarded
+
+
+def _has_fused_kernels(model: nn.Module) -> bool:
+    return next(model.parameters()).device.type == "cuda"
 
 
 class _Guard(Optimizer):
@@ -102,7 +110,7 @@ def parameter_groups(
 
 
 def adam_step(engine: Any) -> int:
-    """Return the step count of the bias correction.
+    """Return the step count of the bias correction. With the fused optimizer it waits for the device.
 
     Args:
         engine: The DeepSpeed engine.
@@ -146,9 +154,11 @@ def create_state(engine: Any) -> None:
         updated = list(engine.optimizer.single_partition_of_fp32_groups)
     else:
         updated = [parameter for group in base.param_groups for parameter in group["params"]]
+    # The fused kernels count their steps on the device, others on the host.
+    device = engine.device if base.defaults.get("fused") else torch.device("cpu")
     for tensor in updated:
         base.state[tensor] = {
-            "step": torch.tensor(0.0),
+            "step": torch.zeros((), device=device),
             **{name: torch.zeros_like(tensor) for name in MOMENTS},
         }
     if stage in (1, 2):

@@ -1,12 +1,15 @@
 """LAMB under every ZeRO stage against an implementation on whole tensors, and its resume from a checkpoint."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ranks
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from perceiver_dist.checkpoint.format import read_weights
 from perceiver_dist.model.perceiver import Perceiver
@@ -91,3 +94,43 @@ def test_a_zero_tensor_is_updated_as_by_adamw() -> None:
     tensor.grad = torch.tensor([1.0, -2.0, 0.0])
     Lamb([{"params": [tensor]}], lr=0.5, betas=(0.9, 0.99)).step()
     torch.testing.assert_close(tensor.data, torch.tensor([-0.5, 0.5, 0.0]), atol=1e-5, rtol=0)
+
+
+def operations_of_a_step(tensors: int) -> Counter[str]:
+    """Operations of a step, but for views and for the counts of steps, which are on the CPU whatever the device."""
+    parameters = [torch.nn.Parameter(torch.ones(3)) for _ in range(tensors)]
+    optimizer = Lamb([{"params": parameters}], lr=0.5, betas=(0.9, 0.99))
+    for parameter in parameters:
+        parameter.grad = torch.ones(3)
+    optimizer.step()
+    for state in optimizer.state.values():
+        state["step"] = Count(state["step"].item())
+    with OperationCounter() as counter:
+        optimizer.step()
+    return counter.operations
+
+
+class Count(float):
+    """Stand-in for the tensor that counts steps."""
+
+    def __add__(self, other: float) -> "Count":
+        return Count(float(self) + other)
+
+    def item(self) -> float:
+        return float(self)
+
+
+class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not annotate it
+    """Dispatch mode that counts operations other than views."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        self.operations: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operations[str(operation)] += not operation.is_view
+        return operation(*args, **(kwargs or {}))
+
+
+def test_the_operations_of_a_step_do_not_depend_on_the_number_of_tensors() -> None:
+    assert operations_of_a_step(40) == operations_of_a_step(3)
