@@ -1,4 +1,4 @@
-"""Triton kernels for the attention of separable.py: scores live in registers, nothing of size N * M is stored.
+"""Launching the Triton kernels of separable.py's attention (kernels/): scores live in registers, none are stored.
 
 Shapes: B batch, N latents, R rows, W columns, M = R * W tokens, A feature channels. A grid of any number of axes is
 treated as rows and columns: its last axis gives the columns, all others together the rows. With scaled features
@@ -6,88 +6,173 @@ k = rstd * u, row scores a and column scores b, the score of latent n and token 
 
     s(n, y, x) = q(n) . k(y, x)  +  rstd(y, x) * (a(n, y) + b(n, x)).
 
-Forward: a program holds a few latents of one sample and loops over the rows of the grid, twice. The first pass computes
-the log-sum-exp L of the scores, as FlashAttention does (arXiv 2205.14135). The second recomputes the scores and sums
-with the final weights exp(s - L), so that no sum has to be rescaled. Sums of features and of columns stay in registers;
-the sum of a row is complete and stored when the row is done. Backward: one pass like the second, with the weights
-recomputed from L. Gradients of mean and rstd are sums over latents, so in `_statistics` a program holds one row and
-loops over the latents: no atomics, hence deterministic.
+A program holds a tile of latents by columns and walks over a piece of the rows. Its sums are added to those of other
+tiles and pieces by a second kernel. kernels/tokens.py explains how numbers are split for the tensor cores and how tokens
+are packed for them, kernels/forward.py why the loop over rows is short.
 
-Products are in full fp32: with so few channels they cost little, and an error of a score is a relative error of its
-weight. On one H200 (ImageNet setting, commit b3af075) `_forward` took 0.55 ms and `_backward` 0.34 ms per cross-attend
-and image, mostly waiting for reductions across warps at the end of each row. fp32 gradients differed from fp64 by 6e-5
-to 8e-5, those of plain tiles by 1e-6: long sums over rows lose digits. Tests compare the kernels with plain torch in
-fp64 in Triton's interpreter. `fits` decides which grids and patches they support.
+Precision follows the run. `products` is the dtype in which the caller would multiply: fp32 keeps 24 bits of both factors,
+bfloat16 keeps 16, except for the weights and for features that do not fit beside the positions (more than 55), of
+which it keeps 8, as dense attention does of everything.
+
+Determinism. Results are a function of the arguments alone, on every card of one kind and after every restart, as exact
+resuming requires: no atomics, and what sets the order of a sum (columns of a tile, rows of a piece) follows from the
+shapes. Triton's autotuner chooses only what does not: how many latents share a program, its warps, and how many loads are
+under way. It times the choices on the card, once per grid, and keeps the result in Triton's cache on disk.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
 import torch
+import torch.nn.functional as F  # noqa: N812  # torch's own convention
 import triton
-import triton.language as tl
 from torch import Tensor
 
-# Register budget of a program, for compute capability 9.0: 8 warps are 256 threads, with up to 255 registers each.
-_WARPS = 8
-"""Warps of a program. With 4 warps and 32 latents, 1 to 17 kB were spilled (docs/experiments.md)."""
-_SCORES = 4096
-"""Scores of a row that a program holds: 16 registers per thread in each of the half dozen arrays of this size. 16
-latents by 256 columns spill at most 200 bytes. 32 by 256 were faster on an H200 (0.36 and 0.27 ms); not adopted yet."""
-_MAX_COLUMNS = 256
-"""Columns of a row, which is held whole: 256 by the minimum of 16 latents are `_SCORES`. ImageNet takes 224."""
-_MAX_CHANNELS = 64
-"""Feature channels A: the keys of a row, 256 by 64, are then 64 registers per thread, a quarter of all."""
-_MIN_TILE = 16
-"""`tl.dot` requires at least 16 along each side of its operands."""
+from perceiver_dist.model.kernels import backward as backward_kernel
+from perceiver_dist.model.kernels import combine as combine_kernel
+from perceiver_dist.model.kernels import forward as forward_kernel
+from perceiver_dist.model.kernels import statistics as statistics_kernel
+from perceiver_dist.model.kernels import tokens as token_kernels
+from perceiver_dist.model.kernels.tokens import LEAD_BLOCK, LOG2_E, SLOTS
+
+_LONGEST_TAIL = 64
+"""Channels of the packed tokens' tail (kernels/tokens.py): 55 features, a one and the slots."""
+_LEAD_CHUNK = 256
+"""Channels of the lead that a program sums: with 64 latents and 8 warps 64 registers per thread."""
+_PROGRAMS = 4 * 132
+"""Programs to aim at, by cutting the rows into pieces: four for each multiprocessor of an H100 or H200. It is a
+constant, so that sums do not depend on the card."""
+_LEAST_BLOCKS = 4
+"""Blocks of 8 rows in a piece: less, and reading and writing what is shared by a program's rows costs as much."""
+_STATISTICS_LATENTS = 32
+"""Latents in a step of the kernel for mean and rstd. They are summed over, so this is not tuned."""
 
 
-def fits(columns: int, channels: int) -> bool:
-    """Return whether a row of the grid and its features fit in a program's registers.
+@dataclass(frozen=True)
+class Layout:
+    """Sizes of tiles and packed arrays: a function of shapes and precision alone.
 
     Args:
-        columns: Size of the grid's last axis.
+        batch: Samples B.
+        latents: Latents N.
+        rows: Rows R.
+        columns: Columns W.
         channels: Feature channels A.
+        products: fp32, bfloat16, or fp64 (in Triton's interpreter).
     """
-    return columns <= _MAX_COLUMNS and channels <= _MAX_CHANNELS
+
+    batch: int
+    latents: int
+    rows: int
+    columns: int
+    channels: int
+    products: torch.dtype
+
+    @property
+    def parts(self) -> int:
+        """Bfloat16 numbers that make up a number."""
+        return {torch.float64: 1, torch.float32: 3, torch.bfloat16: 2}[self.products]
+
+    @property
+    def element(self) -> torch.dtype:
+        """Dtype of packed arrays."""
+        return torch.float64 if self.products == torch.float64 else torch.bfloat16
+
+    @property
+    def lead_channels(self) -> int:
+        """Features that do not fit beside the positions: none, or all but the last two."""
+        return self.channels - 2 if self.channels + 1 + SLOTS.value > _LONGEST_TAIL else 0
+
+    @property
+    def tail_width(self) -> int:
+        """Channels of the tail: a power of 2, at least the 16 of a product."""
+        return max(16, triton.next_power_of_2(self.channels - self.lead_channels + 1 + SLOTS.value))
+
+    @property
+    def lead_width(self) -> int:
+        """Channels of the lead, rounded up to whole blocks."""
+        return triton.cdiv(self.lead_channels, LEAD_BLOCK.value) * LEAD_BLOCK.value
+
+    @property
+    def tile_columns(self) -> int:
+        """Columns of a tile: 32, or 16 if more than a quarter of the tiles would be empty."""
+        return 32 if triton.cdiv(self.columns, 32) * 32 <= 1.25 * self.columns else 16
+
+    @property
+    def tiles(self) -> int:
+        """Tiles T of columns."""
+        return triton.cdiv(self.columns, self.tile_columns)
+
+    @property
+    def rows_per_piece(self) -> int:
+        """Rows of a piece, a multiple of 8."""
+        blocks = triton.cdiv(self.rows, SLOTS.value)
+        programs = self.batch * triton.cdiv(self.latents, 64) * self.tiles
+        wanted = min(triton.cdiv(_PROGRAMS, programs), triton.cdiv(blocks, _LEAST_BLOCKS))
+        return triton.cdiv(blocks, wanted) * SLOTS.value
+
+    @property
+    def pieces(self) -> int:
+        """Pieces S of rows."""
+        return triton.cdiv(self.rows, self.rows_per_piece)
+
+    @cached_property
+    def tile_options(self) -> dict[str, int]:
+        """What all kernels that visit scores are compiled for."""
+        return {
+            "tile_columns": self.tile_columns,
+            "tail_width": self.tail_width,
+            "lead_width": self.lead_width,
+            "parts": self.parts,
+            "lead_parts": 1 if self.products == torch.bfloat16 else self.parts,
+        }
 
 
 def forward(
-    query: Tensor, keys: Tensor, rstd: Tensor, row_scores: Tensor, column_scores: Tensor
+    query: Tensor, features: Tensor, rstd: Tensor, row_scores: Tensor, column_scores: Tensor, products: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return sums over the grid with the softmax of the scores as weights w.
 
     Args:
-        query: (B, N, A), fp32 or fp64, like all other arguments.
-        keys: (B, R * W, A), the features times rstd.
+        query: (B, N, A), fp32, like all other arrays; fp64 if `products` is.
+        features: (B, R * W, A).
         rstd: (B, R * W).
         row_scores: (B, N, R).
         column_scores: (B, N, W).
+        products: Precision, see the head of this file.
 
     Returns:
-        The sum of w * keys, (B, N, A); the log-sum-exp of the scores, (B, N); the sums of w * rstd of each row,
-        (B, N, R), and of each column, (B, N, W).
+        The sum of w * rstd * features, (B, N, A); the log-sum-exp of the scores, (B, N); the sums of w * rstd of each
+        row, (B, N, R), and of each column, (B, N, W).
     """
-    feature_sum, normaliser = torch.empty_like(query), torch.empty_like(query[..., 0])
-    row_sums, column_sums = torch.empty_like(row_scores), torch.empty_like(column_scores)
-    sizes = _Sizes(query, row_scores, column_scores)
-    _forward[sizes.latent_programs](
-        *(array.contiguous() for array in (query, keys, rstd, row_scores, column_scores)),
-        feature_sum, normaliser, row_sums, column_sums, *sizes.counts, **sizes.tiles,
+    query, features, rstd, row_scores, column_scores = _contiguous(query, features, rstd, row_scores, column_scores)
+    layout = Layout(*query.shape[:2], row_scores.shape[-1], column_scores.shape[-1], query.shape[-1], products)
+    sums = _TileSums(layout, query)
+    _attend[_programs(layout)](
+        query, _lead_query(query * LOG2_E.value, layout), row_scores, column_scores, *_pack(features, rstd, layout),
+        *sums.arrays, sums.shifts, *_counts(layout), **layout.tile_options,
     )  # fmt: skip
-    return feature_sum, normaliser, row_sums, column_sums
+    results = tuple(torch.empty_like(array) for array in (query, query[..., 0], row_scores, column_scores))
+    sums.combine(*results, weighted=True)
+    return results
 
 
 def backward(
-    query: Tensor, keys: Tensor, rstd: Tensor, row_scores: Tensor, column_scores: Tensor,
+    query: Tensor, features: Tensor, rstd: Tensor, row_scores: Tensor, column_scores: Tensor, products: torch.dtype,
     normaliser: Tensor, shift: Tensor, feature_grad: Tensor, row_grads: Tensor, column_grads: Tensor,
     statistics: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
-    """Return the gradients of `forward`'s arguments, except those of the keys.
+    """Return the gradients of `forward`'s arguments, except those of the features.
 
     Args:
         query: As for `forward`.
-        keys: As for `forward`.
+        features: As for `forward`.
         rstd: As for `forward`.
         row_scores: As for `forward`.
         column_scores: As for `forward`.
+        products: As for `forward`.
         normaliser: (B, N), from `forward`.
         shift: (B, N), dO . O - dL, which is subtracted from dP (factored.py).
         feature_grad: (B, N, A), gradient of the sum of features.
@@ -99,227 +184,124 @@ def backward(
         Gradients of query, row scores and column scores. Then two sums over latents, each (B, R * W) or None, that give
         the gradients of mean and rstd: of dS * q_A + w * dO_A, where q_A is the last channel, and of s * dS + w * dP.
     """
-    arrays = (
-        query,
-        keys,
-        rstd,
-        row_scores,
-        column_scores,
-        normaliser,
-        shift,
-        feature_grad,
-        row_grads,
-        column_grads,
+    query, features, rstd, row_scores, column_scores = _contiguous(query, features, rstd, row_scores, column_scores)
+    normaliser, shift, feature_grad, row_grads, column_grads = _contiguous(
+        normaliser, shift, feature_grad, row_grads, column_grads
     )
-    shared = tuple(array.contiguous() for array in arrays)
-    query_grad = torch.empty_like(query)
-    row_score_grads, column_score_grads = torch.empty_like(row_scores), torch.empty_like(column_scores)
-    sizes = _Sizes(query, row_scores, column_scores)
-    _backward[sizes.latent_programs](
-        *shared, query_grad, row_score_grads, column_score_grads, *sizes.counts, **sizes.tiles
+    layout = Layout(*query.shape[:2], row_scores.shape[-1], column_scores.shape[-1], query.shape[-1], products)
+    shared = (
+        query, _lead_query(query * LOG2_E.value, layout), row_scores, column_scores, normaliser,
+        feature_grad, _lead_query(feature_grad, layout), row_grads, column_grads, shift, *_pack(features, rstd, layout),
+    )  # fmt: skip
+    sums = _TileSums(layout, query)
+    _attend_backward[_programs(layout)](*shared, *sums.arrays, *_counts(layout), **layout.tile_options)
+    query_grad, *grads = (torch.empty_like(array) for array in (query, row_scores, column_scores))
+    sums.combine(query_grad, None, *grads, weighted=False)
+    mean_sums, rstd_sums = None, None
+    if statistics:
+        mean_sums, rstd_sums = torch.empty_like(rstd), torch.empty_like(rstd)
+        statistics_kernel.sum_over_latents[layout.tiles * layout.rows, layout.batch](
+            *shared, mean_sums, rstd_sums, *_counts(layout)[:-2],
+            **layout.tile_options, tile_latents=_STATISTICS_LATENTS,
+        )  # fmt: skip
+    return query_grad, *grads, mean_sums, rstd_sums
+
+
+def _fitting(configs: list[triton.Config], arguments: dict[str, Any], **options: Any) -> list[triton.Config]:
+    """Return the choices for a lead of this width: without one, a chunk of 16 that no code uses."""
+    width = options["lead_width"]
+    return [config for config in configs if (config.kwargs["lead_chunk"] > 16) == (width > 0)]
+
+
+def _tuned(kernel: Any, choices: list[tuple[int, int, int, int]]) -> Any:
+    """Return the kernel with an autotuner over (latents of a program, chunk of the lead, warps, stages of loads)."""
+    configs = [
+        triton.Config({"tile_latents": latents, "lead_chunk": chunk}, num_warps=warps, num_stages=stages)
+        for latents, chunk, warps, stages in choices
+    ]
+    key = ["latents", "rows", "columns", "channels", "pieces", "parts"]
+    tune = triton.autotune(configs, key, prune_configs_by={"early_config_prune": _fitting}, cache_results=True)
+    return tune(kernel)
+
+
+_INTERPRETED = triton.knobs.runtime.interpret
+_attend = _tuned(forward_kernel.attend, [(64, 16, 4, 1), (64, 256, 8, 2)])
+_attend_backward = _tuned(backward_kernel.attend_backward, [(64, 16, 4, 1), (64, 256, 8, 2)])
+
+
+def _programs(layout: Layout) -> Callable[[dict[str, int]], tuple[int, int]]:
+    """Return the function from a choice of sizes to the grid of programs."""
+
+    def programs(options: dict[str, int]) -> tuple[int, int]:
+        latent_tiles = triton.cdiv(layout.latents, options["tile_latents"])
+        chunks = max(1, triton.cdiv(layout.lead_width, options["lead_chunk"]))
+        return latent_tiles * chunks * layout.tiles * layout.pieces, layout.batch
+
+    return programs
+
+
+def _counts(layout: Layout) -> tuple[int, ...]:
+    """Return the sizes that kernels get at run time, in the order of their arguments."""
+    return (
+        layout.latents, layout.rows, layout.columns, layout.channels, layout.lead_channels,
+        layout.tiles, layout.pieces, layout.rows_per_piece,
+    )  # fmt: skip
+
+
+def _contiguous(*arrays: Tensor) -> tuple[Tensor, ...]:
+    return tuple(array.contiguous() for array in arrays)
+
+
+def _pack(features: Tensor, rstd: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+    """Return tail, lead and scale, as kernels/tokens.py describes them."""
+    options = layout.tile_options
+    shape = (layout.batch, layout.tiles, layout.rows)
+    tail, lead = (
+        features.new_empty((*shape, options[f"{parts}"], layout.tile_columns, width), dtype=layout.element)
+        for parts, width in (("parts", layout.tail_width), ("lead_parts", layout.lead_width))
     )
-    if not statistics:
-        return query_grad, row_score_grads, column_score_grads, None, None
-    mean_sums, rstd_sums = torch.empty_like(rstd), torch.empty_like(rstd)
-    _statistics[sizes.row_programs](*shared, mean_sums, rstd_sums, *sizes.counts, **sizes.tiles)
-    return query_grad, row_score_grads, column_score_grads, mean_sums, rstd_sums
-
-
-def tiles(columns: int, channels: int) -> dict[str, int]:
-    """Return the sizes that the kernels are compiled for; `num_stages` is left at Triton's default, not tuned.
-
-    Args:
-        columns: Size of the grid's last axis.
-        channels: Feature channels A.
-    """
-    # Triton's arrays have sizes that are powers of 2.
-    tile_columns, tile_channels = (
-        max(_MIN_TILE, triton.next_power_of_2(size)) for size in (columns, channels)
+    scale = rstd.new_empty((*shape, layout.tile_columns))
+    token_kernels.pack[layout.tiles * layout.rows, layout.batch](
+        features, rstd, tail, lead, scale, layout.rows, layout.columns, layout.channels, layout.lead_channels, **options
     )
-    # Arrays of latents by channels get a quarter of the registers of an array of scores. For everything that `fits`
-    # this gives 16 to 64 latents.
-    tile_latents = max(_MIN_TILE, _SCORES // max(tile_columns, 4 * tile_channels))
-    return {
-        "tile_latents": tile_latents,
-        "tile_columns": tile_columns,
-        "tile_channels": tile_channels,
-        "num_warps": _WARPS,
-    }
+    return tail, lead, scale
 
 
-class _Sizes:
-    """Sizes of arrays and tiles, and grids of programs, for launching the kernels."""
-
-    def __init__(self, query: Tensor, row_scores: Tensor, column_scores: Tensor) -> None:
-        batch, latents, channels = query.shape
-        rows, columns = row_scores.shape[-1], column_scores.shape[-1]
-        self.counts = (latents, rows, columns, channels)
-        self.tiles = tiles(columns, channels)
-        self.latent_programs = (triton.cdiv(latents, self.tiles["tile_latents"]), batch)
-        self.row_programs = (rows, batch)
+def _lead_query(query: Tensor, layout: Layout) -> Tensor:
+    """Return the part of a query that meets the lead, in parts: (B, N, lead_parts, lead_width)."""
+    rest = query[..., : layout.lead_channels]
+    parts = []
+    for _ in range(layout.tile_options["lead_parts"]):
+        parts.append(rest.to(layout.element))
+        rest = rest - parts[-1]
+    return F.pad(torch.stack(parts, dim=2), (0, layout.lead_width - layout.lead_channels))
 
 
-@triton.jit
-def _load_rows(array, row, rows, width, tile_width: tl.constexpr):
-    """Load (rows of the tile, tile_width) of an array (rows, width), zeros outside it."""
-    column = tl.arange(0, tile_width)
-    inside = (row[:, None] < rows) & (column[None, :] < width)
-    return tl.load(array + row[:, None] * width + column[None, :], mask=inside, other=0.0)
+class _TileSums:
+    """What a kernel sums for each tile and piece, and their sum."""
 
+    def __init__(self, layout: Layout, like: Tensor) -> None:
+        batch, latents = layout.batch, layout.latents
+        by_place = (batch, layout.pieces, layout.tiles, latents)
+        self.layout = layout
+        self.arrays = (
+            like.new_empty((*by_place, layout.tail_width)),
+            like.new_empty((*by_place, layout.lead_width)),
+            like.new_empty((batch, layout.tiles, latents, layout.rows)),
+            like.new_empty((batch, layout.pieces, latents, layout.columns)),
+        )
+        self.shifts = like.new_empty(by_place)
 
-@triton.jit
-def _load_tokens(
-    keys, rstd, row_scores, sample, row, latent, end, rows, columns, channels,
-    tile_columns: tl.constexpr, tile_channels: tl.constexpr,
-):  # fmt: skip
-    """Load keys (tile_columns, tile_channels) and rstd (tile_columns,) of a row, and its scores (tile_latents,)."""
-    first = (sample * rows + row) * columns
-    column = tl.arange(0, tile_columns)
-    key = _load_rows(keys, first + column, first + columns, channels, tile_channels)
-    scale = tl.load(rstd + first + column, mask=column < columns, other=0.0)
-    return key, scale, _load_column(row_scores, latent, end, rows, row)
-
-
-@triton.jit
-def _load_column(array, row, rows, width, column):
-    """Load one column of an array (rows, width): (rows of the tile,)."""
-    return tl.load(array + row * width + column, mask=row < rows, other=0.0)
-
-
-@triton.jit
-def _store_rows(array, values, row, rows, width, tile_width: tl.constexpr):
-    """Store (rows of the tile, tile_width) into an array (rows, width), nothing outside it."""
-    column = tl.arange(0, tile_width)
-    inside = (row[:, None] < rows) & (column[None, :] < width)
-    tl.store(array + row[:, None] * width + column[None, :], values, mask=inside)
-
-
-@triton.jit
-def _products(query, key, row_term, column_terms, scale):
-    """Return query . key + scale * (term of the row + terms of the columns), (tile_latents, tile_columns)."""
-    products = tl.dot(query, tl.trans(key), input_precision="ieee", out_dtype=query.dtype)
-    return products + (row_term[:, None] + column_terms) * scale[None, :]
-
-
-@triton.jit
-def _forward(
-    query, keys, rstd, row_scores, column_scores, feature_sum, normaliser, row_sums, column_sums,
-    latents, rows, columns, channels,
-    tile_latents: tl.constexpr, tile_columns: tl.constexpr, tile_channels: tl.constexpr,
-):  # fmt: skip
-    """Compute sums and log-sum-exp of a tile of latents of one sample."""
-    sample = tl.program_id(1)
-    # Latents beyond the sample's end load zeros and store nothing.
-    latent = sample * latents + tl.program_id(0) * tile_latents + tl.arange(0, tile_latents)
-    end = (sample + 1) * latents
-    column = tl.arange(0, tile_columns)
-    inside = column < columns
-    q = _load_rows(query, latent, end, channels, tile_channels)
-    column_terms = _load_rows(column_scores, latent, end, columns, tile_columns)
-    # First pass: log-sum-exp, with a running maximum so that no exponential overflows.
-    peak = tl.full((tile_latents,), float("-inf"), q.dtype)
-    total = tl.zeros((tile_latents,), q.dtype)
-    for row in range(rows):
-        key, scale, row_term = _load_tokens(
-            keys, rstd, row_scores, sample, row, latent, end, rows, columns, channels, tile_columns, tile_channels
+    def combine(
+        self, feature_sum: Tensor, normaliser: Tensor | None, by_row: Tensor, by_column: Tensor, weighted: bool
+    ) -> None:
+        """Write the sums over all tiles and pieces, see kernels/combine.py."""
+        layout = self.layout
+        block = combine_kernel.BLOCK.value
+        tasks = 1 + layout.lead_width // block + triton.cdiv(layout.rows, block) + layout.tiles
+        combine_kernel.combine[triton.cdiv(layout.latents, combine_kernel.LATENTS.value), tasks, layout.batch](
+            *self.arrays, self.shifts, feature_sum, normaliser if normaliser is not None else self.shifts,
+            by_row, by_column, *_counts(layout),
+            tile_columns=layout.tile_columns, tail_width=layout.tail_width, lead_width=layout.lead_width,
+            places=triton.next_power_of_2(layout.tiles * layout.pieces), weighted=weighted,
         )  # fmt: skip
-        scores = tl.where(inside[None, :], _products(q, key, row_term, column_terms, scale), float("-inf"))
-        new_peak = tl.maximum(peak, tl.max(scores, 1))
-        total = total * tl.exp(peak - new_peak) + tl.sum(tl.exp(scores - new_peak[:, None]), 1)
-        peak = new_peak
-    log_total = peak + tl.log(total)
-    tl.store(normaliser + latent, log_total, mask=latent < end)
-    # Second pass: sums with the final weights.
-    by_channel = tl.zeros((tile_latents, tile_channels), q.dtype)
-    by_column = tl.zeros((tile_latents, tile_columns), q.dtype)
-    for row in range(rows):
-        key, scale, row_term = _load_tokens(
-            keys, rstd, row_scores, sample, row, latent, end, rows, columns, channels, tile_columns, tile_channels
-        )  # fmt: skip
-        scores = _products(q, key, row_term, column_terms, scale)
-        weights = tl.where(inside[None, :], tl.exp(scores - log_total[:, None]), 0.0)
-        by_channel += tl.dot(weights, key, input_precision="ieee", out_dtype=q.dtype)
-        scaled = weights * scale[None, :]
-        by_column += scaled
-        tl.store(row_sums + latent * rows + row, tl.sum(scaled, 1), mask=latent < end)
-    _store_rows(feature_sum, by_channel, latent, end, channels, tile_channels)
-    _store_rows(column_sums, by_column, latent, end, columns, tile_columns)
-
-
-@triton.jit
-def _backward(
-    query, keys, rstd, row_scores, column_scores, normaliser, shift, feature_grad, row_grads, column_grads,
-    query_grad, row_score_grads, column_score_grads,
-    latents, rows, columns, channels,
-    tile_latents: tl.constexpr, tile_columns: tl.constexpr, tile_channels: tl.constexpr,
-):  # fmt: skip
-    """Compute the gradients of query, row scores and column scores of a tile of latents; `*_out` are parts of dO."""
-    sample = tl.program_id(1)
-    latent = sample * latents + tl.program_id(0) * tile_latents + tl.arange(0, tile_latents)
-    end = (sample + 1) * latents
-    column = tl.arange(0, tile_columns)
-    inside = column < columns
-    q = _load_rows(query, latent, end, channels, tile_channels)
-    feature_out = _load_rows(feature_grad, latent, end, channels, tile_channels)
-    column_terms = _load_rows(column_scores, latent, end, columns, tile_columns)
-    column_out = _load_rows(column_grads, latent, end, columns, tile_columns)
-    log_total = tl.load(normaliser + latent, mask=latent < end, other=0.0)
-    shifts = tl.load(shift + latent, mask=latent < end, other=0.0)
-    query_sum = tl.zeros((tile_latents, tile_channels), q.dtype)
-    by_column = tl.zeros((tile_latents, tile_columns), q.dtype)
-    for row in range(rows):
-        key, scale, row_term = _load_tokens(
-            keys, rstd, row_scores, sample, row, latent, end, rows, columns, channels, tile_columns, tile_channels
-        )  # fmt: skip
-        row_out = _load_column(row_grads, latent, end, rows, row)
-        scores = _products(q, key, row_term, column_terms, scale)
-        weights = tl.where(inside[None, :], tl.exp(scores - log_total[:, None]), 0.0)
-        values = _products(feature_out, key, row_out, column_out, scale)
-        score_grads = weights * (values - shifts[:, None])
-        query_sum += tl.dot(score_grads, key, input_precision="ieee", out_dtype=q.dtype)
-        scaled = score_grads * scale[None, :]
-        by_column += scaled
-        tl.store(row_score_grads + latent * rows + row, tl.sum(scaled, 1), mask=latent < end)
-    _store_rows(query_grad, query_sum, latent, end, channels, tile_channels)
-    _store_rows(column_score_grads, by_column, latent, end, columns, tile_columns)
-
-
-@triton.jit
-def _statistics(
-    query, keys, rstd, row_scores, column_scores, normaliser, shift, feature_grad, row_grads, column_grads,
-    mean_sums, rstd_sums,
-    latents, rows, columns, channels,
-    tile_latents: tl.constexpr, tile_columns: tl.constexpr, tile_channels: tl.constexpr,
-):  # fmt: skip
-    """Sum what the gradients of mean and rstd need over all latents, for one row of one sample."""
-    row, sample = tl.program_id(0), tl.program_id(1)
-    column = tl.arange(0, tile_columns)
-    inside = column < columns
-    token = (sample * rows + row) * columns + column
-    key = _load_rows(keys, token, (sample * rows + row) * columns + columns, channels, tile_channels)
-    scale = tl.load(rstd + token, mask=inside, other=0.0)
-    mean_sum = tl.zeros((tile_columns,), key.dtype)
-    rstd_sum = tl.zeros((tile_columns,), key.dtype)
-    end = (sample + 1) * latents
-    for first in range(0, latents, tile_latents):
-        latent = sample * latents + first + tl.arange(0, tile_latents)
-        valid = latent < end
-        q = _load_rows(query, latent, end, channels, tile_channels)
-        feature_out = _load_rows(feature_grad, latent, end, channels, tile_channels)
-        column_terms = _load_rows(column_scores, latent, end, columns, tile_columns)
-        column_out = _load_rows(column_grads, latent, end, columns, tile_columns)
-        log_total = tl.load(normaliser + latent, mask=valid, other=0.0)
-        shifts = tl.load(shift + latent, mask=valid, other=0.0)
-        row_term = tl.load(row_scores + latent * rows + row, mask=valid, other=0.0)
-        row_out = tl.load(row_grads + latent * rows + row, mask=valid, other=0.0)
-        last_of_query = tl.load(query + latent * channels + channels - 1, mask=valid, other=0.0)
-        last_of_out = tl.load(feature_grad + latent * channels + channels - 1, mask=valid, other=0.0)
-        scores = _products(q, key, row_term, column_terms, scale)
-        # Unlike above, latents beyond the end must count for nothing here, since this sums over latents.
-        weights = tl.where(valid[:, None] & inside[None, :], tl.exp(scores - log_total[:, None]), 0.0)
-        values = _products(feature_out, key, row_out, column_out, scale)
-        score_grads = weights * (values - shifts[:, None])
-        mean_sum += tl.sum(score_grads * last_of_query[:, None] + weights * last_of_out[:, None], 0)
-        rstd_sum += tl.sum(scores * score_grads + weights * values, 0)
-    tl.store(mean_sums + token, mean_sum, mask=inside)
-    tl.store(rstd_sums + token, rstd_sum, mask=inside)
