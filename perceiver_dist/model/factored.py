@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from perceiver_dist.model.inputs import Presence, Tokens
-from perceiver_dist.model.separable import attend_to_grid
+from perceiver_dist.model.separable import AxisOrder, attend_to_grid
 
 _TILE_SCORES = {"cpu": 2**18, "cuda": 2**26}
 """Scores in one tile, which covers all latents and as many tokens as fit. On CPUs 2**18 fp32 scores are 1 MiB, the L2
@@ -56,7 +56,7 @@ class FactoredTokens:
     def __init__(self, tokens: list[Tokens], presence: Presence | None, by_axis: bool) -> None:
         self.tokens = tokens
         self.presence = presence
-        self.by_axis = by_axis
+        self.orders = [AxisOrder(part.axes) if by_axis and part.axes else None for part in tokens]
         self.features = [_features(part) for part in tokens]
 
     def attend(self, query: Tensor) -> Tensor:
@@ -68,15 +68,17 @@ class FactoredTokens:
         Returns:
             (B, N, C) in the query's dtype.
         """
+        device = query.device.type
+        autocast = torch.is_autocast_enabled(device)
+        products = torch.get_autocast_dtype(device) if autocast else query.dtype
         # Autocast would cast the products to bfloat16, but they accumulate in place into fp32 arrays.
-        with torch.autocast(query.device.type, enabled=False):
-            return self._attend(query.to(self.tokens[0].content.dtype)).to(query.dtype)
+        with torch.autocast(device, enabled=False):
+            return self._attend(query.to(self.tokens[0].content.dtype), products).to(query.dtype)
 
-    def _attend(self, query: Tensor) -> Tensor:
+    def _attend(self, query: Tensor, products: torch.dtype) -> Tensor:
         """Attend to each modality, then combine them by their log-sum-exp: (B, N, C) -> (B, N, C)."""
-        pairs = zip(self.tokens, self.features, strict=True)
         attended, normalisers = zip(
-            *(self._attend_one(query, part, features) for part, features in pairs), strict=True
+            *(self._attend_one(query, index, products) for index in range(len(self.tokens))), strict=True
         )
         stacked = torch.stack(normalisers, dim=-1)
         if self.presence is not None:
@@ -89,14 +91,22 @@ class FactoredTokens:
             result = result * self.presence.nonempty
         return result
 
-    def _attend_one(self, query: Tensor, tokens: Tokens, features: Tensor) -> tuple[Tensor, Tensor]:
+    def _attend_one(self, query: Tensor, index: int, products: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return the attended tokens of one modality, (B, N, C), and the log-sum-exp of its scores, (B, N)."""
+        tokens, features, order = self.tokens[index], self.features[index], self.orders[index]
         content_query, position_query, encoding_query = torch.split(query, list(tokens.channels), dim=-1)
         encoding_score = (encoding_query * tokens.encoding).sum(-1, keepdim=True)
         feature_query = torch.cat([content_query, encoding_score, -query.sum(-1, keepdim=True)], dim=-1)
-        if self.by_axis and tokens.axes:
+        if order is not None:
             feature_sum, position_sum, normaliser = attend_to_grid(
-                feature_query, position_query, features, tokens.axes, tokens.mean, tokens.rstd
+                feature_query,
+                position_query,
+                features,
+                tokens.axes,
+                order,
+                tokens.mean,
+                tokens.rstd,
+                products,
             )
         else:
             feature_sum, position_sum, normaliser = _Attention.apply(

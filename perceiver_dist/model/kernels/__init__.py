@@ -1,0 +1,1 @@
+"""Triton kernels for attention to a grid; grid_kernels.py launches them."""

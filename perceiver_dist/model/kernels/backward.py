@@ -1,4 +1,4 @@
-"""Gradients of the kernel of forward.py: of the queries per tile of latents by columns, of the tokens per tile of tokens.
+"""Gradients of forward.py's sums, but those of the tokens, for one tile of latents by columns that walks over rows.
 
 With weights p = exp(s - L) recomputed from the scores, dP_j = dO . xhat_j and dS = p * (dP - D) as in factored.py, the
 sums over the grid have the form of the forward pass, with dS for weights. dP - D is a second product like that of the
@@ -11,8 +11,8 @@ import triton.language as tl
 from perceiver_dist.model.kernels.tokens import (
     LOG2_E,
     SLOTS,
-    load_matrix,
     load_last,
+    load_matrix,
     load_slots,
     load_tail,
     products,
@@ -34,8 +34,9 @@ def attend_backward(
 ):  # fmt: skip
     """Sum dS of a tile of latents by columns over a piece of the rows.
 
-    Programs and results as in `forward.attend`, without shifts: gradients of the query, own_sums (B, S, T, N, tail_width)
-    and lead_sums (B, S, T, N, lead_width), of row_scores (B, T, N, R) and of column_scores (B, S, N, W).
+    Programs and results as in `forward.attend`, without shifts: own_sums (B, S, T, N, tail_width) and lead_sums
+    (B, S, T, N, lead_width) are for the gradient of the query, row_sums (B, T, N, R) and column_sums (B, S, N, W) for
+    those of row_scores and column_scores.
     """
     sample = tl.program_id(1).to(tl.int64)
     latent_tiles = tl.cdiv(latents, tile_latents)

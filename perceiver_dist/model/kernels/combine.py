@@ -1,4 +1,4 @@
-"""Sums over the tiles and pieces of a grid: the second level of the kernels' sums, in a fixed order, without atomics."""
+"""Sums over the tiles and pieces of a grid: the second level of the kernels' sums, in a fixed order, no atomics."""
 
 import triton
 import triton.language as tl
@@ -21,16 +21,11 @@ def combine(
 
     With `weighted`, sums are multiplied by exp2(shift - L), where L is the log-sum-exp of the scores, to base 2.
 
-    Programs: (latent tiles, 1 + lead_width / BLOCK + R / BLOCK + T, B). Writes feature_sum (B, N, A), normaliser (B, N)
-    to base e if `weighted`, total_by_row (B, N, R) and total_by_column (B, N, W).
-
-    Args:
-        own_sums: (B, S, T, N, tail_width); if `weighted`, its channel after the features is the sum of weights.
-        lead_sums: (B, S, T, N, lead_width).
-        row_sums: (B, T, N, R).
-        column_sums: (B, S, N, W).
-        shifts: (B, S, T, N), read if `weighted`.
-        places: S * T, rounded up to a power of 2.
+    Programs: (latent tiles, 1 + lead_width / BLOCK + R / BLOCK + T, B). Reads own_sums (B, S, T, N, tail_width), whose
+    channel after the features is the sum of weights, lead_sums (B, S, T, N, lead_width), row_sums (B, T, N, R),
+    column_sums (B, S, N, W), and if `weighted` shifts (B, S, T, N). Writes feature_sum (B, N, A), if `weighted`
+    normaliser (B, N) to base e, total_by_row (B, N, R) and total_by_column (B, N, W). `places` is S * T rounded up to
+    a power of 2.
     """
     sample = tl.program_id(2).to(tl.int64)
     latent = tl.program_id(0) * LATENTS + tl.arange(0, LATENTS)
@@ -43,7 +38,9 @@ def combine(
     number: tl.constexpr = feature_sum.dtype.element_ty
     peak, weight_sum = tl.zeros((LATENTS,), number), tl.full((LATENTS,), 1.0, number)
     if weighted:
-        peak, weight_sum = _peak_and_total(own_sums + own, shifts, latent, live, latents, tail_width, count, places)
+        peak, weight_sum = _peak_and_total(
+            own_sums + own, shifts, latent, live, latents, tail_width, count, places
+        )
     lead_blocks: tl.constexpr = lead_width // BLOCK
     first_of_columns = 1 + lead_blocks + tl.cdiv(rows, BLOCK)
     task = tl.program_id(1)
@@ -56,7 +53,9 @@ def combine(
             part = load_matrix(
                 own_sums + place * latents * tail_width, latent, live, channel, channel < own, tail_width
             )
-            total += part * _factor(shifts + place * latents, peak, weight_sum, latent, live, weighted)[:, None]
+            total += (
+                part * _factor(shifts + place * latents, peak, weight_sum, latent, live, weighted)[:, None]
+            )
         store_matrix(feature_sum + lead_channels, total, latent, live, channel, channel < own, channels)
     elif task <= lead_blocks:
         lead_sums += sample * count * latents * lead_width
@@ -67,7 +66,9 @@ def combine(
             part = load_matrix(
                 lead_sums + place * latents * lead_width, latent, live, channel, inside, lead_width
             )
-            total += part * _factor(shifts + place * latents, peak, weight_sum, latent, live, weighted)[:, None]
+            total += (
+                part * _factor(shifts + place * latents, peak, weight_sum, latent, live, weighted)[:, None]
+            )
         store_matrix(feature_sum, total, latent, live, channel, inside, channels)
     elif task < first_of_columns:
         row = (task - 1 - lead_blocks) * BLOCK + tl.arange(0, BLOCK)
@@ -91,7 +92,9 @@ def combine(
             array = column_sums + (sample * pieces + piece) * latents * columns
             part = load_matrix(array, latent, live, column, inside, columns)
             place = piece * tiles + tile
-            total += part * _factor(shifts + place * latents, peak, weight_sum, latent, live, weighted)[:, None]
+            total += (
+                part * _factor(shifts + place * latents, peak, weight_sum, latent, live, weighted)[:, None]
+            )
         store_matrix(
             total_by_column + sample * latents * columns, total, latent, live, column, inside, columns
         )

@@ -4,10 +4,9 @@ Three things make its loop short:
 
 1. Nothing is done by row: the scores and the sums of rows are channels of the matrix products (tokens.py). Per score
    are left one product with rstd, the exponential, its rounding to bfloat16 and the addition to the sum of its column.
-2. No running maximum. Any shift c gives the same softmax, as long as no exponential overflows and the largest does not
-   underflow. c is the maximum over every 16th row, so it is no larger than the maximum over all rows, and exp2(s - c) of
-   the largest score is at least 1. If a sum of weights then exceeds 2**100, the program repeats with the maximum over
-   all rows, after which it cannot.
+2. No running maximum. Any shift c gives the same softmax, as long as no exponential overflows and the largest does
+   not underflow. c is the maximum over every 16th row. The largest score is no smaller, so its exp2(s - c) is at least
+   1. If a sum of weights exceeds 2**100, the program repeats with the maximum over all rows, after which it cannot.
 3. exp2 instead of exp, with log2(e) in the queries.
 
 Tiles differ in c; combine.py adds their sums times exp2(c - L), with the log-sum-exp L of all scores.
@@ -19,8 +18,8 @@ import triton.language as tl
 from perceiver_dist.model.kernels.tokens import (
     LOG2_E,
     SLOTS,
-    load_matrix,
     load_last,
+    load_matrix,
     load_slots,
     load_tail,
     products,
@@ -141,7 +140,9 @@ def attend(
             store_matrix(column_sums, by_column, latent, live, column, inside, columns)
         if lead_width > 0:
             lead_channel = chunk * lead_chunk + tl.arange(0, lead_chunk)
-            store_matrix(lead_sums, by_lead, latent, live, lead_channel, lead_channel < lead_width, lead_width)
+            store_matrix(
+                lead_sums, by_lead, latent, live, lead_channel, lead_channel < lead_width, lead_width
+            )
         # True of NaN as well, which an overflow can become.
         too_large = (channel == own)[None, :] & ~(by_channel <= _LARGEST_SUM)
         repeat = tl.max(tl.max(too_large.to(tl.int32), 1), 0)

@@ -1,4 +1,4 @@
-"""Gradients of the tokens' mean and rstd: sums over latents, so that a program holds a tile of tokens and walks over latents.
+"""Gradients of the tokens' mean and rstd: sums over latents, so a program holds tokens and walks over latents.
 
 Up to factors of rstd (factored.py) they are, for each token, the sums over latents of
 
@@ -12,8 +12,8 @@ import triton.language as tl
 
 from perceiver_dist.model.kernels.tokens import (
     LOG2_E,
-    load_matrix,
     load_last,
+    load_matrix,
     load_slots,
     load_tail,
     products,

@@ -1,7 +1,7 @@
 """What all kernels share: numbers as sums of bfloat16 parts, their products, tokens packed by tile.
 
-Parts. A number is kept as the sum of `parts` bfloat16 numbers, each the rounding error of those before it, and a product
-of two such numbers as the sum of the products of their parts down to the precision kept:
+Parts. A number is kept as the sum of `parts` bfloat16 numbers, each what is left after rounding to those before it, and
+a product of two such numbers as the sum of the products of their parts, down to the precision kept:
 
     3 parts (24 bits, fp32 runs): x0*y0 + x0*y1 + x1*y0 + x1*y1 + x0*y2 + x2*y0
     2 parts (16 bits, bf16 runs): x0*y0 + x0*y1 + x1*y0
@@ -10,7 +10,7 @@ of two such numbers as the sum of the products of their parts down to the precis
 Each is a product of the tensor cores, which multiply bfloat16 exactly and add in fp32 (arXiv 1904.06376). Smaller terms
 are added first. Unlike TF32 operands, bfloat16 operands need no exchange of registers between two products in a row.
 
-Packed tokens. The grid is cut into tiles of `tile_columns` columns. A tile of one row is a matrix of tokens by channels,
+Packed tokens. The grid is cut into tiles of some columns. A tile of one row is a matrix of tokens by channels,
 
     tail = [last features | 1 | 0 ... | r_0 ... r_7],
 
@@ -122,7 +122,9 @@ def pack(
     lead += place * lead_parts * tile_columns * lead_width
     for first in range(0, lead_width, LEAD_BLOCK):
         channel_of_lead = first + tl.arange(0, LEAD_BLOCK)
-        block = load_matrix(features, token, inside, channel_of_lead, channel_of_lead < lead_channels, channels)
+        block = load_matrix(
+            features, token, inside, channel_of_lead, channel_of_lead < lead_channels, channels
+        )
         _store_parts(lead, block * by[:, None], index, channel_of_lead, lead_width, lead_parts)
 
 
@@ -174,11 +176,8 @@ def products(
 ):  # fmt: skip
     """Return total + queries . tokens of one row, (tile_latents, tile_columns).
 
-    Args:
-        q0, q1, q2: Parts of a query laid out like `tail`.
-        t0, t1, t2: Parts of `tail`, from `load_tail`.
-        lead_query: (N, lead_parts, lead_width), the query for `lead`.
-        lead: (R, lead_parts, tile_columns, lead_width).
+    q0 to q2 are the parts of a query laid out like `tail`, t0 to t2 those of `tail`. The rest of the query is
+    `lead_query`, (N, lead_parts, lead_width), for `lead`, (R, lead_parts, tile_columns, lead_width).
     """
     size: tl.constexpr = tile_columns * lead_width
     lead += row * lead_parts * size
