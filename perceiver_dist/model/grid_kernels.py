@@ -12,13 +12,13 @@ kernels/forward.py why the loop over rows is short. This was written without a G
 assembler reports and an estimate of the time, and `python jobs/benchmark.py kernels` measures it.
 
 Precision follows the run, by `products`, the dtype in which the run multiplies matrices. In fp32 runs products keep
-24 bits of both factors. In bf16 runs they keep 16, but 8 of the weights, and 8 of all features but the last two if there
-are more than 55. Dense attention keeps 8 of everything. Sums are in fp32, in two levels.
+24 bits of both factors. In bf16 runs they keep 16, but 8 of the weights, and 8 of all features but the last two if
+there are more than 55. Dense attention keeps 8 of everything. Sums are in fp32, in two levels.
 
 Determinism. Resuming must be exact, so results may depend on the arguments alone. There are no atomics, and what sets
-the order of a sum (columns of a tile, rows of a piece) follows from the shapes (kernels/layout.py). Triton's autotuner is
-left to choose what does not: how many latents share a program, its warps, the registers of a thread, and how many loads
-are under way. It times each choice on the card that runs it, once for each grid, and keeps the times in Triton's cache
+the order of a sum (columns of a tile, rows of a piece) follows from the shapes (kernels/layout.py). Triton's autotuner
+is left to choose what does not: how many latents share a program, its warps, the registers of a thread, and how many
+loads are under way. It times each choice on the card that runs it, once for each grid, and keeps the times in Triton's cache
 folder. Ranks may choose differently and still get the same bits.
 """
 
@@ -37,8 +37,9 @@ from perceiver_dist.model.kernels import statistics as statistics_kernels
 from perceiver_dist.model.kernels import tokens as token_kernels
 from perceiver_dist.model.kernels.layout import Layout
 
-STATISTICS_LATENTS = 32
-"""Latents in a step of the kernel for mean and rstd. It sums over them, so this is not tuned."""
+STATISTICS = {"tile_latents": 64, "num_warps": 8, "num_stages": 1}
+"""Latents in a step of the kernel for mean and rstd, and its warps. It sums over latents, so this is not tuned: with 8
+warps a thread needs 120 registers, with 4 more than 200."""
 
 
 class Choice(NamedTuple):
@@ -138,7 +139,7 @@ def backward(
     latents, rows, columns, channels, lead_channels, tiles, *_ = layout.counts
     statistics_kernels.sum_over_latents[tiles * rows, layout.batch](
         *shared, mean_sums, rstd_sums, latents, rows, columns, channels, lead_channels, tiles,
-        **layout.token_options, tile_latents=STATISTICS_LATENTS,
+        **layout.token_options, **STATISTICS,
     )  # fmt: skip
     return query_grad, row_score_grads, column_score_grads, mean_sums, rstd_sums
 

@@ -47,57 +47,75 @@ def combine(
     if task == 0:
         if weighted:
             tl.store(normaliser + sample * latents + latent, (peak + tl.log2(weight_sum)) / LOG2_E, mask=live)
-        channel = tl.arange(0, tail_width)
-        total = tl.zeros((LATENTS, tail_width), number)
-        for place in range(count):
-            part = load_matrix(
-                own_sums + place * latents * tail_width, latent, live, channel, channel < own, tail_width
-            )
-            total += (
-                part * _factor(shifts + place * latents, peak, weight_sum, latent, live, weighted)[:, None]
-            )
-        store_matrix(feature_sum + lead_channels, total, latent, live, channel, channel < own, channels)
+        _combine_channels(
+            own_sums, shifts, feature_sum + lead_channels, peak, weight_sum, latent, live, tl.arange(0, tail_width),
+            own, channels, latents, count, tail_width, weighted,
+        )  # fmt: skip
     elif task <= lead_blocks:
-        lead_sums += sample * count * latents * lead_width
-        channel = (task - 1) * BLOCK + tl.arange(0, BLOCK)
-        inside = channel < lead_channels
-        total = tl.zeros((LATENTS, BLOCK), number)
-        for place in range(count):
-            part = load_matrix(
-                lead_sums + place * latents * lead_width, latent, live, channel, inside, lead_width
-            )
-            total += (
-                part * _factor(shifts + place * latents, peak, weight_sum, latent, live, weighted)[:, None]
-            )
-        store_matrix(feature_sum, total, latent, live, channel, inside, channels)
+        _combine_channels(
+            lead_sums + sample * count * latents * lead_width, shifts, feature_sum, peak, weight_sum, latent, live,
+            (task - 1) * BLOCK + tl.arange(0, BLOCK), lead_channels, channels, latents, count, lead_width, weighted,
+        )  # fmt: skip
     elif task < first_of_columns:
-        row = (task - 1 - lead_blocks) * BLOCK + tl.arange(0, BLOCK)
-        inside = row < rows
-        total = tl.zeros((LATENTS, BLOCK), number)
-        for tile in range(tiles):
-            array = row_sums + (sample * tiles + tile) * latents * rows
-            part = load_matrix(array, latent, live, row, inside, rows)
-            if weighted:
-                place = row // rows_per_piece * tiles + tile
-                shift = load_matrix(shifts, place, inside, latent, live, latents)
-                part *= tl.exp2(tl.trans(shift) - peak[:, None]) / weight_sum[:, None]
-            total += part
-        store_matrix(total_by_row + sample * latents * rows, total, latent, live, row, inside, rows)
+        _combine_rows(
+            row_sums + sample * tiles * latents * rows, shifts, total_by_row + sample * latents * rows,
+            peak, weight_sum, latent, live, (task - 1 - lead_blocks) * BLOCK + tl.arange(0, BLOCK),
+            rows, latents, tiles, rows_per_piece, weighted,
+        )  # fmt: skip
     else:
-        tile = task - first_of_columns
-        column = tile * tile_columns + tl.arange(0, tile_columns)
-        inside = column < columns
-        total = tl.zeros((LATENTS, tile_columns), number)
-        for piece in range(pieces):
-            array = column_sums + (sample * pieces + piece) * latents * columns
-            part = load_matrix(array, latent, live, column, inside, columns)
-            place = piece * tiles + tile
-            total += (
-                part * _factor(shifts + place * latents, peak, weight_sum, latent, live, weighted)[:, None]
-            )
-        store_matrix(
-            total_by_column + sample * latents * columns, total, latent, live, column, inside, columns
-        )
+        _combine_columns(
+            column_sums + sample * pieces * latents * columns, shifts, total_by_column + sample * latents * columns,
+            peak, weight_sum, latent, live, task - first_of_columns, tl.arange(0, tile_columns),
+            columns, latents, tiles, pieces, tile_columns, weighted,
+        )  # fmt: skip
+
+
+@triton.jit
+def _combine_channels(
+    sums, shifts, result, peak, total, latent, live, channel, of_result, channels, latents, count,
+    width: tl.constexpr, weighted: tl.constexpr,
+):  # fmt: skip
+    """Add sums (S * T, N, width) over all places, of which the first `of_result` channels go to result (N, A)."""
+    inside = channel < of_result
+    added = tl.zeros((LATENTS, channel.shape[0]), peak.dtype)
+    for place in range(count):
+        part = load_matrix(sums + place * latents * width, latent, live, channel, inside, width)
+        added += part * _factor(shifts + place * latents, peak, total, latent, live, weighted)[:, None]
+    store_matrix(result, added, latent, live, channel, inside, channels)
+
+
+@triton.jit
+def _combine_rows(
+    sums, shifts, result, peak, total, latent, live, row, rows, latents, tiles, rows_per_piece,
+    weighted: tl.constexpr,
+):  # fmt: skip
+    """Add sums (T, N, R) over all tiles, for some rows of result (N, R)."""
+    inside = row < rows
+    added = tl.zeros((LATENTS, row.shape[0]), peak.dtype)
+    for tile in range(tiles):
+        part = load_matrix(sums + tile * latents * rows, latent, live, row, inside, rows)
+        if weighted:
+            place = row // rows_per_piece * tiles + tile
+            shift = tl.trans(load_matrix(shifts, place, inside, latent, live, latents))
+            part *= tl.exp2(shift - peak[:, None]) / total[:, None]
+        added += part
+    store_matrix(result, added, latent, live, row, inside, rows)
+
+
+@triton.jit
+def _combine_columns(
+    sums, shifts, result, peak, total, latent, live, tile, index, columns, latents, tiles, pieces,
+    tile_columns: tl.constexpr, weighted: tl.constexpr,
+):  # fmt: skip
+    """Add sums (S, N, W) over all pieces, for one tile of result (N, W)."""
+    column = tile * tile_columns + index
+    inside = column < columns
+    added = tl.zeros((LATENTS, tile_columns), peak.dtype)
+    for piece in range(pieces):
+        part = load_matrix(sums + piece * latents * columns, latent, live, column, inside, columns)
+        place = piece * tiles + tile
+        added += part * _factor(shifts + place * latents, peak, total, latent, live, weighted)[:, None]
+    store_matrix(result, added, latent, live, column, inside, columns)
 
 
 @triton.jit
