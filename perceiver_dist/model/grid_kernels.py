@@ -18,8 +18,8 @@ there are more than 55. Dense attention keeps 8 of everything. Sums are in fp32,
 Determinism. Resuming must be exact, so results may depend on the arguments alone. There are no atomics, and what sets
 the order of a sum (columns of a tile, rows of a piece) follows from the shapes (kernels/layout.py). Triton's autotuner
 is left to choose what does not: how many latents share a program, its warps, the registers of a thread, and how many
-loads are under way. It times each choice on the card that runs it, once for each grid, and keeps the times in Triton's cache
-folder. Ranks may choose differently and still get the same bits.
+loads are under way. It times each choice on the card that runs it, once for each grid, and keeps the times in Triton's
+cache folder. Ranks may choose differently and still get the same bits.
 """
 
 from collections.abc import Callable, Sequence

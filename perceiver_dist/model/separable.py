@@ -35,7 +35,7 @@ _TILE_SCORES = {"cpu": 2**20, "cuda": 2**26}
 
 
 class AxisOrder:
-    """Places of each axis' features among the channels of a position, for reordering whole arrays.
+    """Places of each axis' features among the channels of a position, for reordering whole arrays (..., P).
 
     Made once for all cross-attends of a forward pass, since it takes a sort.
 

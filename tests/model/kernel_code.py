@@ -1,4 +1,4 @@
-"""What the assembler makes of a Triton kernel for compute capability 9.0: needs neither a GPU nor a driver."""
+"""Machine code of a Triton kernel for compute capability 9.0, which needs neither a GPU nor a driver."""
 
 import re
 import subprocess

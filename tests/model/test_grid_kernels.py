@@ -4,6 +4,7 @@ Triton reads TRITON_INTERPRET when it is imported, so the interpreter runs in a 
 """
 
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -68,8 +69,9 @@ def test_the_score_loop_is_short_and_stays_in_registers(name: str, place: int) -
     assert len(loop) / scores < MOST_INSTRUCTIONS[name]
     assert code.count(loop, "MUFU") == scores  # one exponential each
     assert not code.count(loop, "LDL") + code.count(loop, "STL")
-    # With few registers, what is outside the loop may be spilled: the autotuner weighs it.
-    assert code.registers <= choice.registers if choice.registers else code.spills() == 0
+    # Outside the loop the other choices may spill a little: the autotuner weighs it.
+    assert code.registers <= (choice.registers or 255)
+    assert place > 0 or code.spills() == 0
 
 
 @needs_triton
@@ -127,3 +129,15 @@ def test_only_fp32_on_cuda_is_computed_by_kernels() -> None:
 
     assert not separable._has_kernels(torch.zeros(1, 1, 5))
     assert not separable._has_kernels(torch.zeros(1, 1, 5, device="meta"))
+
+
+@needs_triton
+def test_arguments_of_kernels_are_listed() -> None:
+    from perceiver_dist.model import kernels
+    from perceiver_dist.model.kernels import backward, combine, forward, statistics, tokens
+
+    listed = set(re.findall(r"\w+", kernels.__doc__ or ""))
+    for kernel in (
+        forward.attend, backward.attend_backward, combine.combine, statistics.sum_over_latents, tokens.pack,
+    ):  # fmt: skip
+        assert set(kernel.arg_names) <= listed

@@ -22,9 +22,14 @@ from perceiver_dist.model.kernels.tokens import (
     load_matrix,
     load_slots,
     load_tail,
+    locate,
     products,
+    queries_of,
     split,
+    store_chunk,
     store_matrix,
+    store_slots,
+    tokens_of,
     weighted_lead_sum,
     weighted_sum,
 )
@@ -45,105 +50,117 @@ def attend(
 ):  # fmt: skip
     """Sum the weights exp2(score - shift) of a tile of latents by columns over a piece of the rows.
 
-    Programs: (latent tiles * chunks of lead * T * S, B), for T column tiles and S pieces. Writes own_sums
-    (B, S, T, N, tail_width), lead_sums (B, S, T, N, lead_width), row_sums (B, T, N, R), column_sums (B, S, N, W) and
-    shifts (B, S, T, N). Each chunk of lead is summed by a program of its own, the first of which writes the rest.
+    Programs as in `locate`. Each chunk of the lead is summed by a program of its own; the first writes the rest.
     """
-    sample = tl.program_id(1).to(tl.int64)
-    latent_tiles = tl.cdiv(latents, tile_latents)
     chunks: tl.constexpr = (lead_width + lead_chunk - 1) // lead_chunk if lead_width > 0 else 1
-    chunk = tl.program_id(0) // latent_tiles % chunks
-    place = tl.program_id(0) // latent_tiles // chunks
-    tile = place % tiles
-    piece = place // tiles
-    place += sample * pieces * tiles
-    own_sums += place * latents * tail_width
-    lead_sums += place * latents * lead_width
-    shifts += place * latents
-    column_sums += (sample * pieces + piece) * latents * columns
-    latent = tl.program_id(0) % latent_tiles * tile_latents + tl.arange(0, tile_latents)
+    sample, tile, piece, chunk, latent = locate(latents, tiles, tile_latents, chunks)
+    query, lead_query, row_scores, column_scores = queries_of(
+        sample, query, lead_query, row_scores, column_scores, latents, rows, columns, channels, lead_width, lead_parts
+    )  # fmt: skip
+    tail, lead, scale = tokens_of(
+        sample, tile, tail, lead, scale, rows, tiles, tile_columns, tail_width, lead_width, parts, lead_parts
+    )  # fmt: skip
+    place = ((sample * pieces + piece) * tiles + tile) * latents
     live = latent < latents
-    index = tl.arange(0, tile_columns)
-    column = tile * tile_columns + index
+    column = tile * tile_columns + tl.arange(0, tile_columns)
     inside = column < columns
     channel = tl.arange(0, tail_width)
-    own = channels - lead_channels
-    query += sample * latents * channels
-    lead_query += sample * latents * lead_parts * lead_width
-    row_scores += sample * latents * rows
-    column_scores += sample * latents * columns
-    token_row = (sample * tiles + tile) * rows * tile_columns
-    tail += token_row * parts * tail_width
-    lead += token_row * lead_parts * lead_width
-    scale += token_row
-    row_sums += (sample * tiles + tile) * latents * rows
     begin = piece * rows_per_piece
     end = tl.minimum(begin + rows_per_piece, rows)
     # -inf beyond the grid makes weights 0 there, at no cost per score.
     column_terms = load_matrix(column_scores, latent, live, column, inside, columns) * LOG2_E
     column_terms = tl.where(inside[None, :], column_terms, float("-inf"))
     last = load_last(query, latent, live, channels, lead_channels, tail_width) * LOG2_E
-    number: tl.constexpr = column_terms.dtype
-    nothing = tl.zeros((tile_latents, tile_columns), number)
-    element: tl.constexpr = tail.dtype.element_ty
+    is_one = (channel == channels - lead_channels)[None, :]
     step = _SAMPLED_ROWS
     while step > 0:
-        peaks = tl.full((tile_latents, tile_columns), float("-inf"), number)
-        for row in range(begin, end, step):
-            by_slot = load_slots(row_scores, latent, live, row, rows, tail_width) * LOG2_E
-            q0, q1, q2 = split(last + by_slot, element, parts)
+        shift = _largest(
+            last, column_terms, lead_query, row_scores, tail, lead, scale, latent, live, begin, end, step, rows,
+            tile_columns, tail_width, lead_width, parts, lead_parts,
+        )  # fmt: skip
+        by_column, by_channel, by_lead = _sum_rows(
+            tl.where(is_one, -shift[:, None], last), column_terms, lead_query, row_scores, tail, lead, scale,
+            row_sums + (sample * tiles + tile) * latents * rows, chunk, latent, live, begin, end, rows,
+            tile_columns, tail_width, lead_width, lead_chunk, parts, lead_parts,
+        )  # fmt: skip
+        if chunk == 0:
+            tl.store(shifts + place + latent, shift, mask=live)
+            everywhere = channel < tail_width
+            store_matrix(
+                own_sums + place * tail_width, by_channel, latent, live, channel, everywhere, tail_width
+            )
+            first = (sample * pieces + piece) * latents * columns
+            store_matrix(column_sums + first, by_column, latent, live, column, inside, columns)
+        if lead_width > 0:
+            store_chunk(lead_sums + place * lead_width, by_lead, latent, live, chunk, lead_width, lead_chunk)
+        # True of NaN as well, which an overflow can become.
+        too_large = is_one & ~(by_channel <= _LARGEST_SUM)
+        repeat = tl.max(tl.max(too_large.to(tl.int32), 1), 0)
+        step = tl.where(step > 1, repeat, 0)
+
+
+@triton.jit
+def _largest(
+    last, column_terms, lead_query, row_scores, tail, lead, scale, latent, live, begin, end, step, rows,
+    tile_columns: tl.constexpr, tail_width: tl.constexpr, lead_width: tl.constexpr,
+    parts: tl.constexpr, lead_parts: tl.constexpr,
+):  # fmt: skip
+    """Return the largest scores in every row of this step, (tile_latents,), rounded to a sum of parts."""
+    element: tl.constexpr = tail.dtype.element_ty
+    nothing = tl.zeros_like(column_terms)
+    peaks = nothing + float("-inf")
+    for row in range(begin, end, step):
+        by_slot = load_slots(row_scores, latent, live, row, rows, tail_width) * LOG2_E
+        q0, q1, q2 = split(last + by_slot, element, parts)
+        t0, t1, t2 = load_tail(tail, row, tile_columns, tail_width, parts)
+        by = tl.load(scale + row * tile_columns + tl.arange(0, tile_columns))
+        scores = products(
+            q0, q1, q2, t0, t1, t2, lead_query, lead, row, latent, live, nothing,
+            tile_columns, lead_width, parts, lead_parts,
+        )  # fmt: skip
+        peaks = tl.maximum(peaks, column_terms * by[None, :] + scores)
+    # A shift goes through a product.
+    s0, s1, s2 = split(tl.max(peaks, 1), element, parts)
+    shift = s0.to(peaks.dtype)
+    if parts > 1:
+        shift += s1.to(peaks.dtype)
+    if parts > 2:
+        shift += s2.to(peaks.dtype)
+    return shift
+
+
+@triton.jit
+def _sum_rows(
+    shifted, column_terms, lead_query, row_scores, tail, lead, scale, row_sums, chunk, latent, live, begin, end, rows,
+    tile_columns: tl.constexpr, tail_width: tl.constexpr, lead_width: tl.constexpr, lead_chunk: tl.constexpr,
+    parts: tl.constexpr, lead_parts: tl.constexpr,
+):  # fmt: skip
+    """Return sums by column, by channel of the tail and of the chunk of the lead, and store those by row."""
+    element: tl.constexpr = tail.dtype.element_ty
+    nothing = tl.zeros_like(column_terms)
+    by_column = tl.zeros_like(column_terms)
+    by_channel = tl.zeros_like(shifted)
+    by_lead = tl.zeros((shifted.shape[0], lead_chunk), shifted.dtype)
+    for first in range(begin, end, SLOTS):
+        by_slot = load_slots(row_scores, latent, live, first, rows, tail_width) * LOG2_E
+        q0, q1, q2 = split(shifted + by_slot, element, parts)
+        sums = tl.zeros_like(shifted)
+        for row in range(first, tl.minimum(first + SLOTS, end)):
             t0, t1, t2 = load_tail(tail, row, tile_columns, tail_width, parts)
-            by = tl.load(scale + row * tile_columns + index)
+            by = tl.load(scale + row * tile_columns + tl.arange(0, tile_columns))
             scores = products(
                 q0, q1, q2, t0, t1, t2, lead_query, lead, row, latent, live, nothing,
                 tile_columns, lead_width, parts, lead_parts,
             )  # fmt: skip
-            peaks = tl.maximum(peaks, column_terms * by[None, :] + scores)
-        # The shift goes through a product, so it has to be a sum of parts.
-        s0, s1, s2 = split(tl.max(peaks, 1), element, parts)
-        shift = s0.to(number)
-        if parts > 1:
-            shift += s1.to(number)
-        if parts > 2:
-            shift += s2.to(number)
-        shifted = tl.where((channel == own)[None, :], -shift[:, None], last)
-        by_column = tl.zeros((tile_latents, tile_columns), number)
-        by_channel = tl.zeros((tile_latents, tail_width), number)
-        by_lead = tl.zeros((tile_latents, lead_chunk), number)
-        for first in range(begin, end, SLOTS):
-            by_slot = load_slots(row_scores, latent, live, first, rows, tail_width) * LOG2_E
-            q0, q1, q2 = split(shifted + by_slot, element, parts)
-            sums = tl.zeros((tile_latents, tail_width), number)
-            for row in range(first, tl.minimum(first + SLOTS, end)):
-                t0, t1, t2 = load_tail(tail, row, tile_columns, tail_width, parts)
-                by = tl.load(scale + row * tile_columns + index)
-                scores = products(
-                    q0, q1, q2, t0, t1, t2, lead_query, lead, row, latent, live, nothing,
-                    tile_columns, lead_width, parts, lead_parts,
+            weights = tl.exp2(column_terms * by[None, :] + scores)
+            by_column += weights * by[None, :]
+            w0, w1, w2 = split(weights, element, parts)
+            sums = weighted_sum(w0, w1, w2, t0, t1, t2, sums, parts)
+            if lead_width > 0:
+                by_lead = weighted_lead_sum(
+                    w0, w1, w2, lead, row, chunk, by_lead, tile_columns, lead_width, lead_chunk, lead_parts
                 )  # fmt: skip
-                weights = tl.exp2(column_terms * by[None, :] + scores)
-                by_column += weights * by[None, :]
-                w0, w1, w2 = split(weights, element, parts)
-                sums = weighted_sum(w0, w1, w2, t0, t1, t2, sums, parts)
-                if lead_width > 0:
-                    by_lead = weighted_lead_sum(
-                        w0, w1, w2, lead, row, chunk, by_lead, tile_columns, lead_width, lead_chunk, lead_parts
-                    )  # fmt: skip
-            by_channel += sums
-            row_of_slot = first + channel - (tail_width - SLOTS)
-            in_slots = (row_of_slot >= first) & (row_of_slot < end)
-            if chunk == 0:
-                store_matrix(row_sums, sums, latent, live, row_of_slot, in_slots, rows)
+        by_channel += sums
         if chunk == 0:
-            tl.store(shifts + latent, shift, mask=live)
-            store_matrix(own_sums, by_channel, latent, live, channel, channel < tail_width, tail_width)
-            store_matrix(column_sums, by_column, latent, live, column, inside, columns)
-        if lead_width > 0:
-            lead_channel = chunk * lead_chunk + tl.arange(0, lead_chunk)
-            store_matrix(
-                lead_sums, by_lead, latent, live, lead_channel, lead_channel < lead_width, lead_width
-            )
-        # True of NaN as well, which an overflow can become.
-        too_large = (channel == own)[None, :] & ~(by_channel <= _LARGEST_SUM)
-        repeat = tl.max(tl.max(too_large.to(tl.int32), 1), 0)
-        step = tl.where(step > 1, repeat, 0)
+            store_slots(row_sums, sums, latent, live, first, end, rows, tail_width)
+    return by_column, by_channel, by_lead

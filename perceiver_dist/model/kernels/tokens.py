@@ -1,4 +1,4 @@
-"""What all kernels share: numbers as sums of bfloat16 parts, their products, tokens packed by tile.
+"""Parts shared by all kernels: numbers as sums of bfloat16 numbers, their products, tokens packed by tile.
 
 Parts. A number is kept as the sum of `parts` bfloat16 numbers, each what is left after rounding to those before it, and
 a product of two such numbers as the sum of the products of their parts, down to the precision kept:
@@ -136,6 +136,59 @@ def _store_parts(array, values, row, column, width, parts: tl.constexpr):
         rounded = _rounded(values, array.dtype.element_ty)
         tl.store(array + part * row.shape[0] * width + offsets, rounded)
         values -= rounded.to(values.dtype)
+
+
+@triton.jit
+def locate(latents, tiles, tile_latents: tl.constexpr, chunks: tl.constexpr):
+    """Return this program's sample, tile of columns, piece of rows, chunk of the lead, and latents.
+
+    Programs: (latent tiles * chunks * T * S, B), for T tiles and S pieces.
+    """
+    sample = tl.program_id(1).to(tl.int64)
+    latent_tiles = tl.cdiv(latents, tile_latents)
+    latent = tl.program_id(0) % latent_tiles * tile_latents + tl.arange(0, tile_latents)
+    other = tl.program_id(0) // latent_tiles
+    place = other // chunks
+    return sample, place % tiles, place // tiles, other % chunks, latent
+
+
+@triton.jit
+def queries_of(
+    sample, query, lead_query, by_row, by_column, latents, rows, columns, channels,
+    lead_width: tl.constexpr, lead_parts: tl.constexpr,
+):  # fmt: skip
+    """Return where the arrays of a sample begin."""
+    first = sample * latents
+    return (
+        query + first * channels,
+        lead_query + first * (lead_parts * lead_width),
+        by_row + first * rows,
+        by_column + first * columns,
+    )
+
+
+@triton.jit
+def tokens_of(
+    sample, tile, tail, lead, scale, rows, tiles, tile_columns: tl.constexpr, tail_width: tl.constexpr,
+    lead_width: tl.constexpr, parts: tl.constexpr, lead_parts: tl.constexpr,
+):  # fmt: skip
+    """Return where the packed tokens of a tile of a sample begin."""
+    first = (sample * tiles + tile) * rows * tile_columns
+    return tail + first * (parts * tail_width), lead + first * (lead_parts * lead_width), scale + first
+
+
+@triton.jit
+def store_slots(row_sums, sums, latent, live, first, end, rows, tail_width: tl.constexpr):
+    """Store the last 8 channels of sums (tile_latents, tail_width) as rows `first` to `end` of an array (N, R)."""
+    row = first + tl.arange(0, tail_width) - (tail_width - SLOTS)
+    store_matrix(row_sums, sums, latent, live, row, (row >= first) & (row < end), rows)
+
+
+@triton.jit
+def store_chunk(sums, by_lead, latent, live, chunk, lead_width: tl.constexpr, lead_chunk: tl.constexpr):
+    """Store a chunk, (tile_latents, lead_chunk), of an array (N, lead_width)."""
+    channel = chunk * lead_chunk + tl.arange(0, lead_chunk)
+    store_matrix(sums, by_lead, latent, live, channel, channel < lead_width, lead_width)
 
 
 @triton.jit
