@@ -38,12 +38,14 @@ class AxisOrder:
     """Places of each axis' features among the channels of a position, for reordering whole arrays (..., P).
 
     Made once for all cross-attends of a forward pass, since it takes a sort.
-
-    Args:
-        tables: (size, 2K + 1) for each axis of the grid, its position features.
     """
 
     def __init__(self, tables: Sequence[Tensor]) -> None:
+        """Find the places.
+
+        Args:
+            tables: (size, 2K + 1) for each axis of the grid, its position features.
+        """
         self.widths = [table.shape[1] for table in tables]
         self.by_axis = torch.cat(axis_channels(tables))
         self.of_position = self.by_axis.argsort()
