@@ -8,6 +8,7 @@ from rich.console import Console
 from perceiver_dist.benchmarks.checkpoint_stall import measure_checkpoint
 from perceiver_dist.benchmarks.data_speed import measure_data
 from perceiver_dist.benchmarks.dealing import measure_dealing
+from perceiver_dist.benchmarks.kernel_speed import measure_kernels
 from perceiver_dist.benchmarks.model_speed import measure_model, measure_sweep
 from perceiver_dist.benchmarks.plan_cost import measure_plan
 from perceiver_dist.benchmarks.read_tasks import measure_read_tasks
@@ -25,6 +26,7 @@ KINDS: dict[str, Callable[..., ResultTable]] = {
     "data": measure_data,
     "model": measure_model,
     "sweep": measure_sweep,
+    "kernels": measure_kernels,
     "overhead": measure_overhead,
     "start": measure_start,
     "plan": measure_plan,

@@ -34,7 +34,8 @@ import torch
 from torch import Tensor
 
 from perceiver_dist.model.inputs import Presence, Tokens
-from perceiver_dist.model.separable import attend_to_grid
+from perceiver_dist.model.precision import compute_dtype
+from perceiver_dist.model.separable import AxisOrder, attend_to_grid
 
 _TILE_SCORES = {"cpu": 2**18, "cuda": 2**26}
 """Scores in one tile, which covers all latents and as many tokens as fit. On CPUs 2**18 fp32 scores are 1 MiB, the L2
@@ -51,19 +52,15 @@ class FactoredTokens:
         tokens: One entry per modality of the step.
         presence: Which modalities each sample has; None if no sample lacks one.
         by_axis: Whether grids with separable positions are scored axis by axis (separable.py).
-        reproducible: Whether results keep the bits of earlier versions. If not, faster operations round differently,
-            by no more.
     """
 
-    def __init__(
-        self, tokens: list[Tokens], presence: Presence | None, by_axis: bool, reproducible: bool = True
-    ) -> None:
+    def __init__(self, tokens: list[Tokens], presence: Presence | None, by_axis: bool) -> None:
         self.tokens = tokens
         self.presence = presence
-        self.by_axis = by_axis
-        self.reproducible = reproducible
+        self.orders = [AxisOrder(part.axes) if by_axis and part.axes else None for part in tokens]
         self.features = [_features(part) for part in tokens]
-        if not reproducible:
+        content = tokens[0].content
+        if content.device.type == "cpu" and compute_dtype(content) == torch.bfloat16:
             # The channels apart in memory: products with the few channels then take a third of the time on CPUs.
             self.features = [part.transpose(1, 2).contiguous().transpose(1, 2) for part in self.features]
 
@@ -76,15 +73,15 @@ class FactoredTokens:
         Returns:
             (B, N, C) in the query's dtype.
         """
+        products = compute_dtype(query)
         # Autocast would cast the products to bfloat16, but they accumulate in place into fp32 arrays.
         with torch.autocast(query.device.type, enabled=False):
-            return self._attend(query.to(self.tokens[0].content.dtype)).to(query.dtype)
+            return self._attend(query.to(self.tokens[0].content.dtype), products).to(query.dtype)
 
-    def _attend(self, query: Tensor) -> Tensor:
+    def _attend(self, query: Tensor, products: torch.dtype) -> Tensor:
         """Attend to each modality, then combine them by their log-sum-exp: (B, N, C) -> (B, N, C)."""
-        pairs = zip(self.tokens, self.features, strict=True)
         attended, normalisers = zip(
-            *(self._attend_one(query, part, features) for part, features in pairs), strict=True
+            *(self._attend_one(query, index, products) for index in range(len(self.tokens))), strict=True
         )
         stacked = torch.stack(normalisers, dim=-1)
         if self.presence is not None:
@@ -97,20 +94,22 @@ class FactoredTokens:
             result = result * self.presence.nonempty
         return result
 
-    def _attend_one(self, query: Tensor, tokens: Tokens, features: Tensor) -> tuple[Tensor, Tensor]:
+    def _attend_one(self, query: Tensor, index: int, products: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return the attended tokens of one modality, (B, N, C), and the log-sum-exp of its scores, (B, N)."""
+        tokens, features, order = self.tokens[index], self.features[index], self.orders[index]
         content_query, position_query, encoding_query = torch.split(query, list(tokens.channels), dim=-1)
         encoding_score = (encoding_query * tokens.encoding).sum(-1, keepdim=True)
         feature_query = torch.cat([content_query, encoding_score, -query.sum(-1, keepdim=True)], dim=-1)
-        if self.by_axis and tokens.axes:
+        if order is not None:
             feature_sum, position_sum, normaliser = attend_to_grid(
                 feature_query,
                 position_query,
                 features,
                 tokens.axes,
+                order,
                 tokens.mean,
                 tokens.rstd,
-                self.reproducible,
+                products,
             )
         else:
             feature_sum, position_sum, normaliser = _Attention.apply(

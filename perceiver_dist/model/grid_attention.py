@@ -10,7 +10,7 @@ from perceiver_dist.model import grid_kernels
 
 
 def attend_by_kernels(
-    query: Tensor, features: Tensor, mean: Tensor, rstd: Tensor, *axis_scores: Tensor
+    query: Tensor, features: Tensor, mean: Tensor, rstd: Tensor, *axis_scores: Tensor, products: torch.dtype
 ) -> tuple[Tensor, ...]:
     """Return softmax-weighted sums over a grid, like `separable._Attention`, by kernels for two axes.
 
@@ -21,18 +21,19 @@ def attend_by_kernels(
         features: (B, M, A), which get no gradient. Their last channel is `mean`, which does.
         mean: (B, M).
         rstd: (B, M).
-        axis_scores: (B, N, size) for each of the grid's axes, at least two.
+        axis_scores: (B, N, size) for each of the grid's axes, at least one.
+        products: Precision of the products, see grid_kernels.py.
 
     Returns:
         The sums of features, (B, N, A), the log-sum-exp of the scores, (B, N), and for each axis the sums over all
         other axes, (B, N, size).
     """
     *others, column_scores = axis_scores
-    row_scores = others[0]
+    row_scores = others[0] if others else torch.zeros_like(query[..., :1])
     for scores in others[1:]:
         row_scores = (row_scores[..., :, None] + scores[..., None, :]).flatten(2)
     feature_sum, normaliser, row_sums, column_sums = _Attention.apply(
-        query, features, mean, rstd, row_scores, column_scores
+        query, features, mean, rstd, row_scores, column_scores, products
     )
     sizes = [scores.shape[-1] for scores in others]
     sums_by_axis = [
@@ -54,10 +55,11 @@ class _Attention(torch.autograd.Function):
         rstd: Tensor,
         row_scores: Tensor,
         column_scores: Tensor,
+        products: torch.dtype,
     ) -> tuple[Tensor, ...]:
         """Map (B, N, A), (B, M, A), 2 (B, M), (B, N, R), (B, N, W) to (B, N, A), (B, N), (B, N, R), (B, N, W)."""
-        keys = features * rstd[..., None]
-        results = grid_kernels.forward(query, keys, rstd, row_scores, column_scores)
+        results = grid_kernels.forward(query, features, rstd, row_scores, column_scores, products)
+        ctx.products = products
         ctx.save_for_backward(query, features, rstd, row_scores, column_scores, *results)
         return results
 
@@ -73,13 +75,12 @@ class _Attention(torch.autograd.Function):
         shift = (feature_grad * feature_sum).sum(-1) - normaliser_grad
         shift = shift + (row_grads * row_sums).sum(-1) + (column_grads * column_sums).sum(-1)
         statistics = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
-        keys = features * rstd[..., None]
         query_grad, row_score_grads, column_score_grads, mean_sums, rstd_sums = grid_kernels.backward(
-            query, keys, rstd, row_scores, column_scores,
+            query, features, rstd, row_scores, column_scores, ctx.products,
             normaliser, shift, feature_grad, row_grads, column_grads, statistics,
         )  # fmt: skip
         optional = (None, None)
         if mean_sums is not None and rstd_sums is not None:
             # The kernel's sums lack these factors of rstd; see factored.py.
             optional = (mean_sums * rstd, rstd_sums / rstd)
-        return query_grad, None, *optional, row_score_grads, column_score_grads
+        return query_grad, None, *optional, row_score_grads, column_score_grads, None

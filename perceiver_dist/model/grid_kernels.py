@@ -1,93 +1,110 @@
-"""Triton kernels for the attention of separable.py: scores live in registers, nothing of size N * M is stored.
+"""Launching the Triton kernels of separable.py's attention (kernels/): scores live in registers, none are stored.
 
 Shapes: B batch, N latents, R rows, W columns, M = R * W tokens, A feature channels. A grid of any number of axes is
-treated as rows and columns: its last axis gives the columns, all others together the rows. With scaled features
-k = rstd * u, row scores a and column scores b, the score of latent n and token (y, x) is
+treated as rows and columns: its last axis gives the columns, all others together the rows. With row scores a and column
+scores b, the score of latent n and token (y, x) is
 
-    s(n, y, x) = q(n) . k(y, x)  +  rstd(y, x) * (a(n, y) + b(n, x)).
+    s(n, y, x) = rstd(y, x) * (q(n) . u(y, x)  +  a(n, y)  +  b(n, x)).
 
-Forward: a program holds a few latents of one sample and loops over the rows of the grid, twice. The first pass computes
-the log-sum-exp L of the scores, as FlashAttention does (arXiv 2205.14135). The second recomputes the scores and sums
-with the final weights exp(s - L), so that no sum has to be rescaled. Sums of features and of columns stay in registers;
-the sum of a row is complete and stored when the row is done. Backward: one pass like the second, with the weights
-recomputed from L. Gradients of mean and rstd are sums over latents, so in `_statistics` a program holds one row and
-loops over the latents: no atomics, hence deterministic.
+A program holds a tile of latents by columns and walks over a piece of the rows; a second kernel adds the sums of all
+tiles and pieces. kernels/tokens.py says how numbers are split for the tensor cores and tokens packed for them,
+kernels/forward.py why the loop over rows is short. This was written without a GPU: docs/experiments.md has what the
+assembler reports and an estimate of the time, and `python jobs/benchmark.py kernels` measures it.
 
-Products are in full fp32: with so few channels they cost little, and an error of a score is a relative error of its
-weight. On one H200 (ImageNet setting, commit b3af075) `_forward` took 0.55 ms and `_backward` 0.34 ms per cross-attend
-and image, mostly waiting for reductions across warps at the end of each row. fp32 gradients differed from fp64 by 6e-5
-to 8e-5, those of plain tiles by 1e-6: long sums over rows lose digits. Tests compare the kernels with plain torch in
-fp64 in Triton's interpreter. `fits` decides which grids and patches they support.
+Precision follows the run, by `products`, the dtype in which the run multiplies matrices. In fp32 runs products keep
+24 bits of both factors. In bf16 runs they keep 16, but 8 of the weights, and 8 of all features but the last two if
+there are more than 55. Dense attention keeps 8 of everything. Sums are in fp32, in two levels.
+
+Determinism. Resuming must be exact, so results may depend on the arguments alone. There are no atomics, and what sets
+the order of a sum (columns of a tile, rows of a piece) follows from the shapes (kernels/layout.py). Triton's autotuner
+is left to choose what does not: how many latents share a program, its warps, the registers of a thread, and how many
+loads are under way. It times each choice on the card that runs it, once for each grid, and keeps the times in Triton's
+cache folder. Ranks may choose differently and still get the same bits.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
 import torch
+import torch.nn.functional as F  # noqa: N812  # torch's own convention
 import triton
-import triton.language as tl
 from torch import Tensor
 
-# Register budget of a program, for compute capability 9.0: 8 warps are 256 threads, with up to 255 registers each.
-_WARPS = 8
-"""Warps of a program. With 4 warps and 32 latents, 1 to 17 kB were spilled (docs/experiments.md)."""
-_SCORES = 4096
-"""Scores of a row that a program holds: 16 registers per thread in each of the half dozen arrays of this size. 16
-latents by 256 columns spill at most 200 bytes. 32 by 256 were faster on an H200 (0.36 and 0.27 ms); not adopted yet."""
-_MAX_COLUMNS = 256
-"""Columns of a row, which is held whole: 256 by the minimum of 16 latents are `_SCORES`. ImageNet takes 224."""
-_MAX_CHANNELS = 64
-"""Feature channels A: the keys of a row, 256 by 64, are then 64 registers per thread, a quarter of all."""
-_MIN_TILE = 16
-"""`tl.dot` requires at least 16 along each side of its operands."""
+from perceiver_dist.model.kernels import backward as backward_kernels
+from perceiver_dist.model.kernels import combine as combine_kernels
+from perceiver_dist.model.kernels import forward as forward_kernels
+from perceiver_dist.model.kernels import statistics as statistics_kernels
+from perceiver_dist.model.kernels import tokens as token_kernels
+from perceiver_dist.model.kernels.layout import Layout
+
+STATISTICS = {"tile_latents": 64, "num_warps": 8, "num_stages": 1}
+"""Latents in a step of the kernel for mean and rstd, and its warps. It sums over latents, so this is not tuned: with 8
+warps a thread needs 120 registers, with 4 more than 200."""
 
 
-def fits(columns: int, channels: int) -> bool:
-    """Return whether a row of the grid and its features fit in a program's registers.
+class Choice(NamedTuple):
+    """What the autotuner chooses. None of it changes the order of a sum."""
 
-    Args:
-        columns: Size of the grid's last axis.
-        channels: Feature channels A.
-    """
-    return columns <= _MAX_COLUMNS and channels <= _MAX_CHANNELS
+    tile_latents: int
+    warps: int
+    stages: int
+    registers: int | None = None
+
+
+CHOICES = (Choice(64, 4, 1), Choice(64, 4, 1, 168), Choice(64, 4, 3), Choice(128, 8, 1))
+"""An instruction of Hopper's tensor cores takes 64 rows, by 4 warps. At most 168 registers per thread let three
+programs of 4 warps share a multiprocessor instead of two."""
+WIDE_CHOICES = (Choice(64, 8, 1), Choice(64, 8, 2))
+"""For features with a lead, whose sums take registers as well: 8 warps share them."""
 
 
 def forward(
-    query: Tensor, keys: Tensor, rstd: Tensor, row_scores: Tensor, column_scores: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    query: Tensor, features: Tensor, rstd: Tensor, row_scores: Tensor, column_scores: Tensor, products: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return sums over the grid with the softmax of the scores as weights w.
 
     Args:
-        query: (B, N, A), fp32 or fp64, like all other arguments.
-        keys: (B, R * W, A), the features times rstd.
+        query: (B, N, A), fp32, like all other arrays; fp64 if `products` is.
+        features: (B, R * W, A), u.
         rstd: (B, R * W).
         row_scores: (B, N, R).
         column_scores: (B, N, W).
+        products: Dtype in which the run multiplies matrices: fp32, bf16 or fp16, which is treated as bf16. fp64 only in
+            Triton's interpreter.
 
     Returns:
-        The sum of w * keys, (B, N, A); the log-sum-exp of the scores, (B, N); the sums of w * rstd of each row,
+        The sum of w * rstd * u, (B, N, A); the log-sum-exp of the scores, (B, N); the sums of w * rstd of each row,
         (B, N, R), and of each column, (B, N, W).
     """
+    arrays = _contiguous(query, features, rstd, row_scores, column_scores)
+    query, features, rstd, row_scores, column_scores = arrays
+    layout = _layout(query, row_scores, column_scores, products)
+    sums = _Sums(layout, like=query)
+    _attend[layout.lead_width > 0][_programs(layout)](
+        query, _lead_query(query, token_kernels.LOG2_E.value, layout), row_scores, column_scores,
+        *_pack(features, rstd, layout), *sums.arrays, sums.shifts,
+        *layout.counts, **layout.token_options, lead_chunk=layout.lead_chunk,
+    )  # fmt: skip
     feature_sum, normaliser = torch.empty_like(query), torch.empty_like(query[..., 0])
     row_sums, column_sums = torch.empty_like(row_scores), torch.empty_like(column_scores)
-    sizes = _Sizes(query, row_scores, column_scores)
-    _forward[sizes.latent_programs](
-        *(array.contiguous() for array in (query, keys, rstd, row_scores, column_scores)),
-        feature_sum, normaliser, row_sums, column_sums, *sizes.counts, **sizes.tiles,
-    )  # fmt: skip
+    sums.combine(feature_sum, normaliser, row_sums, column_sums, weighted=True)
     return feature_sum, normaliser, row_sums, column_sums
 
 
 def backward(
-    query: Tensor, keys: Tensor, rstd: Tensor, row_scores: Tensor, column_scores: Tensor,
+    query: Tensor, features: Tensor, rstd: Tensor, row_scores: Tensor, column_scores: Tensor, products: torch.dtype,
     normaliser: Tensor, shift: Tensor, feature_grad: Tensor, row_grads: Tensor, column_grads: Tensor,
     statistics: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
-    """Return the gradients of `forward`'s arguments, except those of the keys.
+    """Return the gradients of `forward`'s arguments, except those of the features.
 
     Args:
         query: As for `forward`.
-        keys: As for `forward`.
+        features: As for `forward`.
         rstd: As for `forward`.
         row_scores: As for `forward`.
         column_scores: As for `forward`.
+        products: As for `forward`.
         normaliser: (B, N), from `forward`.
         shift: (B, N), dO . O - dL, which is subtracted from dP (factored.py).
         feature_grad: (B, N, A), gradient of the sum of features.
@@ -99,227 +116,124 @@ def backward(
         Gradients of query, row scores and column scores. Then two sums over latents, each (B, R * W) or None, that give
         the gradients of mean and rstd: of dS * q_A + w * dO_A, where q_A is the last channel, and of s * dS + w * dP.
     """
-    arrays = (
-        query,
-        keys,
-        rstd,
-        row_scores,
-        column_scores,
-        normaliser,
-        shift,
-        feature_grad,
-        row_grads,
-        column_grads,
+    arrays = _contiguous(query, features, rstd, row_scores, column_scores)
+    query, features, rstd, row_scores, column_scores = arrays
+    gradients = _contiguous(normaliser, shift, feature_grad, row_grads, column_grads)
+    normaliser, shift, feature_grad, row_grads, column_grads = gradients
+    layout = _layout(query, row_scores, column_scores, products)
+    shared = (
+        query, _lead_query(query, token_kernels.LOG2_E.value, layout), row_scores, column_scores, normaliser,
+        feature_grad, _lead_query(feature_grad, 1.0, layout), row_grads, column_grads, shift,
+        *_pack(features, rstd, layout),
+    )  # fmt: skip
+    sums = _Sums(layout, like=query)
+    _attend_backward[layout.lead_width > 0][_programs(layout)](
+        *shared, *sums.arrays, *layout.counts, **layout.token_options, lead_chunk=layout.lead_chunk
     )
-    shared = tuple(array.contiguous() for array in arrays)
     query_grad = torch.empty_like(query)
     row_score_grads, column_score_grads = torch.empty_like(row_scores), torch.empty_like(column_scores)
-    sizes = _Sizes(query, row_scores, column_scores)
-    _backward[sizes.latent_programs](
-        *shared, query_grad, row_score_grads, column_score_grads, *sizes.counts, **sizes.tiles
-    )
+    sums.combine(query_grad, sums.shifts, row_score_grads, column_score_grads, weighted=False)
     if not statistics:
         return query_grad, row_score_grads, column_score_grads, None, None
     mean_sums, rstd_sums = torch.empty_like(rstd), torch.empty_like(rstd)
-    _statistics[sizes.row_programs](*shared, mean_sums, rstd_sums, *sizes.counts, **sizes.tiles)
+    latents, rows, columns, channels, lead_channels, tiles, *_ = layout.counts
+    statistics_kernels.sum_over_latents[tiles * rows, layout.batch](
+        *shared, mean_sums, rstd_sums, latents, rows, columns, channels, lead_channels, tiles,
+        **layout.token_options, **STATISTICS,
+    )  # fmt: skip
     return query_grad, row_score_grads, column_score_grads, mean_sums, rstd_sums
 
 
-def tiles(columns: int, channels: int) -> dict[str, int]:
-    """Return the sizes that the kernels are compiled for; `num_stages` is left at Triton's default, not tuned.
+def _tuned(kernel: Any, choices: Sequence[Choice]) -> Any:
+    """Return the kernel with an autotuner."""
+    if triton.knobs.runtime.interpret:
+        choices = choices[:1]  # There is nothing to time.
+    configs = [
+        triton.Config(
+            {"tile_latents": choice.tile_latents},
+            num_warps=choice.warps, num_stages=choice.stages, maxnreg=choice.registers,
+        )
+        for choice in choices
+    ]  # fmt: skip
+    grid = ["latents", "rows", "columns", "channels", "pieces", "parts"]
+    return triton.autotune(configs, key=grid, cache_results=True)(kernel)
 
-    Args:
-        columns: Size of the grid's last axis.
-        channels: Feature channels A.
-    """
-    # Triton's arrays have sizes that are powers of 2.
-    tile_columns, tile_channels = (
-        max(_MIN_TILE, triton.next_power_of_2(size)) for size in (columns, channels)
+
+# By whether the features have a lead.
+_attend, _attend_backward = (
+    {wide: _tuned(kernel, choices) for wide, choices in ((False, CHOICES), (True, WIDE_CHOICES))}
+    for kernel in (forward_kernels.attend, backward_kernels.attend_backward)
+)
+
+
+def _programs(layout: Layout) -> Callable[[dict[str, int]], tuple[int, int]]:
+    """Return the function from the autotuner's choice to the number of programs."""
+    others = max(1, triton.cdiv(layout.lead_width, layout.lead_chunk)) * layout.tiles * layout.pieces
+    return lambda chosen: (triton.cdiv(layout.latents, chosen["tile_latents"]) * others, layout.batch)
+
+
+def _layout(query: Tensor, row_scores: Tensor, column_scores: Tensor, products: torch.dtype) -> Layout:
+    batch, latents, channels = query.shape
+    return Layout(batch, latents, row_scores.shape[-1], column_scores.shape[-1], channels, products)
+
+
+def _contiguous(*arrays: Tensor) -> tuple[Tensor, ...]:
+    return tuple(array.contiguous() for array in arrays)
+
+
+def _pack(features: Tensor, rstd: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+    """Return tail, lead and scale, which kernels/tokens.py describes."""
+    shape = (layout.batch, layout.tiles, layout.rows)
+    tail = features.new_empty(
+        (*shape, layout.parts, layout.tile_columns, layout.tail_width), dtype=layout.element
     )
-    # Arrays of latents by channels get a quarter of the registers of an array of scores. For everything that `fits`
-    # this gives 16 to 64 latents.
-    tile_latents = max(_MIN_TILE, _SCORES // max(tile_columns, 4 * tile_channels))
-    return {
-        "tile_latents": tile_latents,
-        "tile_columns": tile_columns,
-        "tile_channels": tile_channels,
-        "num_warps": _WARPS,
-    }
+    lead = features.new_empty(
+        (*shape, layout.lead_parts, layout.tile_columns, layout.lead_width), dtype=layout.element
+    )
+    scale = rstd.new_empty((*shape, layout.tile_columns))
+    token_kernels.pack[layout.tiles * layout.rows, layout.batch](
+        features, rstd, tail, lead, scale,
+        layout.rows, layout.columns, layout.channels, layout.lead_channels, **layout.token_options,
+    )  # fmt: skip
+    return tail, lead, scale
 
 
-class _Sizes:
-    """Sizes of arrays and tiles, and grids of programs, for launching the kernels."""
-
-    def __init__(self, query: Tensor, row_scores: Tensor, column_scores: Tensor) -> None:
-        batch, latents, channels = query.shape
-        rows, columns = row_scores.shape[-1], column_scores.shape[-1]
-        self.counts = (latents, rows, columns, channels)
-        self.tiles = tiles(columns, channels)
-        self.latent_programs = (triton.cdiv(latents, self.tiles["tile_latents"]), batch)
-        self.row_programs = (rows, batch)
-
-
-@triton.jit
-def _load_rows(array, row, rows, width, tile_width: tl.constexpr):
-    """Load (rows of the tile, tile_width) of an array (rows, width), zeros outside it."""
-    column = tl.arange(0, tile_width)
-    inside = (row[:, None] < rows) & (column[None, :] < width)
-    return tl.load(array + row[:, None] * width + column[None, :], mask=inside, other=0.0)
+def _lead_query(query: Tensor, factor: float, layout: Layout) -> Tensor:
+    """Return factor times the part of a query that meets the lead, in parts: (B, N, lead_parts, lead_width)."""
+    shape = (*query.shape[:2], layout.lead_parts, layout.lead_width)
+    if not layout.lead_width:
+        return query.new_empty(shape, dtype=layout.element)
+    rest = query[..., : layout.lead_channels] * factor
+    parts = []
+    for _ in range(layout.lead_parts):
+        parts.append(rest.to(layout.element))
+        rest = rest - parts[-1]
+    return F.pad(torch.stack(parts, dim=2), (0, layout.lead_width - layout.lead_channels))
 
 
-@triton.jit
-def _load_tokens(
-    keys, rstd, row_scores, sample, row, latent, end, rows, columns, channels,
-    tile_columns: tl.constexpr, tile_channels: tl.constexpr,
-):  # fmt: skip
-    """Load keys (tile_columns, tile_channels) and rstd (tile_columns,) of a row, and its scores (tile_latents,)."""
-    first = (sample * rows + row) * columns
-    column = tl.arange(0, tile_columns)
-    key = _load_rows(keys, first + column, first + columns, channels, tile_channels)
-    scale = tl.load(rstd + first + column, mask=column < columns, other=0.0)
-    return key, scale, _load_column(row_scores, latent, end, rows, row)
+class _Sums:
+    """What a kernel sums by tile and piece, and the sums over all of them."""
 
+    def __init__(self, layout: Layout, like: Tensor) -> None:
+        by_place = (layout.batch, layout.pieces, layout.tiles, layout.latents)
+        self.layout = layout
+        self.shifts = like.new_empty(by_place)
+        self.arrays = (
+            like.new_empty((*by_place, layout.tail_width)),
+            like.new_empty((*by_place, layout.lead_width)),
+            like.new_empty((layout.batch, layout.tiles, layout.latents, layout.rows)),
+            like.new_empty((layout.batch, layout.pieces, layout.latents, layout.columns)),
+        )
 
-@triton.jit
-def _load_column(array, row, rows, width, column):
-    """Load one column of an array (rows, width): (rows of the tile,)."""
-    return tl.load(array + row * width + column, mask=row < rows, other=0.0)
-
-
-@triton.jit
-def _store_rows(array, values, row, rows, width, tile_width: tl.constexpr):
-    """Store (rows of the tile, tile_width) into an array (rows, width), nothing outside it."""
-    column = tl.arange(0, tile_width)
-    inside = (row[:, None] < rows) & (column[None, :] < width)
-    tl.store(array + row[:, None] * width + column[None, :], values, mask=inside)
-
-
-@triton.jit
-def _products(query, key, row_term, column_terms, scale):
-    """Return query . key + scale * (term of the row + terms of the columns), (tile_latents, tile_columns)."""
-    products = tl.dot(query, tl.trans(key), input_precision="ieee", out_dtype=query.dtype)
-    return products + (row_term[:, None] + column_terms) * scale[None, :]
-
-
-@triton.jit
-def _forward(
-    query, keys, rstd, row_scores, column_scores, feature_sum, normaliser, row_sums, column_sums,
-    latents, rows, columns, channels,
-    tile_latents: tl.constexpr, tile_columns: tl.constexpr, tile_channels: tl.constexpr,
-):  # fmt: skip
-    """Compute sums and log-sum-exp of a tile of latents of one sample."""
-    sample = tl.program_id(1)
-    # Latents beyond the sample's end load zeros and store nothing.
-    latent = sample * latents + tl.program_id(0) * tile_latents + tl.arange(0, tile_latents)
-    end = (sample + 1) * latents
-    column = tl.arange(0, tile_columns)
-    inside = column < columns
-    q = _load_rows(query, latent, end, channels, tile_channels)
-    column_terms = _load_rows(column_scores, latent, end, columns, tile_columns)
-    # First pass: log-sum-exp, with a running maximum so that no exponential overflows.
-    peak = tl.full((tile_latents,), float("-inf"), q.dtype)
-    total = tl.zeros((tile_latents,), q.dtype)
-    for row in range(rows):
-        key, scale, row_term = _load_tokens(
-            keys, rstd, row_scores, sample, row, latent, end, rows, columns, channels, tile_columns, tile_channels
+    def combine(
+        self, feature_sum: Tensor, normaliser: Tensor, row_sums: Tensor, column_sums: Tensor, weighted: bool
+    ) -> None:
+        """Write the sums over all tiles and pieces; `normaliser` only if `weighted`. See kernels/combine.py."""
+        layout, block = self.layout, combine_kernels.BLOCK.value
+        tasks = 1 + layout.lead_width // block + triton.cdiv(layout.rows, block) + layout.tiles
+        programs = (triton.cdiv(layout.latents, combine_kernels.LATENTS.value), tasks, layout.batch)
+        combine_kernels.combine[programs](
+            *self.arrays, self.shifts, feature_sum, normaliser, row_sums, column_sums, *layout.counts,
+            tile_columns=layout.tile_columns, tail_width=layout.tail_width, lead_width=layout.lead_width,
+            places=triton.next_power_of_2(layout.tiles * layout.pieces), weighted=weighted,
         )  # fmt: skip
-        scores = tl.where(inside[None, :], _products(q, key, row_term, column_terms, scale), float("-inf"))
-        new_peak = tl.maximum(peak, tl.max(scores, 1))
-        total = total * tl.exp(peak - new_peak) + tl.sum(tl.exp(scores - new_peak[:, None]), 1)
-        peak = new_peak
-    log_total = peak + tl.log(total)
-    tl.store(normaliser + latent, log_total, mask=latent < end)
-    # Second pass: sums with the final weights.
-    by_channel = tl.zeros((tile_latents, tile_channels), q.dtype)
-    by_column = tl.zeros((tile_latents, tile_columns), q.dtype)
-    for row in range(rows):
-        key, scale, row_term = _load_tokens(
-            keys, rstd, row_scores, sample, row, latent, end, rows, columns, channels, tile_columns, tile_channels
-        )  # fmt: skip
-        scores = _products(q, key, row_term, column_terms, scale)
-        weights = tl.where(inside[None, :], tl.exp(scores - log_total[:, None]), 0.0)
-        by_channel += tl.dot(weights, key, input_precision="ieee", out_dtype=q.dtype)
-        scaled = weights * scale[None, :]
-        by_column += scaled
-        tl.store(row_sums + latent * rows + row, tl.sum(scaled, 1), mask=latent < end)
-    _store_rows(feature_sum, by_channel, latent, end, channels, tile_channels)
-    _store_rows(column_sums, by_column, latent, end, columns, tile_columns)
-
-
-@triton.jit
-def _backward(
-    query, keys, rstd, row_scores, column_scores, normaliser, shift, feature_grad, row_grads, column_grads,
-    query_grad, row_score_grads, column_score_grads,
-    latents, rows, columns, channels,
-    tile_latents: tl.constexpr, tile_columns: tl.constexpr, tile_channels: tl.constexpr,
-):  # fmt: skip
-    """Compute the gradients of query, row scores and column scores of a tile of latents; `*_out` are parts of dO."""
-    sample = tl.program_id(1)
-    latent = sample * latents + tl.program_id(0) * tile_latents + tl.arange(0, tile_latents)
-    end = (sample + 1) * latents
-    column = tl.arange(0, tile_columns)
-    inside = column < columns
-    q = _load_rows(query, latent, end, channels, tile_channels)
-    feature_out = _load_rows(feature_grad, latent, end, channels, tile_channels)
-    column_terms = _load_rows(column_scores, latent, end, columns, tile_columns)
-    column_out = _load_rows(column_grads, latent, end, columns, tile_columns)
-    log_total = tl.load(normaliser + latent, mask=latent < end, other=0.0)
-    shifts = tl.load(shift + latent, mask=latent < end, other=0.0)
-    query_sum = tl.zeros((tile_latents, tile_channels), q.dtype)
-    by_column = tl.zeros((tile_latents, tile_columns), q.dtype)
-    for row in range(rows):
-        key, scale, row_term = _load_tokens(
-            keys, rstd, row_scores, sample, row, latent, end, rows, columns, channels, tile_columns, tile_channels
-        )  # fmt: skip
-        row_out = _load_column(row_grads, latent, end, rows, row)
-        scores = _products(q, key, row_term, column_terms, scale)
-        weights = tl.where(inside[None, :], tl.exp(scores - log_total[:, None]), 0.0)
-        values = _products(feature_out, key, row_out, column_out, scale)
-        score_grads = weights * (values - shifts[:, None])
-        query_sum += tl.dot(score_grads, key, input_precision="ieee", out_dtype=q.dtype)
-        scaled = score_grads * scale[None, :]
-        by_column += scaled
-        tl.store(row_score_grads + latent * rows + row, tl.sum(scaled, 1), mask=latent < end)
-    _store_rows(query_grad, query_sum, latent, end, channels, tile_channels)
-    _store_rows(column_score_grads, by_column, latent, end, columns, tile_columns)
-
-
-@triton.jit
-def _statistics(
-    query, keys, rstd, row_scores, column_scores, normaliser, shift, feature_grad, row_grads, column_grads,
-    mean_sums, rstd_sums,
-    latents, rows, columns, channels,
-    tile_latents: tl.constexpr, tile_columns: tl.constexpr, tile_channels: tl.constexpr,
-):  # fmt: skip
-    """Sum what the gradients of mean and rstd need over all latents, for one row of one sample."""
-    row, sample = tl.program_id(0), tl.program_id(1)
-    column = tl.arange(0, tile_columns)
-    inside = column < columns
-    token = (sample * rows + row) * columns + column
-    key = _load_rows(keys, token, (sample * rows + row) * columns + columns, channels, tile_channels)
-    scale = tl.load(rstd + token, mask=inside, other=0.0)
-    mean_sum = tl.zeros((tile_columns,), key.dtype)
-    rstd_sum = tl.zeros((tile_columns,), key.dtype)
-    end = (sample + 1) * latents
-    for first in range(0, latents, tile_latents):
-        latent = sample * latents + first + tl.arange(0, tile_latents)
-        valid = latent < end
-        q = _load_rows(query, latent, end, channels, tile_channels)
-        feature_out = _load_rows(feature_grad, latent, end, channels, tile_channels)
-        column_terms = _load_rows(column_scores, latent, end, columns, tile_columns)
-        column_out = _load_rows(column_grads, latent, end, columns, tile_columns)
-        log_total = tl.load(normaliser + latent, mask=valid, other=0.0)
-        shifts = tl.load(shift + latent, mask=valid, other=0.0)
-        row_term = tl.load(row_scores + latent * rows + row, mask=valid, other=0.0)
-        row_out = tl.load(row_grads + latent * rows + row, mask=valid, other=0.0)
-        last_of_query = tl.load(query + latent * channels + channels - 1, mask=valid, other=0.0)
-        last_of_out = tl.load(feature_grad + latent * channels + channels - 1, mask=valid, other=0.0)
-        scores = _products(q, key, row_term, column_terms, scale)
-        # Unlike above, latents beyond the end must count for nothing here, since this sums over latents.
-        weights = tl.where(valid[:, None] & inside[None, :], tl.exp(scores - log_total[:, None]), 0.0)
-        values = _products(feature_out, key, row_out, column_out, scale)
-        score_grads = weights * (values - shifts[:, None])
-        mean_sum += tl.sum(score_grads * last_of_query[:, None] + weights * last_of_out[:, None], 0)
-        rstd_sum += tl.sum(scores * score_grads + weights * values, 0)
-    tl.store(mean_sums + token, mean_sum, mask=inside)
-    tl.store(rstd_sums + token, rstd_sum, mask=inside)

@@ -31,7 +31,24 @@ from perceiver_dist.model.positions import axis_channels
 
 _TILE_SCORES = {"cpu": 2**20, "cuda": 2**26}
 """Scores in one tile. On CPUs 2**20 fp32 scores are 4 MiB; 2**19 took 13% longer, 2**21 more than three times as long
-(docs/experiments.md). On CUDA 2**26 (256 MiB in fp32) is a guess that bounds memory, for grids without kernels."""
+(docs/experiments.md). On CUDA 2**26 (256 MiB in fp32) is a guess that bounds memory, for fp64 and old cards."""
+
+
+class AxisOrder:
+    """Places of each axis' features among the channels of a position, for reordering whole arrays (..., P).
+
+    Made once for all cross-attends of a forward pass, since it takes a sort.
+    """
+
+    def __init__(self, tables: Sequence[Tensor]) -> None:
+        """Find the places.
+
+        Args:
+            tables: (size, 2K + 1) for each axis of the grid, its position features.
+        """
+        self.widths = [table.shape[1] for table in tables]
+        self.by_axis = torch.cat(axis_channels(tables))
+        self.of_position = self.by_axis.argsort()
 
 
 def attend_to_grid(
@@ -39,9 +56,10 @@ def attend_to_grid(
     position_query: Tensor,
     features: Tensor,
     tables: Sequence[Tensor],
+    order: AxisOrder,
     mean: Tensor,
     rstd: Tensor,
-    reproducible: bool = True,
+    products: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the weighted sums over a grid's tokens, with the softmax of their scores as weights p.
 
@@ -50,40 +68,63 @@ def attend_to_grid(
         position_query: (B, N, P), the part that meets positions, channels in the order of `axis_channels`.
         features: (B, M, A), u, which gets no gradient. Its last channel is `mean`, which does.
         tables: (size, 2K + 1) for each axis of the grid, its position features.
+        order: Made from `tables`.
         mean: (B, M).
         rstd: (B, M).
-        reproducible: Whether results keep the bits of earlier versions, see `FactoredTokens`.
+        products: Dtype of the run's matrix products. The kernels for CUDA follow it (grid_kernels.py); the tiles for
+            CPUs keep the bits of earlier versions unless it is bf16. All arrays are in fp32 or fp64.
 
     Returns:
         Sums over tokens of p * rstd * u, (B, N, A), and of p * rstd * position, (B, N, P), and the log-sum-exp of the
         scores, (B, N).
     """
-    channels = axis_channels(tables)
-    parts = zip(channels, tables, strict=True)
-    axis_scores = [position_query[..., of_axis] @ table.T for of_axis, table in parts]  # A_y and B_x
-    if _has_kernels(query, axis_scores):
+    reordered: Tensor = _Reordered.apply(position_query, order.by_axis, order.of_position)
+    parts = zip(torch.split(reordered, order.widths, dim=-1), tables, strict=True)
+    axis_scores = [part @ table.T for part, table in parts]  # A_y and B_x
+    if _has_kernels(query):
         from perceiver_dist.model.grid_attention import attend_by_kernels
 
-        attend: Callable[..., tuple[Tensor, ...]] = attend_by_kernels
+        attend: Callable[..., tuple[Tensor, ...]] = partial(attend_by_kernels, products=products)
     else:
-        attend = partial(_Attention.apply, reproducible)
+        attend = partial(_Attention.apply, products != torch.bfloat16)
     feature_sum, normaliser, *axis_sums = attend(query, features, mean, rstd, *axis_scores)
-    in_axis_order = torch.cat([part @ table for part, table in zip(axis_sums, tables, strict=True)], dim=-1)
-    return feature_sum, in_axis_order[..., torch.cat(channels).argsort()], normaliser
+    by_axis = torch.cat([part @ table for part, table in zip(axis_sums, tables, strict=True)], dim=-1)
+    return feature_sum, _Reordered.apply(by_axis, order.of_position, order.by_axis), normaliser
 
 
-def _has_kernels(query: Tensor, axis_scores: Sequence[Tensor]) -> bool:
-    """Return whether the Triton kernels (grid_kernels.py) can be used here; Triton comes with torch for CUDA."""
-    if query.device.type != "cuda" or not _triton_is_installed():
-        return False
-    from perceiver_dist.model.grid_kernels import fits
+def _has_kernels(query: Tensor) -> bool:
+    """Return whether the Triton kernels (grid_kernels.py) can be used here.
 
-    return fits(axis_scores[-1].shape[-1], query.shape[-1])
+    Triton comes with torch for CUDA. The kernels compute in bfloat16, from compute capability 8.0 on, and in fp32.
+    """
+    return (
+        query.device.type == "cuda"
+        and query.dtype == torch.float32
+        and _triton_is_installed()
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
 
 
 @cache
 def _triton_is_installed() -> bool:
     return importlib.util.find_spec("triton") is not None
+
+
+class _Reordered(torch.autograd.Function):
+    """Channels in another order. Its gradient is the same with the inverse order; indexing has a slow general one."""
+
+    @staticmethod
+    def forward(ctx: Any, array: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        """Map (..., P), (P,), (P,) to (..., P)."""
+        ctx.save_for_backward(inverse)
+        return array.index_select(-1, order)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradients in the order of forward's arguments."""
+        (inverse,) = ctx.saved_tensors
+        return gradient.index_select(-1, inverse), None, None
 
 
 class _Attention(torch.autograd.Function):

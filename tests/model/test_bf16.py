@@ -12,7 +12,7 @@ from reference import SMALL, random_arrays, random_model
 from torch import Tensor
 
 from perceiver_dist.modalities import ImageInput
-from perceiver_dist.model import perceiver, self_attention
+from perceiver_dist.model import factored, self_attention
 from perceiver_dist.model.model_config import CrossAttentionPath, ModelConfig
 from perceiver_dist.model.perceiver import Perceiver
 

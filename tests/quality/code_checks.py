@@ -138,10 +138,15 @@ def private_words_in_code(source: str, messages: bool = True) -> list[str]:
 
 
 def undocumented_arguments(source: str) -> list[str]:
-    """Return arguments of public functions that are missing in the docstring; for `__init__` the class's counts too."""
+    """Return arguments of public functions that are missing in the docstring; for `__init__` the class's counts too.
+
+    Functions for Triton are left out: there are dozens, with the same arguments, listed in model/kernels/__init__.py.
+    """
     offences = []
     for node, owner in public_definitions(ast.parse(source)):
         if not isinstance(node, Function) or (node.name.startswith("__") and node.name != "__init__"):
+            continue
+        if any(ast.unparse(decorator) == "triton.jit" for decorator in node.decorator_list):
             continue
         text = _documentation(node, owner)
         offences += [

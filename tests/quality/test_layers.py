@@ -22,6 +22,7 @@ LAYERS = [
     "pipelines.demo.*",
     "pipelines.convert.*",
     "pipelines.inspection.*",
+    "perceiver_dist.model.kernels.*",
     "perceiver_dist.model.*",
     "perceiver_dist.config.*",
     "perceiver_dist.display.*",
