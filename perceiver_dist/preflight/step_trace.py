@@ -79,7 +79,7 @@ class AllocationTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # to
         result = operation(*args, **(kwargs or {}))
         allocated = False
         for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
+            if isinstance(leaf, Tensor) and leaf.device.type != "meta":
                 storage = leaf.untyped_storage()
                 if storage._cdata not in self._known:
                     self._note(storage, -(-storage.nbytes() // _BLOCK) * _BLOCK)

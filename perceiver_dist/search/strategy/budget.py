@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.model.cost import forward_flops, parameter_count
-from perceiver_dist.preflight.dry_run import training_memory
+from perceiver_dist.preflight.memory import training_memory
 from perceiver_dist.search.study.search_config import SearchConfig
 from perceiver_dist.search.study.search_record import TrialCost
 from pipelines.units.schedule import Schedule
