@@ -26,7 +26,8 @@ GPU_MEMORY = {
 _USABLE = 0.9
 """Share of a card's memory that a run may fill. The rest is for what `training_memory` leaves out (the CUDA context,
 cuBLAS's workspaces, fragmentation), and for its error; nine tenths is a choice, not a measurement."""
-_ROWS = Path(__file__).with_name("measured_throughput.yaml")
+THROUGHPUT_FILE = "perceiver_dist/preflight/measured_throughput.yaml"
+"""The file of measured throughput, as named to users."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class MeasuredThroughput:
 
 def measured_throughput() -> list[MeasuredThroughput]:
     """Return the rows of measured_throughput.yaml."""
-    rows = yaml.safe_load(_ROWS.read_text(encoding="utf-8"))
+    file = Path(__file__).with_name(Path(THROUGHPUT_FILE).name)
+    rows = yaml.safe_load(file.read_text(encoding="utf-8"))
     return [MeasuredThroughput(**{**row, "date": str(row["date"])}) for row in rows]
 
 
