@@ -7,7 +7,7 @@ INSTALL_TRANSFORMERS = .venv/bin/pip install -q --disable-pip-version-check --ta
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train search test test-runs test-long faults fuzz test-transformers test-onnx benchmark-model lint hooks docs ui mlflow-server laptop-cluster
+.PHONY: help setup train search test test-runs test-long faults fuzz test-gpu test-transformers test-onnx benchmark-model benchmark-gpu lint hooks docs ui mlflow-server laptop-cluster
 
 help:  ## list all targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 24
@@ -35,6 +35,9 @@ faults: .venv/.installed  ## test fault tolerance: kill workers, nodes and drive
 fuzz: .venv/.installed  ## decode thousands of damaged files and report the outcomes: some minutes
 	@.venv/bin/pytest -m fuzz -s $(ARGS)
 
+test-gpu: .venv/.installed  ## run the tests that need a GPU: kernels, predicted memory, steps that never wait, losses; a minute or two
+	@.venv/bin/pytest -m gpu tests/gpu $(ARGS)
+
 test-transformers: .venv/.installed  ## compare with Hugging Face transformers, installed in .transformers
 	@$(INSTALL_TRANSFORMERS)
 	@PYTHONPATH=.transformers .venv/bin/pytest tests/model/test_transformers_layout.py tests/export/test_transformers_folder.py
@@ -44,11 +47,14 @@ test-onnx: .venv/.installed  ## test ONNX export, and a model from training to s
 	  onnx onnxruntime onnxscript onnx-ir ml-dtypes flatbuffers
 	@PYTHONPATH=.onnx .venv/bin/pytest -s tests/export/test_traced_files.py tests/integration/test_train_to_serving.py
 
-benchmark-model: .venv/.installed  ## benchmark the model (or KIND=sweep) against other libraries, installed in .peers
+benchmark-model: .venv/.installed  ## benchmark the model (or KIND=sweep, gpu) against other libraries, installed in .peers
 	@.venv/bin/pip install -q --disable-pip-version-check --target .peers --upgrade --no-deps \
 	  perceiver-io perceiver-pytorch einops fairscale pytorch-lightning lightning-utilities
 	@$(INSTALL_TRANSFORMERS)
 	@PYTHONPATH=.peers:.transformers .venv/bin/python jobs/benchmark.py $(KIND) $(ARGS)
+
+benchmark-gpu:  ## benchmark training steps on a GPU into docs/benchmarks.md, with other libraries; at most 6 minutes after warming up
+	@$(MAKE) benchmark-model KIND="--page docs/benchmarks.md gpu" ARGS="$(ARGS)"
 
 lint: .venv/.installed  ## check style, formatting and types
 	@.venv/bin/ruff check

@@ -20,9 +20,15 @@ from perceiver_dist.preflight.memory import largest_micro_batch
 from pipelines.units.schedule import Schedule
 
 GPU_MEMORY = {
-    "L4": 24e9, "A10G": 24e9, "L40S": 48e9, "A100 40 GB": 40e9, "A100 80 GB": 80e9, "H100": 80e9, "H200": 141e9,
-}  # fmt: skip
-"""Bytes of memory by card, as NVIDIA's data sheets state it."""
+    "NVIDIA L4": 24e9,
+    "NVIDIA A10G": 24e9,
+    "NVIDIA L40S": 48e9,
+    "NVIDIA A100-SXM4-40GB": 40e9,
+    "NVIDIA A100-SXM4-80GB": 80e9,
+    "NVIDIA H100 80GB HBM3": 80e9,
+    "NVIDIA H200": 141e9,
+}
+"""Bytes of memory by card, as NVIDIA's data sheets state it; names as `torch.cuda.get_device_name` returns them."""
 _USABLE = 0.9
 """Share of a card's memory that a run may fill. The rest is for what `training_memory` leaves out (the CUDA context,
 cuBLAS's workspaces, fragmentation), and for its error; nine tenths is a choice, not a measurement."""
@@ -35,7 +41,7 @@ class MeasuredThroughput:
     """Row of measured_throughput.yaml, where the fields are explained.
 
     Attributes:
-        gpu: Part of the card's name.
+        gpu: The card's name, as `torch.cuda.get_device_name` returns it.
         model: Setting that was measured.
         way: How cross-attention is computed, and whether latent layers are compiled.
         precision: fp32 or bf16.
@@ -89,7 +95,7 @@ def largest_micro_batches(config: RunConfig) -> dict[str, int]:
 
 
 def durations(config: RunConfig) -> dict[str, dict[str, Any] | str]:
-    """Return the duration of a run on each card of `GPU_MEMORY` whose throughput was measured.
+    """Return the duration of a run on each card whose throughput was measured.
 
     Args:
         config: The configuration; it is taken to train on CUDA, whatever its device.
@@ -98,7 +104,8 @@ def durations(config: RunConfig) -> dict[str, dict[str, Any] | str]:
         By card, a mapping for JSON: samples_per_second of one card, hours of the run on all of its workers, gpu_hours,
         and measured, the measurement that they are computed from. A text for cards without one.
     """
-    return {gpu: _duration(gpu, config) for gpu in GPU_MEMORY}
+    measured = [row.gpu for row in measured_throughput()]
+    return {gpu: _duration(gpu, config) for gpu in dict.fromkeys([*GPU_MEMORY, *measured])}
 
 
 def _duration(gpu: str, config: RunConfig) -> dict[str, Any] | str:
@@ -106,7 +113,7 @@ def _duration(gpu: str, config: RunConfig) -> dict[str, Any] | str:
     wanted = (gpu, way, train.precision)
     rows = [row for row in measured_throughput() if (row.gpu, row.way, row.precision) == wanted]
     if not rows:
-        return "not measured: run `python jobs/benchmark.py model --device cuda`"
+        return "not measured: run `python jobs/benchmark.py gpu` on one"
     flops, samples = _training_flops(config), train.steps * train.lanes * train.micro_batch
 
     def distance(row: MeasuredThroughput) -> float:
