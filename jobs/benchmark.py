@@ -40,7 +40,11 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "--page", type=str, help="Markdown page in which the section with this benchmark's table is replaced"
     )
-    parser.add_argument("--section", type=str, help="name of that section, by default the kind; not for gpu, which has several")
+    parser.add_argument(
+        "--section",
+        type=str,
+        help="name of that section, by default the kind; not for gpu, which has several",
+    )
     return parser
 
 

@@ -10,6 +10,7 @@ import resource
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -201,13 +202,13 @@ def _step_seconds(step: Callable[[], object], device: torch.device, count: int) 
     """Return the seconds of each of `count` steps; on CUDA nothing waits for the device in between."""
     if device.type != "cuda":
         return [_seconds(step, device) for _ in range(count)]
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]  # type: ignore[no-untyped-call] # torch's
     events[0].record()
     for event in events[1:]:
         step()
         event.record()
     torch.cuda.synchronize()
-    return [first.elapsed_time(second) / 1000 for first, second in zip(events, events[1:], strict=False)]
+    return [first.elapsed_time(second) / 1000 for first, second in pairwise(events)]
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:

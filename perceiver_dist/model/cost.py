@@ -1,4 +1,4 @@
-"""Cost of a configuration: parameters and FLOPs, without allocating the model. Memory: `perceiver_dist.preflight.memory`.
+"""Cost of a configuration: parameters and FLOPs, without allocating the model.
 
 FLOPs count a multiplication and an addition as two, as the paper does, and count matrix products only: norms, softmax
 and residuals are well below 1%. Shapes: B batch, M tokens, N latents, C token channels, D latent width.

@@ -69,7 +69,10 @@ class MeasuredThroughput:
 
     def as_yaml(self) -> str:
         """Return the row as it stands in measured_throughput.yaml."""
-        return "- " + yaml.safe_dump(asdict(self), default_flow_style=True, sort_keys=False, width=10_000).strip()
+        return (
+            "- "
+            + yaml.safe_dump(asdict(self), default_flow_style=True, sort_keys=False, width=10_000).strip()
+        )
 
 
 def measured_throughput() -> list[MeasuredThroughput]:
@@ -138,6 +141,7 @@ def _training_flops(config: RunConfig) -> float:
     passes = 4 if config.model.activation_checkpointing else 3
     batches = {source.name: schedule.steps_before(source.name, train.steps) for source in config.sources}
     forward = sum(
-        batches[source.name] * forward_flops(config.model, source.modalities, "cuda") for source in config.sources
+        batches[source.name] * forward_flops(config.model, source.modalities, "cuda")
+        for source in config.sources
     )
     return float(passes * train.lanes * train.micro_batch * forward)

@@ -23,9 +23,9 @@ from perceiver_dist.preflight.step_trace import trace_step
 _FP32_BYTES = 4
 _TRACED = (16, 128)
 """Micro-batches of the two traces, between and beyond which every allocation is taken to be linear in the samples. At
-the papers' settings the result is that of a trace at 1 to 4,096 samples to 0.1%, with one exception: the tiles of scores
-of plain separable and factored attention reach their full size only at 3 to 10 samples (`_TILE_SCORES`), and are counted
-in full below as well, some 1 GiB too much."""
+the papers' settings the result is that of a trace at 1 to 4,096 samples to 0.1%, with one exception: the tiles of
+plain separable and factored attention reach their full size only at 3 to 10 samples (`_TILE_SCORES`), and are counted
+in full below as well, up to 1 GiB too much."""
 _LARGEST_BUCKET, _LIVE_PARAMETERS = 500_000_000, 1_000_000_000
 """DeepSpeed's defaults of `reduce_bucket_size` and of `stage3_max_live_parameters`."""
 _MOST_SAMPLES = 2**24
@@ -104,8 +104,8 @@ def largest_micro_batch(config: RunConfig, capacity: float) -> int:
 def reduction_bucket(config: RunConfig) -> int:
     """Return the elements of the buffer in which DeepSpeed collects gradients, at ZeRO stages 1 to 3.
 
-    DeepSpeed allocates it in full, with 2 GB by default, whatever the model's size. A backward pass gives each parameter
-    one gradient, so a buffer of the model's size holds all of them.
+    DeepSpeed allocates it in full, by default 2 GB whatever the model's size. A backward pass gives each parameter one
+    gradient, so a buffer of the model's size holds all of them.
 
     Args:
         config: The configuration, whose `deepspeed.overrides` take precedence.

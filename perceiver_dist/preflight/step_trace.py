@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import GraphExecGroup
 
 from perceiver_dist.model import factored, separable
 from perceiver_dist.model.model_config import ModelConfig
@@ -128,19 +129,18 @@ def trace_step(
     """
     # Here, since the import loads torch's compiler, which takes a second.
     from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.utils.checkpoint import GraphExecGroup
 
     with torch.device("meta"):
         model = Perceiver(config, dict(heads))
     trace = AllocationTrace()
     with FakeTensorMode(), _traceable(device):
-        model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device=device))
+        apply: Callable[..., Perceiver] = model._apply
+        apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device=device))
         parameters = list(model.parameters())
         for parameter in parameters:
             parameter.grad = torch.empty_like(parameter)
         trace.ignore([*parameters, *model.buffers(), *(p.grad for p in parameters if p.grad is not None)])
-        # Under one `GraphExecGroup` a checkpointed layer is recomputed once, as under autograd's engine.
-        with trace, GraphExecGroup():
+        with trace:
             arrays = {
                 name: torch.empty(
                     (micro_batch, *spec.array_shape), dtype=getattr(torch, spec.array_dtype), device=device
@@ -174,7 +174,8 @@ def walk_backward(compute: Callable[[], Tensor]) -> None:
     # Nodes with all of their gradients, after their priority and the order of arrival.
     ready: list[tuple[int, int, Any, list[Tensor | None]]] = [(0, 0, loss.grad_fn, [torch.ones_like(loss)])]
     del loss
-    with torch.no_grad():
+    # Under one `GraphExecGroup` a checkpointed layer is recomputed once, as under autograd's engine.
+    with torch.no_grad(), GraphExecGroup():
         while ready:
             *_, node, gradients = heapq.heappop(ready)
             following, results = node.next_functions, _call(node, gradients)
@@ -214,10 +215,13 @@ def _number(node: Any) -> int:
 
 
 def _call(node: Any, gradients: list[Tensor | None]) -> tuple[Tensor | None, ...]:
-    if isinstance(node, torch.autograd.function.BackwardCFunction):
-        # The engine replaces missing gradients of Python's functions by zeros.
+    results: Any
+    if hasattr(node, "apply"):
+        # A function in Python, whose missing gradients the engine replaces by zeros.
         filled = [
-            torch.zeros(expected.shape, dtype=expected.dtype, device=expected.device) if given is None else given
+            torch.zeros(expected.shape, dtype=expected.dtype, device=expected.device)
+            if given is None
+            else given
             for given, expected in zip(gradients, node._input_metadata, strict=True)
         ]
         results = node.apply(*filled)
@@ -246,7 +250,9 @@ def _traceable(device: str) -> Iterator[None]:
         for module in (factored, separable):
             stack.enter_context(_replaced(module, "_tiles", _first_only(module._tiles)))
         if device == "cuda":
-            stack.enter_context(_replaced(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False))
+            stack.enter_context(
+                _replaced(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+            )
             stack.enter_context(_replaced(torch.cuda, "is_bf16_supported", lambda: True))
             if importlib.util.find_spec("triton") is not None:
                 from triton.runtime.jit import KernelInterface
@@ -276,7 +282,7 @@ def _skip_launch(_kernel: Any, _programs: Any) -> Callable[..., None]:
     return lambda *_arguments, **_options: None
 
 
-class _FusedAttention(TorchFunctionMode):  # type: ignore[no-untyped-call]  # torch does not annotate it
+class _FusedAttention(TorchFunctionMode):
     """Function mode that resolves `scaled_dot_product_attention` to the kernel that torch uses on the device."""
 
     def __torch_function__(
@@ -302,12 +308,20 @@ def _fused_attention(
             )[0]
         channels = query.shape[-1]
         if query.itemsize == torch.bfloat16.itemsize and channels <= _FLASH_CHANNELS and attn_mask is None:
-            padded = [F.pad(array, (0, -channels % 8)) if channels % 8 else array for array in (query, key, value)]
+            padded = [
+                F.pad(array, (0, -channels % 8)) if channels % 8 else array for array in (query, key, value)
+            ]
             return operations._scaled_dot_product_flash_attention(*padded, scale=scale)[0][..., :channels]
         # Rows of 16 bytes.
         if channels % (16 // query.itemsize) == 0:
-            bias = None if attn_mask is None else attn_mask.to(query.dtype).expand(*query.shape[:-1], key.shape[2])
+            bias = (
+                None
+                if attn_mask is None
+                else attn_mask.to(query.dtype).expand(*query.shape[:-1], key.shape[2])
+            )
             return operations._scaled_dot_product_efficient_attention(
                 query, key, value, bias, torch.is_grad_enabled(), scale=scale
             )[0]
-        return operations._scaled_dot_product_attention_math(query, key, value, attn_mask=attn_mask, scale=scale)[0]
+        return operations._scaled_dot_product_attention_math(
+            query, key, value, attn_mask=attn_mask, scale=scale
+        )[0]

@@ -124,7 +124,9 @@ def test_predicted_memory_is_within_ten_percent(
         optimizer.step()
         optimizer.zero_grad()
     measured = torch.cuda.max_memory_allocated() - before
-    assert training_memory(run_of(options, precision, 0, 1), "cuda")["total"] == pytest.approx(measured, rel=0.1)
+    assert training_memory(run_of(options, precision, 0, 1), "cuda")["total"] == pytest.approx(
+        measured, rel=0.1
+    )
 
 
 def test_predicted_memory_of_the_engine_is_within_ten_percent() -> None:

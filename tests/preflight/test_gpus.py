@@ -27,8 +27,16 @@ ROW = MeasuredThroughput(
 
 
 def run(model: ModelConfig = IMAGENET, **train: Any) -> RunConfig:
-    options = {"steps": 3600, "micro_batch": 32, "lanes": 8, "num_workers": 4, "precision": "bf16"} | train
-    return RunConfig(model, [SourceConfig("a", "none.tar", ["image"], num_classes=1000)], train=TrainConfig(**options))
+    options: dict[str, Any] = {
+        "steps": 3600,
+        "micro_batch": 32,
+        "lanes": 8,
+        "num_workers": 4,
+        "precision": "bf16",
+    } | train
+    return RunConfig(
+        model, [SourceConfig("a", "none.tar", ["image"], num_classes=1000)], train=TrainConfig(**options)
+    )
 
 
 def test_a_measured_run_takes_its_samples_at_the_measured_rate() -> None:

@@ -1,4 +1,4 @@
-"""Memory of a rank: the formula against DeepSpeed's engine, measured on CPUs allocation by allocation, and on one H200."""
+"""Memory of a rank: against DeepSpeed's engine on CPUs, allocation by allocation, and against one H200."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,7 @@ PATHS: tuple[CrossAttentionPath, ...] = ("dense", "factored", "separable")
 
 
 def run(model: ModelConfig, zero_stage: Literal[0, 1, 2, 3] = 2, **train: Any) -> RunConfig:
-    options = {"micro_batch": 8, "lanes": 2, "num_workers": 1, "device": "cpu"} | train
+    options: dict[str, Any] = {"micro_batch": 8, "lanes": 2, "num_workers": 1, "device": "cpu"} | train
     return RunConfig(
         model, [IMAGES], train=TrainConfig(**options), deepspeed=DeepSpeedConfig(zero_stage=zero_stage)
     )
@@ -106,7 +106,12 @@ def test_model_states_are_fp32_and_partitioned_by_stage(
 ) -> None:
     config = run(MODEL, stage, lanes=4, num_workers=2, precision="bf16")
     memory, count = training_memory(config, "cpu"), reduction_bucket(config)
-    expected = {"parameters": parameters, "gradients": gradients, "optimizer": optimizer, "reduction_buffer": buffer}
+    expected = {
+        "parameters": parameters,
+        "gradients": gradients,
+        "optimizer": optimizer,
+        "reduction_buffer": buffer,
+    }
     assert {name: memory[name] / count for name in expected} == pytest.approx(expected, rel=1e-4)
 
 
@@ -124,7 +129,9 @@ def test_an_elastic_run_is_counted_with_its_fewest_workers() -> None:
     elastic = run(MODEL, lanes=4, num_workers=WorkerRange(1, 4))
     fewest = training_memory(elastic, "cpu")
     assert fewest == training_memory(run(MODEL, lanes=4), "cpu")
-    assert training_memory(elastic, "cpu", ranks=4)["optimizer"] == pytest.approx(fewest["optimizer"] / 4, abs=12)
+    assert training_memory(elastic, "cpu", ranks=4)["optimizer"] == pytest.approx(
+        fewest["optimizer"] / 4, abs=12
+    )
 
 
 @pytest.mark.parametrize("path", ["dense", "separable"])
@@ -147,8 +154,10 @@ def test_no_sample_fits_into_less_than_the_model_states() -> None:
     assert largest_micro_batch(run(MODEL), 2**20) == 0
 
 
-def test_the_reduction_buffer_is_no_larger_than_the_model_unless_chosen(tmp_path: Path) -> None:
+def test_the_reduction_buffer_is_no_larger_than_the_model_unless_chosen() -> None:
     config = run(MODEL)
-    chosen = replace(config, deepspeed=DeepSpeedConfig(overrides={"zero_optimization": {"reduce_bucket_size": 1000}}))
+    chosen = replace(
+        config, deepspeed=DeepSpeedConfig(overrides={"zero_optimization": {"reduce_bucket_size": 1000}})
+    )
     assert training_memory(config, "cpu")["reduction_buffer"] == training_memory(config, "cpu")["parameters"]
     assert training_memory(chosen, "cpu")["reduction_buffer"] == 4000

@@ -50,7 +50,7 @@ def real_peak(config: ModelConfig, precision: str) -> int:
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     with AllocationTrace() as trace:
-        trace.ignore([*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters())])  # type: ignore[list-item]
+        trace.ignore([*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters())])
         arrays = real_arrays(config)
         torch.autograd.backward(loss_of(model, arrays, precision))
     return trace.peak
@@ -84,8 +84,12 @@ def test_allocations_do_not_depend_on_the_micro_batch(path: CrossAttentionPath) 
 
 def test_kernels_are_traced_without_a_scores_array() -> None:
     """On CUDA the Triton kernels keep scores in registers; plain tiles would take 8 MiB each here."""
-    config = replace(IMAGE, latents=512, width=16, cross_attention="separable", image=ImageInput(64, 64, 3, bands=4))
-    kernels, tiles = (max(trace_step(config, HEADS, ("image",), 1, "fp32", device)) for device in ("cuda", "cpu"))
+    config = replace(
+        IMAGE, latents=512, width=16, cross_attention="separable", image=ImageInput(64, 64, 3, bands=4)
+    )
+    kernels, tiles = (
+        max(trace_step(config, HEADS, ("image",), 1, "fp32", device)) for device in ("cuda", "cpu")
+    )
     assert kernels < 512 * 64 * 64 * 4 < tiles + kernels
 
 
@@ -96,7 +100,10 @@ def test_the_walk_of_the_graph_gives_the_gradients_of_autograd(
 ) -> None:
     config = replace(SHAPES["decoder"], cross_attention=path, activation_checkpointing=checkpointing)
     model = Perceiver(config, dict(HEADS))
-    arrays = {name: torch.randint(0, 256, array.shape, dtype=torch.uint8) for name, array in real_arrays(config).items()}
+    arrays = {
+        name: torch.randint(0, 256, array.shape, dtype=torch.uint8)
+        for name, array in real_arrays(config).items()
+    }
     torch.autograd.backward(loss_of(model, arrays, "bf16"))
     expected = {name: parameter.grad for name, parameter in model.named_parameters()}
     model.zero_grad()
