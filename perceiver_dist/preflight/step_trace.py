@@ -13,7 +13,7 @@ Four places where a trace needs help:
 2. On CUDA, torch chooses a kernel for `scaled_dot_product_attention` by asking the device. `_FusedAttention` chooses by
    the documented rules: flash attention for bf16 up to 256 channels, memory-efficient attention otherwise.
 3. Triton kernels write into arrays that were allocated before, so their launches are skipped. Loops over tiles allocate
-   the same in every iteration, so only the first tile is computed.
+   the same in every iteration but the first, while the arrays of the one before live on, so only two are computed.
 4. `torch.autocast` turns itself off where there is no CUDA.
 """
 
@@ -248,7 +248,7 @@ def _traceable(device: str) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(_FusedAttention())
         for module in (factored, separable):
-            stack.enter_context(_replaced(module, "_tiles", _first_only(module._tiles)))
+            stack.enter_context(_replaced(module, "_tiles", _first_two(module._tiles)))
         if device == "cuda":
             stack.enter_context(
                 _replaced(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
@@ -271,11 +271,17 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         setattr(owner, name, original)
 
 
-def _first_only(tiles: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-    def first(*arguments: Any) -> Iterator[Any]:
-        yield next(tiles(*arguments))
+def _first_two(tiles: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    """Return a function that yields a loop's first two tiles, or the first and an empty one."""
 
-    return first
+    def first_two(*arguments: Any) -> Iterator[Any]:
+        found = tiles(*arguments)
+        first = next(found)
+        yield first
+        # An empty one, so that the number of allocations does not depend on the micro-batch.
+        yield next(found, (slice(0, 0), first[1]))
+
+    return first_two
 
 
 def _skip_launch(_kernel: Any, _programs: Any) -> Callable[..., None]:

@@ -144,7 +144,7 @@ def test_a_missing_gpu_is_reported() -> None:
 
 @pytest.mark.parametrize("options", [{"batch": "4,x"}, {"batch": "0"}, {"batch": ""}, {"setting": "large"}])
 def test_unknown_sizes_and_settings_are_rejected(options: dict[str, str]) -> None:
-    with pytest.raises(UserError, match="must be one of imagenet.*numbers from 1 on"):
+    with pytest.raises(UserError, match=r"must be one of imagenet.*numbers from 1 on"):
         measure_model(**options)  # type: ignore[arg-type] # mypy widens the keys
     with pytest.raises(UserError, match="give one number"):
         measure_model(setting="small", batch="1,2")
