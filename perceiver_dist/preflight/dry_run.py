@@ -54,10 +54,6 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
         except ShardError as error:
             samples[source.name] = None
             problems.append(str(error))
-    memory = {"memory_per_rank": training_memory(config, device)}
-    if config.train.min_workers < config.train.max_workers:
-        most = config.train.max_workers
-        memory["memory_per_rank_of_all_workers"] = training_memory(config, device, ranks=most)
     return {
         "parameters": parameter_count(config.model, config.heads),
         "device": device,
@@ -69,7 +65,7 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
         },
         "tokens": tokens_per_modality(config.model),
         "channels": token_channels(config.model),
-        **memory,
+        **_memory(config, device),
         "largest_micro_batch": largest_micro_batches(config),
         "duration": durations(config),
         "steps": config.train.steps,
@@ -87,6 +83,14 @@ def _device(config: RunConfig) -> str:
     if config.train.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return config.train.device
+
+
+def _memory(config: RunConfig, device: str) -> dict[str, dict[str, int]]:
+    memory = {"memory_per_rank": training_memory(config, device)}
+    if config.train.min_workers < config.train.max_workers:
+        most = config.train.max_workers
+        memory["memory_per_rank_of_all_workers"] = training_memory(config, device, ranks=most)
+    return memory
 
 
 def _training_samples(source: SourceConfig, config: RunConfig) -> int | None:

@@ -1,4 +1,4 @@
-"""What a run needs on GPUs by name: the largest micro-batch that fits, and its duration where throughput was measured.
+"""Needs of a run on GPUs by name: the largest micro-batch that fits, and its duration where throughput was measured.
 
 A duration is predicted only for a card in measured_throughput.yaml. The rate there, in FLOP/s of the products that are
 computed, is that of the row with the run's precision and way of cross-attention whose micro-batch and model are

@@ -1,4 +1,4 @@
-"""What a run needs on GPUs by name: the largest micro-batch, and durations from measured throughput only."""
+"""Needs of a run on GPUs by name: the largest micro-batch, and durations from measured throughput only."""
 
 from dataclasses import replace
 from typing import Any
