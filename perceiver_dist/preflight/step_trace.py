@@ -272,14 +272,13 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def _first_two(tiles: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-    """Return a function that yields a loop's first two tiles, or the first and an empty one."""
+    """Return a function that yields a loop's first two tiles, or the first and one of a single element."""
 
     def first_two(*arguments: Any) -> Iterator[Any]:
         found = tiles(*arguments)
-        first = next(found)
-        yield first
-        # An empty one, so that the number of allocations does not depend on the micro-batch.
-        yield next(found, (slice(0, 0), first[1]))
+        yield next(found)
+        # Always two, so that the number of allocations does not depend on the micro-batch.
+        yield next(found, (slice(0, 1), slice(0, 1)))
 
     return first_two
 

@@ -1,4 +1,4 @@
-"""Tests of what only a GPU can show: kernels against fp64, predicted memory, steps that never wait, losses like those of a CPU.
+"""Tests of what only a GPU can show: kernels against fp64, predicted memory, steps that never wait, a CPU's losses.
 
 Run by `make test-gpu`; without a GPU everything here is skipped.
 """
