@@ -13,7 +13,7 @@ INSTALL_DATA_PEERS = .venv/bin/pip install -q --disable-pip-version-check --targ
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train search test test-runs test-long faults fuzz test-transformers test-onnx test-peers benchmark-model benchmark-data lint hooks docs ui mlflow-server laptop-cluster
+.PHONY: help setup train search test test-runs test-long faults fuzz test-gpu test-transformers test-onnx test-peers benchmark-model benchmark-data benchmark-gpu lint hooks docs ui mlflow-server laptop-cluster
 
 help:  ## list all targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 24
@@ -43,6 +43,9 @@ faults: .venv/.installed  ## test fault tolerance: kill workers, nodes and drive
 fuzz: .venv/.installed  ## decode thousands of damaged files and report the outcomes: some minutes
 	@.venv/bin/pytest -m fuzz -s $(ARGS)
 
+test-gpu: .venv/.installed  ## run the tests that need a GPU: kernels, predicted memory, steps that never wait, losses; a minute or two
+	@.venv/bin/pytest -m gpu tests/gpu $(ARGS)
+
 test-transformers: .venv/.installed  ## compare with Hugging Face transformers, installed in .transformers
 	@$(INSTALL_TRANSFORMERS)
 	@PYTHONPATH=.transformers .venv/bin/pytest tests/model/test_transformers_layout.py tests/export/test_transformers_folder.py
@@ -57,7 +60,7 @@ test-peers: .venv/.installed  ## test the benchmark's data pipelines with other 
 	@$(INSTALL_TRANSFORMERS)
 	@PYTHONPATH=.peers:.transformers .venv/bin/pytest tests/benchmarks/test_data_peers.py
 
-benchmark-model: .venv/.installed  ## benchmark the model (or KIND=sweep) against other libraries, installed in .peers
+benchmark-model: .venv/.installed  ## benchmark the model (or KIND=sweep, gpu) against other libraries, installed in .peers
 	@.venv/bin/pip install -q --disable-pip-version-check --target .peers --upgrade --no-deps \
 	  perceiver-io perceiver-pytorch einops fairscale pytorch-lightning lightning-utilities
 	@$(INSTALL_TRANSFORMERS)
@@ -67,6 +70,9 @@ benchmark-data: .venv/.installed  ## benchmark reading and decoding against othe
 	@$(INSTALL_DATA_PEERS)
 	@$(INSTALL_TRANSFORMERS)
 	@PYTHONPATH=.peers:.transformers .venv/bin/python jobs/benchmark.py data $(ARGS)
+
+benchmark-gpu:  ## benchmark training steps on a GPU into docs/benchmarks.md, with other libraries; at most 6 minutes after warming up
+	@$(MAKE) benchmark-model KIND="--page docs/benchmarks.md gpu" ARGS="$(ARGS)"
 
 lint: .venv/.installed  ## check style, formatting and types
 	@.venv/bin/ruff check

@@ -1,6 +1,6 @@
 """Benchmarks against the usual alternatives: `python jobs/benchmark.py KIND ...`; `--help` lists the kinds."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from jsonargparse import ArgumentParser
 from rich.console import Console
@@ -9,7 +9,7 @@ from perceiver_dist.benchmarks.checkpoint_stall import measure_checkpoint
 from perceiver_dist.benchmarks.data_speed import measure_data
 from perceiver_dist.benchmarks.dealing import measure_dealing
 from perceiver_dist.benchmarks.kernel_speed import measure_kernels
-from perceiver_dist.benchmarks.model_speed import measure_model, measure_sweep
+from perceiver_dist.benchmarks.model_speed import measure_gpu, measure_model, measure_sweep
 from perceiver_dist.benchmarks.plan_cost import measure_plan
 from perceiver_dist.benchmarks.read_tasks import measure_read_tasks
 from perceiver_dist.benchmarks.result_table import ResultTable, write_section
@@ -22,9 +22,10 @@ from perceiver_dist.config.subcommands import parse_arguments, subcommand_parser
 _WIDTH_OF_FILES = 140
 """Columns of a table that is not written to a terminal: the widest one fits without wrapping."""
 
-KINDS: dict[str, Callable[..., ResultTable]] = {
+KINDS: dict[str, Callable[..., ResultTable | Iterator[tuple[str, ResultTable]]]] = {
     "data": measure_data,
     "model": measure_model,
+    "gpu": measure_gpu,
     "sweep": measure_sweep,
     "kernels": measure_kernels,
     "overhead": measure_overhead,
@@ -43,7 +44,11 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "--page", type=str, help="Markdown page in which the section with this benchmark's table is replaced"
     )
-    parser.add_argument("--section", type=str, help="name of that section; by default the kind")
+    parser.add_argument(
+        "--section",
+        type=str,
+        help="name of that section, by default the kind; not for gpu, which has several",
+    )
     return parser
 
 
@@ -60,18 +65,19 @@ def main(arguments: Sequence[str]) -> int:
         UserError: The benchmark does not exist, or an option is invalid.
     """
     parsed = parse_arguments(build_parser(), arguments)
-    figures = KINDS[parsed.kind](**parsed[parsed.kind].as_dict())
+    found = KINDS[parsed.kind](**parsed[parsed.kind].as_dict())
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _WIDTH_OF_FILES
-    console.print(figures.render())
-    for note in figures.notes:
-        console.print(note)
-    if parsed.page:
-        typed = arguments[list(arguments).index(parsed.kind) :]
-        write_section(
-            parsed.page, parsed.section or parsed.kind, ["python jobs/benchmark.py", *typed], figures
-        )
+    typed = ["python jobs/benchmark.py", *arguments[list(arguments).index(parsed.kind) :]]
+    # A benchmark of several sections yields each when it is measured, so that an interruption loses only the rest.
+    tables = [(parsed.section or parsed.kind, found)] if isinstance(found, ResultTable) else found
+    for section, figures in tables:
+        console.print(figures.render())
+        for line in figures.notes:
+            console.print(line, soft_wrap=True)
+        if parsed.page:
+            write_section(parsed.page, section, typed, figures)
     return 0
 
 

@@ -24,7 +24,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "--dry_run",
         action="store_true",
-        help="print parameters, FLOPs, tokens and memory as JSON, without training",
+        help="print parameters, FLOPs, memory, and what fits on which GPU as JSON, without training",
     )
     parser.add_argument(
         "--replay",

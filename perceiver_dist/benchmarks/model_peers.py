@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from perceiver_dist.model.attention import CrossAttend
 from perceiver_dist.model.compilation import compile_layers
+from perceiver_dist.model.cost import forward_flops, paper_flops
 from perceiver_dist.model.inputs import token_channels
 from perceiver_dist.model.layers import DenseBlock, SelfAttend
 from perceiver_dist.model.model_config import ModelConfig
@@ -34,15 +35,37 @@ CONTENDERS = (
 )  # fmt: skip
 """This project's cross-attention paths, the first also with compiled latent layers, and other libraries."""
 
+GPU_CONTENDERS = (*CONTENDERS[:4], "dense, compiled", *CONTENDERS[4:])
+"""Contenders on a GPU, where compiling the latent layers pays with either path."""
+
 OTHER_WEIGHTS = ("perceiver-pytorch",)
 """Contenders that cannot be given the same weights, so that their logits differ."""
 
-_MODULES = {
+OTHER_LIBRARIES = {
     "perceiver-io": "perceiver",
     "perceiver-pytorch": "perceiver_pytorch",
     "transformers": "transformers",
 }
-"""Python modules of the contenders that are other libraries."""
+"""Contenders that are other libraries, with their Python modules."""
+
+
+def computed_flops(name: str, config: ModelConfig, device: str) -> int:
+    """Return the FLOPs of the products in one sample's forward pass of a contender.
+
+    Args:
+        name: One of `CONTENDERS` or `GPU_CONTENDERS`. Other libraries compute what the paper formulates.
+        config: The model's options.
+        device: Type of the device.
+    """
+    if name in OTHER_LIBRARIES:
+        return paper_flops(config, config.modalities)
+    return forward_flops(_with_path(config, name), config.modalities, device)
+
+
+def _with_path(config: ModelConfig, name: str) -> ModelConfig:
+    """Return the configuration with the cross-attention of one of this project's contenders."""
+    path = name.partition(", ")[0]
+    return replace(config, cross_attention=path)  # type: ignore[arg-type] # one of the three, see CONTENDERS
 
 
 def is_possible(name: str, config: ModelConfig) -> bool:
@@ -52,14 +75,14 @@ def is_possible(name: str, config: ModelConfig) -> bool:
         name: One of `CONTENDERS`.
         config: The model's options.
     """
-    if name == "separable, compiled":
+    if name.endswith(", compiled"):
         # torch.compile generates C++ for CPUs.
         return torch.cuda.is_available() or shutil.which("g++") is not None
-    if name not in _MODULES:
+    if name not in OTHER_LIBRARIES:
         return True
     # transformers has only the later recipe, with a decoder; the others have no such decoder.
     has_it = config.readout == ("decoder" if name == "transformers" else "mean")
-    return has_it and importlib.util.find_spec(_MODULES[name]) is not None
+    return has_it and importlib.util.find_spec(OTHER_LIBRARIES[name]) is not None
 
 
 def build(name: str, config: ModelConfig, classes: int, device: str) -> tuple[Contender, nn.Module]:
@@ -81,10 +104,9 @@ def build(name: str, config: ModelConfig, classes: int, device: str) -> tuple[Co
     ours = Perceiver(config, {SOURCE: classes}).to(device)
     if name == "transformers":
         return _transformers(ours)
-    if name not in _MODULES:
-        path, _, compiled = name.partition(", ")
-        ours.config = replace(config, cross_attention=path)  # type: ignore[arg-type] # one of the three, see above
-        if compiled:
+    if name not in OTHER_LIBRARIES:
+        ours.config = _with_path(config, name)
+        if name.endswith(", compiled"):
             compile_layers(ours)
         return (lambda arrays: ours(arrays, {}, SOURCE)), ours
     peer = _perceiver_io(ours) if name == "perceiver-io" else _perceiver_pytorch(config, classes)

@@ -1,98 +1,170 @@
 """Benchmark of the model: step time and peak memory, against other libraries at the same size and precision.
 
-Every measurement runs in its own process, so that peak memory is its own. Contenders take turns, so that a machine
-whose speed drifts treats them alike.
+On CPUs every measurement runs in its own process, so that peak memory is its own, and contenders take turns, so that a
+machine whose speed drifts treats them alike.
 """
 
-import resource
+import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from statistics import median
 from typing import Literal
 
 import torch
 
-from perceiver_dist.benchmarks.model_peers import CONTENDERS, OTHER_WEIGHTS, build, is_possible
+from perceiver_dist.benchmarks.model_peers import (
+    CONTENDERS,
+    GPU_CONTENDERS,
+    OTHER_LIBRARIES,
+    OTHER_WEIGHTS,
+    computed_flops,
+    is_possible,
+)
 from perceiver_dist.benchmarks.model_settings import SETTINGS, SWEEP, find_setting
-from perceiver_dist.benchmarks.processes import measure_in_subprocess, run_measurement
-from perceiver_dist.benchmarks.result_table import ResultTable
+from perceiver_dist.benchmarks.model_steps import ModelSpeed, ModelTask, measure_steps, product_rate
+from perceiver_dist.benchmarks.processes import measure_in_subprocess
+from perceiver_dist.benchmarks.result_table import ResultTable, commit
 from perceiver_dist.errors import UserError
 from perceiver_dist.model.cost import paper_flops
-from perceiver_dist.model.precision import autocast
+from perceiver_dist.preflight.gpus import THROUGHPUT_FILE, MeasuredThroughput
 
-_CLASSES = 1000
-"""Classes of the head, as on ImageNet."""
-_MODULE = "perceiver_dist.benchmarks.model_speed"
-
-
-@dataclass(frozen=True)
-class ModelTask:
-    """Task of one measuring process.
-
-    Attributes:
-        contender: One of `CONTENDERS`.
-        setting: Name of one of `SETTINGS` or `SWEEP`.
-        batch: Samples in a step.
-        precision: fp32, or bf16 by autocast.
-        device: cpu or cuda.
-    """
-
-    contender: str
-    setting: str
-    batch: int
-    precision: str
-    device: str
-
-
-@dataclass(frozen=True)
-class ModelSpeed:
-    """Result of one measuring process.
-
-    Attributes:
-        parameters: Number of parameters.
-        forward: Seconds of a forward pass without gradients.
-        step: Seconds of a forward and backward pass.
-        bytes: Peak memory of the steps, above that of the process with model and input.
-        logits: Logits of the first sample.
-    """
-
-    parameters: int
-    forward: float
-    step: float
-    bytes: int
-    logits: list[float]
+_MODULE = "perceiver_dist.benchmarks.model_steps"
+GPU_PLAN = (
+    ("imagenet", "bf16", (4, 32, 128)),
+    ("imagenet", "fp32", (16,)),
+    ("audioset_video", "bf16", (128,)),
+    ("modelnet40", "bf16", (128,)),
+    ("imagenet_1cross", "bf16", (32,)),
+)
+"""Settings, precisions and batches of `measure_gpu`: few enough for a card that is lent for minutes."""
 
 
 def measure_model(
     setting: str = "imagenet",
-    batch: int = 1,
+    batch: str = "1",
     precision: Literal["fp32", "bf16"] = "fp32",
     device: Literal["cpu", "cuda"] = "cpu",
     repeats: int = 3,
+    seconds: float = 3.0,
 ) -> ResultTable:
     """Measure step time and peak memory of the model, against other libraries at the same size and precision.
 
-    TFLOP/s count the FLOPs of the paper's formulation, three forward passes per step, whatever a contender actually
-    computes. Divided by the peak of the accelerator they are the model FLOPs utilisation (MFU).
+    On CPUs every measurement has its own process, so that peak memory is its own. On CUDA one process measures all, as
+    described at `measure_gpu`. "paper TFLOP/s" count the FLOPs of the paper's formulation, three forward passes per
+    step, whatever a contender actually computes.
 
     Args:
         setting: imagenet, imagenet_1cross, audioset_video, modelnet40 or small.
-        batch: Samples in a step.
+        batch: Samples in a step; on CUDA also several numbers, separated by commas.
         precision: fp32 or bf16 (autocast).
         device: cpu or cuda.
-        repeats: Processes per contender.
+        repeats: Processes per contender; on CPUs only.
+        seconds: Time for the steps of a row; on CUDA only.
 
     Raises:
         UserError: An option is invalid, or a process failed.
     """
-    if setting not in SETTINGS or min(batch, repeats) < 1:
+    batches = [int(number) for number in batch.split(",") if number.isdecimal()]
+    if setting not in SETTINGS or repeats < 1 or len(batches) != batch.count(",") + 1 or min(batches) < 1:
         raise UserError(
             f"--setting {setting}, --batch {batch}, --repeats {repeats}: --setting must be one of "
-            f"{', '.join(SETTINGS)}, --batch and --repeats at least 1"
+            f"{', '.join(SETTINGS)}, --batch and --repeats numbers from 1 on"
         )
-    found = measure_speeds(CONTENDERS, setting, batch, precision, device, repeats)
+    if device == "cuda":
+        return _table_of_steps(setting, precision, batches, seconds, device, deadline=math.inf)
+    if len(batches) > 1:
+        raise UserError(f"--batch {batch}: give one number; several are for --device cuda")
+    return _table_of_processes(setting, batches[0], precision, repeats)
+
+
+def measure_gpu(
+    seconds: float = 2.0, minutes: float = 6.0, device: Literal["cpu", "cuda"] = "cuda"
+) -> Iterator[tuple[str, ResultTable]]:
+    """Measure training steps of all settings on a GPU: fp32 and bf16, several batches, against other libraries.
+
+    Everything runs in one process: some warm-up steps, then steps with AdamW, timed by CUDA events. Columns: samples/s
+    and step time (median, minimum, maximum); TFLOP/s by the paper's formulation and by the products that are computed
+    (those of the libraries are the paper's); the latter as a share of what one large matrix product reached in the
+    same run; and the peak of `torch.cuda.max_memory_allocated` with parameters and optimizer.
+
+    Args:
+        seconds: Time for the steps of a row.
+        minutes: Time after which no row is begun.
+        device: cuda; cpu tries the benchmark out with a small model.
+
+    Yields:
+        Section of a page and its table, one for each of `GPU_PLAN`.
+
+    Raises:
+        UserError: There is no GPU.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("there is no GPU here that torch can use; run this benchmark on a machine with one")
+    deadline = time.monotonic() + 60 * minutes
+    plan = GPU_PLAN if device == "cuda" else (("small", "bf16", (1, 2)),)
+    for setting, precision, batches in plan:
+        yield (
+            f"gpu_{setting}_{precision}",
+            _table_of_steps(setting, precision, batches, seconds, device, deadline),
+        )
+
+
+def _table_of_steps(
+    setting: str, precision: str, batches: Sequence[int], seconds: float, device: str, deadline: float
+) -> ResultTable:
+    config, rate = SETTINGS[setting], product_rate(device, precision)
+    paper = paper_flops(config, config.modalities)
+    rows, measured = [], []
+    for batch in batches:
+        first: float | None = None
+        for contender in (name for name in GPU_CONTENDERS if is_possible(name, config)):
+            if time.monotonic() > deadline:
+                rows.append([contender, str(batch), "no time left", *["-"] * 9])
+                continue
+            times = measure_steps(ModelTask(contender, setting, batch, precision, device), seconds)
+            if times is None:
+                rows.append([contender, str(batch), "out of memory", *["-"] * 9])
+                continue
+            flops = computed_flops(contender, config, device)
+            step = median(times.seconds)
+            first = first or step
+            rows.append(
+                [
+                    contender,
+                    str(batch),
+                    f"{batch / step:.4g}",
+                    *(f"{1000 * figure:.1f}" for figure in (step, min(times.seconds), max(times.seconds))),
+                    f"{step / first:.2f}",
+                    *(f"{3 * batch * count / step / 1e12:.3g}" for count in (paper, flops)),
+                    f"{3 * batch * flops / step / rate:.1%}",
+                    f"{times.bytes / 2**30:.1f}",
+                ]
+            )
+            if contender not in OTHER_LIBRARIES:
+                row = MeasuredThroughput(
+                    gpu=torch.cuda.get_device_name() if device == "cuda" else device,
+                    model=setting,
+                    way=contender,
+                    precision=precision,
+                    micro_batch=batch,
+                    samples_per_second=round(batch / step, 1),
+                    forward_gflops=round(flops / 1e9, 1),
+                    commit=commit(),
+                    date=datetime.now(UTC).date().isoformat(),
+                )
+                measured.append(row.as_yaml())
+    columns = ("model", "batch", "samples/s", "step ms", "min", "max", "ratio", "paper TFLOP/s", "TFLOP/s")
+    notes = [
+        f"a large product in {precision}: {rate / 1e12:.3g} TFLOP/s",
+        f"rows for {THROUGHPUT_FILE}:",
+        *measured,
+    ]
+    return ResultTable((*columns, "of a product", "GiB"), rows, notes)
+
+
+def _table_of_processes(setting: str, batch: int, precision: str, repeats: int) -> ResultTable:
+    found = measure_speeds(CONTENDERS, setting, batch, precision, "cpu", repeats)
     first = next(iter(found.values()))
     config = SETTINGS[setting]
     flops = 3 * batch * paper_flops(config, config.modalities)
@@ -192,78 +264,3 @@ def median_of(speeds: Sequence[ModelSpeed], name: str) -> float:
         name: Name of an attribute of `ModelSpeed`.
     """
     return median(getattr(speed, name) for speed in speeds)
-
-
-def measure(task: ModelTask) -> ModelSpeed:
-    """Measure the second forward pass and the second step in this process, after a warm-up of one each.
-
-    Args:
-        task: Contender, setting and device.
-
-    Raises:
-        ImportError: The contender's library is not installed.
-    """
-    device = torch.device(task.device)
-    config = find_setting(task.setting)
-    compute, model = build(task.contender, config, _CLASSES, task.device)
-    [(modality, spec)] = config.modalities.items()
-    shape = (task.batch, *spec.array_shape)
-    generator = torch.Generator().manual_seed(0)
-    array = (
-        torch.rand(shape, generator=generator) * 2 - 1
-        if spec.array_dtype == "float32"
-        else torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-    )
-    arrays = {modality: array.to(device)}
-
-    def forward() -> torch.Tensor:
-        with autocast(device, task.precision):
-            return compute(arrays)
-
-    def step() -> None:
-        model.zero_grad()
-        # Any loss that depends on all logits will do.
-        torch.autograd.backward(forward().float().logsumexp(1).sum())
-
-    def evaluate() -> torch.Tensor:
-        with torch.no_grad():
-            return forward()
-
-    logits = evaluate()[0].float().tolist()
-    before = _bytes_in_use(device)
-    step()
-    step_seconds = _seconds(step, device)
-    peak = _peak_bytes(device) - before
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return ModelSpeed(parameters, _seconds(evaluate, device), step_seconds, peak, logits)
-
-
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    _synchronise(device)
-    started = time.perf_counter()
-    run()
-    _synchronise(device)
-    return time.perf_counter() - started
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def _bytes_in_use(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated()
-    resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return resident_pages * resource.getpagesize()
-
-
-def _peak_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    # Linux gives kibibytes.
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-if __name__ == "__main__":
-    run_measurement(ModelTask, measure)

@@ -73,7 +73,7 @@ def machine() -> str:
     parts = [f"{os.cpu_count()} CPU cores ({_processor()})"]
     if torch.cuda.is_available():
         parts.append(f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}")
-    parts += [f"torch {torch.__version__}", f"commit {_commit()}", datetime.now(UTC).date().isoformat()]
+    parts += [f"torch {torch.__version__}", f"commit {commit()}", datetime.now(UTC).date().isoformat()]
     return ", ".join(parts) + "."
 
 
@@ -84,7 +84,8 @@ def _processor() -> str:
     return name[1] if name else platform.machine()
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Return the short name of the repository's commit, or "unknown"."""
     command = ["git", "rev-parse", "--short", "HEAD"]
     found = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)  # noqa: S603
     return found.stdout.strip() or "unknown"

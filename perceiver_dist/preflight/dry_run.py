@@ -6,22 +6,16 @@ import torch
 
 from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.data.reading_memory import reading_memory
-from perceiver_dist.model.cost import (
-    forward_flops,
-    memory_per_rank,
-    paper_flops,
-    parameter_count,
-    tokens_per_modality,
-)
+from perceiver_dist.model.cost import forward_flops, paper_flops, parameter_count, tokens_per_modality
 from perceiver_dist.model.inputs import token_channels
+from perceiver_dist.preflight.gpus import durations, largest_micro_batches
+from perceiver_dist.preflight.memory import training_memory
 from pipelines.demo.resolve import resolve_demo
 from pipelines.errors import ShardError
 from pipelines.shards.shard_index import find_index
 from pipelines.shards.source import SourceConfig
 from pipelines.storage.files import absolute_uri, expand_shards
 from pipelines.units.schedule import Schedule
-
-_FP32_BYTES = 4
 
 
 def dry_run(config: RunConfig) -> dict[str, Any]:
@@ -38,7 +32,10 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
         - forward_flops_per_sample, paper_flops_per_sample: by source, FLOPs of one sample with all modalities of its
           source: as this code computes them, and as the paper formulates them.
         - tokens: number of tokens M by modality; channels: channels C of each token.
-        - memory_per_rank: bytes of "parameters", "gradients", "optimizer" and "activations", and their "total".
+        - memory_per_rank: bytes by part and their "total", see `training_memory`. For an elastic run with the minimum
+          number of workers; memory_per_rank_of_all_workers is then the same with the maximum.
+        - largest_micro_batch: by GPU, the largest micro-batch that fits.
+        - duration: by GPU, samples per second of one card, hours and GPU-hours of the run, if they were measured.
         - reading_memory: bytes of decoded units: those that each "rank" holds, in the process of each "reader", and
           waiting in the "object_store", per reader.
         - steps, global_batch: optimizer steps of the run, samples per step.
@@ -71,8 +68,10 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
         },
         "tokens": tokens_per_modality(config.model),
         "channels": token_channels(config.model),
-        "memory_per_rank": training_memory(config, device),
+        **_memory(config, device),
+        "largest_micro_batch": largest_micro_batches(config),
         "reading_memory": reading_memory(config),
+        "duration": durations(config),
         "steps": config.train.steps,
         "global_batch": global_batch,
         "samples_per_epoch": samples,
@@ -90,30 +89,12 @@ def _device(config: RunConfig) -> str:
     return config.train.device
 
 
-def training_memory(config: RunConfig, device: str) -> dict[str, int]:
-    """Return the bytes per rank by part. Everything is fp32, since bf16 is only an autocast of the forward pass.
-
-    Under autocast, activations take about 0.6 to 1.1 times the bytes returned here. For an elastic run the maximum
-    number of workers is assumed; with fewer, ZeRO stages 1 to 3 need more memory per rank.
-
-    Args:
-        config: The configuration.
-        device: Device type, cpu or cuda.
-    """
-    stage, ranks = config.deepspeed.zero_stage, config.train.max_workers
-    memory = memory_per_rank(
-        config.model,
-        config.heads,
-        zero_stage=stage,
-        world_size=ranks,
-        micro_batch=config.train.micro_batch,
-        precision="fp32",
-        device=device,
-    )
-    if stage in (1, 2):
-        # DeepSpeed's stages 1 and 2 update an fp32 copy of the rank's partition, even if the parameters are fp32.
-        memory["optimizer"] += _FP32_BYTES * -(-parameter_count(config.model, config.heads) // ranks)
-    return memory | {"total": sum(memory.values())}
+def _memory(config: RunConfig, device: str) -> dict[str, dict[str, int]]:
+    memory = {"memory_per_rank": training_memory(config, device)}
+    if config.train.min_workers < config.train.max_workers:
+        most = config.train.max_workers
+        memory["memory_per_rank_of_all_workers"] = training_memory(config, device, ranks=most)
+    return memory
 
 
 def _training_samples(source: SourceConfig, config: RunConfig) -> int | None:

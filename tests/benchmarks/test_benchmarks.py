@@ -5,20 +5,29 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from perceiver_dist.benchmarks import data_sets, kernel_speed
 from perceiver_dist.benchmarks.data_pipelines import PIPELINES
 from perceiver_dist.benchmarks.data_sets import DataSet
 from perceiver_dist.benchmarks.data_speed import measure_data
 from perceiver_dist.benchmarks.kernel_speed import measure_kernels
-from perceiver_dist.benchmarks.model_peers import CONTENDERS, OTHER_WEIGHTS, is_possible
+from perceiver_dist.benchmarks.model_peers import (
+    CONTENDERS,
+    GPU_CONTENDERS,
+    OTHER_LIBRARIES,
+    OTHER_WEIGHTS,
+    is_possible,
+)
 from perceiver_dist.benchmarks.model_settings import SETTINGS
-from perceiver_dist.benchmarks.model_speed import ModelTask, measure
+from perceiver_dist.benchmarks.model_speed import measure_gpu, measure_model
+from perceiver_dist.benchmarks.model_steps import ModelTask, measure, measure_steps
 from perceiver_dist.benchmarks.plan_cost import SourceSize, _summaries, measure_plan
 from perceiver_dist.benchmarks.result_table import ResultTable, write_section
 from perceiver_dist.benchmarks.shuffle_quality import measure_shuffle
 from perceiver_dist.errors import UserError
 from perceiver_dist.model import separable
+from perceiver_dist.preflight.gpus import MeasuredThroughput
 from pipelines.shards.shard_index import SourceIndex
 
 FIGURES = ResultTable(("what", "seconds"), [("one", "1.0"), ("two", "2.0")])
@@ -89,6 +98,48 @@ def test_contenders_with_the_same_weights_give_the_same_logits() -> None:
     assert len({speed.parameters for speed in found}) == 1
     for speed in found[1:]:
         assert speed.logits == pytest.approx(found[0].logits, abs=1e-4)
+
+
+def test_a_gpu_is_measured_in_one_table_per_setting_and_printed_as_measured_throughput() -> None:
+    [(section, table)] = measure_gpu(seconds=0.01, device="cpu")
+    assert section == "gpu_small_bf16"
+    possible = [name for name in GPU_CONTENDERS if is_possible(name, SETTINGS["small"])]
+    assert [row[:2] for row in table.rows] == [[name, batch] for batch in ("1", "2") for name in possible]
+    assert {len(row) for row in table.rows} == {len(table.columns)}
+    ours = [row for row in table.rows if row[0] not in OTHER_LIBRARIES]
+    rows = [MeasuredThroughput(**entry) for line in table.notes[2:] for entry in yaml.safe_load(line)]
+    assert [(row.way, row.micro_batch) for row in rows] == [(row[0], int(row[1])) for row in ours]
+    # Samples per second, to their four digits in one and one decimal in the other.
+    for measured, row in zip(rows, ours, strict=True):
+        assert measured.samples_per_second == pytest.approx(float(row[2]), rel=1e-3, abs=0.06)
+
+
+def test_no_row_is_begun_after_the_time_is_spent() -> None:
+    [(_, table)] = measure_gpu(minutes=0, device="cpu")
+    assert {row[2] for row in table.rows} == {"no time left"}
+
+
+def test_out_of_memory_is_a_row_and_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    # A CPU cannot be made to raise it.
+    monkeypatch.setattr(torch.optim.AdamW, "step", fails)
+    assert measure_steps(ModelTask("dense", "small", 1, "fp32", "cpu"), 0.01) is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
+def test_a_missing_gpu_is_reported() -> None:
+    with pytest.raises(UserError, match="no GPU here"):
+        list(measure_gpu())
+
+
+@pytest.mark.parametrize("options", [{"batch": "4,x"}, {"batch": "0"}, {"batch": ""}, {"setting": "large"}])
+def test_unknown_sizes_and_settings_are_rejected(options: dict[str, str]) -> None:
+    with pytest.raises(UserError, match=r"must be one of imagenet.*numbers from 1 on"):
+        measure_model(**options)  # type: ignore[arg-type] # mypy widens the keys
+    with pytest.raises(UserError, match="give one number"):
+        measure_model(setting="small", batch="1,2")
 
 
 def test_libraries_are_skipped_for_models_that_they_do_not_support() -> None:

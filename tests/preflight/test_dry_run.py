@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 import pytest
 
-from perceiver_dist.config.run_config import DeepSpeedConfig, RunConfig, StorageConfig, TrainConfig
+from perceiver_dist.config.run_config import RunConfig, StorageConfig, TrainConfig, WorkerRange
 from perceiver_dist.modalities import AudioInput, ImageInput
 from perceiver_dist.model.model_config import CrossAttentionPath, ModelConfig
 from perceiver_dist.model.perceiver import Perceiver
 from perceiver_dist.preflight.dry_run import dry_run
+from perceiver_dist.preflight.memory import training_memory
 from pipelines.shards.shard_index import index_shard
 from pipelines.shards.shard_writer import Sample, write_shard
 from pipelines.shards.source import SourceConfig
@@ -79,26 +80,15 @@ def test_flops_depend_on_the_cross_attention_that_the_device_uses(config: RunCon
     assert flops("auto", "cuda") == flops("dense", "cpu") != flops("auto", "cpu")
 
 
-@pytest.mark.parametrize(
-    ("stage", "parameters", "gradients", "optimizer"),
-    [(0, 4, 4, 8), (1, 4, 4, 6), (2, 4, 2, 6), (3, 2, 2, 4)],
-)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_memory_is_that_of_fp32_with_both_precisions(
-    config: RunConfig,
-    precision: Literal["fp32", "bf16"],
-    stage: Literal[0, 1, 2, 3],
-    parameters: int,
-    gradients: int,
-    optimizer: int,
-) -> None:
-    train = replace(config.train, precision=precision)
-    result = dry_run(replace(config, train=train, deepspeed=DeepSpeedConfig(zero_stage=stage)))
-    memory, count = result["memory_per_rank"], result["parameters"]
-    assert memory["parameters"] == pytest.approx(parameters * count, abs=4)
-    assert memory["gradients"] == pytest.approx(gradients * count, abs=4)
-    assert memory["optimizer"] == pytest.approx(optimizer * count, abs=4)
-    assert memory["total"] == sum(size for name, size in memory.items() if name != "total")
+def test_memory_of_an_elastic_run_is_listed_for_both_numbers_of_workers(config: RunConfig) -> None:
+    fixed = dry_run(config)
+    assert fixed["memory_per_rank"] == training_memory(config, "cpu")
+    assert "memory_per_rank_of_all_workers" not in fixed
+    elastic = replace(config, train=replace(config.train, num_workers=WorkerRange(1, 4)))
+    result = dry_run(elastic)
+    assert result["memory_per_rank"] == training_memory(elastic, "cpu", ranks=1)
+    assert result["memory_per_rank_of_all_workers"] == training_memory(elastic, "cpu", ranks=4)
+    assert result["memory_per_rank"]["total"] > result["memory_per_rank_of_all_workers"]["total"]
 
 
 def test_epochs_are_known_once_all_shards_are_indexed(config: RunConfig) -> None:

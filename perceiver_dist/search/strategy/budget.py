@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.model.cost import forward_flops, parameter_count
-from perceiver_dist.preflight.dry_run import training_memory
+from perceiver_dist.preflight.memory import training_memory
 from perceiver_dist.search.study.search_config import SearchConfig
 from perceiver_dist.search.study.search_record import TrialCost
 from pipelines.units.schedule import Schedule
@@ -28,16 +28,30 @@ def cost_of(config: RunConfig, device: str) -> TrialCost:
         UserError: The model cannot be built.
     """
     flops = _flops_by_source(config, device)
-    schedule, train = Schedule(config.weights), config.train
     weights = sum(config.weights.values())
-    forward = sum(schedule.steps_before(name, train.steps) * flops[name] for name in flops)
     return TrialCost(
         parameters=parameter_count(config.model, config.heads),
         flops_per_sample=sum(flops[name] * config.weights[name] for name in flops) / weights,
         memory_per_rank=training_memory(config, device)["total"],
-        steps=train.steps,
-        training_flops=float(_TRAINING_PER_FORWARD * train.lanes * train.micro_batch * forward),
+        steps=config.train.steps,
+        training_flops=training_flops_of(config, device),
     )
+
+
+def training_flops_of(config: RunConfig, device: str) -> float:
+    """Compute the FLOPs of a whole training, without the rest of its cost.
+
+    Args:
+        config: Configuration of the training.
+        device: Type of the device, cpu or cuda, which decides how cross-attention is computed.
+
+    Raises:
+        UserError: The model cannot be built.
+    """
+    flops = _flops_by_source(config, device)
+    schedule, train = Schedule(config.weights), config.train
+    forward = sum(schedule.steps_before(name, train.steps) * flops[name] for name in flops)
+    return float(_TRAINING_PER_FORWARD * train.lanes * train.micro_batch * forward)
 
 
 def over_limit(cost: TrialCost, search: SearchConfig) -> str:
@@ -73,7 +87,7 @@ def fit_to_search(
     """
     steps: float = config.train.steps
     if training_flops is not None:
-        steps *= training_flops / cost_of(config, device).training_flops
+        steps *= training_flops / training_flops_of(config, device)
     # Equal distances, so that evaluation n of any two trials comes after the same share of their training.
     between = max(round(steps / search.evaluations), 1)
     total = between * search.evaluations

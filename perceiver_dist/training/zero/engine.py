@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.model.compilation import compile_layers
+from perceiver_dist.preflight.memory import reduction_bucket
 from perceiver_dist.training.zero.accumulation import accumulation_steps
 from perceiver_dist.training.zero.lamb import Lamb
 from perceiver_dist.training.zero.optimizer import base_optimizer, build_optimizer, create_state
@@ -41,7 +42,10 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
         "gradient_accumulation_steps": accumulation_steps(config.train.lanes, world_size),
         # At stage 0 DeepSpeed would clip by a norm that is not finite, so the optimizer clips itself; see optimizer.py.
         "gradient_clipping": config.optim.clip_norm if config.deepspeed.zero_stage else 0.0,
-        "zero_optimization": {"stage": config.deepspeed.zero_stage},
+        "zero_optimization": {
+            "stage": config.deepspeed.zero_stage,
+            "reduce_bucket_size": reduction_bucket(config),
+        },
         # Without "safe modules", whose gradients DeepSpeed would reduce in bf16.
         "torch_autocast": {
             "enabled": config.train.precision == "bf16",

@@ -11,7 +11,7 @@ from small_training import SQUARES, TONES, small_training
 from perceiver_dist.config.run_config import RunConfig, StorageConfig
 from perceiver_dist.model.cost import forward_flops
 from perceiver_dist.preflight.dry_run import dry_run
-from perceiver_dist.search.strategy.budget import cost_of, fit_to_search, over_limit
+from perceiver_dist.search.strategy.budget import cost_of, fit_to_search, over_limit, training_flops_of
 from perceiver_dist.search.study.search_config import SearchConfig
 from perceiver_dist.search.study.space import with_values
 from pipelines.shards.shard_writer import write_shard
@@ -24,11 +24,21 @@ SHAPES = {
 }
 STEPS = 900
 TARGET = small_training(SQUARES)
-TARGET_FLOPS = cost_of(with_values(TARGET, {"train.steps": STEPS}), "cpu").training_flops
+TARGET_FLOPS = training_flops_of(with_values(TARGET, {"train.steps": STEPS}), "cpu")
 
 
 def fitted(training: RunConfig, evaluations: int = 3, flops: float | None = None) -> RunConfig:
     return fit_to_search(training, SearchConfig(evaluations=evaluations), flops, "cpu")
+
+
+def one_step_of(training: RunConfig) -> float:
+    """Return the FLOPs of a step, as a mean over the sources by weight."""
+    weights = training.weights
+    by_source = [
+        weights[source.name] * forward_flops(training.model, source.modalities, "cpu")
+        for source in training.sources
+    ]
+    return 3 * 4 * 8 * sum(by_source) / sum(weights.values())
 
 
 @pytest.mark.parametrize("zero_stage", [0, 2])
@@ -60,28 +70,27 @@ def test_training_flops_follow_the_schedule_of_sources() -> None:
 
 def test_flops_depend_on_the_device() -> None:
     training = small_training()
-    assert cost_of(training, "cuda") == cost_of(
-        with_values(training, {"model.cross_attention": "dense"}), "cpu"
-    )
-    assert cost_of(training, "cuda").flops_per_sample != cost_of(training, "cpu").flops_per_sample
+    on_gpu = training_flops_of(training, "cuda")
+    dense = with_values(training, {"model.cross_attention": "dense"})
+    assert on_gpu == training_flops_of(dense, "cpu") != training_flops_of(training, "cpu")
 
 
 @given(shape=st.fixed_dictionaries(SHAPES), evaluations=st.integers(1, 9))
 def test_equal_flops_are_met_to_half_a_step_per_evaluation(shape: dict[str, int], evaluations: int) -> None:
     found = fitted(with_values(TARGET, shape), evaluations, TARGET_FLOPS)
-    cost = cost_of(found, "cpu")
+    flops = training_flops_of(found, "cpu")
     assert found.train.steps == evaluations * found.train.eval_every
-    off_by = (cost.training_flops - TARGET_FLOPS) / (cost.training_flops / cost.steps)
+    off_by = (flops - TARGET_FLOPS) / (flops / found.train.steps)
     assert abs(off_by) <= evaluations / 2 + 1e-6 or found.train.eval_every == 1
 
 
 @given(shape=st.fixed_dictionaries(SHAPES))
 def test_several_sources_add_at_most_one_round_of_the_schedule(shape: dict[str, int]) -> None:
     training = small_training(replace(SQUARES, weight=3.0), TONES)
-    target = cost_of(with_values(training, {"train.steps": STEPS}), "cpu").training_flops
-    cost = cost_of(fitted(with_values(training, shape), 3, target), "cpu")
-    one_step = 3 * 4 * 8 * cost.flops_per_sample
-    assert abs(cost.training_flops - target) <= (3 / 2 + 4) * one_step
+    target = training_flops_of(with_values(training, {"train.steps": STEPS}), "cpu")
+    found = fitted(with_values(training, shape), 3, target)
+    flops = training_flops_of(found, "cpu")
+    assert abs(flops - target) <= (3 / 2 + 4) * one_step_of(found)
 
 
 @given(shape=st.fixed_dictionaries(SHAPES), warmup=st.integers(0, 100))
