@@ -94,6 +94,11 @@ def test_layers_are_compiled_on_cuda_for_large_batches_below_stage_3(monkeypatch
     assert not engine.compiles_layers(large, "cuda")
 
 
+def test_deepspeed_does_not_time_steps() -> None:
+    # Its timer waits for the device twice in a micro-step, which no CPU shows.
+    assert engine.deepspeed_config(ranks.CONFIG, 1)["timers"] == {"throughput": {"enabled": False}}
+
+
 def test_compilation_at_stage_3_is_rejected() -> None:
     with pytest.raises(UserError, match=r"train\.compile is true, but deepspeed\.zero_stage is 3"):
         replace(ranks.CONFIG, train=replace(ranks.CONFIG.train, compile=True), deepspeed=ranks.zero(3))
