@@ -49,7 +49,6 @@ def sum_over_latents(
     )  # fmt: skip
     t0, t1, t2 = load_tail(tail, row, tile_columns, tail_width, parts)
     by = tl.load(scale + row * tile_columns + tl.arange(0, tile_columns))
-    own = channels - lead_channels
     element: tl.constexpr = tail.dtype.element_ty
     nothing = tl.zeros((tile_latents, tile_columns), by.dtype)
     by_mean, by_rstd = nothing, nothing
@@ -59,14 +58,12 @@ def sum_over_latents(
         of_latent = sample * latents + latent
         log_total = tl.load(normaliser + of_latent, mask=live, other=0.0) * LOG2_E
         subtracted = tl.load(shift + of_latent, mask=live, other=0.0)
-        terms = (
-            _query(query, row_scores, latent, live, row, rows, channels, lead_channels, tail_width) * LOG2_E
-        )
-        q0, q1, q2 = split(terms + _minus(log_total, channels - lead_channels, tail_width), element, parts)
         terms = _query(query, row_scores, latent, live, row, rows, channels, lead_channels, tail_width)
-        q0, q1, q2 = split(_shifted(terms * LOG2_E, log_total, own, tail_width), element, parts)
+        q0, q1, q2 = split(
+            _shifted(terms * LOG2_E, log_total, channels - lead_channels, tail_width), element, parts
+        )
         terms = _query(feature_grad, row_grads, latent, live, row, rows, channels, lead_channels, tail_width)
-        g0, g1, g2 = split(_shifted(terms, subtracted, own, tail_width), element, parts)
+        g0, g1, g2 = split(_shifted(terms, subtracted, channels - lead_channels, tail_width), element, parts)
         # -inf for latents beyond the last one, too: here they are summed over.
         live_and_inside = live[:, None] & inside[None, :]
         column_terms = load_matrix(column_scores, latent, live, column, inside, columns) * LOG2_E
