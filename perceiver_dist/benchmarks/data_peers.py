@@ -26,7 +26,7 @@ from torch import Tensor
 from perceiver_dist.benchmarks.data_pipelines import Pipeline, Row, row_from_bytes, row_from_picture
 from perceiver_dist.benchmarks.data_sets import DataSet
 from perceiver_dist.modalities import ImageInput, ModalityInput
-from pipelines.decode import FIELD_MODALITY
+from pipelines.fields import FIELD_MODALITY
 
 _MDS_ENCODINGS = {"jpg": "jpeg", "png": "png"}
 """Encodings of mosaicml-streaming that decode pictures, by field name."""

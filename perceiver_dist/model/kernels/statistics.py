@@ -55,32 +55,31 @@ def sum_over_latents(
     for first in range(0, latents, tile_latents):
         latent = first + tl.arange(0, tile_latents)
         live = latent < latents
-        log_total = tl.load(normaliser + sample * latents + latent, mask=live, other=0.0) * LOG2_E
-        subtracted = tl.load(shift + sample * latents + latent, mask=live, other=0.0)
-        terms = (
-            _query(query, row_scores, latent, live, row, rows, channels, lead_channels, tail_width) * LOG2_E
+        of_latent = sample * latents + latent
+        log_total = tl.load(normaliser + of_latent, mask=live, other=0.0) * LOG2_E
+        subtracted = tl.load(shift + of_latent, mask=live, other=0.0)
+        terms = _query(query, row_scores, latent, live, row, rows, channels, lead_channels, tail_width)
+        q0, q1, q2 = split(
+            _shifted(terms * LOG2_E, log_total, channels - lead_channels, tail_width), element, parts
         )
-        q0, q1, q2 = split(terms + _minus(log_total, channels - lead_channels, tail_width), element, parts)
         terms = _query(feature_grad, row_grads, latent, live, row, rows, channels, lead_channels, tail_width)
-        g0, g1, g2 = split(terms + _minus(subtracted, channels - lead_channels, tail_width), element, parts)
+        g0, g1, g2 = split(_shifted(terms, subtracted, channels - lead_channels, tail_width), element, parts)
         # -inf for latents beyond the last one, too: here they are summed over.
         live_and_inside = live[:, None] & inside[None, :]
         column_terms = load_matrix(column_scores, latent, live, column, inside, columns) * LOG2_E
-        column_terms = tl.where(live_and_inside, column_terms, float("-inf"))
-        column_outs = load_matrix(column_grads, latent, live, column, inside, columns)
-        scores = column_terms * by[None, :] + products(
+        scores = tl.where(live_and_inside, column_terms, float("-inf")) * by[None, :] + products(
             q0, q1, q2, t0, t1, t2, lead_query, lead, row, latent, live, nothing,
             tile_columns, lead_width, parts, lead_parts,
         )  # fmt: skip
-        values = column_outs * by[None, :] + products(
+        values = load_matrix(column_grads, latent, live, column, inside, columns) * by[None, :] + products(
             g0, g1, g2, t0, t1, t2, lead_grad, lead, row, latent, live, nothing,
             tile_columns, lead_width, parts, lead_parts,
         )  # fmt: skip
         weights = tl.exp2(scores)
         score_grads = weights * values
-        last_of_query = tl.load(query + latent * channels + channels - 1, mask=live, other=0.0)
-        last_of_grad = tl.load(feature_grad + latent * channels + channels - 1, mask=live, other=0.0)
-        by_mean += score_grads * last_of_query[:, None] + weights * last_of_grad[:, None]
+        last = latent * channels + channels - 1
+        by_mean += score_grads * tl.load(query + last, mask=live, other=0.0)[:, None]
+        by_mean += weights * tl.load(feature_grad + last, mask=live, other=0.0)[:, None]
         # 0 * -inf would be NaN.
         true_scores = tl.where(live_and_inside, scores + log_total[:, None], 0.0) / LOG2_E
         by_rstd += score_grads * true_scores + weights * (values + subtracted[:, None])
@@ -97,6 +96,6 @@ def _query(query, by_row, latent, live, row, rows, channels, lead_channels, tail
 
 
 @triton.jit
-def _minus(shift, own, tail_width: tl.constexpr):
-    """Return [0 ... | -shift | 0 ...], (tile_latents, tail_width), after `own` features."""
-    return tl.where((tl.arange(0, tail_width) == own)[None, :], -shift[:, None], 0.0)
+def _shifted(terms, shift, own, tail_width: tl.constexpr):
+    """Put -shift after the `own` features of terms, (tile_latents, tail_width)."""
+    return tl.where((tl.arange(0, tail_width) == own)[None, :], -shift[:, None], terms)
