@@ -60,8 +60,10 @@ def trained(data: Path, storage: Path, request: pytest.FixtureRequest) -> Callab
 
     def train(workers: int) -> dict[str, Any]:
         if workers not in runs:
-            options = {"num_workers": workers, "stop_at": None if workers == 2 else COMPARED}
-            config = small_run.small_config(data, storage, f"workers{workers}", **options)
+            stop_at = None if workers == 2 else COMPARED
+            config = small_run.small_config(
+                data, storage, f"workers{workers}", num_workers=workers, stop_at=stop_at
+            )
             screen = StringIO()
             result = run_training(config, Console(file=screen))
             runs[workers] = {**result, "screen": screen.getvalue(), "folder": storage / f"workers{workers}"}
