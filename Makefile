@@ -4,6 +4,7 @@ ARGS ?=
 KIND ?= model
 # Two processes, for two cores: each runs whole files and starts a Ray of its own, in the order of tests/conftest.py.
 PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
+LAPTOP = tests/integration/test_laptop_cluster.py
 INSTALL_TRANSFORMERS = .venv/bin/pip install -q --disable-pip-version-check --target .transformers --upgrade \
   -c constraints.txt transformers
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -25,8 +26,10 @@ search: .venv/.installed  ## hyperparameter search over shapes of the default mo
 test: .venv/.installed  ## run the unit tests, which include two short trainings
 	@.venv/bin/pytest $(PARALLEL) $(ARGS)
 
-test-runs: .venv/.installed  ## run end-to-end tests of training, search and clusters, some with injected failures: about half an hour
-	@.venv/bin/pytest -m "runs and not long" $(ARGS)
+# The laptop's cluster has fixed ports, which the Ray of another test may hold.
+test-runs: .venv/.installed  ## run end-to-end tests of training, search and clusters, some with injected failures: about 20 minutes
+	@.venv/bin/pytest -m "runs and not long" $(LAPTOP)
+	@.venv/bin/pytest -m "runs and not long" $(PARALLEL) --ignore=$(LAPTOP) $(ARGS)
 
 test-long: .venv/.installed  ## run slow end-to-end tests (full disks, MLflow outages, kills, damaged files): about an hour
 	@.venv/bin/pytest -m long -s $(ARGS)

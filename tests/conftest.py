@@ -18,8 +18,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # `make test` runs one process per core; more threads would only wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-STARTED_FIRST = ("integration", "training", "benchmarks", "tracking")
-"""Folders with the slowest files. Started last, one of them would run alone at the end."""
+STARTED_FIRST = (
+    "test_laptop_cluster.py",
+    "test_training.py",
+    "integration",
+    "training",
+    "benchmarks",
+    "tracking",
+)
+"""The laptop's cluster, which needs ports that the Ray of a session holds once it runs; then the slowest files and
+folders, one of which would otherwise run alone at the end."""
 SUMMARY_SECONDS = 60
 """A session that takes less time names no slowest files."""
 SLOWEST_FILES = 5
@@ -40,11 +48,11 @@ def ray_cluster() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run slow folders first, and before them the laptop cluster, whose ports this session's Ray holds once it runs."""
+    """Sort the tests by the first name of `STARTED_FIRST` in their path."""
 
-    def place(item: pytest.Item) -> tuple[bool, bool]:
-        is_slow = any(folder in item.path.parts for folder in STARTED_FIRST)
-        return item.path.name != "test_laptop_cluster.py", not is_slow
+    def place(item: pytest.Item) -> int:
+        names = [number for number, name in enumerate(STARTED_FIRST) if name in item.path.parts]
+        return min(names, default=len(STARTED_FIRST))
 
     items.sort(key=place)
 

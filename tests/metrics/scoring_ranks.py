@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import forked_processes
 import torch
-from rank_processes import start_ranks
 from torch import Tensor, distributed, multiprocessing
 
 from perceiver_dist.metrics.metric_totals import MetricTotals
@@ -26,7 +26,7 @@ class ScoringRanks:
         pipes = [multiprocessing.Pipe() for _ in range(self._world_size)]
         self._ends = [mine for mine, _ in pipes]
         arguments = (self._world_size, self._folder, [theirs for _, theirs in pipes])
-        self._processes = start_ranks(_rank, arguments, self._world_size)
+        self._processes = forked_processes.start(_rank, arguments, self._world_size)
         return self
 
     def __exit__(self, *_: object) -> None:

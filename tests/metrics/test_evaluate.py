@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import forked_processes
 import numpy as np
 import pytest
 import torch
-from rank_processes import call_on_ranks
 from torch import Tensor, distributed
 from torch.nn import functional
 
@@ -237,7 +237,7 @@ def _score_as_rank(rank: int, folder: Path) -> None:
 
 
 def test_a_rank_with_only_padded_rows_changes_nothing(tmp_path: Path) -> None:
-    call_on_ranks(_score_as_rank, (tmp_path,), 2)
+    forked_processes.call(_score_as_rank, (tmp_path,), 2)
     alone = [
         scores_of(source, random_batches(source is MULTILABEL, (6, 4))).metrics
         for source in (SOFTMAX, MULTILABEL)

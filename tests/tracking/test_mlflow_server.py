@@ -10,9 +10,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import forked_processes
 import pytest
 from mlflow.tracking import MlflowClient
 from served_mlflow import free_port, wait_until_healthy
+
+from perceiver_dist.tracking.background_writer import BackgroundWriter
+from perceiver_dist.tracking.mlflow_run import MlflowRun, new_identity
 
 SCRIPT = Path(__file__).parents[2] / "cluster" / "mlflow_server.sh"
 WRITERS = 8
@@ -78,26 +82,18 @@ def postgres() -> Iterator[dict[str, str]]:
         shutil.rmtree(folder)
 
 
-def write_at_once(address: str, folder: Path) -> None:
-    """Log from several processes, and wait until each has delivered everything."""
-    code = f"""
-import sys
-from pathlib import Path
-from perceiver_dist.tracking.background_writer import BackgroundWriter
-from perceiver_dist.tracking.mlflow_run import MlflowRun, new_identity
-name = sys.argv[1]
-writer = BackgroundWriter("{address}", Path("{folder}") / f"{{name}}.sqlite")
-run = MlflowRun(writer, "shared", name, None, {{"writer": name}}, {{}}, new_identity(), system_metrics=False)
-for step in range({STEPS}):
-    run.metrics(step, {{"loss": step / 8, "writer": float(name)}})
-run.text("name.txt", name)
-run.close("FINISHED")
-while writer.close():
-    writer = BackgroundWriter("{address}", Path("{folder}") / f"{{name}}.sqlite")
-"""
-    command = [sys.executable, "-c", code]
-    writers = [subprocess.Popen([*command, str(number)]) for number in range(WRITERS)]
-    assert [writer.wait() for writer in writers] == [0] * WRITERS
+def write(number: int, address: str, folder: Path) -> None:
+    """Log in a process of its own until everything is delivered."""
+    writer = BackgroundWriter(address, folder / f"{number}.sqlite")
+    run = MlflowRun(
+        writer, "shared", str(number), None, {"writer": str(number)}, {}, new_identity(), system_metrics=False
+    )
+    for step in range(STEPS):
+        run.metrics(step, {"loss": step / 8, "writer": float(number)})
+    run.text("name.txt", str(number))
+    run.close("FINISHED")
+    while writer.close():  # it gives up when the server, which eight processes write to, is slow
+        writer = BackgroundWriter(address, folder / f"{number}.sqlite")
 
 
 def check_everything_arrived(address: str) -> None:
@@ -115,7 +111,7 @@ def check_everything_arrived(address: str) -> None:
 
 def test_eight_processes_log_at_once_into_sqlite(tmp_path: Path) -> None:
     with shipped_server(tmp_path, {"PGHOST": str(tmp_path)}) as (address, log):
-        write_at_once(address, tmp_path)
+        forked_processes.call(write, (address, tmp_path), WRITERS)
         check_everything_arrived(address)
     assert log.read_text().startswith(
         f"MLflow at {address}, records in sqlite:///{tmp_path}/runs/mlflow.db\n"
@@ -124,7 +120,7 @@ def test_eight_processes_log_at_once_into_sqlite(tmp_path: Path) -> None:
 
 def test_eight_processes_log_at_once_into_postgresql(tmp_path: Path, postgres: dict[str, str]) -> None:
     with shipped_server(tmp_path, postgres) as (address, log):
-        write_at_once(address, tmp_path)
+        forked_processes.call(write, (address, tmp_path), WRITERS)
         check_everything_arrived(address)
     assert log.read_text().startswith(f"MLflow at {address}, records in postgresql+psycopg2:///mlflow\n")
     assert not (tmp_path / "runs" / "mlflow.db").exists()

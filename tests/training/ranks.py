@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import forked_processes
 import torch
-from rank_processes import call_on_ranks
 
 from perceiver_dist.checkpoint.format import StoredCheckpoint, load_weights
 from perceiver_dist.checkpoint.manifest import Manifest, TrainingProgress, write_manifest
@@ -23,8 +23,9 @@ from perceiver_dist.model.model_config import ModelConfig
 from pipelines.shards.source import SourceConfig
 
 LANES = 2
-STEPS = 20
-SAVED_AT = 16
+STEPS = 12
+SAVED_AT = 8
+"""After the warm-up of five steps, and after each source has been used at the full rate."""
 
 CONFIG = RunConfig(
     model=ModelConfig(
@@ -46,7 +47,7 @@ CONFIG = RunConfig(
 def run_ranks(world_size: int, folder: Path, *work: Any) -> dict[str, list[float]]:
     """Run functions on as many ranks and return rank 0's results by name, such as the mean losses."""
     rendezvous = Path(tempfile.mkdtemp(dir=folder)) / "rendezvous"
-    call_on_ranks(_rank, (world_size, folder, rendezvous, work), world_size)
+    forked_processes.call(_rank, (world_size, folder, rendezvous, work), world_size)
     return torch.load(folder / "results.pt", weights_only=True)
 
 

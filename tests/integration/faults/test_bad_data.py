@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 import tarfile
@@ -10,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from io import BytesIO, StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlflow
 import pytest
@@ -42,10 +43,44 @@ def damage(shard: Path, name: str, content: bytes) -> None:
             archive.addfile(member, BytesIO(new))
 
 
+class Run(NamedTuple):
+    """A finished run: its folder, the content of result.json, and its output on one line."""
+
+    folder: Path
+    result: dict[str, Any]
+    screen: str
+
+
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     small_run.write_data(tmp_path / "data", train=200, evaluation=21)
     return tmp_path / "data"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Run:  # noqa: ARG001
+    """Train on a damaged image and a wrong label, with a decoder that crashes at two samples and hangs at one."""
+    folder = tmp_path_factory.mktemp("bad")
+    data = folder / "data"
+    small_run.write_data(data, train=200, evaluation=21)
+    damage(data / "squares" / "train-000000.tar", "0007.png", b"no image")
+    damage(data / "squares" / "eval-000000.tar", "0003.cls", b"cat")
+    config = small_run.small_config(data, folder, "bad", steps=20, max_failures=0)
+    config = replace(config, data=replace(config.data, limits=Limits(decode_seconds=5)))
+    screen = StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("perceiver_dist.training.datasets.UnitMaker", partial(UnitMaker, decode=fatal))
+        result = run_training(config, Console(file=screen))
+    return Run(folder / "bad", result, " ".join(screen.getvalue().split()))
+
+
+def fatal(sample: RawSample, inputs: Any, randomness: SampleRandomness, limits: Limits) -> Arrays:
+    """Decode, but crash at squares with one key and hang at one held-out tone."""
+    if (sample.key, "png" in sample.fields) == ("0009", True):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if (sample.key, "eval" in sample.shard, "wav" in sample.fields) == ("0003", True, True):
+        time.sleep(3600)
+    return decode_sample(sample, inputs, randomness, limits)
 
 
 def quarantined(folder: Path) -> list[dict[str, Any]]:
@@ -53,56 +88,38 @@ def quarantined(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "quarantine.jsonl").read_text().splitlines()]
 
 
-def test_bad_samples_are_recorded_once_and_the_run_completes(data: Path, tmp_path: Path) -> None:
-    damage(data / "squares" / "train-000000.tar", "0007.png", b"no image")
-    damage(data / "squares" / "eval-000000.tar", "0003.cls", b"cat")
-    screen = StringIO()
-    result = run_training(small_run.small_config(data, tmp_path, "bad", steps=20), Console(file=screen))
-    assert (result["exit"], result["quarantined"]) == ("completed", 2)
-    assert (result["metrics"]["squares/samples"], result["metrics"]["tones/samples"]) == (20, 21)
-    found = quarantined(tmp_path / "bad")
-    assert [
-        (entry["source"], Path(entry["shard"]).name, entry["key"], entry["reason"]) for entry in found
-    ] == [
+def test_the_run_completes_and_counts_what_is_left(run: Run) -> None:
+    assert (run.result["exit"], run.result["restarts"], run.result["quarantined"]) == ("completed", 0, 5)
+    metrics = run.result["metrics"]
+    assert (metrics["squares/samples"], metrics["tones/samples"]) == (19, 20)
+    assert "died" not in run.screen
+
+
+def test_bad_samples_are_recorded_once_with_their_reasons(run: Run) -> None:
+    found = sorted(
+        (entry["source"], Path(entry["shard"]).name, entry["key"], entry["reason"])
+        for entry in quarantined(run.folder)
+    )
+    crash = "the decoder ended with signal SIGSEGV"
+    damaged = "image is neither JPEG, PNG nor WebP, or its header is damaged"
+    assert found == [
         ("squares", "eval-000000.tar", "0003", "label field 'cls' holds 'cat', expected whole numbers"),
-        (
-            "squares",
-            "train-000000.tar",
-            "0007",
-            "image is neither JPEG, PNG nor WebP, or its header is damaged",
-        ),
+        ("squares", "eval-000000.tar", "0009", crash),
+        ("squares", "train-000000.tar", "0007", damaged),
+        ("squares", "train-000000.tar", "0009", crash),
+        ("tones", "eval-000000.tar", "0003", "decoding took more than 5 s"),
     ]
-    shown = " ".join(screen.getvalue().split())
-    assert "1 sample could not be used: source 'squares': sample '0007' of shard" in shown
-    assert "quarantined 2 samples, see" in shown
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    values = client.get_metric_history(result["mlflow_run_id"], "data/quarantined")
-    assert (len(values), values[-1].value) == (20, 1)
 
 
-def fatal(sample: RawSample, inputs: Any, randomness: SampleRandomness, limits: Limits) -> Arrays:
-    """Decode, but crash at squares with one key and hang at one held-out tone."""
-    if (sample.key, "png" in sample.fields) == ("0007", True):
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if (sample.key, "eval" in sample.shard, "wav" in sample.fields) == ("0003", True, True):
-        time.sleep(3600)
-    return decode_sample(sample, inputs, randomness, limits)
-
-
-def test_a_decoder_that_crashes_or_hangs_costs_its_sample_only(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("perceiver_dist.training.datasets.UnitMaker", partial(UnitMaker, decode=fatal))
-    config = small_run.small_config(data, tmp_path, "fatal", steps=20, max_failures=0)
-    config = replace(config, data=replace(config.data, limits=Limits(decode_seconds=5)))
-    screen = StringIO()
-    result = run_training(config, Console(file=screen))
-    assert (result["exit"], result["restarts"]) == ("completed", 0)
-    reasons = {(entry["source"], entry["key"]): entry["reason"] for entry in quarantined(tmp_path / "fatal")}
-    assert reasons.pop(("tones", "0003")) == "decoding took more than 5 s"
-    assert set(reasons) <= {("squares", "0007")}  # one in the training shards, one in the held-out shards
-    assert set(reasons.values()) == {"the decoder ended with signal SIGSEGV"}
-    assert "died" not in screen.getvalue()
+def test_bad_samples_are_shown_and_counted_in_mlflow(run: Run) -> None:
+    assert re.search(
+        r"\d samples? could not be used: source 'squares': sample '000[79]' of shard", run.screen
+    )
+    assert "quarantined 5 samples, see" in run.screen
+    client = mlflow.MlflowClient(f"sqlite:///{run.folder.parent}/mlflow.db")
+    values = client.get_metric_history(run.result["mlflow_run_id"], "data/quarantined")
+    # The held-out samples are evaluated after the last step.
+    assert (len(values), values[-1].value) == (20, 2)
 
 
 @pytest.mark.long

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import forked_processes
 import pytest
 import ranks
 import saving
 import torch
-from rank_processes import one_process
 
 from perceiver_dist.benchmarks.checkpoint_stall import measure_saves
 from perceiver_dist.checkpoint.format import write_rank_file
@@ -37,7 +37,7 @@ def test_the_optimizer_waits_for_the_copy_and_not_for_the_write(saved: dict[str,
 
 
 def test_the_benchmark_alternates_both_kinds_of_saving(tmp_path: Path) -> None:
-    with one_process() as process:
+    with forked_processes.pool_of_one() as process:
         saves = process.apply(measure_saves, (str(tmp_path), 2, ranks.CONFIG))
     assert [save.synchronous for save in saves] == [False, True, False, True]
     assert {save.bytes for save in saves} == {file.stat().st_size for file in tmp_path.glob("step-*/rank-*")}
