@@ -5,6 +5,7 @@ imports them once per session; a process forked from it starts in milliseconds. 
 breaks nothing: there are no threads of Python, no process group and no open connection.
 """
 
+import os
 from collections.abc import Callable
 from multiprocessing import set_forkserver_preload
 from multiprocessing.pool import Pool
@@ -12,6 +13,9 @@ from typing import Any
 
 from torch import multiprocessing
 from torch.multiprocessing.spawn import ProcessContext, start_processes
+
+# The fork server inherits this. Otherwise it has a thread of a linear algebra library, which a fork does not copy.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 _METHOD = "forkserver"
 _IMPORTED = [
