@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import ray
+from filelock import FileLock
 from hypothesis import settings
 
 # No deadline, since the code is not at fault when a machine is busy. Derandomized and without a database of earlier
@@ -34,15 +35,17 @@ SLOWEST_FILES = 5
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Start Ray for this session, with 6 logical CPUs on any machine: tests of resources rely on the number."""
-    ray.init(
-        address="local",
-        num_cpus=6,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    # One process after the other: together, on busy cores, they may take longer than the 30 seconds that Ray allows.
+    with FileLock(tmp_path_factory.getbasetemp().parent / "ray_start.lock"):
+        ray.init(
+            address="local",
+            num_cpus=6,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     yield
     ray.shutdown()
 
