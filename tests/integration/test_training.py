@@ -60,7 +60,7 @@ def trained(data: Path, storage: Path, request: pytest.FixtureRequest) -> Callab
 
     def train(workers: int) -> dict[str, Any]:
         if workers not in runs:
-            options = {"num_workers": workers, "stop_at": None if workers == 2 else COMPARED}
+            options: dict[str, Any] = {"num_workers": workers, "stop_at": None if workers == 2 else COMPARED}
             config = small_run.small_config(data, storage, f"workers{workers}", **options)
             screen = StringIO()
             result = run_training(config, Console(file=screen))
