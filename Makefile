@@ -30,7 +30,7 @@ test: .venv/.installed  ## run the unit tests, which include two short trainings
 	@.venv/bin/pytest $(PARALLEL) $(ARGS)
 
 # The laptop's cluster has fixed ports, which the Ray of another test may hold.
-test-runs: .venv/.installed  ## run end-to-end tests of training, search and clusters, some with injected failures: about 20 minutes
+test-runs: .venv/.installed  ## run end-to-end tests of training, search and clusters, some with injected failures: about half an hour
 	@.venv/bin/pytest -m "runs and not long" $(LAPTOP)
 	@.venv/bin/pytest -m "runs and not long" $(PARALLEL) --ignore=$(LAPTOP) $(ARGS)
 
