@@ -80,7 +80,8 @@ def attend_to_grid(
     """
     reordered: Tensor = _Reordered.apply(position_query, order.by_axis, order.of_position)
     parts = zip(torch.split(reordered, order.widths, dim=-1), tables, strict=True)
-    axis_scores = [part @ table.T for part, table in parts]  # A_y and B_x
+    # Contiguous, since the products of strided arrays differ in the last bits.
+    axis_scores = [part.contiguous() @ table.T for part, table in parts]  # A_y and B_x
     if _has_kernels(query):
         from perceiver_dist.model.grid_attention import attend_by_kernels
 
