@@ -34,7 +34,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import GraphExecGroup
 
-from perceiver_dist.model import factored, separable
+from perceiver_dist.model import factored, self_attention, separable
 from perceiver_dist.model.model_config import ModelConfig
 from perceiver_dist.model.perceiver import Perceiver
 from perceiver_dist.model.precision import autocast
@@ -225,6 +225,10 @@ def _call(node: Any, gradients: list[Tensor | None]) -> tuple[Tensor | None, ...
             for given, expected in zip(gradients, node._input_metadata, strict=True)
         ]
         results = node.apply(*filled)
+        results = results if isinstance(results, tuple) else (results,)
+        # It returns one for every argument, the engine keeps those of tensors. Others come last here, or else first.
+        while len(results) > len(node.next_functions):
+            results = results[:-1] if results[-1] is None else results[1:]
     else:
         results = node(*gradients)
     return results if isinstance(results, tuple) else (results,)
@@ -248,7 +252,10 @@ def _traceable(device: str) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(_FusedAttention())
         for module in (factored, separable):
-            stack.enter_context(_replaced(module, "_tiles", _first_two(module._tiles)))
+            element = (slice(0, 1), slice(0, 1))
+            stack.enter_context(_replaced(module, "_tiles", _first_two(module._tiles, element)))
+        # Self-attention by products keeps as much as the fused kernel, but its loop allocates more for more samples.
+        stack.enter_context(_replaced(self_attention, "_MULTIPLIES_BF16", False))
         if device == "cuda":
             stack.enter_context(
                 _replaced(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
@@ -258,6 +265,10 @@ def _traceable(device: str) -> Iterator[None]:
                 from triton.runtime.jit import KernelInterface
 
                 stack.enter_context(_replaced(KernelInterface, "__getitem__", _skip_launch))
+                # It asks the device for its compute capability; all GPUs of today have one that suffices.
+                stack.enter_context(
+                    _replaced(separable, "_has_kernels", lambda query: query.dtype == torch.float32)
+                )
         yield
 
 
@@ -271,14 +282,14 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         setattr(owner, name, original)
 
 
-def _first_two(tiles: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+def _first_two(tiles: Callable[..., Iterator[Any]], element: Any) -> Callable[..., Iterator[Any]]:
     """Return a function that yields a loop's first two tiles, or the first and one of a single element."""
 
     def first_two(*arguments: Any) -> Iterator[Any]:
         found = tiles(*arguments)
         yield next(found)
         # Always two, so that the number of allocations does not depend on the micro-batch.
-        yield next(found, (slice(0, 1), slice(0, 1)))
+        yield next(found, element)
 
     return first_two
 

@@ -27,5 +27,5 @@ def test_all_templates_are_package_data() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     patterns = project["tool"]["setuptools"]["package-data"]["perceiver_dist"]
     package = ROOT / "perceiver_dist"
-    installed = {file for pattern in patterns for file in package.glob(pattern)}
+    installed = {file for pattern in patterns for file in package.glob(pattern) if file.suffix == ".html"}
     assert installed == set(package.rglob("*.html")) != set()

@@ -101,7 +101,7 @@ def test_bad_samples_are_recorded_once_with_their_reasons(run: Run) -> None:
         for entry in quarantined(run.folder)
     )
     crash = "the decoder ended with signal SIGSEGV"
-    damaged = "image is neither JPEG, PNG nor WebP, or its header is damaged"
+    damaged = "image is none of JPEG, PNG, WEBP, AVIF, TIFF, GIF, BMP, or its header is damaged"
     assert found == [
         ("squares", "eval-000000.tar", "0003", "label field 'cls' holds 'cat', expected whole numbers"),
         ("squares", "eval-000000.tar", "0009", crash),
