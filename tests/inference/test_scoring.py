@@ -80,7 +80,7 @@ def test_samples_that_cannot_be_used_get_an_error(units: list[ScoredUnit]) -> No
     assert [row["error"] for row in rows] == [
         None,
         None,
-        "image is neither JPEG, PNG nor WebP, or its header is damaged",
+        "image is none of JPEG, PNG, WEBP, AVIF, TIFF, GIF, BMP, or its header is damaged",
         "has none of the modalities of source 'pictures' (image)",
     ]
     assert (len(rows[0]["labels"]), rows[0]["modalities"], len(rows[0]["embedding"])) == (2, ["image"], 16)

@@ -69,7 +69,7 @@ def test_bad_samples_are_recorded_once_and_the_run_completes(data: Path, tmp_pat
             "squares",
             "train-000000.tar",
             "0007",
-            "image is neither JPEG, PNG nor WebP, or its header is damaged",
+            "image is none of JPEG, PNG, WEBP, AVIF, TIFF, GIF, BMP, or its header is damaged",
         ),
     ]
     shown = " ".join(screen.getvalue().split())
