@@ -10,13 +10,7 @@ from perceiver_dist.errors import UserError
 from pipelines.convert.conversion import Conversion
 from pipelines.convert.listed import ListedSample, check_samples, convert_listed
 from pipelines.convert.text_files import read_text_file
-from pipelines.convert.tree_layout import (
-    Layout,
-    infer_layout,
-    loosely_split_of,
-    require_classes,
-    split_of,
-)
+from pipelines.convert.tree_layout import Layout, infer_layout, loosely_split_of, require_classes
 from pipelines.fields import FIELD_MODALITY, field_of
 
 
@@ -110,7 +104,7 @@ def _samples_of_splits(
                 without_class += 1
                 continue
             split, label = parts[:2] if layout == "split/class" else (parts[1], parts[0])
-            kind = split_of(split) or loosely_split_of(split)
+            kind = loosely_split_of(split)
             if kind is None:
                 raise UserError(
                     f"folder {tree}: {label}/{split} cannot be a split, expected names such as train, valid and test; "

@@ -37,13 +37,13 @@ def split_of(name: str) -> str | None:
 
 
 def loosely_split_of(name: str) -> str | None:
-    """Return train or eval if one word of a name is that of a split, as in train_images or val2017, else None.
+    """Return train or eval if a name, or one word of it as in train_images or val2017, is that of a split, else None.
 
     Args:
         name: Name of a folder.
     """
     splits = {SPLITS[word] for word in re.findall("[a-z]+", name.casefold()) if word in SPLITS}
-    return splits.pop() if len(splits) == 1 else None
+    return split_of(name) or (splits.pop() if len(splits) == 1 else None)
 
 
 def infer_layout(tree: Path, folders: Sequence[Path], layout: Layout | None) -> Layout:
@@ -61,7 +61,7 @@ def infer_layout(tree: Path, folders: Sequence[Path], layout: Layout | None) -> 
         raise UserError(f"--layout is {layout!r}, must be one of {', '.join(get_args(Layout))}")
     names = [folder.name for folder in folders]
     if layout == "split/class":
-        if unknown := [name for name in names if split_of(name) is None and loosely_split_of(name) is None]:
+        if unknown := [name for name in names if loosely_split_of(name) is None]:
             raise UserError(
                 f"folder {tree}: {_shown(unknown)} cannot be a split, expected names such as train, valid and test; "
                 "rename the folder, or leave it out with --ignore"

@@ -77,7 +77,11 @@ def test_multilabel_prediction_of_a_sample_with_two_files(tmp_path: Path) -> Non
     [
         ("gone.png", None, "gone.png: no such file"),
         ("song.xyz", b"x", "song.xyz: unsupported file type; supported are jpg, "),
-        ("bad.png", b"x", "bad.png: image is none of JPEG, PNG, WEBP, AVIF, TIFF, GIF, BMP, or its header is damaged"),
+        (
+            "bad.png",
+            b"x",
+            "bad.png: image is none of JPEG, PNG, WEBP, AVIF, TIFF, GIF, BMP, or its header is damaged",
+        ),
         ("cloud.npy", b"x", "no source of the model has points; it was trained on pictures (image), sounds"),
     ],
 )
