@@ -6,12 +6,12 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from perceiver_dist.benchmarks.checkpoint_stall import measure_checkpoint
-from perceiver_dist.benchmarks.data_speed import measure_data
+from perceiver_dist.benchmarks.data.read_tasks import measure_read_tasks
+from perceiver_dist.benchmarks.data.speed import measure_data
 from perceiver_dist.benchmarks.dealing import measure_dealing
 from perceiver_dist.benchmarks.kernel_speed import measure_kernels
 from perceiver_dist.benchmarks.model_speed import measure_gpu, measure_model, measure_sweep
 from perceiver_dist.benchmarks.plan_cost import measure_plan
-from perceiver_dist.benchmarks.read_tasks import measure_read_tasks
 from perceiver_dist.benchmarks.result_table import ResultTable, write_section
 from perceiver_dist.benchmarks.shuffle_quality import measure_shuffle
 from perceiver_dist.benchmarks.start_time import measure_start

@@ -18,6 +18,8 @@ from perceiver_dist.model import separable
 _SETTINGS = ("imagenet", "audioset_video")
 _FLOPS_PER_CYCLE = 8192
 """FLOPs of a multiprocessor's tensor cores per cycle, dense, in bfloat16: 990 TFLOP/s of an H100 at 1.83 GHz."""
+_PLAIN = partial(separable._Attention.apply, True)
+"""Separable attention in plain torch, operation by operation, as runs in fp32 use it."""
 _DENSE_CHANNELS = 256
 """The most that torch's fast kernels of dense attention take; the 261 channels of ImageNet's tokens are more."""
 
@@ -104,7 +106,7 @@ def _rows(name: str, batch: int, products: torch.dtype, repeats: int, clock_ghz:
 
     attend: Callable[..., tuple[Tensor, ...]] = partial(attend_by_kernels, products=products)
     case = _case(name, batch, "cuda")
-    errors, plain_errors = _errors(case, attend), _errors(case, separable._Attention.apply)
+    errors, plain_errors = _errors(case, attend), _errors(case, _PLAIN)
     query, features = case.arguments[0], case.arguments[1]
     scores = query.shape[1] * features.shape[1]
     multiprocessors = torch.cuda.get_device_properties("cuda").multi_processor_count
@@ -171,7 +173,7 @@ def _learned(arguments: tuple[Tensor, ...]) -> tuple[int, ...]:
 def _errors(case: _Case, attend: Callable[..., tuple[Tensor, ...]]) -> list[float]:
     """Return relative errors of the results and gradients of one sample."""
     found: list[list[Tensor]] = []
-    for function, dtype in ((separable._Attention.apply, torch.float64), (attend, torch.float32)):
+    for function, dtype in ((_PLAIN, torch.float64), (attend, torch.float32)):
         one = case.to(dtype, samples=1)
         inputs, results = _run(function, one.arguments, _learned(one.arguments))
         # Four results count, however many axes there are: the feature sum, the normaliser and two axes.

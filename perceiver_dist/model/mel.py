@@ -26,10 +26,10 @@ def mel_filters(sample_rate: int, window: int, bands: int) -> Tensor:
         (window // 2 + 1, bands) fp64, triangles of height 1.
     """
     # On the CPU also where a model is built on the meta device, whose numbers cannot be read.
-    options = {"dtype": torch.float64, "device": torch.device("cpu")}
-    frequencies = torch.linspace(0, sample_rate / 2, window // 2 + 1, **options)
+    cpu = torch.device("cpu")
+    frequencies = torch.linspace(0, sample_rate / 2, window // 2 + 1, dtype=torch.float64, device=cpu)
     mels = 2595 * torch.log10(1 + frequencies / 700)
-    corners = torch.linspace(0, mels[-1].item(), bands + 2, **options)
+    corners = torch.linspace(0, mels[-1].item(), bands + 2, dtype=torch.float64, device=cpu)
     width = corners[1]
     return (1 - (mels[:, None] - corners[1:-1]).abs() / width).clamp(min=0)
 

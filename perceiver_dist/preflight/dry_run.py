@@ -49,14 +49,7 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
     device = _device(config)
     global_batch = config.train.lanes * config.train.micro_batch
     schedule = Schedule(config.weights)
-    samples: dict[str, int | None] = {}
-    problems = []
-    for source in config.sources:
-        try:
-            samples[source.name] = _training_samples(source, config)
-        except ShardError as error:
-            samples[source.name] = None
-            problems.append(str(error))
+    samples, problems = _count_samples(config)
     return {
         "parameters": parameter_count(config.model, config.heads),
         "device": device,
@@ -95,6 +88,19 @@ def _memory(config: RunConfig, device: str) -> dict[str, dict[str, int]]:
         most = config.train.max_workers
         memory["memory_per_rank_of_all_workers"] = training_memory(config, device, ranks=most)
     return memory
+
+
+def _count_samples(config: RunConfig) -> tuple[dict[str, int | None], list[str]]:
+    """Return the training samples of each source, None if they are unknown, and the problems of its shards."""
+    samples: dict[str, int | None] = {}
+    problems = []
+    for source in config.sources:
+        try:
+            samples[source.name] = _training_samples(source, config)
+        except ShardError as error:
+            samples[source.name] = None
+            problems.append(str(error))
+    return samples, problems
 
 
 def _training_samples(source: SourceConfig, config: RunConfig) -> int | None:

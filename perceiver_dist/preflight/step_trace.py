@@ -254,8 +254,8 @@ def _traceable(device: str) -> Iterator[None]:
         for module in (factored, separable):
             element = (slice(0, 1), slice(0, 1))
             stack.enter_context(_replaced(module, "_tiles", _first_two(module._tiles, element)))
-        # Self-attention by products keeps as much as the fused kernel, but its loop allocates more for more samples.
-        stack.enter_context(_replaced(self_attention, "_MULTIPLIES_BF16", False))
+        chunks = _first_two(self_attention._chunks, slice(0, 2))
+        stack.enter_context(_replaced(self_attention, "_chunks", chunks))
         if device == "cuda":
             stack.enter_context(
                 _replaced(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from perceiver_dist.benchmarks import data_sets
-from perceiver_dist.benchmarks.data_sets import DataSet, make_data_set
+from perceiver_dist.benchmarks.data import data_sets
+from perceiver_dist.benchmarks.data.data_sets import DataSet, make_data_set
 
 
 @pytest.fixture(scope="session")

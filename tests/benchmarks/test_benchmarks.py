@@ -1,17 +1,17 @@
 """Benchmarks: data sets, batches, shuffle metrics, equal logits of contenders, and the page of results."""
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from perceiver_dist.benchmarks import data_sets, kernel_speed
-from perceiver_dist.benchmarks.data_pipelines import PIPELINES
-from perceiver_dist.benchmarks.data_sets import DataSet
-from perceiver_dist.benchmarks.data_speed import measure_data
+from perceiver_dist.benchmarks import kernel_speed
+from perceiver_dist.benchmarks.data import data_sets
+from perceiver_dist.benchmarks.data.data_sets import DataSet
+from perceiver_dist.benchmarks.data.pipelines import PIPELINES
+from perceiver_dist.benchmarks.data.speed import measure_data
 from perceiver_dist.benchmarks.kernel_speed import measure_kernels
 from perceiver_dist.benchmarks.model_peers import (
     CONTENDERS,
@@ -27,7 +27,6 @@ from perceiver_dist.benchmarks.plan_cost import SourceSize, _summaries, measure_
 from perceiver_dist.benchmarks.result_table import ResultTable, write_section
 from perceiver_dist.benchmarks.shuffle_quality import measure_shuffle
 from perceiver_dist.errors import UserError
-from perceiver_dist.model import separable
 from perceiver_dist.preflight.gpus import MeasuredThroughput
 from pipelines.shards.shard_index import SourceIndex
 
@@ -165,7 +164,7 @@ def test_kernels_are_measured_on_a_gpu_only() -> None:
 
 def test_errors_of_attention_are_relative_to_fp64() -> None:
     case = kernel_speed._case("small", 1, "cpu")
-    errors = kernel_speed._errors(case, partial(separable._Attention.apply, True))
+    errors = kernel_speed._errors(case, kernel_speed._PLAIN)
     assert len(errors) == 4 + 3  # the results, and the gradients of the query and of the scores of two axes
     assert all(1e-8 < error < 1e-5 for error in errors)
 

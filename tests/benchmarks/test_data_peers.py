@@ -11,10 +11,10 @@ import torch
 import webdataset
 from PIL import Image
 
-from perceiver_dist.benchmarks import data_sets
-from perceiver_dist.benchmarks.data_peers import PEERS, missing_library, row_from_tensor
-from perceiver_dist.benchmarks.data_pipelines import PIPELINES, row_from_picture
-from perceiver_dist.benchmarks.data_sets import DataSet
+from perceiver_dist.benchmarks.data import data_sets
+from perceiver_dist.benchmarks.data.data_sets import DataSet
+from perceiver_dist.benchmarks.data.peers import PEERS, missing_library, row_from_tensor
+from perceiver_dist.benchmarks.data.pipelines import PIPELINES, row_from_picture
 from perceiver_dist.modalities import ImageInput
 
 needs_streaming = pytest.mark.skipif(

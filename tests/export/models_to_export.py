@@ -34,7 +34,7 @@ CONFIG = replace(
     ],
     storage=StorageConfig(run_name="first"),
 )
-STEPS, SAMPLES = 16, 512
+STEPS, SAMPLES = 8, 512
 RUN_ID = "0123456789abcdef"
 METRICS = {"pictures/accuracy": 0.875}
 

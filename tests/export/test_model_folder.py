@@ -63,7 +63,7 @@ def test_the_model_card_describes_the_model(folder: Path) -> None:
     for text in (
         "license: apache-2.0",
         "# first",
-        "| steps | 16 of 20 |",
+        f"| steps | {models.STEPS} of {models.CONFIG.train.steps} |",
         "| samples | 512 |",
         "| pictures/accuracy | 0.875 |",
         f"| parameters | {parameter_count(model, heads):,} |",

@@ -44,6 +44,7 @@ LAYERS = [
     "perceiver_dist.search.*",
     "perceiver_dist.benchmarks.import_probe.*",
     "perceiver_dist.benchmarks.*",
+    "perceiver_dist.benchmarks.data.*",
     "perceiver_dist",  # the facade: `perceiver_dist.load`
     "jobs.*",
 ]

@@ -27,10 +27,9 @@ from perceiver_dist.model.kernels.tokens import (
 def sum_over_latents(
     query, lead_query, row_scores, column_scores, normaliser,
     feature_grad, lead_grad, row_grads, column_grads, shift,
-    tail, lead, scale, mean_sums, rstd_sums,
-    latents, rows, columns, channels, lead_channels, tiles,
-    tile_columns: tl.constexpr, tail_width: tl.constexpr, lead_width: tl.constexpr,
-    parts: tl.constexpr, lead_parts: tl.constexpr, tile_latents: tl.constexpr,
+    tail, lead, scale, mean_sums, rstd_sums, latents, rows, columns, channels, lead_channels, tiles,
+    tile_columns: tl.constexpr, tile_latents: tl.constexpr, tail_width: tl.constexpr, lead_width: tl.constexpr,
+    parts: tl.constexpr, lead_parts: tl.constexpr,
 ):  # fmt: skip
     """Compute both sums for one tile of one row. Programs: (T * R, B)."""
     sample = tl.program_id(1).to(tl.int64)
@@ -50,6 +49,7 @@ def sum_over_latents(
     t0, t1, t2 = load_tail(tail, row, tile_columns, tail_width, parts)
     by = tl.load(scale + row * tile_columns + tl.arange(0, tile_columns))
     element: tl.constexpr = tail.dtype.element_ty
+    own = channels - lead_channels
     nothing = tl.zeros((tile_latents, tile_columns), by.dtype)
     by_mean, by_rstd = nothing, nothing
     for first in range(0, latents, tile_latents):
@@ -59,11 +59,9 @@ def sum_over_latents(
         log_total = tl.load(normaliser + of_latent, mask=live, other=0.0) * LOG2_E
         subtracted = tl.load(shift + of_latent, mask=live, other=0.0)
         terms = _query(query, row_scores, latent, live, row, rows, channels, lead_channels, tail_width)
-        q0, q1, q2 = split(
-            _shifted(terms * LOG2_E, log_total, channels - lead_channels, tail_width), element, parts
-        )
+        q0, q1, q2 = split(_shifted(terms * LOG2_E, log_total, own, tail_width), element, parts)
         terms = _query(feature_grad, row_grads, latent, live, row, rows, channels, lead_channels, tail_width)
-        g0, g1, g2 = split(_shifted(terms, subtracted, channels - lead_channels, tail_width), element, parts)
+        g0, g1, g2 = split(_shifted(terms, subtracted, own, tail_width), element, parts)
         # -inf for latents beyond the last one, too: here they are summed over.
         live_and_inside = live[:, None] & inside[None, :]
         column_terms = load_matrix(column_scores, latent, live, column, inside, columns) * LOG2_E
@@ -77,11 +75,11 @@ def sum_over_latents(
         )  # fmt: skip
         weights = tl.exp2(scores)
         score_grads = weights * values
-        last = latent * channels + channels - 1
-        by_mean += score_grads * tl.load(query + last, mask=live, other=0.0)[:, None]
-        by_mean += weights * tl.load(feature_grad + last, mask=live, other=0.0)[:, None]
-        # 0 * -inf would be NaN.
-        true_scores = tl.where(live_and_inside, scores + log_total[:, None], 0.0) / LOG2_E
+        by_mean += score_grads * _last(query, latent, live, channels)
+        by_mean += weights * _last(feature_grad, latent, live, channels)
+        true_scores = (
+            tl.where(live_and_inside, scores + log_total[:, None], 0.0) / LOG2_E
+        )  # 0 * -inf would be NaN.
         by_rstd += score_grads * true_scores + weights * (values + subtracted[:, None])
     token = (sample * rows + row) * columns + column
     tl.store(mean_sums + token, tl.sum(by_mean, 0), mask=inside)
@@ -99,3 +97,9 @@ def _query(query, by_row, latent, live, row, rows, channels, lead_channels, tail
 def _shifted(terms, shift, own, tail_width: tl.constexpr):
     """Put -shift after the `own` features of terms, (tile_latents, tail_width)."""
     return tl.where((tl.arange(0, tail_width) == own)[None, :], -shift[:, None], terms)
+
+
+@triton.jit
+def _last(array, latent, live, channels):
+    """Load the last channel of (N, channels): (tile_latents, 1)."""
+    return tl.load(array + latent * channels + channels - 1, mask=live, other=0.0)[:, None]

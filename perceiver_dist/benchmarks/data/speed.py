@@ -14,14 +14,14 @@ from statistics import median
 
 import psutil
 
-from perceiver_dist.benchmarks.data_peers import PEERS, missing_library
-from perceiver_dist.benchmarks.data_pipelines import PIPELINES
-from perceiver_dist.benchmarks.data_sets import DATA_SETS, make_data_set
+from perceiver_dist.benchmarks.data.data_sets import DATA_SETS, make_data_set
+from perceiver_dist.benchmarks.data.peers import PEERS, missing_library
+from perceiver_dist.benchmarks.data.pipelines import PIPELINES
 from perceiver_dist.benchmarks.processes import measure_in_subprocess, run_measurement
 from perceiver_dist.benchmarks.result_table import ResultTable
 from perceiver_dist.errors import UserError
 
-_MODULE = "perceiver_dist.benchmarks.data_speed"
+_MODULE = "perceiver_dist.benchmarks.data.speed"
 _PIPELINES = {**PIPELINES, **PEERS}
 _MAX_BATCHES = 20_000
 """Batches that a pipeline is prepared for; more than any of them reads in a minute on a few cores."""

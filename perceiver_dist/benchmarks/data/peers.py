@@ -23,8 +23,8 @@ import webdataset
 from PIL import Image
 from torch import Tensor
 
-from perceiver_dist.benchmarks.data_pipelines import Pipeline, Row, row_from_bytes, row_from_picture
-from perceiver_dist.benchmarks.data_sets import DataSet
+from perceiver_dist.benchmarks.data.data_sets import DataSet
+from perceiver_dist.benchmarks.data.pipelines import Pipeline, Row, row_from_bytes, row_from_picture
 from perceiver_dist.modalities import ImageInput, ModalityInput
 from pipelines.fields import FIELD_MODALITY
 

@@ -22,7 +22,7 @@ import webdataset
 from PIL import Image, ImageOps
 from torch.utils.data import default_collate
 
-from perceiver_dist.benchmarks.data_sets import DataSet
+from perceiver_dist.benchmarks.data.data_sets import DataSet
 from perceiver_dist.cluster.connect import QUIET
 from perceiver_dist.data.batches import UnitStream
 from perceiver_dist.modalities import ImageInput, ModalityInput

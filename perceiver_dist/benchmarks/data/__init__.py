@@ -1,0 +1,1 @@
+"""Benchmark of reading and decoding, against other libraries on the same samples."""
