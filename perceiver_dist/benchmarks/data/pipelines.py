@@ -6,6 +6,9 @@ shows. Each shuffles as it is documented to:
 - perceiver-dist: chunks of 4 samples among a whole epoch, then within each batch (pipelines/units/plan.py);
 - webdataset: random shards, then a shuffle buffer of 1,000 encoded samples;
 - ray.data: shards in random order, then a shuffle buffer of 1,000 decoded rows, or as many as 256 MiB hold.
+
+"decoders alone" is no pipeline: processes decode samples that they hold in memory, and deliver nothing. No pipeline
+with the same decoders can be faster on the same CPUs, which bounds every ratio.
 """
 
 import math
@@ -13,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from io import BytesIO
+from itertools import cycle, islice
 from typing import Any, cast
 
 import numpy as np
@@ -20,7 +24,7 @@ import ray
 import torch
 import webdataset
 from PIL import Image, ImageOps
-from torch.utils.data import default_collate
+from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
 from perceiver_dist.benchmarks.data.data_sets import DataSet
 from perceiver_dist.cluster.connect import QUIET
@@ -42,6 +46,8 @@ from pipelines.units.unit_maker import UnitMaker
 
 _BUFFER = 1000
 """Samples in a shuffle buffer, the size in webdataset's own examples."""
+_HELD_BATCHES = 4
+"""Batches that "decoders alone" holds: 6 MB of photographs, more than a core's cache, and read in a moment."""
 _BUFFER_BYTES = 2**28
 """Max size of Ray Data's buffer, which holds decoded arrays: 1,000 clips would take 5 GB."""
 
@@ -147,6 +153,48 @@ def with_ray_data(
     return (len(batch["label"]) for batch, _ in zip(loader, range(batches), strict=False))
 
 
+def decoders_alone(
+    data_set: DataSet,
+    cpus: int,
+    batches: int,
+    index_folder: str,  # noqa: ARG001
+) -> Iterator[int]:
+    """Decode samples from memory, without reading, shuffling, stacking or delivering them.
+
+    Args:
+        data_set: The data set, of which each process holds the first samples.
+        cpus: Processes.
+        batches: Max number of batches.
+        index_folder: Not used.
+
+    Yields:
+        The number of samples of each batch, once it is decoded.
+    """
+    stream = _DecodedFromMemory(data_set, batches)
+    return iter(DataLoader(stream, batch_size=None, num_workers=cpus))
+
+
+class _DecodedFromMemory(IterableDataset[int]):
+    """Sizes of batches, each once its samples are decoded; the same samples again and again."""
+
+    def __init__(self, data_set: DataSet, batches: int) -> None:
+        self._data_set = data_set
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[int]:
+        size = self._data_set.batch
+        # Every worker reads the first shards; by default they would share them, and some get none.
+        shards = webdataset.WebDataset(self._data_set.shards, shardshuffle=False, workersplitter=None)
+        held = list(islice(shards, _HELD_BATCHES * size))
+        # Workers get the batches in turn.
+        worker = get_worker_info()
+        samples = cycle(held)
+        for _ in range(self._batches // (worker.num_workers if worker else 1)):
+            for sample in islice(samples, size):
+                row_from_bytes(sample, self._data_set.inputs)
+            yield size
+
+
 def _start_ray(cpus: int) -> None:
     if not ray.is_initialized():
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, **QUIET)
@@ -192,10 +240,11 @@ def _from_rows(
 Pipeline = Callable[[DataSet, int, int, str], Iterator[int]]
 
 PIPELINES: dict[str, Pipeline] = {
+    "decoders alone": decoders_alone,
     "perceiver-dist": with_perceiver_dist,
     "webdataset": with_webdataset,
     "ray.data": with_ray_data,
     "webdataset, own decoder": partial(with_webdataset, own_decoder=True),
     "ray.data, own decoder": partial(with_ray_data, own_decoder=True),
 }
-"""Pipelines by name; the last two are for pictures only."""
+"""Pipelines by name; those named "own decoder" are for pictures only."""
