@@ -52,7 +52,10 @@ def make_datasets(
     for source in config.sources:
         held_out = data[source.name].evaluation
         if held_out is not None:
-            datasets[evaluation_dataset(source)] = partial(_evaluation_dataset, config, source, held_out)
+            train = config.train
+            plan = EvaluationPlan(held_out.samples, train.micro_batch, train.lanes, _spare_blocks(config))
+            maker = UnitMaker(source, config.inputs(source), held_out, plan, config.data)
+            datasets[evaluation_dataset(source)] = partial(_evaluation_dataset, config, maker, plan.units)
     return datasets
 
 
@@ -149,15 +152,13 @@ def _training_dataset(config: RunConfig, makers: dict[str, UnitMaker], tracker: 
     return unit_dataset(makers, block_order(config, start.step), config.data)
 
 
-def _evaluation_dataset(config: RunConfig, source: SourceConfig, held_out: SourceIndex) -> Dataset:
-    train, name, spare = config.train, source.name, _spare_blocks(config)
-    plan = EvaluationPlan(held_out.samples, train.micro_batch, train.lanes, spare)
-    maker = UnitMaker(source, config.inputs(source), held_out, plan, config.data)
-    blocks: Iterable[UnitBlock] = SingleUnits(name, 0, plan.units)
-    if not spare:
+def _evaluation_dataset(config: RunConfig, maker: UnitMaker, units: int) -> Dataset:
+    train, name = config.train, maker.source.name
+    blocks: Iterable[UnitBlock] = SingleUnits(name, 0, units)
+    if not _spare_blocks(config):
         # Every rank gets the same number of units, since it has the same number of lanes.
-        steps = plan.units // train.lanes
-        largest = {name: block_units(config, source, sources=1)}
+        steps = units // train.lanes
+        largest = {name: block_units(config, maker.source, sources=1)}
         blocks = BlockOrder(Schedule({name: 1.0}), train.lanes, 0, steps, largest)
     return unit_dataset({name: maker}, blocks, config.data)
 
