@@ -206,8 +206,8 @@ class UnitMaker:
         return frozenset({*label, *(field for field, of in FIELD_MODALITY.items() if of in modalities)})
 
     def _shown_inputs(self, unit: int, row: int) -> Mapping[str, ModalityInput]:
-        """Return the inputs that modality dropout leaves of a row; all of them in evaluation."""
-        if isinstance(self.plan, EvaluationPlan):
+        """Return the inputs that modality dropout leaves of a row; all of them without it, and in evaluation."""
+        if isinstance(self.plan, EvaluationPlan) or not self.source.modality_dropout:
             return self.inputs
         dropout, place = self.source.modality_dropout, (self.source.name, "dropout", unit, row)
         return {
