@@ -7,7 +7,9 @@ file's size and SHA-256. A folder without a manifest is not a checkpoint, whatev
 import errno
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from perceiver_dist.errors import UserError
 from pipelines.storage.files import (
@@ -21,9 +23,23 @@ from pipelines.storage.files import (
 )
 
 MANIFEST = "manifest.json"
+_LOSSES = "unlogged_losses"
 CHUNK = 1 << 24
 """Bytes that are read, hashed or written at once: 16 MiB keeps memory small, and is large enough that the cost of a
 call does not count."""
+
+
+@dataclass(frozen=True)
+class LossSum:
+    """Losses of units that no logged step has reported yet.
+
+    Attributes:
+        total: Sum of the finite losses, in nats.
+        count: Number of finite losses.
+    """
+
+    total: float
+    count: int
 
 
 @dataclass(frozen=True)
@@ -37,6 +53,8 @@ class TrainingProgress:
         zero_stage: ZeRO stage that wrote it; informational.
         optimizer_steps: Steps in which the optimizer changed the weights, for its bias correction. Skipped steps are
             not among them.
+        unlogged_losses: Source -> losses since the last logged step, without the sources that have none. A resumed run
+            goes on with them, so that the next logged mean is over all steps since the last one.
     """
 
     steps: int
@@ -44,6 +62,7 @@ class TrainingProgress:
     world_size: int
     zero_stage: int
     optimizer_steps: int
+    unlogged_losses: Mapping[str, LossSum] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -149,14 +168,21 @@ def _read(checkpoint: str) -> Manifest | str:
         # The digest is compared below: the text is made again, and any changed byte makes it another one.
         content.pop("sha256")
         files = tuple(StoredFile(**file) for file in content.pop("files"))
-        manifest = Manifest(TrainingProgress(**content), files)
+        # Absent at a logged step, and in checkpoints of older versions.
+        losses = {source: LossSum(**sums) for source, sums in content.pop(_LOSSES, {}).items()}
+        manifest = Manifest(TrainingProgress(**content, unlogged_losses=losses), files)
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST}: cannot be read"
     return manifest if _text(manifest) == text else f"{MANIFEST}: other content than was written"
 
 
 def _text(manifest: Manifest) -> str:
-    content = {**asdict(manifest.progress), "files": [asdict(file) for file in manifest.files]}
+    content: dict[str, Any] = {
+        **asdict(manifest.progress),
+        "files": [asdict(file) for file in manifest.files],
+    }
+    if not manifest.progress.unlogged_losses:
+        del content[_LOSSES]
     # The manifest has a digest of itself, since a wrong number of steps in it would not be noticed otherwise.
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return json.dumps({**content, "sha256": digest}, indent=1) + "\n"

@@ -5,12 +5,13 @@ and older checkpoints are deleted. A single list, held by the tracker, decides f
 resume from the same step.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from perceiver_dist.checkpoint.manifest import (
     MANIFEST,
+    LossSum,
     Manifest,
     StoredFile,
     TrainingProgress,
@@ -34,11 +35,13 @@ class StartingPoint:
         group: Number of the group; late reports of an earlier group are ignored.
         step: Steps taken; 0 for a new run.
         checkpoint: Path or URI of the checkpoint; None to start with new weights.
+        unlogged_losses: Source -> losses before the checkpoint that belong to the next logged step.
     """
 
     group: int
     step: int
     checkpoint: str | None
+    unlogged_losses: Mapping[str, LossSum] = field(default_factory=dict)
 
 
 class CheckpointList:
@@ -71,7 +74,7 @@ class CheckpointList:
         self._newest = 0
         self.start: StartingPoint | None = None
         self._started = False
-        self._rank_outcomes: dict[int, dict[int, StoredFile | str]] = {}
+        self._rank_outcomes: dict[int, dict[int, tuple[TrainingProgress, StoredFile | str]]] = {}
         self._failures: dict[int, str] = {}
 
     def choose_starting_point(self) -> StartingPoint:
@@ -87,7 +90,7 @@ class CheckpointList:
             self._failures.clear()
             group = self.start.group + 1 if self.start else 1
             self._newest, checkpoint = self._newest_intact()
-            self.start = StartingPoint(group, *self._starting_step(checkpoint))
+            self.start = self._starting_point(group, checkpoint)
             self._started = False
         return self.start
 
@@ -104,18 +107,19 @@ class CheckpointList:
             group: Number of the rank's group.
             rank: The rank.
             waited_for: Whether the ranks wait for the checkpoint, and report its failure themselves.
-            progress: Progress of the run at the checkpoint.
+            progress: Progress of the run at the checkpoint, with the losses of this rank.
             outcome: The rank's file, or the reason why it could not be stored.
         """
         # Ranks of a lost group may still be writing when the next group has started.
         if self.start is None or group != self.start.group:
             return
         outcomes = self._rank_outcomes.setdefault(progress.steps, {})
-        outcomes[rank] = outcome
+        outcomes[rank] = progress, outcome
         if len(outcomes) < progress.world_size:
             return
         del self._rank_outcomes[progress.steps]
-        reason = self._finish(progress, [outcomes[rank] for rank in sorted(outcomes)])
+        progress = replace(progress, unlogged_losses=_added_up(of_rank for of_rank, _ in outcomes.values()))
+        reason = self._finish(progress, [outcomes[rank][1] for rank in sorted(outcomes)])
         failure = f"checkpoint of step {progress.steps} could not be written ({reason})" if reason else ""
         self._failures[progress.steps] = failure and f"{failure}; {self._describe_newest()}"
         if reason and not waited_for:
@@ -150,20 +154,21 @@ class CheckpointList:
             )
         return step, self._folder.checkpoint(step) if step else None
 
-    def _starting_step(self, own: str | None) -> tuple[int, str | None]:
-        """Return the step of the run's own checkpoint, or of `start_from`, and its path.
+    def _starting_point(self, group: int, own: str | None) -> StartingPoint:
+        """Return the starting point at the run's own checkpoint, or at `start_from`.
 
         Raises:
             UserError: The checkpoint of `start_from` is damaged.
         """
         checkpoint = own or self._start_from
         if checkpoint is None:
-            return 0, None
+            return StartingPoint(group, 0, None)
         if own is None and (damage := find_damage(checkpoint)):
             raise UserError(
                 f"train.start_from is {checkpoint}, which is damaged ({damage}); use another checkpoint"
             )
-        return read_manifest(checkpoint).progress.steps, checkpoint
+        progress = read_manifest(checkpoint).progress
+        return StartingPoint(group, progress.steps, checkpoint, progress.unlogged_losses)
 
     def _finish(self, progress: TrainingProgress, outcomes: list[StoredFile | str]) -> str:
         """Complete the checkpoint or delete its files; return the reason of a failure, "" if there is none."""
@@ -220,3 +225,16 @@ class CheckpointList:
 
     def _describe_newest(self) -> str:
         return f"the newest is step {self._newest}" if self._newest else "there is no checkpoint yet"
+
+
+def _added_up(ranks: Iterable[TrainingProgress]) -> dict[str, LossSum]:
+    """Return the unlogged losses of all ranks, by source.
+
+    The order of the ranks does not matter: a sum of fp32 losses of similar size is exact in fp64, which has 29 more bits.
+    """
+    sums: dict[str, LossSum] = {}
+    for progress in ranks:
+        for source, more in progress.unlogged_losses.items():
+            before = sums.get(source, LossSum(0.0, 0))
+            sums[source] = LossSum(before.total + more.total, before.count + more.count)
+    return dict(sorted(sums.items()))

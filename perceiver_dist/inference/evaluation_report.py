@@ -1,4 +1,8 @@
-"""Evaluation report: report.json for programs, report.md for people, one confusion matrix per source."""
+"""Evaluation report: report.json for programs, report.md for people, one confusion matrix per source.
+
+With many classes the page shows those that do worst, and there is no matrix; nothing grows faster than the number of
+classes.
+"""
 
 import math
 import tempfile
@@ -7,7 +11,7 @@ from typing import Any
 
 from perceiver_dist.display.markdown import markdown_table
 from perceiver_dist.display.progress import metric_rows
-from perceiver_dist.display.run_figures import confusion_matrix_figure, is_worth_drawing
+from perceiver_dist.display.run_figures import MAX_DRAWN_CLASSES, confusion_matrix_figure
 from perceiver_dist.inference.attention_report import draw_attention
 from perceiver_dist.inference.model_evaluation import ModelEvaluation, SourceEvaluation
 from perceiver_dist.strict_json import to_json
@@ -17,6 +21,14 @@ JSON = "report.json"
 PAGE = "report.md"
 _MAX_BAD_SAMPLES = 100
 """Max number of bad samples listed in report.json, which keeps the file readable; all of them are counted."""
+_MAX_CONFUSIONS = 1000
+"""Max number of confused pairs of classes in report.json, the most frequent; so up to 32 classes it has all."""
+_SHOWN_CLASSES = 100
+"""Max rows of a class table on the page, as many as a reader scrolls through."""
+_SHOWN_CONFUSIONS = 20
+"""Rows of the page's table of confused pairs: those that are worth looking into."""
+_SCORE_OF_CLASS = {"softmax": "f1", "multilabel": "average_precision"}
+"""The value in the class table by which classes are compared."""
 
 
 def write_report(evaluation: ModelEvaluation, attention: int = 0) -> list[str]:
@@ -64,7 +76,7 @@ def report(evaluation: ModelEvaluation) -> dict[str, Any]:
 
 
 def _source(found: SourceEvaluation) -> dict[str, Any]:
-    confusion = found.scores.confusion
+    confusion, names = found.scores.confusion, found.source.shown_classes
     return {
         "shards": found.source.eval_shards,
         "task": found.source.task,
@@ -75,9 +87,14 @@ def _source(found: SourceEvaluation) -> dict[str, Any]:
         "seconds": round(found.seconds, 3),
         "classes": [
             {"class": name, **dict(zip(found.by_class, values, strict=True))}
-            for name, *values in zip(found.source.shown_classes, *found.by_class.values(), strict=True)
+            for name, *values in zip(names, *found.by_class.values(), strict=True)
         ],
-        "confusion": None if confusion is None else confusion.tolist(),
+        "confusions": None
+        if confusion is None
+        else [
+            {"true": names[true], "predicted": names[predicted], "samples": samples}
+            for true, predicted, samples in confusion.confusions(_MAX_CONFUSIONS)
+        ],
     }
 
 
@@ -111,13 +128,44 @@ def report_page(evaluation: ModelEvaluation) -> str:
                 f"{len(found.bad):,} samples could not be used; the first: `{bad.key}` of `{bad.shard}`, {bad.reason}",
                 "",
             ]
-        values = zip(found.source.shown_classes, *found.by_class.values(), strict=True)
-        lines += markdown_table(
-            ["class", *found.by_class], [[name, *map(_text, row)] for name, *row in values]
-        )
-        if is_worth_drawing(found.scores.confusion):
-            lines += ["", f"![Confusion matrix]({_figure_name(found)})"]
+        lines += _classes(found)
+        lines += _confusions(found)
     return "\n".join(lines) + "\n"
+
+
+def _classes(found: SourceEvaluation) -> list[str]:
+    """Return the table of the classes; of many, those with the lowest score, in this order."""
+    scores = found.by_class[_SCORE_OF_CLASS[found.source.task]]
+    shown, lines = range(len(scores)), []
+    if len(scores) > _SHOWN_CLASSES:
+        defined = [number for number in shown if not math.isnan(scores[number])]
+        shown = sorted(defined, key=lambda number: scores[number])[:_SHOWN_CLASSES]
+        lines = [
+            f"The {len(shown):,} of {len(scores):,} classes with the lowest {_SCORE_OF_CLASS[found.source.task]}; "
+            f"{JSON} has all of them.",
+            "",
+        ]
+    without = sum(samples == 0 for samples in found.by_class["samples"])
+    if without:
+        lines = [f"{without:,} of {len(scores):,} classes have no sample here.", "", *lines]
+    names = found.source.shown_classes
+    rows = [[names[number], *(_text(column[number]) for column in found.by_class.values())] for number in shown]
+    return lines + markdown_table(["class", *found.by_class], rows)
+
+
+def _confusions(found: SourceEvaluation) -> list[str]:
+    """Return the table of the most frequent confusions, and the matrix if it can be read."""
+    confusion, names = found.scores.confusion, found.source.shown_classes
+    if confusion is None:
+        return []
+    rows = [
+        [names[true], names[predicted], f"{samples:,}"]
+        for true, predicted, samples in confusion.confusions(_SHOWN_CONFUSIONS)
+    ]
+    lines = ["", "Most frequent confusions:", "", *markdown_table(["true", "predicted", "samples"], rows)] if rows else []
+    if confusion.classes <= MAX_DRAWN_CLASSES:
+        lines += ["", f"![Confusion matrix]({_figure_name(found)})"]
+    return lines
 
 
 def _text(value: float | None) -> str:
@@ -132,9 +180,9 @@ def _figure_name(found: SourceEvaluation) -> str:
 
 
 def _draw_confusion(found: SourceEvaluation, folder: Path) -> Path | None:
-    counts = found.scores.confusion
-    if not is_worth_drawing(counts):
+    confusion = found.scores.confusion
+    if confusion is None or confusion.classes > MAX_DRAWN_CLASSES:
         return None
     path = folder / _figure_name(found)
-    confusion_matrix_figure(counts, found.source.shown_classes, path)
+    confusion_matrix_figure(confusion.matrix, found.source.shown_classes, path)
     return path

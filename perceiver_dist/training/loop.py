@@ -3,6 +3,7 @@
 import math
 import os
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -79,7 +80,9 @@ class _Rank:
         self.blocks = block_order(self.config, self.step)
         self.prefetch = prefetched_blocks(self.config, self.world_size)
         self.stream = UnitStream(_dataset_shard(TRAINING_DATASET), self.device, self.prefetch)
-        self.statistics = StepStatistics(list(self.sources), self.device)
+        # On one rank, whatever the number of ranks before and now.
+        before = self.start.unlogged_losses if self.rank == 0 else {}
+        self.statistics = StepStatistics(list(self.sources), self.device, before)
         self.stop_signal = StopSignal(self.tracker)
         self.skipped = SkippedSteps(
             self.engine,
@@ -178,7 +181,10 @@ class _Rank:
     def _log(self) -> None:
         """Report the metrics since the last log, and fail if too many samples are bad. Both are collective."""
         train = self.config.train
-        totals = self.statistics.close(self.stream.seconds_waited, self.world_size)
+        # The last step of a run that stops early is logged out of turn: a run that resumes here logs at the step, and
+        # over the steps, that it would have had without the stop.
+        out_of_turn = self.step % train.log_every != 0
+        totals = self.statistics.close(self.stream.seconds_waited, self.world_size, out_of_turn)
         norm = self.engine.get_global_grad_norm()
         on_gpu = self.device.type == "cuda"
         metrics = StepMetrics(
@@ -236,7 +242,8 @@ class _Rank:
             zero_stage=self.config.deepspeed.zero_stage,
             optimizer_steps=adam_step(self.engine),
         )
-        self.checkpoints.save(progress, partial(self._report_saved, waits))
+        # Read in the writing thread, since that waits for the device.
+        self.checkpoints.save(progress, partial(self._report_saved, waits, self.statistics.sums()))
         if not waits:
             return
         self.checkpoints.wait()
@@ -245,7 +252,10 @@ class _Rank:
         if ending:
             ray.get(self.tracker.end_unsaved.remote(ending))
 
-    def _report_saved(self, waits: bool, progress: TrainingProgress, outcome: StoredFile | str) -> None:
+    def _report_saved(
+        self, waits: bool, sums: Tensor, progress: TrainingProgress, outcome: StoredFile | str
+    ) -> None:
+        progress = replace(progress, unlogged_losses=self.statistics.unlogged_losses(sums))
         ray.get(self.tracker.rank_saved.remote(self.start.group, self.rank, waits, progress, outcome))
 
 

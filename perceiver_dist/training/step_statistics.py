@@ -1,13 +1,19 @@
-"""Statistics of a rank's steps between two logs: mean losses, time, and the share spent waiting for data."""
+"""Statistics of a rank's steps between two logs: mean losses, time, and the share spent waiting for data.
+
+Losses go with a checkpoint, so that a mean that is logged after a resume is over as many steps as any other. Times do
+not: throughput is that of the workers that log it.
+"""
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, distributed
+
+from perceiver_dist.checkpoint.manifest import LossSum
 
 
 @dataclass(frozen=True)
@@ -19,7 +25,7 @@ class StepTotals:
         loss: Mean loss over all sources; NaN if none was finite.
         seconds: Mean over the ranks.
         data_wait_fraction: Share of the time that ranks waited for data.
-        units: Units learned from.
+        units: Units learned from in this time; after a resume fewer than the losses are of.
     """
 
     losses: dict[str, float]
@@ -35,11 +41,17 @@ class StepStatistics:
     Args:
         sources: Names of the run's sources.
         device: Device of the losses.
+        before: Source -> losses since the last log that a checkpoint holds; on one rank only, since ranks are added up.
     """
 
-    def __init__(self, sources: list[str], device: torch.device) -> None:
+    def __init__(self, sources: list[str], device: torch.device, before: Mapping[str, LossSum]) -> None:
         self._sources = sources
-        self._sums = torch.zeros(len(sources), 3, dtype=torch.float64, device=device)
+        # Sum of finite losses, number of finite losses, number of units.
+        sums = [
+            [before[source].total, before[source].count, 0] if source in before else [0, 0, 0]
+            for source in sources
+        ]
+        self._sums = torch.tensor(sums, dtype=torch.float64, device=device)
         self._waited_before = 0.0
         self._started = time.perf_counter()
 
@@ -52,12 +64,26 @@ class StepStatistics:
         """
         # Tensor operations throughout: an `if` on the loss would wait for the device.
         finite = loss.isfinite()
-        row = self._sums[
-            self._sources.index(source)
-        ]  # sum of finite losses, number of finite losses, number of units
+        row = self._sums[self._sources.index(source)]
         row[0] += torch.where(finite, loss, 0.0)
         row[1] += finite
         row[2] += 1
+
+    def sums(self) -> Tensor:
+        """Return a copy of the sums since the last log, on the device, without waiting for it."""
+        return self._sums.clone()
+
+    def unlogged_losses(self, sums: Tensor) -> dict[str, LossSum]:
+        """Return the losses of this rank by source, without the sources that have none. It waits for the device.
+
+        Args:
+            sums: From `sums`.
+        """
+        return {
+            source: LossSum(total, int(finite))
+            for source, (total, finite, _) in zip(self._sources, sums.tolist(), strict=True)
+            if finite
+        }
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -70,12 +96,13 @@ class StepStatistics:
         yield
         self._started += time.perf_counter() - began
 
-    def close(self, waited: float, world_size: int) -> StepTotals:
+    def close(self, waited: float, world_size: int, keep_losses: bool = False) -> StepTotals:
         """Reduce over the ranks and reset. Every rank must call it.
 
         Args:
             waited: Seconds that this rank has waited for data since it started.
             world_size: Number of ranks.
+            keep_losses: Whether the next log is over the losses until now too, as after a log out of turn.
 
         Returns:
             The totals, the same on every rank.
@@ -88,7 +115,8 @@ class StepStatistics:
         totals = torch.cat([self._sums, times])
         distributed.all_reduce(totals)
         *losses, (all_seconds, all_waited, _) = totals.tolist()
-        self._sums.zero_()
+        if not keep_losses:
+            self._sums.zero_()
         self._waited_before = waited
         self._started = time.perf_counter()
         all_finite = sum(finite for _, finite, _ in losses)

@@ -9,7 +9,7 @@ import pytest
 import written_checkpoints as written
 
 from perceiver_dist.checkpoint.format import StoredCheckpoint, rank_file
-from perceiver_dist.checkpoint.manifest import MANIFEST, find_damage
+from perceiver_dist.checkpoint.manifest import MANIFEST, LossSum, find_damage
 from perceiver_dist.checkpoint.retention import CheckpointList, StartingPoint
 from perceiver_dist.checkpoint.run_folder import RunFolder
 from perceiver_dist.errors import UserError
@@ -95,6 +95,23 @@ def test_a_flipped_bit_anywhere_in_the_manifest_is_detected(run: Run, position: 
     content[position % len(content)] ^= 1 << position % 8
     file.write_bytes(content)
     assert run.start().step == 10
+
+
+def test_unlogged_losses_of_all_ranks_are_added_up_and_come_back(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.start()
+    of_ranks = [{"a": LossSum(0.1, 3)}, {"b": LossSum(1 / 3, 1), "a": LossSum(0.2, 2)}]
+    written.save(run.list, tmp_path, 10, losses=of_ranks)
+    assert Run(tmp_path).start().unlogged_losses == {"a": LossSum(0.1 + 0.2, 5), "b": LossSum(1 / 3, 1)}
+    assert find_damage(str(tmp_path / "step-00000010")) == ""
+
+
+def test_a_checkpoint_without_unlogged_losses_is_that_of_older_versions(run: Run) -> None:
+    manifest = json.loads((run.folder / "step-00000020" / MANIFEST).read_text())
+    assert set(manifest) == {
+        "steps", "samples_seen", "world_size", "zero_stage", "optimizer_steps", "files", "sha256",
+    }  # fmt: skip
+    assert run.start().unlogged_losses == {}
 
 
 def test_an_intact_checkpoint_has_no_damage(run: Run) -> None:

@@ -1,13 +1,14 @@
 """Small checkpoints, written as by any number of ranks, without an engine."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from perceiver_dist.checkpoint.format import PARTS, Span, file_header, rank_file, write_rank_file
-from perceiver_dist.checkpoint.manifest import StoredFile, TrainingProgress
+from perceiver_dist.checkpoint.manifest import LossSum, StoredFile, TrainingProgress
 from perceiver_dist.checkpoint.retention import CheckpointList
 from perceiver_dist.checkpoint.run_folder import checkpoint_name
 
@@ -49,9 +50,16 @@ def progress_of(step: int, world_size: int = 2) -> TrainingProgress:
     return TrainingProgress(step, 32 * step, world_size, 2, step - 1)
 
 
-def save(checkpoints: CheckpointList, folder: Path, step: int, world_size: int = 2) -> None:
-    """Save a checkpoint as the ranks of the newest group do."""
+def save(
+    checkpoints: CheckpointList,
+    folder: Path,
+    step: int,
+    world_size: int = 2,
+    losses: Sequence[Mapping[str, LossSum]] = (),
+) -> None:
+    """Save a checkpoint as the ranks of the newest group do, with these unlogged losses of the ranks."""
     assert checkpoints.start is not None
     for rank, spans in enumerate(cut(state(step), world_size)):
         file = write_file(folder, rank, world_size, spans, step)
-        checkpoints.rank_saved(checkpoints.start.group, rank, False, progress_of(step, world_size), file)
+        progress = replace(progress_of(step, world_size), unlogged_losses=losses[rank] if losses else {})
+        checkpoints.rank_saved(checkpoints.start.group, rank, False, progress, file)

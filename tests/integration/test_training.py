@@ -257,6 +257,23 @@ def test_a_killed_driver_resumes_and_ends_with_the_same_losses(
 
 
 @pytest.mark.runs
+def test_losses_logged_after_a_kill_are_over_as_many_steps_as_any_other(data: Path, tmp_path: Path) -> None:
+    # Checkpoints of steps 10, 20 and 30 lie between the logged steps 7, 14, 21, 28 and 35.
+    options = {"log_every": 7, "stop_at": 38}
+    run_training(small_run.small_config(data, tmp_path, "undisturbed", **options), Console(file=StringIO()))
+    command = job_command(data, tmp_path, "killed", **options)
+    with subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL) as first:
+        wait_for_checkpoint(tmp_path / "killed", first)
+        os.killpg(first.pid, signal.SIGKILL)
+    resumed_at = RunFolder(str(tmp_path / "killed")).newest_step()
+    assert 10 <= resumed_at < 38
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    found = logged_losses(tmp_path / "killed")
+    assert [entry["step"] for entry in found] == [7, 14, 21, 28, 35, 38]
+    assert found == logged_losses(tmp_path / "undisturbed")
+
+
+@pytest.mark.runs
 def test_a_terminated_run_saves_and_resumes_with_the_same_losses(
     trained: Callable[[int], dict[str, Any]], data: Path, tmp_path: Path
 ) -> None:
@@ -319,10 +336,24 @@ def test_steps_that_are_not_finite_are_reported_and_end_the_run(data: Path, tmp_
     assert re.search(r"--replay (squares|tones)/\d+ shows what is in it", screen.getvalue())
 
 
-def job_command(data: Path, storage: Path, run_name: str) -> list[str]:
-    """Return the command that starts or resumes the small run as a job."""
+def logged_losses(folder: Path) -> list[dict[str, float]]:
+    """Return the step and the losses, in all and by source, of every logged step of a run."""
+    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {
+            name: value
+            for name, value in entry.items()
+            if name == "step" or name.endswith(("train/loss", "train_loss"))
+        }
+        for entry in entries
+        if "train/loss" in entry
+    ]
+
+
+def job_command(data: Path, storage: Path, run_name: str, **train: Any) -> list[str]:
+    """Return the command that starts or resumes the small run as a job, with these options of training."""
     file = storage / f"{run_name}.yaml"
-    file.write_text(to_yaml(small_run.small_config(data, storage, run_name)))
+    file.write_text(to_yaml(small_run.small_config(data, storage, run_name, **train)))
     return [sys.executable, "jobs/train_multimodal.py", "--config", str(file)]
 
 

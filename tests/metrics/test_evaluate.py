@@ -112,7 +112,7 @@ def test_accuracy_and_confusion_matrix_of_known_predictions() -> None:
     batch = make_batch(logits, torch.zeros(6, CLASSES), torch.tensor([0, 1, 2, 1, 1, 0]), valid=5)
     scores = scores_of(SOFTMAX, [batch])
     assert scores.confusion is not None
-    assert scores.confusion.tolist() == [[1, 0, 0], [0, 2, 1], [0, 0, 1]]
+    assert scores.confusion.matrix.tolist() == [[1, 0, 0], [0, 2, 1], [0, 0, 1]]
     assert scores.metrics["accuracy"] == pytest.approx(4 / 5)
     assert scores.metrics["samples"] == 5
     assert scores.metrics["accuracy_video_only"] == pytest.approx(

@@ -79,6 +79,7 @@ def _expected_of_multilabel(logits: torch.Tensor, labels: torch.Tensor) -> dict[
         "mean_average_precision": np.mean(precisions) if precisions else math.nan,
         "roc_auc": np.mean(areas) if areas else math.nan,
         "classes_with_positives": len(precisions),
+        "classes_with_both": len(areas),
     }
 
 
@@ -114,6 +115,22 @@ def test_perfect_predictions_score_1_even_if_a_class_is_missing() -> None:
     found = metrics_of(source_of("multilabel", 3), [(40.0 * labels - 20, labels, ~NOTHING)])
     assert (found["mean_average_precision"], found["roc_auc"]) == (1, 1)
     assert found["classes_with_positives"] == 2
+
+
+def test_the_roc_curve_counts_the_classes_that_have_negatives_too() -> None:
+    labels = torch.tensor([[1, 0], [1, 1], [1, 0], [1, 1]], dtype=torch.uint8)
+    found = metrics_of(source_of("multilabel", 2), [(40.0 * labels - 20, labels, ~NOTHING)])
+    assert (found["mean_average_precision"], found["roc_auc"]) == (1, 1)
+    assert (found["classes_with_positives"], found["classes_with_both"]) == (2, 1)
+
+
+def test_scores_that_are_nan_rank_nothing() -> None:
+    labels = torch.tensor([[1, 0], [0, 1], [1, 0], [0, 1]], dtype=torch.uint8)
+    logits = 40.0 * labels - 20
+    logits[1, 1] = torch.nan
+    found = metrics_of(source_of("multilabel", 2), [(logits, labels, ~NOTHING)])
+    assert (found["mean_average_precision"], found["classes_with_positives"]) == (1, 1)
+    assert math.isnan(found["loss"])
 
 
 def test_a_nan_loss_is_reported() -> None:

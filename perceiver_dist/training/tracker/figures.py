@@ -1,13 +1,15 @@
-"""Figures of a run: learning curves, and a confusion matrix per source."""
+"""Figures of a run: learning curves, and per source a confusion matrix, or a table if it has too many classes for one."""
 
+import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from perceiver_dist.display.run_figures import (
+    MAX_DRAWN_CLASSES,
     confusion_matrix_figure,
-    is_worth_drawing,
     learning_curves_figure,
 )
+from perceiver_dist.metrics.confusion import Confusion
 from perceiver_dist.metrics.metric_totals import Scores
 from perceiver_dist.training.tracker.logged_metrics import LoggedMetrics
 from pipelines.shards.source import SourceConfig
@@ -19,6 +21,9 @@ _CURVES = {
 """Last parts of the flat names that are drawn as learning curves. Counters would not be curves, and each metric of a
 modality subset has one point."""
 
+_MAX_CONFUSIONS = 1000
+"""Rows of a table of confusions, the most frequent: more than anybody reads, and 50 KB."""
+
 
 def draw_figures(
     sources: Sequence[SourceConfig],
@@ -26,7 +31,7 @@ def draw_figures(
     history: Sequence[LoggedMetrics],
     folder: Path,
 ) -> list[Path]:
-    """Draw the figures of an evaluation, and return their files.
+    """Draw the figures of an evaluation, write the tables, and return their files.
 
     Args:
         sources: Sources of the run.
@@ -36,13 +41,26 @@ def draw_figures(
     """
     files = []
     for source in sources:
-        counts = scores[source.name].confusion if source.name in scores else None
-        if is_worth_drawing(counts):
+        confusion = scores[source.name].confusion if source.name in scores else None
+        if confusion is None:
+            continue
+        if confusion.classes <= MAX_DRAWN_CLASSES:
             files.append(folder / f"confusion_{source.name}.png")
-            confusion_matrix_figure(counts, source.shown_classes, files[-1])
+            confusion_matrix_figure(confusion.matrix, source.shown_classes, files[-1])
+        else:
+            files.append(folder / f"confusions_{source.name}.csv")
+            _write_table(confusion, source.shown_classes, files[-1])
     files.append(folder / "learning_curves.png")
     learning_curves_figure([_drawn(metrics) for metrics in history], files[-1])
     return files
+
+
+def _write_table(confusion: Confusion, names: Sequence[str], path: Path) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["true", "predicted", "samples"])
+        for true, predicted, samples in confusion.confusions(_MAX_CONFUSIONS):
+            table.writerow([names[true], names[predicted], samples])
 
 
 def _drawn(metrics: LoggedMetrics) -> dict[str, float]:
