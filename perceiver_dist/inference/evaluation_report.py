@@ -149,7 +149,9 @@ def _classes(found: SourceEvaluation) -> list[str]:
     if without:
         lines = [f"{without:,} of {len(scores):,} classes have no sample here.", "", *lines]
     names = found.source.shown_classes
-    rows = [[names[number], *(_text(column[number]) for column in found.by_class.values())] for number in shown]
+    rows = [
+        [names[number], *(_text(column[number]) for column in found.by_class.values())] for number in shown
+    ]
     return lines + markdown_table(["class", *found.by_class], rows)
 
 
@@ -162,7 +164,11 @@ def _confusions(found: SourceEvaluation) -> list[str]:
         [names[true], names[predicted], f"{samples:,}"]
         for true, predicted, samples in confusion.confusions(_SHOWN_CONFUSIONS)
     ]
-    lines = ["", "Most frequent confusions:", "", *markdown_table(["true", "predicted", "samples"], rows)] if rows else []
+    lines = (
+        ["", "Most frequent confusions:", "", *markdown_table(["true", "predicted", "samples"], rows)]
+        if rows
+        else []
+    )
     if confusion.classes <= MAX_DRAWN_CLASSES:
         lines += ["", f"![Confusion matrix]({_figure_name(found)})"]
     return lines

@@ -79,6 +79,7 @@ def _totals(summary: Summary) -> Table:
     for name, count in (
         ("samples rejected", summary.refused),
         ("samples without media", summary.without_media),
+        ("files of no sample", summary.strays),
     ):
         if count:
             table.add_row(name, f"{count:,}")

@@ -9,7 +9,7 @@ which need not begin at 0.
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any, TypeVar
 
@@ -62,10 +62,13 @@ class MediaFile:
     Attributes:
         container: The file in PyAV.
         length_is_estimated: Whether the lengths of its tracks are not stated in the file.
+        extents: Track index -> first and last instant, of the tracks for which `extent` has been asked: it may have to
+            read the whole file.
     """
 
     container: InputContainer
     length_is_estimated: bool
+    extents: dict[int, tuple[float, float]] = field(default_factory=dict)
 
 
 @contextmanager
@@ -219,6 +222,12 @@ def extent(media: MediaFile, track: Track) -> tuple[float, float]:
         media: The file.
         track: The track.
     """
+    if track.index not in media.extents:
+        media.extents[track.index] = _found_extent(media, track)
+    return media.extents[track.index]
+
+
+def _found_extent(media: MediaFile, track: Track) -> tuple[float, float]:
     tick = float(track.time_base or 0)
     first = (track.start_time or 0) * tick
     stated = _stated_end(media, track)

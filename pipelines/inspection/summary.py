@@ -70,6 +70,7 @@ class Summary:
         fields: Number of samples by field, the most frequent first.
         modalities: Number of samples by modality; audio counts audio files, not the audio tracks of videos.
         without_media: Samples without any modality.
+        strays: Members of the shards that belong to no sample, such as README.md.
         refused: Samples that the index rejects, because of a link or a duplicate field.
         duplicated_keys: Keys of more than one sample.
         labels: Number of samples per class.
@@ -84,6 +85,7 @@ class Summary:
     fields: dict[str, int]
     modalities: dict[str, int]
     without_media: int
+    strays: int
     refused: int
     duplicated_keys: int
     labels: LabelCounts
@@ -135,6 +137,7 @@ def summarise(
             if (count := sum(combinations[names] for names, of in modalities.items() if modality in of))
         },
         without_media=sum(combinations[names] for names, of in modalities.items() if not of),
+        strays=index.strays,
         refused=refused,
         duplicated_keys=keys,
         labels=_count_labels(index, rules, sorted(draw_samples(index, max_labels, seed))),

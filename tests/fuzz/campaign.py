@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from damage import DAMAGES, damaged_file
-from valid_files import valid_files
+from valid_files import field_of_kind, valid_files
 
 from perceiver_dist.modalities import AudioInput, ImageInput, ModalityInput, PointCloudInput, VideoInput
 from pipelines.decode.sandbox import sandboxed
@@ -59,7 +59,7 @@ def write_damaged(folder: Path, kinds: Iterable[str], each: int) -> list[str]:
     samples: list[Sample] = [
         {
             "__key__": f"{kind}/{damage}/{number}",
-            kind: damaged_file(valid_files()[kind], kind, damage, number),
+            field_of_kind(kind): damaged_file(valid_files()[kind], kind, damage, number),
             **({} if kind == "json" else {"cls": 1}),
         }
         for kind in kinds
@@ -100,7 +100,7 @@ def outcomes(units: Iterable[Unit]) -> dict[str, str]:
             if not name:
                 continue
             key = name.partition(".tar/")[2]
-            modality = FIELD_MODALITY.get(key.partition("/")[0])
+            modality = FIELD_MODALITY.get(field_of_kind(key.partition("/")[0]))
             complete = unit["valid"][row] and (modality is None or unit[f"{modality}_present"][row])
             found[key] = "" if complete else reasons[key]
     return found
@@ -150,7 +150,7 @@ def damage_shards(folder: Path, each: int) -> Report:
 def shard_of_all(folder: Path) -> bytes:
     """Return a valid shard with one sample of every kind."""
     samples: list[Sample] = [
-        {"__key__": f"{number:02d}", kind: content, "cls": 1}
+        {"__key__": f"{number:02d}", field_of_kind(kind): content, "cls": 1}
         for number, (kind, content) in enumerate(valid_files().items())
     ]
     [path] = write_shards(samples, folder, "whole", samples_per_shard=100)

@@ -5,18 +5,29 @@ import re
 import zlib
 from collections.abc import Callable
 
-from valid_files import valid_files
+from valid_files import field_of_kind, valid_files
 
 EXTREME_VALUES = [b"\xff" * 8, b"\x7f" + b"\xff" * 7, bytes(8), b"\x80" + bytes(7), b"\xff\xff\xff\x7f" * 2]
+MP4_BOXES = rb"m[vd]hd|tkhd|st[tscdz]{2}|stco|mdat|avc1|mp4a|mp4v|trun|mehd|elst"
+EBML_ELEMENTS = rb"\x1a\x45\xdf\xa3|\x18\x53\x80\x67|\x16\x54\xae\x6b|\x15\x49\xa9\x66|\x1f\x43\xb6\x75"
 SIZES = {
     "jpg": rb"\xff[\xc0\xc4\xda\xdb]",
     "png": rb"IHDR|IDAT",
     "webp": rb"RIFF|VP8[ XL]",
+    "avif": rb"ispe|iloc|iinf|meta|mdat",
+    "tif": rb"II\*\x00|[\x00-\x1f]\x01[\x03\x04]\x00",
+    "gif": rb"GIF8[79]a|,|!\xf9",
+    "bmp": rb"BM",
     "flac": rb"fLaC",
     "mp3": rb"\xff[\xfb\xf3\xe3]|Xing|Info",
     "wav": rb"RIFF|fmt |data",
-    "mp4": rb"m[vd]hd|tkhd|st[tscdz]{2}|stco|mdat|avc1|mp4a|trun",
-    "webm": rb"\x1a\x45\xdf\xa3|\x18\x53\x80\x67|\x16\x54\xae\x6b|\x15\x49\xa9\x66|\x1f\x43\xb6\x75",
+    "ogg": rb"OggS|OpusHead",
+    "aac": rb"\xff[\xf0\xf1\xf8\xf9]",
+    **dict.fromkeys(("mp4", "m4a", "m4v", "mov", "3gp"), MP4_BOXES),
+    **dict.fromkeys(("webm", "mkv"), EBML_ELEMENTS),
+    "avi": rb"RIFF|LIST|avih|strh|strf|movi|idx1",
+    "ts": rb"\x47|\x00\x00\x01",
+    "mpg": rb"\x00\x00\x01[\xb3\xba\xbb\xc0\xe0]",
     "npy": rb"NUMPY|shape",
     "off": rb"OFF|\n",
     "ply": rb"vertex|face|end_header",
@@ -64,7 +75,8 @@ def header_swapped(data: bytes, kind: str, generator: random.Random) -> bytes:
 def absurd_sizes(data: bytes, kind: str, generator: random.Random) -> bytes:
     """Overwrite bytes behind the marks of sizes with extreme values."""
     damaged = bytearray(data)
-    marks = [match.end() for match in re.finditer(SIZES[kind], data, re.DOTALL)]
+    pattern = SIZES[field_of_kind(kind)]
+    marks = [match.end() for match in re.finditer(pattern, data, re.DOTALL)]
     for _ in range(generator.randint(1, 3)):
         width = generator.choice((1, 2, 4, 8))
         start = min(generator.choice(marks or [0]) + generator.randrange(40), max(0, len(data) - width))

@@ -1,7 +1,12 @@
-"""A small valid file of every format that a sample can contain."""
+"""A small valid file of every format that a sample can contain, and of every way in which people come by such a file.
+
+A kind is a field name, or one with a variant behind a hyphen: `streamed` files were written to a pipe, so that their headers
+hold placeholders, `joined` ones are two files in one, and `headless` ones begin in the middle of a recording.
+"""
 
 import json
 import struct
+from collections.abc import Callable
 from fractions import Fraction
 from functools import cache
 from io import BytesIO
@@ -11,6 +16,7 @@ import av
 import av.container
 import numpy as np
 from PIL import Image
+from pipe_file import Pipe
 
 from pipelines.demo.synthetic_clips import render_clip
 
@@ -45,30 +51,43 @@ def decoding_time(packet: "av.Packet[Any]") -> Fraction:
     return packet.dts * packet.time_base
 
 
-def sound(extension: str, codec: str) -> bytes:
+def written(streamed: bool, form: str, options: dict[str, str], write: Callable[[Any], None]) -> bytes:
+    """Return what `write` writes into a container, on a disk or to a pipe."""
+    pipe, disk = Pipe(), BytesIO()
+    with av.open(pipe if streamed else disk, "w", format=form, options=options) as container:
+        write(container)
+    return bytes(pipe.content) if streamed else disk.getvalue()
+
+
+def sound(form: str, codec: str, streamed: bool = False, rate: int = RATE, **options: str) -> bytes:
     """Return an audio file of a tone."""
-    target = BytesIO()
-    with av.open(target, "w", format=extension) as container:
-        container.mux(add_tone(container, codec, RATE, seconds=2))
-    return target.getvalue()
+    return written(
+        streamed, form, options, lambda container: container.mux(add_tone(container, codec, rate, seconds=2))
+    )
 
 
-def webm() -> bytes:
-    """Return a grey video in VP8, with a tone in Opus."""
-    target = BytesIO()
-    with av.open(target, "w", format="webm") as container:
-        pictures = container.add_stream("libvpx", rate=16)
-        pictures.width, pictures.height, pictures.pix_fmt = 32, 32, "yuv420p"
+def clip(form: str, codec: str, sound_codec: str = "", streamed: bool = False, rate: int = 16) -> bytes:
+    """Return a grey video of 18 frames, with a tone if there is a codec for it."""
+
+    def write(container: av.container.OutputContainer) -> None:
+        pictures = container.add_stream(codec, rate=rate)
+        assert isinstance(pictures, av.VideoStream)
+        pictures.width, pictures.height = 32, 32
+        pictures.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        # So that a recording that begins in the middle has a frame to begin with.
+        pictures.codec_context.gop_size = 6
         frames = [
             av.VideoFrame.from_ndarray(np.full((32, 32, 3), 10 * n, np.uint8), "rgb24") for n in range(18)
         ]
         for number, frame in enumerate(frames):
             frame.pts = number
         packets = [packet for frame in [*frames, None] for packet in pictures.encode(frame)]
-        packets += add_tone(container, "libopus", 48_000, seconds=1)
+        if sound_codec:
+            packets += add_tone(container, sound_codec, 48_000, seconds=1)
         for packet in sorted(packets, key=decoding_time):
             container.mux(packet)
-    return target.getvalue()
+
+    return written(streamed, form, {}, write)
 
 
 def cloud() -> bytes:
@@ -96,18 +115,79 @@ def mesh(kind: str) -> bytes:
     return header.encode() + b"".join([*content, *(struct.pack("<B3i", 3, *face) for face in faces)])
 
 
+def field_of_kind(kind: str) -> str:
+    """Return the field name of a kind, without its variant."""
+    return kind.partition("-")[0]
+
+
+def pictures() -> dict[str, bytes]:
+    """Return pictures by kind."""
+    forms = {
+        "jpg": "JPEG",
+        "png": "PNG",
+        "webp": "WEBP",
+        "avif": "AVIF",
+        "tif": "TIFF",
+        "gif": "GIF",
+        "bmp": "BMP",
+    }
+    files = {kind: picture(form) for kind, form in forms.items()}
+    return files | {"jpg-joined": 2 * files["jpg"], "gif-joined": 2 * files["gif"]}
+
+
+def sounds() -> dict[str, bytes]:
+    """Return sound files by kind."""
+    forms = {"flac": "flac", "wav": "wav", "mp3": "mp3", "ogg": "ogg", "aac": "adts"}
+    codecs = {"flac": "flac", "wav": "pcm_s16le", "mp3": "libmp3lame", "ogg": "libopus", "aac": "aac"}
+    # Opus knows a few rates only, and ADTS has no other than those of AAC.
+    rates = {"ogg": 48_000, "aac": 16_000}
+    files = {kind: sound(form, codecs[kind], rate=rates.get(kind, RATE)) for kind, form in forms.items()}
+    streamed = {
+        f"{kind}-streamed": sound(form, codecs[kind], True, rates.get(kind, RATE))
+        for kind, form in forms.items()
+    }
+    bare_mp3 = sound("mp3", "libmp3lame", write_xing="0", id3v2_version="0")
+    return {
+        **files,
+        **streamed,
+        "m4a": sound("ipod", "aac", rate=16_000),
+        **{f"{kind}-joined": 2 * files[kind] for kind in ("wav", "mp3", "ogg", "aac")},
+        "mp3-headless": bare_mp3[len(bare_mp3) // 5 :],
+        "aac-headless": files["aac"][len(files["aac"]) // 5 :],
+    }
+
+
+def clips() -> dict[str, bytes]:
+    """Return clips by kind."""
+    transport, program = clip("mpegts", "mpeg2video", rate=25), clip("mpeg", "mpeg2video", rate=25)
+    return {
+        "mp4": render_clip(0, np.random.default_rng(0)),
+        "webm": clip("webm", "libvpx", "libopus"),
+        "m4v": clip("ipod", "libx264", "aac"),
+        "mov": clip("mov", "mjpeg"),
+        "3gp": clip("3gp", "mpeg4", "aac"),
+        "avi": clip("avi", "mpeg4"),
+        "ts": transport,
+        "mpg": program,
+        "webm-streamed": clip("webm", "libvpx", "libopus", streamed=True),
+        "mkv-streamed": clip("matroska", "mpeg4", streamed=True),
+        "avi-streamed": clip("avi", "mjpeg", streamed=True),
+        "ts-streamed": clip("mpegts", "libx264", streamed=True),
+        "mpg-streamed": clip("mpeg", "mpeg1video", streamed=True, rate=25),
+        "ts-joined": 2 * transport,
+        "mpg-joined": 2 * program,
+        "ts-headless": transport[len(transport) // 5 :],
+        "mpg-headless": program[len(program) // 5 :],
+    }
+
+
 @cache
 def valid_files() -> dict[str, bytes]:
-    """Return a file of about 0.1 to 20 KB by field name."""
+    """Return a file of about 0.1 to 60 KB by kind."""
     return {
-        "jpg": picture("JPEG"),
-        "png": picture("PNG"),
-        "webp": picture("WEBP"),
-        "flac": sound("flac", "flac"),
-        "mp3": sound("mp3", "libmp3lame"),
-        "wav": sound("wav", "pcm_s16le"),
-        "mp4": render_clip(0, np.random.default_rng(0)),
-        "webm": webm(),
+        **pictures(),
+        **sounds(),
+        **clips(),
         "npy": cloud(),
         **{kind: mesh(kind) for kind in ("off", "ply", "obj")},
         "json": json.dumps({"label": 1, "caption": "a square above a circle", "size": [40, 56]}).encode(),

@@ -60,9 +60,7 @@ def test_few_classes_have_all_rows_and_a_matrix(tmp_path: Path) -> None:
     files = write_report(evaluation)
     assert [file.rpartition("/")[2] for file in files] == ["report.json", "report.md", "confusion_things.png"]
     confusions = report_of(evaluation)["confusions"]
-    recalled = sum(
-        (entry["recall"] or 0) * entry["samples"] for entry in report_of(evaluation)["classes"]
-    )
+    recalled = sum((entry["recall"] or 0) * entry["samples"] for entry in report_of(evaluation)["classes"])
     assert sum(pair["samples"] for pair in confusions) + recalled == pytest.approx(SAMPLES)
     page = page_of(evaluation)
     assert "2 of 4 classes have no sample here." in page

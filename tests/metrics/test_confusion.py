@@ -56,12 +56,12 @@ def test_pairs_are_the_cells_of_the_matrix_however_often_they_are_merged(
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=40))
-def test_values_by_class_are_those_of_scikit_learn_and_nan_where_undefined(pairs: list[tuple[int, int]]) -> None:
+def test_values_by_class_are_those_of_scikit_learn_and_nan_where_undefined(
+    pairs: list[tuple[int, int]],
+) -> None:
     true, predicted = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     found = counted(true, predicted, classes=6).by_class()
-    expected = metrics.precision_recall_fscore_support(
-        true, predicted, labels=range(6), zero_division=np.nan
-    )
+    expected = metrics.precision_recall_fscore_support(true, predicted, labels=range(6), zero_division=np.nan)
     for name, values in zip(("precision", "recall", "f1", "samples"), expected, strict=True):
         assert found[name] == pytest.approx(values, nan_ok=True)
     assert math.isnan(found["f1"][5])

@@ -1,6 +1,5 @@
 """Tests of media files that writers to pipes leave, of damaged packets between good ones, and of unusual tracks."""
 
-import io
 import struct
 from fractions import Fraction
 from io import BytesIO
@@ -9,9 +8,12 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from pipe_file import Pipe
 
 from perceiver_dist.modalities import AudioInput, VideoInput
 from pipelines.decode import decode_audio, decode_video
+from pipelines.decode import container as container_module
+from pipelines.decode.container import audio_track, opened, window_start
 from pipelines.decode.media_headers import with_true_wav_size
 from pipelines.errors import SampleError
 
@@ -20,24 +22,6 @@ SOUND = AudioInput(sample_rate=RATE, samples=RATE)
 LONG_SOUND = AudioInput(sample_rate=RATE, samples=6 * RATE)
 CLIP = VideoInput(frames=4, frames_per_second=25, height=16, width=16)
 FRAMES = 76
-
-
-class Pipe(io.RawIOBase):
-    """A file that can only be written on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.content = bytearray()
-
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return False
-
-    def write(self, data: Any) -> int:
-        self.content += bytes(data)
-        return len(data)
 
 
 def tone(seconds: float = 3.0, height: int = 10_000) -> np.ndarray:
@@ -156,6 +140,17 @@ def test_the_length_of_an_mp3_file_of_variable_bit_rate_is_found(first: int, sec
     assert loudness(data, 0.0) == pytest.approx(2121, rel=0.15)
     assert loudness(data, 1.0) == pytest.approx(7071, rel=0.15)
     assert loudness(data[: len(parts[0]) // 2], 1.0) == pytest.approx(2121, rel=0.15)
+
+
+def test_a_file_without_a_length_is_read_once_to_find_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = BytesIO()
+    sound_file("adts", "aac", target, tone(3.0))
+    with opened(target.getvalue(), "audio") as media:
+        track = audio_track(media)
+        assert track is not None
+        # From here on it must not be searched for.
+        monkeypatch.delattr(container_module, "_found_extent")
+        assert window_start(media, track, 1.0, position=1.0) == pytest.approx(2.0, abs=0.1)
 
 
 def test_an_mp3_file_that_breaks_the_claim_of_its_header_is_truncated() -> None:

@@ -215,6 +215,18 @@ def test_known_classes_without_a_sample_are_counted(tmp_path: Path) -> None:
     assert summary_of(shard, rules=LabelRules(task="multilabel")).labels.classes == {0: 1, 2: 2}
 
 
+def test_info_counts_the_files_that_belong_to_no_sample(
+    tmp_path: Path, job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shard = write_tar(tmp_path / "x.tar", [("README.md", b"about"), ("0.png", picture()), ("0.cls", b"1")])
+    options = ["info", "--shards", shard, "--storage_path", str(tmp_path)]
+    assert job([*options, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["samples"], found["strays"]) == (1, 1)
+    assert job(options) == 0
+    assert "files of no sample" in capsys.readouterr().out
+
+
 def test_a_random_subset_of_many_samples_is_read(tmp_path: Path) -> None:
     index = index_of(write_samples(tmp_path / "x.tar", [{"cls": b"1"}] * 50))
     drawn = draw_samples(index, 20, seed=0)
