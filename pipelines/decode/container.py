@@ -95,6 +95,9 @@ def opened(data: bytes, kind: str, limits: Limits = DEFAULT_LIMITS) -> Iterator[
             yield MediaFile(container, length_is_estimated(container, data))
     except (av.error.FFmpegError, ValueError) as error:  # ValueError: the channel layout changes midway.
         reason = getattr(error, "strerror", None) or str(error)
+        # What FFmpeg answers if none of the allowed demuxers knows the file.
+        if isinstance(error, av.error.ArgumentError):
+            reason = "it is of a format that is not read here, or its header is damaged"
         raise SampleError(f"{kind} cannot be decoded: {' '.join(reason.split())}") from error
 
 
@@ -300,8 +303,8 @@ def decoded_from(
         between good ones are damaged, frames are left out up to the next keyframe.
 
     Raises:
-        SampleError: The first packet is damaged, no good keyframe follows a damaged one, so that the track may be
-            truncated, or too many are damaged.
+        SampleError: The first packet of a clip is damaged, no good keyframe follows a damaged one, so that the track may
+            be truncated, or too many are damaged.
     """
     container = media.container
     slack = _SEARCH_BACK if container.format.name in _SEARCHED else 0.0
@@ -313,7 +316,9 @@ def decoded_from(
         frames = _frames_of(packet)
         if frames is None:
             damaged, at = damaged + 1, packet.pos
-            if damaged == packets or damaged > max(1, _MAX_DAMAGED * packets):
+            # A lost beginning of a sound is silence, as where two files were joined; of a clip there is no frame before.
+            nothing_before = damaged == packets and isinstance(track, VideoStream)
+            if nothing_before or damaged > max(1, _MAX_DAMAGED * packets):
                 break
             continue
         if packet.is_keyframe and packet.size:

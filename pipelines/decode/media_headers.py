@@ -18,6 +18,10 @@ _MP3_LENGTH_TAGS = (b"Xing", b"Info", b"VBRI")
 _MP3_TAG_RANGE = 4096
 """Bytes of the first frame of an MP3 file, and some before it, in which a tag with the file's length can be."""
 
+_JOINED_SHARE = 16
+"""Part of the size in an MP3 file's tag by which the file must be larger for FFmpeg to take it for a joined one. Less is
+what follows the sound, such as its title."""
+
 _AVI_PLACEHOLDER_FRAMES = 1 << 30
 """Number of frames that FFmpeg writes into the header of an AVI file until it knows better."""
 
@@ -71,13 +75,28 @@ def length_is_estimated(container: InputContainer, data: bytes) -> bool:
         case "aac":
             return True
         case "mp3":
-            start = _end_of_id3(data)
-            first_frame = data[start : start + _MP3_TAG_RANGE]
-            return not any(tag in first_frame for tag in _MP3_LENGTH_TAGS)
+            return _mp3_length_is_estimated(data)
         case "avi":
             return any(track.frames in (0, _AVI_PLACEHOLDER_FRAMES) for track in container.streams.video)
         case _:
             return False
+
+
+def _mp3_length_is_estimated(data: bytes) -> bool:
+    """Return whether an MP3 file has no tag with its length, or one of a shorter file, to which others were joined."""
+    start = _end_of_id3(data)
+    first_frame = data[start : start + _MP3_TAG_RANGE]
+    places = [place for tag in _MP3_LENGTH_TAGS if (place := first_frame.find(tag)) >= 0]
+    if not places:
+        return True
+    tag = first_frame[min(places) :]
+    if tag[:4] == b"VBRI":
+        return False
+    # Flags, the number of frames if bit 0 is set, and the number of bytes if bit 1 is.
+    flags = int.from_bytes(tag[4:8], "big")
+    size = int.from_bytes(tag[4 * (2 + flags % 2) :][:4], "big") if flags & 2 else 0
+    # FFmpeg does not believe the tag either then (mp3dec.c, "invalid concatenated file detected").
+    return 0 < size and len(data) - start - size > size // _JOINED_SHARE
 
 
 def _end_of_id3(data: bytes) -> int:

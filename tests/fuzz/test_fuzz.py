@@ -36,24 +36,24 @@ def test_files_are_valid_before_they_are_damaged(
 def test_some_damaged_files_are_accounted_for(tmp_path: Path) -> None:
     # The peak is over all child processes of this session, those of other tests too.
     before = peak_memory()
-    report = damage_samples(tmp_path, each=2) | damage_shards(tmp_path, each=2)
-    assert {tally.files for tally in report.values()} == {2}
+    report = damage_samples(tmp_path, each=1) | damage_shards(tmp_path, each=1)
+    assert {tally.files for tally in report.values()} == {1}
     assert len(report) == (len(valid_files()) + 1) * len(DAMAGES)
     assert peak_memory() <= max(before, MAX_BYTES)
 
 
 @pytest.mark.fuzz
 def test_thousands_of_damaged_files_are_accounted_for(tmp_path: Path) -> None:
-    report = damage_samples(tmp_path, each=60) | damage_shards(tmp_path, each=20)
+    report = damage_samples(tmp_path, each=30) | damage_shards(tmp_path, each=20)
     sys.stdout.write(f"\n{table(report)}\npeak memory of a process: {peak_memory() / 2**20:.0f} MiB\n")
-    assert sum(tally.files for tally in report.values()) == (60 * len(valid_files()) + 20) * len(DAMAGES)
+    assert sum(tally.files for tally in report.values()) == (30 * len(valid_files()) + 20) * len(DAMAGES)
     assert peak_memory() < MAX_BYTES
 
 
 @pytest.mark.fuzz
 @pytest.mark.usefixtures("ray_cluster")
 def test_damaged_files_have_the_same_outcome_in_a_ray_dataset(tmp_path: Path) -> None:
-    maker = maker_of(write_damaged(tmp_path, [kind for kind in valid_files() if kind != "json"], each=40))
+    maker = maker_of(write_damaged(tmp_path, [kind for kind in valid_files() if kind != "json"], each=10))
     assert isinstance(maker.plan, EvaluationPlan)
     name = maker.source.name
     dataset = unit_dataset({name: maker}, SingleUnits(name, 0, maker.plan.units), maker.data)

@@ -66,8 +66,22 @@ def sound(form: str, codec: str, streamed: bool = False, rate: int = RATE, **opt
     )
 
 
-def clip(form: str, codec: str, sound_codec: str = "", streamed: bool = False, rate: int = 16) -> bytes:
-    """Return a grey video of 18 frames, with a tone if there is a codec for it."""
+def pixels_of(number: int, noisy: bool) -> np.ndarray:
+    """Return a grey frame, or one of noise, uint8 (32, 32, 3)."""
+    if noisy:
+        return np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
+    return np.full((32, 32, 3), 10 * number, np.uint8)
+
+
+def clip(
+    form: str,
+    codec: str,
+    sound_codec: str = "",
+    streamed: bool = False,
+    rate: int = 16,
+    noisy: bool = False,
+) -> bytes:
+    """Return a video of 18 frames, with a tone if there is a codec for it."""
 
     def write(container: av.container.OutputContainer) -> None:
         pictures = container.add_stream(codec, rate=rate)
@@ -77,7 +91,7 @@ def clip(form: str, codec: str, sound_codec: str = "", streamed: bool = False, r
         # So that a recording that begins in the middle has a frame to begin with.
         pictures.codec_context.gop_size = 6
         frames = [
-            av.VideoFrame.from_ndarray(np.full((32, 32, 3), 10 * n, np.uint8), "rgb24") for n in range(18)
+            av.VideoFrame.from_ndarray(pixels_of(number, noisy), format="rgb24") for number in range(18)
         ]
         for number, frame in enumerate(frames):
             frame.pts = number
@@ -159,7 +173,9 @@ def sounds() -> dict[str, bytes]:
 
 def clips() -> dict[str, bytes]:
     """Return clips by kind."""
-    transport, program = clip("mpegts", "mpeg2video", rate=25), clip("mpeg", "mpeg2video", rate=25)
+    # Of noise, since grey frames fit into one pack, of which nothing is left without its beginning.
+    transport = clip("mpegts", "mpeg2video", rate=25, noisy=True)
+    program = clip("mpeg", "mpeg2video", rate=25, noisy=True)
     return {
         "mp4": render_clip(0, np.random.default_rng(0)),
         "webm": clip("webm", "libvpx", "libopus"),

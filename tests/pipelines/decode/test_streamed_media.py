@@ -11,8 +11,8 @@ import pytest
 from pipe_file import Pipe
 
 from perceiver_dist.modalities import AudioInput, VideoInput
-from pipelines.decode import decode_audio, decode_video
 from pipelines.decode import container as container_module
+from pipelines.decode import decode_audio, decode_video
 from pipelines.decode.container import audio_track, opened, window_start
 from pipelines.decode.media_headers import with_true_wav_size
 from pipelines.errors import SampleError
@@ -140,6 +140,32 @@ def test_the_length_of_an_mp3_file_of_variable_bit_rate_is_found(first: int, sec
     assert loudness(data, 0.0) == pytest.approx(2121, rel=0.15)
     assert loudness(data, 1.0) == pytest.approx(7071, rel=0.15)
     assert loudness(data[: len(parts[0]) // 2], 1.0) == pytest.approx(2121, rel=0.15)
+
+
+def test_joined_mp3_files_are_one_sound_at_any_position() -> None:
+    """The first one's tag has the length of the first alone, and the second one's tag is a damaged packet in between."""
+    target = BytesIO()
+    sound_file("mp3", "libmp3lame", target, tone(3.0))
+    data = 2 * target.getvalue()
+    for position in np.linspace(0, 1, 41):
+        assert loudness(data, float(position)) > 5000
+    assert loudness(data, 0.0, LONG_SOUND) == pytest.approx(7071, rel=0.1)
+
+
+def test_what_follows_the_sound_of_an_mp3_file_does_not_make_it_a_joined_one() -> None:
+    target = BytesIO()
+    sound_file("mp3", "libmp3lame", target, tone(3.0))
+    data = target.getvalue() + b"TAG" + bytes(125)
+    with pytest.raises(SampleError, match="is truncated"):
+        decode_audio(data[:2000] + data[-128:], SOUND, 1.0)
+    assert loudness(data, 1.0) == pytest.approx(7071, rel=0.1)
+
+
+def test_a_file_of_another_kind_is_said_to_be_one() -> None:
+    target = BytesIO()
+    sound_file("aiff", "pcm_s16be", target, tone(1.0))
+    with pytest.raises(SampleError, match="it is of a format that is not read here"):
+        decode_audio(target.getvalue(), SOUND, 0.0)
 
 
 def test_a_file_without_a_length_is_read_once_to_find_it(monkeypatch: pytest.MonkeyPatch) -> None:
