@@ -230,7 +230,7 @@ class CheckpointList:
 def _added_up(ranks: Iterable[TrainingProgress]) -> dict[str, LossSum]:
     """Return the unlogged losses of all ranks, by source.
 
-    The order of the ranks does not matter: a sum of fp32 losses of similar size is exact in fp64, which has 29 more bits.
+    The order of the ranks does not matter: fp64 has 29 bits more than the fp32 losses, so that their sum is exact.
     """
     sums: dict[str, LossSum] = {}
     for progress in ranks:

@@ -14,6 +14,7 @@ from perceiver_dist.display.progress import metric_rows
 from perceiver_dist.display.run_figures import MAX_DRAWN_CLASSES, confusion_matrix_figure
 from perceiver_dist.inference.attention_report import draw_attention
 from perceiver_dist.inference.model_evaluation import ModelEvaluation, SourceEvaluation
+from perceiver_dist.metrics.undefined import why_undefined
 from perceiver_dist.strict_json import to_json
 from pipelines.storage.files import copy_file, join
 
@@ -128,6 +129,8 @@ def report_page(evaluation: ModelEvaluation) -> str:
                 f"{len(found.bad):,} samples could not be used; the first: `{bad.key}` of `{bad.shard}`, {bad.reason}",
                 "",
             ]
+        if undefined := why_undefined(found.source.name, found.scores.metrics):
+            lines += [f"Warning: {undefined}.", ""]
         lines += _classes(found)
         lines += _confusions(found)
     return "\n".join(lines) + "\n"
@@ -136,7 +139,7 @@ def report_page(evaluation: ModelEvaluation) -> str:
 def _classes(found: SourceEvaluation) -> list[str]:
     """Return the table of the classes; of many, those with the lowest score, in this order."""
     scores = found.by_class[_SCORE_OF_CLASS[found.source.task]]
-    shown, lines = range(len(scores)), []
+    shown, lines = list(range(len(scores))), []
     if len(scores) > _SHOWN_CLASSES:
         defined = [number for number in shown if not math.isnan(scores[number])]
         shown = sorted(defined, key=lambda number: scores[number])[:_SHOWN_CLASSES]

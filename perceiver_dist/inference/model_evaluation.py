@@ -18,6 +18,7 @@ from perceiver_dist.inference.trained_model import TrainedModel, load_model
 from perceiver_dist.inference.views import check_views
 from perceiver_dist.metrics.metric_totals import MetricTotals, Scores, scores_of
 from perceiver_dist.metrics.subsets import modality_subsets
+from perceiver_dist.metrics.undefined import why_undefined
 from pipelines.demo.resolve import resolve_demo
 from pipelines.shards.shard_index import SourceIndex
 from pipelines.shards.source import SourceConfig
@@ -162,12 +163,15 @@ def _evaluate(
             f"source '{source.name}': none of its {index.samples} samples is valid; {count} of them: {reason}"
         )
     all_modalities = totals[task.subsets[0]]
+    scores = scores_of(source, totals)
+    if undefined := why_undefined(source.name, scores.metrics):
+        line.message(f"warning: {undefined}")
     return SourceEvaluation(
         source,
         index,
         samples,
         bad,
-        scores_of(source, totals),
+        scores,
         all_modalities.by_class(),
         time.monotonic() - started,
     )

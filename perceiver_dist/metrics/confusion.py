@@ -19,7 +19,7 @@ for the device at each does not count."""
 
 @dataclass(frozen=True)
 class Confusion:
-    """Counts of the pairs of true and predicted class that occur. Pairs are in the order of true, then predicted classes.
+    """Counts of the pairs of true and predicted class that occur, in the order of true, then of predicted classes.
 
     Attributes:
         classes: Number of classes.

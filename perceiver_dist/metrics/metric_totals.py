@@ -95,9 +95,11 @@ class MetricTotals:
             metrics |= _multilabel_metrics(*self._rows())
             return Scores(metrics, None)
         confusion = self._pairs.confusion()
-        metrics["accuracy"] = _mean(confusion.correct, samples)
+        # A class that comes first among scores that are no numbers is not a prediction.
+        predicted = 0 if isnan(loss) else samples
+        metrics["accuracy"] = _mean(confusion.correct, predicted)
         if self._classes >= _MANY_CLASSES:
-            metrics[f"top_{_TOP}_accuracy"] = _mean(hits, samples)
+            metrics[f"top_{_TOP}_accuracy"] = _mean(hits, predicted)
         return Scores(metrics, confusion)
 
     def by_class(self) -> dict[str, list[float]]:

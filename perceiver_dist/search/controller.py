@@ -13,7 +13,7 @@ from perceiver_dist.search.search_tracking import SearchTracking
 from perceiver_dist.search.strategy.candidates import Candidates
 from perceiver_dist.search.strategy.halving import decide
 from perceiver_dist.search.strategy.population import begin_generation, folder_name, next_generation_is_due
-from perceiver_dist.search.study.objective import score_of
+from perceiver_dist.search.study.objective import score_of, unscored_sources
 from perceiver_dist.search.study.search_config import SearchRunConfig
 from perceiver_dist.search.study.search_record import SearchRecord, Trial, TrialEvaluation, TrialState
 from perceiver_dist.search.study.space import parse_space
@@ -182,10 +182,8 @@ class SearchController:
             if step // between > len(trial.evaluations):
                 score = score_of(metrics, self._config.search.metric, self._config)
                 if math.isnan(score):
-                    return (
-                        f"search.metric is {self._config.search.metric}, which is NaN at step {step}: no held-out "
-                        "sample defines it; check the held-out shards and their labels"
-                    )
+                    undefined = unscored_sources(metrics, self._config.search.metric, self._config)
+                    return f"search.metric is {self._config.search.metric}; at step {step}, {'; '.join(undefined)}"
                 trial.evaluations.append(TrialEvaluation(step // between, step, score, metrics.flat()))
                 self._tracking.log_evaluation(trial)
                 self._save()

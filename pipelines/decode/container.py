@@ -303,8 +303,8 @@ def decoded_from(
         between good ones are damaged, frames are left out up to the next keyframe.
 
     Raises:
-        SampleError: The first packet of a clip is damaged, no good keyframe follows a damaged one, so that the track may
-            be truncated, or too many are damaged.
+        SampleError: The first packet of a clip is damaged, no good keyframe follows a damaged one, so that the track
+            may be truncated, or too many are damaged.
     """
     container = media.container
     slack = _SEARCH_BACK if container.format.name in _SEARCHED else 0.0
@@ -316,7 +316,7 @@ def decoded_from(
         frames = _frames_of(packet)
         if frames is None:
             damaged, at = damaged + 1, packet.pos
-            # A lost beginning of a sound is silence, as where two files were joined; of a clip there is no frame before.
+            # A lost beginning of a sound is silence, as where files were joined; in a clip no frame comes before it.
             nothing_before = damaged == packets and isinstance(track, VideoStream)
             if nothing_before or damaged > max(1, _MAX_DAMAGED * packets):
                 break

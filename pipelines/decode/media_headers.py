@@ -19,8 +19,8 @@ _MP3_TAG_RANGE = 4096
 """Bytes of the first frame of an MP3 file, and some before it, in which a tag with the file's length can be."""
 
 _JOINED_SHARE = 16
-"""Part of the size in an MP3 file's tag by which the file must be larger for FFmpeg to take it for a joined one. Less is
-what follows the sound, such as its title."""
+"""Part of the size in an MP3 file's tag by which the file must be larger for FFmpeg to take it for a joined one. Less
+is what follows the sound, such as its title."""
 
 _AVI_PLACEHOLDER_FRAMES = 1 << 30
 """Number of frames that FFmpeg writes into the header of an AVI file until it knows better."""
@@ -96,7 +96,7 @@ def _mp3_length_is_estimated(data: bytes) -> bool:
     flags = int.from_bytes(tag[4:8], "big")
     size = int.from_bytes(tag[4 * (2 + flags % 2) :][:4], "big") if flags & 2 else 0
     # FFmpeg does not believe the tag either then (mp3dec.c, "invalid concatenated file detected").
-    return 0 < size and len(data) - start - size > size // _JOINED_SHARE
+    return size > 0 and len(data) - start - size > size // _JOINED_SHARE
 
 
 def _end_of_id3(data: bytes) -> int:

@@ -1,7 +1,7 @@
 """A small valid file of every format that a sample can contain, and of every way in which people come by such a file.
 
-A kind is a field name, or one with a variant behind a hyphen: `streamed` files were written to a pipe, so that their headers
-hold placeholders, `joined` ones are two files in one, and `headless` ones begin in the middle of a recording.
+A kind is a field name, or one with a variant behind a hyphen: `streamed` files were written to a pipe, so that their
+headers hold placeholders, `joined` ones are two files in one, and `headless` ones begin in the middle of a recording.
 """
 
 import json

@@ -124,6 +124,11 @@ def test_a_metric_without_samples_is_reported_as_undefined(run: dict[str, Any]) 
     row = next(line.split() for line in run["screen"].splitlines() if line.startswith(f"{source} "))
     assert row[1] == str(HELD_OUT_SAMPLES[source])
     assert "-" in row
+    warnings = [line for line in run["screen"].splitlines() if " cannot be computed: " in line]
+    assert [line.partition(" cannot")[0] for line in warnings] == [
+        f"warning: source '{source}': "
+        + ("loss, accuracy" if source == "bad" else "mean_average_precision, roc_auc, d_prime")
+    ]
 
 
 @pytest.mark.runs

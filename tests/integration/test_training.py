@@ -259,7 +259,7 @@ def test_a_killed_driver_resumes_and_ends_with_the_same_losses(
 @pytest.mark.runs
 def test_losses_logged_after_a_kill_are_over_as_many_steps_as_any_other(data: Path, tmp_path: Path) -> None:
     # Checkpoints of steps 10, 20 and 30 lie between the logged steps 7, 14, 21, 28 and 35.
-    options = {"log_every": 7, "stop_at": 38}
+    options: dict[str, Any] = {"log_every": 7, "stop_at": 38}
     run_training(small_run.small_config(data, tmp_path, "undisturbed", **options), Console(file=StringIO()))
     command = job_command(data, tmp_path, "killed", **options)
     with subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL) as first:

@@ -97,13 +97,13 @@ def test_a_loss_that_is_not_finite_fails_the_trial(tmp_path: Path) -> None:
 def test_an_undefined_score_fails_the_trial(tmp_path: Path) -> None:
     search = controller_of(tmp_path)
     trial = next_of(search)
-    undefined = EvaluationMetrics(
-        33, {"squares": {"accuracy": 0.5}, "tones": {"mean_average_precision": float("nan")}}
-    )
+    tones = {"mean_average_precision": float("nan"), "samples": 4.0, "classes_with_positives": 0.0}
+    undefined = EvaluationMetrics(33, {"squares": {"accuracy": 0.5, "samples": 4.0}, "tones": tones})
     assert search.handle_report(trial, TrialReport(40, 0.1, {33: undefined}, 33))
     assert trial.state == "failed"
-    assert trial.reason.startswith(
-        "search.metric is mean, which is NaN at step 33: no held-out sample defines it"
+    assert trial.reason == (
+        "search.metric is mean; at step 33, source 'tones': mean_average_precision cannot be computed: no class has a "
+        "positive among the 4 held-out samples; check their labels"
     )
     assert not trial.evaluations
 

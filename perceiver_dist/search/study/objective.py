@@ -1,7 +1,10 @@
 """Objective of a search: the single score by which trials are compared."""
 
+import math
+
 from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.errors import UserError
+from perceiver_dist.metrics.undefined import why_undefined
 from perceiver_dist.training.tracker.logged_metrics import EvaluationMetrics
 
 _METRIC_OF_TASK = {"softmax": "accuracy", "multilabel": "mean_average_precision"}
@@ -29,8 +32,24 @@ def check_metric(metric: str, config: RunConfig) -> None:
             )
 
 
+def unscored_sources(evaluation: EvaluationMetrics, metric: str, config: RunConfig) -> list[str]:
+    """Return one line for each source whose metric the score needs and is undefined.
+
+    Args:
+        evaluation: The evaluation.
+        metric: `search.metric`.
+        config: Configuration of the training.
+    """
+    return [
+        why_undefined(source.name, evaluation.sources[source.name])
+        for source in config.sources
+        if metric in ("mean", f"{source.name}/{_METRIC_OF_TASK[source.task]}")
+        and math.isnan(evaluation.sources[source.name][_METRIC_OF_TASK[source.task]])
+    ]
+
+
 def score_of(evaluation: EvaluationMetrics, metric: str, config: RunConfig) -> float:
-    """Return the score of an evaluation: between 0 and 1, higher is better, NaN if no sample defines it.
+    """Return the score of an evaluation: between 0 and 1, higher is better, NaN if that of a source is undefined.
 
     Args:
         evaluation: The evaluation.

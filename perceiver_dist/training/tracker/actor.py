@@ -26,6 +26,7 @@ from perceiver_dist.config.command_line import to_yaml
 from perceiver_dist.config.flatten import flatten, to_nested
 from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.errors import InternalError, UserError
+from perceiver_dist.metrics.undefined import why_undefined
 from perceiver_dist.tracking.mlflow_store import RunStatus
 from perceiver_dist.training.tracker.failures import RankFailure, errors_reported
 from perceiver_dist.training.tracker.logged_metrics import (
@@ -259,6 +260,8 @@ class Tracker:
         metrics = EvaluationMetrics(step, {source: found.metrics for source, found in scores.items()})
         self._status.scores.update(metrics.flat())
         self._status.evaluations[step] = metrics
+        for line in filter(None, map(why_undefined, metrics.sources, metrics.sources.values())):
+            self.report(f"warning: {line}")
         self._record(metrics)
         # A full disk must not end the training; the metrics are kept, and written with the next evaluation.
         try:

@@ -1,4 +1,4 @@
-"""Figures of a run: learning curves, and per source a confusion matrix, or a table if it has too many classes for one."""
+"""Figures of a run: learning curves, and per source a confusion matrix, or a table if there are too many classes."""
 
 import csv
 from collections.abc import Mapping, Sequence

@@ -143,7 +143,7 @@ def test_the_length_of_an_mp3_file_of_variable_bit_rate_is_found(first: int, sec
 
 
 def test_joined_mp3_files_are_one_sound_at_any_position() -> None:
-    """The first one's tag has the length of the first alone, and the second one's tag is a damaged packet in between."""
+    """The first one's tag has the length of the first alone; the second one's tag is a damaged packet in between."""
     target = BytesIO()
     sound_file("mp3", "libmp3lame", target, tone(3.0))
     data = 2 * target.getvalue()
