@@ -31,6 +31,14 @@ AnyTrack = TypeVar("AnyTrack", VideoStream, AudioStream)
 
 DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flac,wav,mp3,ogg,aac,mpeg,mpegts"
 
+_REASONS: dict[type[Exception], str] = {
+    av.error.ArgumentError: "it is of a format that is not read here, or its header is damaged",
+    av.error.EOFError: "it ends before its first packet is complete",
+    av.error.PermissionError: "a point in time is not found in it, its index or timestamps are damaged",
+}
+"""What FFmpeg's errors of the operating system mean for a file in memory: no allowed demuxer knows it, nothing is left
+to find out what it holds, a seek failed."""
+
 _SEARCHED = ("mpeg", "mpegts")
 """Demuxers without an index, which search for the decoding time of a packet."""
 _SEARCH_BACK = 1.0
@@ -94,10 +102,7 @@ def opened(data: bytes, kind: str, limits: Limits = DEFAULT_LIMITS) -> Iterator[
         with av.open(file, mode="r", metadata_errors="replace", options=options) as container:
             yield MediaFile(container, length_is_estimated(container, data))
     except (av.error.FFmpegError, ValueError) as error:  # ValueError: the channel layout changes midway.
-        reason = getattr(error, "strerror", None) or str(error)
-        # What FFmpeg answers if none of the allowed demuxers knows the file.
-        if isinstance(error, av.error.ArgumentError):
-            reason = "it is of a format that is not read here, or its header is damaged"
+        reason = _REASONS.get(type(error)) or getattr(error, "strerror", None) or str(error)
         raise SampleError(f"{kind} cannot be decoded: {' '.join(reason.split())}") from error
 
 

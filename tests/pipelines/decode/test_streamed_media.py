@@ -161,6 +161,13 @@ def test_what_follows_the_sound_of_an_mp3_file_does_not_make_it_a_joined_one() -
     assert loudness(data, 1.0) == pytest.approx(7071, rel=0.1)
 
 
+def test_a_file_that_ends_within_its_first_packet_says_so() -> None:
+    target = BytesIO()
+    sound_file("ogg", "libopus", target, tone(1.0))
+    with pytest.raises(SampleError, match="it ends before its first packet is complete"):
+        decode_audio(target.getvalue()[:1000], SOUND, 0.0)
+
+
 def test_a_file_of_another_kind_is_said_to_be_one() -> None:
     target = BytesIO()
     sound_file("aiff", "pcm_s16be", target, tone(1.0))
