@@ -54,7 +54,7 @@ class TrainingProgress:
         optimizer_steps: Steps in which the optimizer changed the weights, for its bias correction. Skipped steps are
             not among them.
         unlogged_losses: Source -> losses since the last logged step, without the sources that have none. A resumed run
-            goes on with them, so that the next logged mean is over all steps since the last one.
+            adds to them, so that the next logged mean is over all steps since the last one.
     """
 
     steps: int

@@ -6,7 +6,7 @@ samples.jsonl               which samples each step learned from, with tracking.
 quarantine.jsonl            the samples that could not be used
 errors/                     a traceback for each failed rank
 result.json                 the outcome, once the run has ended
-learning_curves.png, confusion_SOURCE.png
+learning_curves.png, confusion_SOURCE.png (of many classes confusions_SOURCE.csv)
 mlflow_run_id.txt, identity.txt, outbox.sqlite      the run in MLflow, and its records that MLflow does not have yet
 step-00001000/              one checkpoint; `manifest.json` in it is written last
 
