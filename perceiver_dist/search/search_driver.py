@@ -35,7 +35,7 @@ from perceiver_dist.search.trial_resources import (
     max_concurrent_trials,
     start_ray_for_trials,
 )
-from perceiver_dist.training.prepare import resolve, with_demo_data
+from perceiver_dist.training.prepare import place_of, resolve, with_demo_data
 from pipelines.storage.files import check_writable, copy_file, join, read_text, write_text
 
 BEST = "best.yaml"
@@ -61,6 +61,7 @@ def run_search(config: SearchRunConfig, console: Console, promote: str | None = 
     """
     # Checked here, not at the end of a long search.
     model_name = parse_model_name(promote) if promote else None
+    place = place_of(config)
     config = _resolved(config)
     folder = join(config.storage.path, config.search.name)
     check_metric(config.search.metric, config)
@@ -70,6 +71,7 @@ def run_search(config: SearchRunConfig, console: Console, promote: str | None = 
     device = "cuda" if torch.cuda.is_available() and config.train.device != "cpu" else "cpu"
     work_left = _check_candidates(config, record, device)
     console.print(f"search {config.search.name}: preparing data")
+    console.print(place.description, markup=False, soft_wrap=True)
     config = with_demo_data(config)
     shards = list_shards(config)
     if work_left:
