@@ -64,6 +64,12 @@ def start_ray(cpus: int, dashboard: bool = False) -> None:
                 _node_ip_address=_LOOPBACK,
                 **QUIET,
             )
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"Ray cannot start on this machine ({reason}); make room, or set TMPDIR to a folder where files and "
+            "sockets can be made"
+        ) from error
     except Exception as error:  # Ray raises a plain Exception, so only the message tells.
         if "timed out during startup" not in str(error):
             raise

@@ -206,8 +206,8 @@ class MlflowRun:
             uri = self._tracking_uri
             raise UserError(
                 f"tracking: the tables at {uri} are those of another version of MLflow than {mlflow.__version__}; if "
-                f"they are older, make a backup and run `mlflow db upgrade {uri}`; if they are newer, install that version; "
-                "or set tracking.uri to another store"
+                f"they are older, make a backup and run `mlflow db upgrade {uri}`; if they are newer, install that "
+                "version; or set tracking.uri to another store"
             ) from failure
         permanent = is_permanent(failure)
         if run_id is not None and not permanent:

@@ -11,13 +11,15 @@ from urllib.parse import quote, unquote
 
 import fsspec.core
 import pyarrow as pa
+from aiohttp import ClientError
 from pyarrow import fs
 
 from perceiver_dist.errors import UserError
+from pipelines.storage.s3 import open_s3
 from pipelines.storage.signatures import hide_signatures
 from pipelines.storage.web_file import is_web, look_up, web_filesystem
 
-STORAGE_ERRORS = (OSError, pa.ArrowException)
+STORAGE_ERRORS = (OSError, pa.ArrowException, ClientError)
 """What pyarrow and fsspec raise if storage rejects a request or does not answer."""
 
 _ARROW_SCHEMES = {"s3": "s3", "s3a": "s3", "s3n": "s3", "gs": "gs", "gcs": "gs", "hdfs": "hdfs"}
@@ -57,7 +59,8 @@ def open_storage(uri: str) -> tuple[fs.FileSystem, str]:
         return fs.PyFileSystem(fs.FSSpecHandler(web_filesystem())), uri
     try:
         if scheme in _ARROW_SCHEMES:
-            return fs.FileSystem.from_uri(f"{_ARROW_SCHEMES[scheme]}://{quote(rest, safe=_NOT_QUOTED)}")
+            arrow_uri = f"{_ARROW_SCHEMES[scheme]}://{quote(rest, safe=_NOT_QUOTED)}"
+            return open_s3(arrow_uri) if arrow_uri.startswith("s3:") else fs.FileSystem.from_uri(arrow_uri)
         # pyarrow says what is wrong with a file: URI that has a host.
         if scheme == "file":
             return fs.FileSystem.from_uri(uri)
@@ -182,6 +185,12 @@ def read_text(uri: str) -> str | None:
     Args:
         uri: Path or URI.
     """
+    if is_web(uri):
+        # Not through pyarrow, which reports every failed look-up as a missing file.
+        try:
+            return bytes(web_filesystem().cat_file(uri)).decode()
+        except FileNotFoundError:
+            return None
     filesystem, path = open_storage(uri)
     if filesystem.get_file_info(path).type is not fs.FileType.File:
         return None
@@ -293,8 +302,10 @@ def check_writable(folder: str, option: str) -> None:
     try:
         write_text(probe, "")
         delete(probe)
-    except STORAGE_ERRORS as error:
-        reason = str(error).splitlines()[0]
+    except (NotImplementedError, UserError, *STORAGE_ERRORS) as error:
+        # fsspec leaves out what a kind of storage cannot do.
+        reason = str(error).splitlines()[0] if str(error) else "storage of this kind is read only"
+        remedy = "" if is_local(folder) else "check the address, the endpoint and the access rights, or "
         raise UserError(
-            f"{option} is '{folder}', which cannot be written ({reason}); choose another folder"
+            f"{option} is '{folder}', which cannot be written ({reason}); {remedy}choose another folder"
         ) from error

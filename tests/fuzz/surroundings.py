@@ -128,7 +128,7 @@ ALL = {
     ),
     "an unknown kind of storage": Surroundings(
         options=("--storage.path=dbfs2://x/runs", "--tracking.uri=sqlite:///{folder}/m.db"),
-        line="'dbfs2://x/runs/",
+        line="storage.path is 'dbfs2://x/runs', which cannot be written (",
     ),
     "storage on a web server": Surroundings(
         options=("--storage.path=http://127.0.0.1:9/runs", "--tracking.uri=sqlite:///{folder}/m.db"),

@@ -137,6 +137,33 @@ def test_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     assert "\n" not in message
 
 
+@pytest.mark.parametrize(
+    ("folder", "reason"),
+    [
+        ("http://host/runs", "storage of this kind is read only"),
+        (
+            "nothing://x/runs",
+            "'nothing://x/runs/.* cannot be opened \\(Protocol not known: nothing\\); use .*",
+        ),
+    ],
+)
+def test_storage_that_cannot_be_written_is_an_error(folder: str, reason: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_writable(folder, "storage.path")
+    assert re.fullmatch(
+        rf"storage.path is '{folder}', which cannot be written \({reason}\); check the address, the endpoint and the "
+        "access rights, or choose another folder",
+        str(caught.value),
+    )
+
+
+def test_file_uris_may_have_any_character(tmp_path: Path) -> None:
+    for name in ("a b", "50%", "#1", "what?", "é"):
+        write_text((tmp_path / name).as_uri(), name)
+        assert (tmp_path / name).read_text() == name
+        assert read_text(f"file://{tmp_path}/{name}" if "%" not in name else str(tmp_path / name)) == name
+
+
 @pytest.mark.parametrize("store", ["local", "memory"])
 def test_files_are_written_in_chunks_listed_renamed_and_deleted(
     tmp_path: Path, memory: str, store: str
