@@ -1,4 +1,4 @@
-"""What Ray takes from the environment: the cluster's address, the folder for its sockets, variables for other nodes.
+"""Environment of Ray: the cluster's address, the folder for its sockets, variables for other nodes.
 
 A socket's path may have 107 bytes on Linux, and Ray appends 68 to TMPDIR. Batch systems set it to longer ones. Then
 TMPDIR becomes a short link to the same folder, for this process and all that it starts, some with sockets of their own.

@@ -61,8 +61,7 @@ def run_search(config: SearchRunConfig, console: Console, promote: str | None = 
     """
     # Checked here, not at the end of a long search.
     model_name = parse_model_name(promote) if promote else None
-    place = place_of(config)
-    config = _resolved(config)
+    config, place = _resolved(config), place_of(config)
     folder = join(config.storage.path, config.search.name)
     check_metric(config.search.metric, config)
     check_writable(config.storage.path, "storage.path")
@@ -70,8 +69,9 @@ def run_search(config: SearchRunConfig, console: Console, promote: str | None = 
     check_same_search(config, folder)
     device = "cuda" if torch.cuda.is_available() and config.train.device != "cpu" else "cpu"
     work_left = _check_candidates(config, record, device)
-    console.print(f"search {config.search.name}: preparing data")
-    console.print(place.description, markup=False, soft_wrap=True)
+    console.print(
+        f"search {config.search.name}: preparing data\n{place.description}", markup=False, soft_wrap=True
+    )
     config = with_demo_data(config)
     shards = list_shards(config)
     if work_left:

@@ -18,8 +18,10 @@ DEFAULT_EXPERIMENT = "perceiver"
 
 _CLIENT_PREFIXES = ("MLFLOW_", "AWS_", "GOOGLE_", "GOOGLE_CLOUD_", "AZURE_", "DATABRICKS_")
 """Variables of MLflow and of the clients with which it stores files."""
-_CLIENT_NAMES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-_CLIENT_NAMES += ("SSL_CERT_FILE", "SSL_CERT_DIR")
+_CLIENT_NAMES = {
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"),
+    *("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"),
+}
 
 _UNUSED = {
     "MLFLOW_RUN_ID": "the run's folder says which MLflow run it continues",

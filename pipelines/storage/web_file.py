@@ -40,7 +40,7 @@ _KEEP_FREE = 1 << 30
 """Bytes that copies leave free on their disk: 1 GiB for Ray's own files, which may be on the same one."""
 
 _UNUSED_SECONDS = 24 * 3600.0
-"""After this time a copy may be deleted. A run that still goes on has used each of its shards, or copies it again."""
+"""After this time a copy may be deleted. A run that continues has used each of its shards, or copies it again."""
 
 _PIECE = 1 << 20
 """Bytes in memory of a file that is copied."""

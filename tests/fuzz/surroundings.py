@@ -43,8 +43,13 @@ class Surroundings:
     @property
     def available(self) -> bool:
         """Whether this machine can be made like that."""
-        needs_root = bool(self.command) or "mount" in self.setup
-        return not needs_root or (os.geteuid() == 0 and all(map(shutil.which, ("setpriv", "unshare"))))
+        if not self.command and "mount" not in self.setup:
+            return True
+        if os.geteuid() != 0 or not all(map(shutil.which, ("setpriv", "unshare"))):
+            return False
+        # The other user must be able to run this Python. In a shell, since setpriv itself may still do what root may.
+        tried = [*self.command, "bash", "-c", f"test -x {sys.executable}"]
+        return subprocess.run(tried, check=False).returncode == 0
 
 
 ALL = {
@@ -82,7 +87,7 @@ ALL = {
     "no /dev/shm": Surroundings(setup="mount -t tmpfs -o size=0,mode=000 none /dev/shm"),
     "a small /dev/shm": Surroundings(setup="mount -t tmpfs -o size=1m none /dev/shm"),
     "a full disk": Surroundings(
-        setup="mkdir disk && mount -t tmpfs -o size=16k none disk && head -c 1M /dev/zero > disk/x; true",
+        setup="mkdir disk && mount -t tmpfs -o size=16k none disk && head -c 1M /dev/zero > disk/x 2>/dev/null; true",
         options=("--storage.path=disk",),
         line="storage.path is '{folder}/disk', which cannot be written (",
     ),

@@ -32,7 +32,7 @@ def folder() -> Iterator[Path]:
 def test_a_training_completes_or_says_what_to_do(name: str, folder: Path, shards: Path) -> None:
     surroundings = ALL[name]
     if not surroundings.available:
-        pytest.skip("other users and mounts need root, setpriv and unshare")
+        pytest.skip("needs root, setpriv, unshare, and a Python that other users can run")
     write_run(folder, shards)
     done = train_in(surroundings, folder)
     shown = done.stdout + done.stderr

@@ -16,13 +16,7 @@ from typing import TYPE_CHECKING
 
 from perceiver_dist.checkpoint.manifest import StoredFile, TrainingProgress
 from perceiver_dist.checkpoint.retention import CheckpointList, StartingPoint
-from perceiver_dist.checkpoint.run_folder import (
-    CONFIG,
-    ERRORS,
-    QUARANTINE,
-    RESULT,
-    RunFolder,
-)
+from perceiver_dist.checkpoint.run_folder import CONFIG, ERRORS, QUARANTINE, RESULT, RunFolder
 from perceiver_dist.config.command_line import to_yaml
 from perceiver_dist.config.flatten import flatten, to_nested
 from perceiver_dist.config.run_config import RunConfig
@@ -84,8 +78,7 @@ class Tracker:
         """Open or continue the MLflow run, once, before anything else; return its id.
 
         Args:
-            environment: Variables of MLflow's client, from `client_variables`. On a cluster this process would have
-                those of `ray start`.
+            environment: The driver's variables for MLflow's client; on a cluster this process has those of `ray start`.
 
         Raises:
             UserError: MLflow cannot open the run.

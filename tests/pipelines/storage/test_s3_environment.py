@@ -1,4 +1,4 @@
-"""What the environment says about S3, seen by real servers that stand for endpoints and a proxy."""
+"""Environment variables of S3, seen by real servers that stand for endpoints and a proxy."""
 
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,16 +9,17 @@ import pytest
 
 from pipelines.storage.files import file_info
 
-VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE")
-VARIABLES += (
-    "AWS_CA_BUNDLE",
-    "http_proxy",
-    "HTTP_PROXY",
-    "https_proxy",
-    "HTTPS_PROXY",
-    "no_proxy",
-    "NO_PROXY",
-)
+VARIABLES = [
+    *(
+        "AWS_ENDPOINT_URL",
+        "AWS_ENDPOINT_URL_S3",
+        "AWS_REGION",
+        "AWS_DEFAULT_REGION",
+        "AWS_PROFILE",
+        "AWS_CA_BUNDLE",
+    ),
+    *("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY"),
+]
 
 
 class Bucket(BaseHTTPRequestHandler):
