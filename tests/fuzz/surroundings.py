@@ -79,9 +79,11 @@ ALL = {
         ("--storage.path=theirs",),
         "storage.path is '{folder}/theirs', which cannot be written (",
     ),
-    "an ASCII locale": Surroundings(
-        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": None},
+    "an ASCII locale": Surroundings({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}),
+    "an ASCII locale and other paths": Surroundings(
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
         options=("--storage.path={folder}/räume",),
+        line="the argument '--storage.path={folder}/r\\udcc3\\udca4ume' has bytes that are no ascii text, ",
     ),
     "odd characters in a path": Surroundings(options=("--storage.path={folder}/a b#c%20d?e é",)),
     "no /dev/shm": Surroundings(setup="mount -t tmpfs -o size=0,mode=000 none /dev/shm"),
