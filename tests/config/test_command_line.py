@@ -330,6 +330,6 @@ def test_an_argument_that_the_locale_cannot_read_is_named() -> None:
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == (
-        "error: the argument '--storage.path=r\\udce4ume' has bytes that are no utf-8 text, the encoding of this process; "
-        "set PYTHONUTF8=1, or a locale of UTF-8 such as LC_ALL=C.UTF-8\n"
+        "error: the argument '--storage.path=r\\udce4ume' has bytes that are no utf-8 text, the encoding of this "
+        "process; set PYTHONUTF8=1, or a locale of UTF-8 such as LC_ALL=C.UTF-8\n"
     )
