@@ -7,6 +7,7 @@ one, never half of one. On object stores, which have no rename, pyarrow copies a
 import os
 import string
 from collections.abc import Iterable
+from contextlib import suppress
 from urllib.parse import quote, unquote
 
 import fsspec.core
@@ -27,6 +28,10 @@ _ARROW_SCHEMES = {"s3": "s3", "s3a": "s3", "s3n": "s3", "gs": "gs", "gcs": "gs",
 
 _NOT_QUOTED = string.punctuation.replace("#", "")
 """A URI of a file may contain what a URI in the strict sense may not, such as spaces; # begins no fragment."""
+
+
+_PROBE_BYTES = 4096
+"""What a check writes: a block of most file systems."""
 
 
 def absolute_uri(path: str) -> str:
@@ -174,8 +179,13 @@ def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
     """
     filesystem, path = open_storage(uri)
     filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-    with filesystem.open_output_stream(f"{path}.partial") as stream:
-        stream.write(data)
+    try:
+        with filesystem.open_output_stream(f"{path}.partial") as stream:
+            stream.write(data)
+    except OSError:
+        with suppress(OSError):  # the first error says what is wrong
+            filesystem.delete_file(f"{path}.partial")
+        raise
     filesystem.move(f"{path}.partial", path)
 
 
@@ -300,7 +310,8 @@ def check_writable(folder: str, option: str) -> None:
     """
     probe = join(folder, f".writable-{os.getpid()}")
     try:
-        write_text(probe, "")
+        # A file without content fits on a full disk.
+        write_text(probe, " " * _PROBE_BYTES)
         delete(probe)
     except (NotImplementedError, UserError, *STORAGE_ERRORS) as error:
         # fsspec leaves out what a kind of storage cannot do.
