@@ -326,7 +326,7 @@ def test_a_bug_in_a_check_of_an_option_is_not_reported_as_a_mistake_of_the_user(
 def test_an_argument_that_the_locale_cannot_read_is_named() -> None:
     code = "from perceiver_dist.config.command_line import run_job; run_job(lambda arguments: 0)"
     environment = {**os.environ, "PYTHONUTF8": "1"}
-    command = [sys.executable, "-c", code, b"--storage.path=r\xe4ume"]
+    command: list[str | bytes] = [sys.executable, "-c", code, b"--storage.path=r\xe4ume"]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == (
