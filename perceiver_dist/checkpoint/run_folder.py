@@ -16,6 +16,7 @@ beside the runs.
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -238,12 +239,22 @@ def outbox_file(folder: str) -> Path:
 
     Args:
         folder: Path or URI of the run's or search's folder.
+
+    Raises:
+        UserError: The folder is remote, and this user has no home.
     """
     if "://" not in folder:
         return Path(folder) / OUTBOX
     # SQLite needs a local file. The name follows from the folder, so that the same command finds it again.
     name = hashlib.sha256(folder.encode()).hexdigest()[:16]
-    return Path.home() / ".cache" / "perceiver_dist" / f"outbox-{name}.sqlite"
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        raise UserError(
+            f"{folder} is remote, so records for MLflow wait in a local folder, but this user has no home; set HOME or "
+            "XDG_CACHE_HOME to a folder that can be written"
+        ) from error
+    return cache / "perceiver_dist" / f"outbox-{name}.sqlite"
 
 
 def _order_options(tree: Mapping[str, Any]) -> dict[str, Any]:

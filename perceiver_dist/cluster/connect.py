@@ -12,6 +12,11 @@ from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.exceptions import AuthenticationError
 
 from perceiver_dist.cluster.lean_ray import lean_ray
+from perceiver_dist.cluster.surroundings import (
+    cluster_address,
+    forwarded_variables,
+    use_short_temporary_folder,
+)
 from perceiver_dist.errors import UserError
 
 _CONNECT_SECONDS = 10.0
@@ -34,16 +39,18 @@ def start_ray(cpus: int, dashboard: bool = False) -> None:
         dashboard: Whether to start Ray's dashboard, which also frees the resources of a killed training.
 
     Raises:
-        UserError: There is no cluster at RAY_ADDRESS, it rejects this process, or Ray does not start in time.
+        UserError: There is no cluster at RAY_ADDRESS, it rejects this process, or Ray does not start: not in time, or
+            the machine does not let it.
     """
     # Without this, Ray prints the error of every bad shard beside the one line that the job prints for the first.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     if ray.is_initialized():
         return
-    address = os.environ.get("RAY_ADDRESS")
+    address = cluster_address()
     if address:
         _connect(address)
         return
+    use_short_temporary_folder()
     # A run has some 12 processes however many cores there are. Ray prints a warning at 4 times this number.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
     # Otherwise Ray replaces the loopback address with the machine's own, so that other machines can join.
@@ -57,6 +64,12 @@ def start_ray(cpus: int, dashboard: bool = False) -> None:
                 _node_ip_address=_LOOPBACK,
                 **QUIET,
             )
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"Ray cannot start on this machine ({reason}); make room, or set TMPDIR to a folder where files and "
+            "sockets can be made"
+        ) from error
     except Exception as error:  # Ray raises a plain Exception, so only the message tells.
         if "timed out during startup" not in str(error):
             raise
@@ -74,7 +87,8 @@ def _connect(address: str) -> None:
     """
     try:
         _check_reachable(address)
-        ray.init(**QUIET)
+        variables = forwarded_variables(os.environ)
+        ray.init(runtime_env={"env_vars": variables} if variables else None, **QUIET)
     except (AuthenticationError, OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"RAY_ADDRESS is '{address}', where no cluster accepts this job ({str(error).splitlines()[0]}); check "

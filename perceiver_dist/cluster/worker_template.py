@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from perceiver_dist.cluster.forked_worker import SOCKET
+from perceiver_dist.cluster.surroundings import cluster_address, use_short_temporary_folder
 
 _GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """Devices of NVIDIA's driver, of AMD's, and of GPUs under Windows (WSL)."""
@@ -77,8 +78,9 @@ def start_template(imports: TemplateImports) -> None:
     Args:
         imports: What the workers need.
     """
-    if "RAY_ADDRESS" in os.environ or _FREE:
+    if cluster_address() or _FREE:
         return
+    use_short_temporary_folder()
     folder = tempfile.mkdtemp(prefix="ray_workers_")  # only this user may enter it
     os.environ[SOCKET] = f"{folder}/socket"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

@@ -147,6 +147,7 @@ def run_job(main: Callable[[Sequence[str]], int]) -> NoReturn:
         SystemExit: Always; status 2 and one line on standard error for a `UserError`, 130 after Ctrl-C.
     """
     try:
+        _check_encoding(sys.argv[1:])
         status = main(sys.argv[1:])
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -154,6 +155,22 @@ def run_job(main: Callable[[Sequence[str]], int]) -> NoReturn:
     except KeyboardInterrupt:
         raise SystemExit(EXIT_INTERRUPTED) from None
     raise SystemExit(status)
+
+
+def _check_encoding(arguments: Sequence[str]) -> None:
+    """Check that the locale's encoding could read the arguments; otherwise a file would be called differently.
+
+    Raises:
+        UserError: It could not.
+    """
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"the argument {argument!a} has bytes that are no {sys.getfilesystemencoding()} text, the encoding of "
+                "this process; set PYTHONUTF8=1, or a locale of UTF-8 such as LC_ALL=C.UTF-8"
+            ) from error
 
 
 def _build(parser: ArgumentParser, parsed: Namespace, config: type[Configuration]) -> Configuration:

@@ -64,6 +64,6 @@ def _is_secret(name: str, value: str) -> bool:
 
 def _remedy(name: str, value: str) -> str:
     scheme = re.split(r"[:+]", value, maxsplit=1)[0].lower()
-    if name == "tracking.uri" and scheme in ("http", "https"):
+    if name in ("tracking.uri", "MLFLOW_TRACKING_URI") and scheme in ("http", "https"):
         return _TRACKING_REMEDY
     return _REMEDIES.get(scheme, _OTHER_REMEDY)

@@ -215,14 +215,15 @@ class TrackingConfig:
     """MLflow tracking.
 
     Attributes:
-        uri: MLflow tracking URI; null for a SQLite file in storage.path, which only one machine can use.
-        experiment: MLflow experiment of the run.
+        uri: MLflow tracking URI; null for MLFLOW_TRACKING_URI or, if that is not set, a SQLite file in storage.path,
+            which only one machine can use.
+        experiment: MLflow experiment of the run; null for MLFLOW_EXPERIMENT_NAME or, if that is not set, "perceiver".
         samples: Whether to write the keys of every step's samples to samples.jsonl in the run folder, to audit their
             order; false because the file grows with the run.
     """
 
     uri: str | None = None
-    experiment: str = "perceiver"
+    experiment: str | None = None
     samples: bool = False
 
 

@@ -10,7 +10,7 @@ from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.errors import UserError
 from pipelines.shards.shard_index import SourceIndex, index_shard
 from pipelines.shards.source import SourceConfig
-from pipelines.storage.files import expand_shards
+from pipelines.storage.shard_list import expand_shards
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from perceiver_dist.tracking.mlflow_store import first_line, local_database
 # isort: split
 # `mlflow_store` above sets MLflow's timeouts, which MLflow reads when it is imported.
 import mlflow.pyfunc
-from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
@@ -188,7 +187,10 @@ def register_model(
         created = client.create_model_version(name, f"runs:/{run}/{artifact_path}", run)
         # Last, so that the alias never points to a version without files.
         client.set_registered_model_alias(name, alias, created.version)
-    except MlflowException as failure:
+    except UserError:
+        raise
+    except Exception as failure:
+        # Stores of files raise the errors of their own clients.
         raise UserError(
             f"MLflow at {tracking_uri} did not register the model: {first_line(failure)}"
         ) from failure

@@ -1,11 +1,14 @@
 """MLflow record of an evaluation: a child run of the training run, in the same experiment."""
 
+import os
+
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from perceiver_dist.checkpoint.run_folder import outbox_file
 from perceiver_dist.errors import UserError
 from perceiver_dist.inference.model_evaluation import ModelEvaluation
 from perceiver_dist.tracking.background_writer import BackgroundWriter
+from perceiver_dist.tracking.mlflow_environment import DEFAULT_EXPERIMENT
 from perceiver_dist.tracking.mlflow_run import MlflowRun, new_identity
 from perceiver_dist.tracking.mlflow_store import local_database
 from pipelines.storage.files import open_file
@@ -23,14 +26,14 @@ def record_evaluation(evaluation: ModelEvaluation, files: list[str]) -> str:
     Returns:
         One line for the screen: the run's id, or the reason why there is none.
     """
-    tracking = evaluation.model.config.tracking
-    if not tracking.uri:
-        return "none: the model's configuration names no tracking.uri"
-    database = local_database(tracking.uri)
+    uri = evaluation.model.config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        return "none: the model's configuration names no tracking.uri, and MLFLOW_TRACKING_URI is not set"
+    database = local_database(uri)
     # MLflow would create a missing SQLite file and record the evaluation there, apart from its training.
     if database is not None and not database.exists():
         return f"none: the training's {database} no longer exists"
-    writer = BackgroundWriter(tracking.uri, outbox_file(evaluation.out))
+    writer = BackgroundWriter(uri, outbox_file(evaluation.out))
     try:
         run_id = _write(evaluation, files, writer)
     except UserError as error:
@@ -50,7 +53,7 @@ def _write(evaluation: ModelEvaluation, files: list[str], writer: BackgroundWrit
     training = stored.mlflow_run_id
     log = MlflowRun(
         writer,
-        stored.config.tracking.experiment,
+        stored.config.tracking.experiment or DEFAULT_EXPERIMENT,
         f"evaluation of {stored.config.storage.run_name or stored.place}",
         None,
         {

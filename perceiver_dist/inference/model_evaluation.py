@@ -22,7 +22,8 @@ from perceiver_dist.metrics.undefined import why_undefined
 from pipelines.demo.resolve import resolve_demo
 from pipelines.shards.shard_index import SourceIndex
 from pipelines.shards.source import SourceConfig
-from pipelines.storage.files import expand_shards, join
+from pipelines.storage.files import join
+from pipelines.storage.shard_list import expand_shards
 from pipelines.units.unit_maker import BadSample
 
 

@@ -83,7 +83,7 @@ def digest_of_shards(index: SourceIndex) -> str:
     Args:
         index: Index of the shards.
     """
-    lines = "".join(f"{shard.uri} {shard.sha256}\n" for shard in index.shards)
+    lines = "".join(f"{shard.shown_uri} {shard.sha256}\n" for shard in index.shards)
     return hashlib.sha256(lines.encode()).hexdigest()
 
 

@@ -227,7 +227,7 @@ def _next_row(rows: Iterator[Unit], expected: int) -> Unit:
 
 def _merge_views(task: ScoringTask, views: list[Unit], samples: Sequence[int]) -> ScoredUnit:
     """Merge all views of the same samples into one unit; a sample that is bad in one view is bad."""
-    shards = [task.index.shards[task.index.locate(sample)[0]].uri for sample in samples]
+    shards = [task.index.shards[task.index.locate(sample)[0]].shown_uri for sample in samples]
     keys = [str(key) for key in views[0]["keys"]]
     logits = torch.tensor(np.stack([row["logits"] for row in views]))  # (views, subsets, B, classes)
     embeddings = torch.tensor(np.stack([row["embeddings"] for row in views]))

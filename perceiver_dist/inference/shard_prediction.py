@@ -22,7 +22,8 @@ from perceiver_dist.inference.trained_model import TrainedModel, load_model
 from pipelines.demo.resolve import resolve_demo
 from pipelines.shards.shard_index import SourceIndex
 from pipelines.shards.source import SourceConfig
-from pipelines.storage.files import absolute_uri, expand_shards
+from pipelines.storage.files import absolute_uri
+from pipelines.storage.shard_list import expand_shards
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from pipelines.demo.resolve import resolve_demo
 from pipelines.errors import ShardError
 from pipelines.shards.shard_index import find_index
 from pipelines.shards.source import SourceConfig
-from pipelines.storage.files import absolute_uri, expand_shards
+from pipelines.storage.files import absolute_uri
+from pipelines.storage.shard_list import expand_shards
 from pipelines.units.schedule import Schedule
 
 

@@ -25,7 +25,7 @@ from perceiver_dist.model.mel import log_mel, mel_filters
 from pipelines.demo.resolve import resolve_demo
 from pipelines.inspection.shard_access import index_shards
 from pipelines.shards.source import SourceConfig
-from pipelines.storage.files import expand_shards
+from pipelines.storage.shard_list import expand_shards
 from pipelines.units.plan import EvaluationPlan
 from pipelines.units.unit_maker import UnitMaker
 

@@ -24,6 +24,7 @@ from perceiver_dist.search.controller import SearchController
 from perceiver_dist.search.study.search_record import Trial
 from perceiver_dist.search.trial import run_trial
 from perceiver_dist.search.trial_resources import TRIAL_MEMORY
+from perceiver_dist.tracking.mlflow_environment import client_variables
 
 
 def run_trials(
@@ -38,8 +39,10 @@ def run_trials(
         folder: Path or URI of a folder for files of Ray Tune.
     """
     searcher = _Searcher(controller, max_concurrent)
+    # In the object store, not in the parameters of a trial: Ray Tune writes those to files, and some are secret.
+    trainable = tune.with_parameters(run_trial, environment=client_variables(os.environ))
     tuner = tune.Tuner(
-        tune.with_resources(run_trial, tune.PlacementGroupFactory([{"memory": TRIAL_MEMORY}])),
+        tune.with_resources(trainable, tune.PlacementGroupFactory([{"memory": TRIAL_MEMORY}])),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=_Scheduler(controller, searcher),

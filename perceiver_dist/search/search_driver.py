@@ -35,7 +35,7 @@ from perceiver_dist.search.trial_resources import (
     max_concurrent_trials,
     start_ray_for_trials,
 )
-from perceiver_dist.training.prepare import resolve, with_demo_data
+from perceiver_dist.training.prepare import place_of, resolve, with_demo_data
 from pipelines.storage.files import check_writable, copy_file, join, read_text, write_text
 
 BEST = "best.yaml"
@@ -61,7 +61,7 @@ def run_search(config: SearchRunConfig, console: Console, promote: str | None = 
     """
     # Checked here, not at the end of a long search.
     model_name = parse_model_name(promote) if promote else None
-    config = _resolved(config)
+    config, place = _resolved(config), place_of(config)
     folder = join(config.storage.path, config.search.name)
     check_metric(config.search.metric, config)
     check_writable(config.storage.path, "storage.path")
@@ -69,12 +69,13 @@ def run_search(config: SearchRunConfig, console: Console, promote: str | None = 
     check_same_search(config, folder)
     device = "cuda" if torch.cuda.is_available() and config.train.device != "cpu" else "cpu"
     work_left = _check_candidates(config, record, device)
-    console.print(f"search {config.search.name}: preparing data")
+    show = partial(console.print, markup=False, soft_wrap=True)
+    show(f"search {config.search.name}: preparing data\n{place.description}")
     config = with_demo_data(config)
     shards = list_shards(config)
     if work_left:
         start_ray_for_trials(config)
-        wait_for_capacity(config, partial(console.print, markup=False, soft_wrap=True))
+        wait_for_capacity(config, show)
         keep_data_actors_here()
         # Trials may run on GPUs that this machine does not have; the device decides what cross-attention costs.
         device = device_type(config)
@@ -92,11 +93,9 @@ def run_search(config: SearchRunConfig, console: Console, promote: str | None = 
     unsent = _write_results(record, config, best_yaml, folder, tracking)
     console.print(final_table(record))
     if unsent:
-        console.print(
+        show(
             f"MLflow at {config.tracking.uri} is unavailable: {unsent} records wait on disk; run the same command "
-            "again to send them",
-            markup=False,
-            soft_wrap=True,
+            "again to send them"
         )
     if is_interrupted(record):
         console.print("interrupted: run the same command again to resume the search", markup=False)

@@ -19,6 +19,7 @@ from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.search.study.search_config import SearchRunConfig
 from perceiver_dist.search.study.search_record import SearchRecord, Trial
 from perceiver_dist.tracking.background_writer import BackgroundWriter
+from perceiver_dist.tracking.mlflow_environment import DEFAULT_EXPERIMENT
 from perceiver_dist.tracking.mlflow_run import MlflowRun, MlflowUnavailableError
 from perceiver_dist.tracking.mlflow_store import RunStatus
 from pipelines.storage.files import write_text
@@ -49,7 +50,7 @@ class SearchTracking:
         self._writer = BackgroundWriter(config.tracking.uri or "", outbox_file(folder))
         self._parent = MlflowRun(
             self._writer,
-            config.tracking.experiment,
+            config.tracking.experiment or DEFAULT_EXPERIMENT,
             config.search.name,
             record.mlflow_run_id or None,
             flatten(to_nested(config)),
@@ -92,7 +93,7 @@ class SearchTracking:
         cost = {f"cost.{name}": f"{value:g}" for name, value in asdict(trial.cost).items()}
         return MlflowRun(
             self._writer,
-            self._config.tracking.experiment,
+            self._config.tracking.experiment or DEFAULT_EXPERIMENT,
             trial.name,
             trial.mlflow_run_id or None,
             {**flatten(to_nested(training)), **cost},

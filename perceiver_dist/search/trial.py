@@ -1,6 +1,8 @@
 """Trial in an actor of Ray Tune: the same training as `jobs/train_multimodal.py`, with reports to the search."""
 
 import io
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +39,7 @@ class TrialReport:
     reason: str = ""
 
 
-def run_trial(parameters: dict[str, Any]) -> None:
+def run_trial(parameters: dict[str, Any], environment: Mapping[str, str]) -> None:
     """Train, and report to Ray Tune twice a second.
 
     An evaluation is reported once a checkpoint of its step is registered, so a score behind a decision never has to be
@@ -45,7 +47,9 @@ def run_trial(parameters: dict[str, Any]) -> None:
 
     Args:
         parameters: "folder" -> path or URI of the run folder, which holds the configuration.
+        environment: The search's variables of MLflow's client, which the trial's tracker needs.
     """
+    os.environ.update(environment)
     folder = RunFolder(parameters["folder"])
     newest = TrialReport(step=0)
 

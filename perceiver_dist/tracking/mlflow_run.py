@@ -26,12 +26,15 @@ from perceiver_dist.tracking.mlflow_store import (
     is_permanent,
     local_database,
     one_process_at_a_time,
+    wrong_schema,
 )
 from perceiver_dist.tracking.system_metrics import SystemMetrics, system_metrics_steps
 
 # isort: split
 # mlflow_store, imported above, sets environment variables that MLflow reads when it is imported.
+import mlflow
 from mlflow.entities import Param
+from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH, MAX_PARAM_VAL_LENGTH, MAX_PARAMS_TAGS_PER_BATCH
@@ -39,7 +42,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 _IDENTITY = "identity"
 """Tag that identifies a run whose id was not written down."""
-_LOGGING_FAILURES = (MlflowException, OSError, SQLAlchemyError)
+_LOGGING_FAILURES = (MlflowException, OSError, SQLAlchemyError, ImportError)
+"""An ImportError: the driver of a database, as of PostgreSQL, is not installed."""
 _log = logging.getLogger(__name__)
 
 
@@ -106,7 +110,7 @@ class MlflowRun:
             # The run has ended before, and MLflow would show it as ended until the next end.
             self._put_status("RUNNING")
         self._system_metrics: SystemMetrics | None = None
-        if system_metrics:
+        if system_metrics and _system_metrics_wanted():
             self._system_metrics = SystemMetrics(self.run_id, self._tracking_uri, self._record_system_metrics)
             self._system_metrics.start()
 
@@ -198,6 +202,13 @@ class MlflowRun:
         Raises:
             UserError: The run cannot be opened.
         """
+        if wrong_schema(failure):
+            uri = self._tracking_uri
+            raise UserError(
+                f"tracking: the tables at {uri} are those of another version of MLflow than {mlflow.__version__}; if "
+                f"they are older, make a backup and run `mlflow db upgrade {uri}`; if they are newer, install that "
+                "version; or set tracking.uri to another store"
+            ) from failure
         permanent = is_permanent(failure)
         if run_id is not None and not permanent:
             _log.warning(
@@ -209,7 +220,7 @@ class MlflowRun:
         kind = UserError if permanent else MlflowUnavailableError
         raise kind(
             f"tracking: cannot {'open a run' if run_id is None else f'continue run {run_id}'} at "
-            f"{self._tracking_uri}: {first_line(failure)}; check tracking.uri and its server"
+            f"{self._tracking_uri}: {first_line(failure)}; check tracking.uri (or MLFLOW_TRACKING_URI) and its server"
         ) from failure
 
     def _new_run(self, experiment: str, run_name: str, tags: Mapping[str, str]) -> str:
@@ -238,7 +249,14 @@ class MlflowRun:
     def _write_parameters(self, parameters: Mapping[str, str]) -> None:
         entities = [Param(name, _truncated(value)) for name, value in parameters.items()]
         for first in range(0, len(entities), MAX_PARAMS_TAGS_PER_BATCH):
-            self._client.log_batch(self.run_id, params=entities[first : first + MAX_PARAMS_TAGS_PER_BATCH])
+            part = entities[first : first + MAX_PARAMS_TAGS_PER_BATCH]
+            self._client.log_batch(self.run_id, params=part, synchronous=True)
+
+
+def _system_metrics_wanted() -> bool:
+    """Return whether MLflow's variable leaves system metrics on; it turns them off only if it is set."""
+    wanted: Any = MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
+    return not wanted.is_set() or bool(wanted.get())
 
 
 def _artifact_folder(tracking_uri: str) -> str | None:

@@ -58,6 +58,16 @@ def is_permanent(failure: BaseException) -> bool:
     return isinstance(failure, MlflowException) and failure.error_code in _PERMANENT_ERRORS
 
 
+def wrong_schema(failure: BaseException) -> bool:
+    """Return whether an error says that the tables of a database are those of another version of MLflow.
+
+    Args:
+        failure: Exception raised by a call to MLflow.
+    """
+    # MLflow has no code for it, and calls the tables of a newer version out-of-date too.
+    return "out-of-date database schema" in str(failure)
+
+
 def first_line(failure: BaseException) -> str:
     """Return the first line of an exception's message, or the name of its type if it has none.
 

@@ -185,12 +185,15 @@ def requests_of(records: Sequence[Record]) -> Iterator[list[Record]]:
 def _call(client: MlflowClient, records: Sequence[Record]) -> None:
     """Send records to MLflow in one request."""
     first = records[0]
+    # Synchronous whatever MLFLOW_ENABLE_ASYNC_LOGGING says: what is sent leaves the queue on disk.
     if first.kind == "metrics":
         values = [Metric(*fields) for record in records for fields in json.loads(record.content)]
-        client.log_batch(first.run_id, metrics=values)
+        client.log_batch(first.run_id, metrics=values, synchronous=True)
     elif first.kind == "tags":
         tags: Mapping[str, str] = json.loads(first.content)
-        client.log_batch(first.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+        client.log_batch(
+            first.run_id, tags=[RunTag(name, value) for name, value in tags.items()], synchronous=True
+        )
     elif first.kind == "status":
         status, at_ms = json.loads(first.content)
         if status == "RUNNING":

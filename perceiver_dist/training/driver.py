@@ -34,6 +34,7 @@ from perceiver_dist.display.progress import ProgressLine
 from perceiver_dist.errors import UserError
 from perceiver_dist.model.cost import parameter_count
 from perceiver_dist.strict_json import to_json
+from perceiver_dist.tracking.mlflow_environment import client_variables
 from perceiver_dist.tracking.mlflow_store import RunStatus
 from perceiver_dist.training.console import show_result, show_status, show_waiting
 from perceiver_dist.training.datasets import ReadingOptions, TrainingGivenUpError, make_datasets
@@ -77,7 +78,7 @@ def run_training(
             line.message(f"warning: {warning}")
         write_text(run.folder.config, to_yaml(run.config))
         tracker = _start_tracker(run)
-        run_id = ray.get(tracker.run_id.remote())
+        run_id = _open_mlflow_run(tracker)
         line.message(f"starting {_workers(run.config)} workers: {_describe(run.config, data)}")
         outcome = _fit(run, data, tracker, show_status(line, tracker, run.config.last_step, on_status))
     return _finish(run, outcome, tracker, run_id, console)
@@ -103,6 +104,18 @@ def _start_tracker(run: PreparedRun) -> TrackerHandle:
         num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False)
     ).remote(run.config, run.folder, facts)
     return tracker
+
+
+def _open_mlflow_run(tracker: TrackerHandle) -> str:
+    """Have the tracker open the MLflow run, with this process's variables for MLflow; return the run's id.
+
+    Raises:
+        UserError: MLflow cannot open it.
+    """
+    try:
+        return ray.get(tracker.open.remote(client_variables(os.environ)))
+    except UserError as error:
+        raise UserError(str(getattr(error, "cause", error))) from None
 
 
 _SECONDS_BETWEEN_RESIZES = 30.0

@@ -11,6 +11,7 @@ from perceiver_dist.config.command_line import Configuration
 from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.data.shard_indexing import list_shards
 from perceiver_dist.errors import UserError
+from perceiver_dist.tracking.mlflow_environment import DEFAULT, MlflowPlace, mlflow_place
 from perceiver_dist.tracking.mlflow_store import absolute_tracking_uri
 from perceiver_dist.training.fine_tuning import check_fine_tuning
 from pipelines.demo.resolve import resolve_demo
@@ -48,10 +49,12 @@ def prepare(config: RunConfig, report: Callable[[str], None]) -> PreparedRun:
         UserError: The run cannot start: its storage cannot be written, or the checkpoint, the model to fine-tune or the
             shards do not fit the configuration or do not exist.
     """
+    place = place_of(config)
     config = resolve(config)
     # Before demo data is written there.
     check_writable(config.storage.path, "storage.path")
     report(f"run {config.storage.run_name}: preparing data")
+    report(place.description)
     config = with_demo_data(config)
     folder = RunFolder.of(config)
     folder.check_resumable(config)
@@ -73,18 +76,32 @@ def resolve(config: Configuration) -> Configuration:
     """
     path = absolute_uri(config.storage.path)
     check_is_kept(path, "storage.path")
-    if "://" in path and config.tracking.uri is None:
+    place = place_of(config)
+    if "://" in path and place.uri_origin == DEFAULT:
         raise UserError(
             f"tracking.uri is null and storage.path is {path}: MLflow's default is a local SQLite file; "
-            "set tracking.uri to a server (http://...) or a local file (sqlite:///...)"
+            "set tracking.uri (or MLFLOW_TRACKING_URI) to a server (http://...) or a local file (sqlite:///...)"
         )
     name = config.storage.run_name or datetime.now(UTC).strftime("run-%Y%m%d-%H%M%S")
-    tracking = config.tracking.uri or f"sqlite:///{path}/mlflow.db"
     return replace(
         config,
         storage=replace(config.storage, path=path, run_name=name),
-        tracking=replace(config.tracking, uri=absolute_tracking_uri(tracking)),
+        tracking=replace(config.tracking, uri=place.uri, experiment=place.experiment),
     )
+
+
+def place_of(config: Configuration) -> MlflowPlace:
+    """Return where a run is recorded: by its options, else by MLflow's environment variables, else by default.
+
+    Args:
+        config: As the user gave it.
+
+    Raises:
+        UserError: MLFLOW_TRACKING_URI holds a password.
+    """
+    default = f"sqlite:///{absolute_uri(config.storage.path)}/mlflow.db"
+    place = mlflow_place(config.tracking.uri, config.tracking.experiment, default)
+    return replace(place, uri=absolute_tracking_uri(place.uri))
 
 
 def with_demo_data(config: Configuration) -> Configuration:

@@ -14,6 +14,7 @@ from pipelines.errors import SampleError, ShardError
 from pipelines.inspection.sample_check import LabelRules, find_bad_samples
 from pipelines.shards.sample_reader import RawSample, read_samples
 from pipelines.shards.shard_index import ShardSummary, SourceIndex, index_shard
+from pipelines.storage.signatures import hide_signatures
 from pipelines.units.unit_maker import BadSample
 
 _MIN_TASKS = 64
@@ -118,8 +119,9 @@ def _index_or_reason(shard: str, folder: str) -> ShardSummary | BadSample:
     try:
         return index_shard(shard, folder)
     except ShardError as error:
-        reason = str(error).removeprefix(f"shard {shard}: ")
-        return BadSample.of(RawSample(shard, key="", fields={}), SampleError(reason))
+        shown = hide_signatures(shard)
+        reason = str(error).removeprefix(f"shard {shown}: ")
+        return BadSample.of(RawSample(shown, key="", fields={}), SampleError(reason))
 
 
 def _checked(

@@ -10,7 +10,8 @@ from pipelines.permutation import Permutation, hash64
 from pipelines.shards.sample_reader import RawSample, read_samples
 from pipelines.shards.shard_index import SourceIndex, index_shard
 from pipelines.shards.source import DEFAULT_DATA
-from pipelines.storage.files import absolute_uri, expand_shards, join
+from pipelines.storage.files import absolute_uri, join
+from pipelines.storage.shard_list import expand_shards
 
 SOURCE = "shards"
 """Stands for the name of the source in errors and records."""

@@ -34,7 +34,7 @@ class RawSample:
     """The undecoded fields of one sample.
 
     Attributes:
-        shard: Path or URI of the tar file.
+        shard: Path or URI of the tar file, without a signature.
         key: The sample's key within the shard.
         fields: Bytes by field name ("jpg", "cls", ...), of the requested fields.
         problem: Why the sample cannot be used and was not read; "" if no problem is known.
@@ -111,7 +111,7 @@ def _read_rows(
     )
     return [
         RawSample(
-            shard.uri,
+            shard.shown_uri,
             entry.key,
             {field: content[span] for field, span in entry.spans.items()},
             entry.problem,

@@ -30,7 +30,8 @@ from pipelines.shards.sample_grouping import IndexRow, group_by_key
 from pipelines.shards.source import DEFAULT_DATA
 from pipelines.storage.files import file_info, join, open_storage
 from pipelines.storage.retry import with_retries
-from pipelines.storage.shard_file import ShardFile
+from pipelines.storage.shard_file import ShardFile, open_web_file
+from pipelines.storage.signatures import hide_signatures
 
 _FORMAT = 3
 """Version of the index files, part of their names. Increase it when they change, so that old ones are not found."""
@@ -76,6 +77,11 @@ class ShardSummary:
     samples: int
     fields: Mapping[str, int] = field(default_factory=dict, compare=False)
     strays: int = 0
+
+    @property
+    def shown_uri(self) -> str:
+        """The URI without a signature, for messages and files."""
+        return hide_signatures(self.uri)
 
 
 _SUMMARY = pa.schema(
@@ -180,15 +186,18 @@ def find_index(
         ShardError: The shard is missing, or its storage or the index folder's fails.
     """
     info = with_retries(lambda: file_info(uri), f"shard {uri}", uri, storage_seconds)
+    shown = hide_signatures(uri)
     if info.type is not fs.FileType.File:
-        raise ShardError(f"shard {uri}: no such file; check the source's shards")
+        raise ShardError(f"shard {shown}: no such file; check the source's shards")
+    size = open_web_file(uri, storage_seconds).size() if info.size is None else info.size
     modified = info.mtime_ns or 0
-    name = hashlib.sha256(f"{_FORMAT}|{uri}|{info.size}|{modified}".encode()).hexdigest()[:24]
+    # Without the signature, so that a shard is not indexed again whenever its address is signed again.
+    name = hashlib.sha256(f"{_FORMAT}|{shown}|{size}|{modified}".encode()).hexdigest()[:24]
     index_uri = join(index_directory, f"{name}.parquet")
     stored = with_retries(lambda: _read_summary(index_uri), f"index {index_uri}", index_uri, storage_seconds)
     if stored is None:
-        return ShardSummary(uri, index_uri, info.size, modified, sha256="", samples=0), False
-    return ShardSummary(**{**json.loads(stored), "index": index_uri}), True
+        return ShardSummary(uri, index_uri, size, modified, sha256="", samples=0), False
+    return ShardSummary(**{**json.loads(stored), "uri": uri, "index": index_uri}), True
 
 
 def _read_summary(index_uri: str) -> bytes | None:
@@ -219,8 +228,14 @@ def index_shard(
     known, indexed = find_index(uri, index_directory, storage_seconds)
     if indexed:
         return known
-    stream = _HashingStream(ShardFile(uri, known.bytes, storage_seconds), known.bytes)
-    rows, strays = group_by_key(uri, _members(uri, known.bytes, stream))
+    shard = ShardFile(uri, known.bytes, storage_seconds)
+    stream = _HashingStream(shard, known.bytes)
+    shown = hide_signatures(uri)
+    try:
+        rows, strays = group_by_key(shown, _members(shown, known.bytes, stream))
+    except ShardError:
+        shard.discard_copy()
+        raise
     counts = Counter(name for row in rows.values() for name in row.fields)
     summary = replace(
         known,
@@ -314,7 +329,7 @@ def _write_index(summary: ShardSummary, rows: dict[str, IndexRow]) -> None:
         "offsets": pa.array([[offset for offset, _ in of] for of in spans], pa.list_(pa.int64())),
         "lengths": pa.array([[length for _, length in of] for of in spans], pa.list_(pa.int64())),
     }
-    metadata: dict[Any, Any] = {_METADATA_KEY: json.dumps(asdict(summary))}
+    metadata: dict[Any, Any] = {_METADATA_KEY: json.dumps(asdict(replace(summary, uri=summary.shown_uri)))}
     table = pa.table(columns).replace_schema_metadata(metadata)
     filesystem.create_dir(path.rpartition("/")[0], recursive=True)
     # Written atomically under a unique temporary name: two tasks may index the same shard at the same time, when two

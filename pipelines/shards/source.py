@@ -18,7 +18,8 @@ class SourceConfig:
         name: Short name; letters, digits and underscores. It names the source's head in the model and its metrics,
             which are logged as name/metric.
         train_shards: Training shards (tar files): path or URI with braces and globs, as in
-            "s3://bucket/train-{000000..000099}.tar" or "data/train-*.tar".
+            "s3://bucket/train-{000000..000099}.tar" or "data/train-*.tar". Several are joined by "::", or listed in a
+            text file, as in "@shards.txt".
         eval_shards: Held-out shards to evaluate on, given like train_shards. Default "": no evaluation of this source.
         modalities: Modalities that the model sees: image, audio, video, points. Audio is read from the sample's audio
             file or, if it has none, from the audio track of its video. Any sample may lack any of them.

@@ -4,24 +4,34 @@ Small files are written atomically: to `NAME.partial` first, then renamed, so th
 one, never half of one. On object stores, which have no rename, pyarrow copies and deletes.
 """
 
-import fnmatch
 import os
+import string
 from collections.abc import Iterable
-from urllib.parse import urlsplit
+from contextlib import suppress
+from urllib.parse import quote, unquote
 
-import braceexpand
 import fsspec.core
 import pyarrow as pa
 from aiohttp import ClientError
 from pyarrow import fs
 
 from perceiver_dist.errors import UserError
-from pipelines.errors import ShardError
+from pipelines.storage.s3 import open_s3
+from pipelines.storage.signatures import hide_signatures
+from pipelines.storage.web_file import is_web, look_up, web_filesystem
 
-STORAGE_ERRORS = (OSError, pa.ArrowException)
+STORAGE_ERRORS = (OSError, pa.ArrowException, ClientError)
 """What pyarrow and fsspec raise if storage rejects a request or does not answer."""
 
-_ARROW_SCHEMES = {"file", "s3", "gs", "gcs", "hdfs"}
+_ARROW_SCHEMES = {"s3": "s3", "s3a": "s3", "s3n": "s3", "gs": "gs", "gcs": "gs", "hdfs": "hdfs"}
+"""Schemes that pyarrow reads, and its names for them. s3a and s3n are Hadoop's names."""
+
+_NOT_QUOTED = string.punctuation.replace("#", "")
+"""A URI of a file may contain what a URI in the strict sense may not, such as spaces; # begins no fragment."""
+
+
+_PROBE_BYTES = 4096
+"""What a check writes: a block of most file systems."""
 
 
 def absolute_uri(path: str) -> str:
@@ -41,12 +51,30 @@ def open_storage(uri: str) -> tuple[fs.FileSystem, str]:
 
     Returns:
         A pyarrow filesystem, and the path to hand to its methods.
+
+    Raises:
+        UserError: The URI is wrong, or of a kind that cannot be read here.
     """
-    if "://" not in uri:
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
         return fs.LocalFileSystem(), absolute_uri(uri)
-    if urlsplit(uri).scheme in _ARROW_SCHEMES:
-        return fs.FileSystem.from_uri(uri)
-    filesystem, path = fsspec.core.url_to_fs(uri)
+    if scheme == "file" and rest.startswith("/"):
+        return fs.LocalFileSystem(), unquote(rest)
+    if is_web(uri):
+        return fs.PyFileSystem(fs.FSSpecHandler(web_filesystem())), uri
+    try:
+        if scheme in _ARROW_SCHEMES:
+            arrow_uri = f"{_ARROW_SCHEMES[scheme]}://{quote(rest, safe=_NOT_QUOTED)}"
+            return open_s3(arrow_uri) if arrow_uri.startswith("s3:") else fs.FileSystem.from_uri(arrow_uri)
+        # pyarrow says what is wrong with a file: URI that has a host.
+        if scheme == "file":
+            return fs.FileSystem.from_uri(uri)
+        filesystem, path = fsspec.core.url_to_fs(uri)
+    except (ValueError, ImportError, *STORAGE_ERRORS) as error:
+        raise UserError(
+            f"'{hide_signatures(uri)}' cannot be opened ({str(error).splitlines()[0]}); use a path, s3://..., gs://... "
+            "or https://..., or install what it needs on every node"
+        ) from error
     return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
 
 
@@ -56,7 +84,7 @@ def is_local(uri: str) -> bool:
     Args:
         uri: Path or URI.
     """
-    return "://" not in uri or urlsplit(uri).scheme == "file"
+    return "://" not in uri or uri.startswith("file://")
 
 
 def open_file(uri: str) -> pa.NativeFile:
@@ -76,17 +104,13 @@ def open_file(uri: str) -> pa.NativeFile:
     if not isinstance(filesystem, fs.PyFileSystem):
         return filesystem.open_input_file(path)
     # Not through pyarrow's PyFileSystem: it reports every failed look-up as a missing file.
-    try:
-        return pa.PythonFile(filesystem.handler.fs.open(path, mode="rb"), mode="r")
-    except FileNotFoundError as error:
-        failure = _hidden_failure(error)
-        if failure is None:
-            raise
-        raise failure from error
+    return pa.PythonFile(filesystem.handler.fs.open(path, mode="rb"), mode="r")
 
 
 def file_info(uri: str) -> fs.FileInfo:
     """Return type, size and modification time of a file or folder; type `NotFound` if there is none.
+
+    The size is None if a web server does not say it.
 
     Args:
         uri: Path or URI.
@@ -94,30 +118,21 @@ def file_info(uri: str) -> fs.FileInfo:
     Raises:
         OSError: Storage fails.
     """
+    if is_web(uri):
+        try:
+            return fs.FileInfo(uri, fs.FileType.File, size=look_up(uri).size)
+        except FileNotFoundError:
+            return fs.FileInfo(uri)
     filesystem, path = open_storage(uri)
     if not isinstance(filesystem, fs.PyFileSystem):
         return filesystem.get_file_info(path)
     try:
         found = filesystem.handler.fs.info(path)
-    except FileNotFoundError as error:
-        failure = _hidden_failure(error)
-        if failure is None:
-            return fs.FileInfo(path)
-        raise failure from error
+    except FileNotFoundError:
+        return fs.FileInfo(path)
     if found["type"] != "file":
         return fs.FileInfo(path, fs.FileType.Directory)
     return fs.FileInfo(path, fs.FileType.File, size=found["size"], mtime=found.get("mtime"))
-
-
-def _hidden_failure(error: FileNotFoundError) -> Exception | None:
-    """Return the failure behind a FileNotFoundError of fsspec; None if the file is really missing.
-
-    fsspec's HTTP file system raises FileNotFoundError for any failed look-up, such as status 503 or a timeout.
-    """
-    cause = error.__cause__
-    if isinstance(cause, FileNotFoundError) or getattr(cause, "status", None) in (404, 410):
-        return None
-    return cause if isinstance(cause, OSError | ClientError) else None
 
 
 def join(base: str, *parts: str) -> str:
@@ -137,46 +152,6 @@ def folder_of(path: str) -> str:
         path: Path or URI of the file.
     """
     return absolute_uri(path).rpartition("/")[0]
-
-
-def expand_shards(pattern: str, source: str) -> list[str]:
-    """Return the shards that a pattern names, without opening them.
-
-    The order decides the sample numbers, so it is deterministic: as the braces list them, sorted within each glob.
-
-    Args:
-        pattern: Path or URI with braces ("train-{000000..000099}.tar") and globs in the file name ("*.tar").
-        source: Name of the source, for errors.
-
-    Returns:
-        Absolute paths or URIs. A shard named twice appears twice.
-
-    Raises:
-        ShardError: A brace is not closed, or a glob matches nothing.
-    """
-    shards: list[str] = []
-    for path in _expand_braces(pattern, source):
-        uri = absolute_uri(path)
-        folder, _, name = uri.rpartition("/")
-        if not any(mark in name for mark in "*?["):
-            shards.append(uri)
-            continue
-        filesystem, inner = open_storage(folder)
-        entries = filesystem.get_file_info(fs.FileSelector(inner, allow_not_found=True))
-        found = sorted(entry.base_name for entry in entries if fnmatch.fnmatch(entry.base_name, name))
-        if not found:
-            raise ShardError(
-                f"source '{source}': no file matches {uri}; write or copy the shards there first"
-            )
-        shards.extend(join(folder, match) for match in found)
-    return shards
-
-
-def _expand_braces(pattern: str, source: str) -> list[str]:
-    try:
-        return list(braceexpand.braceexpand(pattern))
-    except ValueError as error:
-        raise ShardError(f"source '{source}': shards is '{pattern}'; close every brace it opens") from error
 
 
 def write_text(uri: str, content: str) -> None:
@@ -204,8 +179,13 @@ def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
     """
     filesystem, path = open_storage(uri)
     filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-    with filesystem.open_output_stream(f"{path}.partial") as stream:
-        stream.write(data)
+    try:
+        with filesystem.open_output_stream(f"{path}.partial") as stream:
+            stream.write(data)
+    except OSError:
+        with suppress(OSError):  # the first error says what is wrong
+            filesystem.delete_file(f"{path}.partial")
+        raise
     filesystem.move(f"{path}.partial", path)
 
 
@@ -215,6 +195,12 @@ def read_text(uri: str) -> str | None:
     Args:
         uri: Path or URI.
     """
+    if is_web(uri):
+        # Not through pyarrow, which reports every failed look-up as a missing file.
+        try:
+            return bytes(web_filesystem().cat_file(uri)).decode()
+        except FileNotFoundError:
+            return None
     filesystem, path = open_storage(uri)
     if filesystem.get_file_info(path).type is not fs.FileType.File:
         return None
@@ -324,10 +310,13 @@ def check_writable(folder: str, option: str) -> None:
     """
     probe = join(folder, f".writable-{os.getpid()}")
     try:
-        write_text(probe, "")
+        # A file without content fits on a full disk.
+        write_text(probe, " " * _PROBE_BYTES)
         delete(probe)
-    except STORAGE_ERRORS as error:
-        reason = str(error).splitlines()[0]
+    except (NotImplementedError, UserError, *STORAGE_ERRORS) as error:
+        # fsspec leaves out what a kind of storage cannot do.
+        reason = str(error).splitlines()[0] if str(error) else "storage of this kind is read only"
+        remedy = "" if is_local(folder) else "check the address, the endpoint and the access rights, or "
         raise UserError(
-            f"{option} is '{folder}', which cannot be written ({reason}); choose another folder"
+            f"{option} is '{folder}', which cannot be written ({reason}); {remedy}choose another folder"
         ) from error

@@ -1,5 +1,6 @@
 """Retries of storage requests that fail or stall, with exponential backoff and a deadline."""
 
+import math
 import re
 import time
 from collections.abc import Callable
@@ -9,8 +10,10 @@ from typing import TypeVar
 
 from aiohttp import ClientError
 
+from perceiver_dist.errors import UserError
 from pipelines.errors import ShardError
 from pipelines.storage.files import is_local
+from pipelines.storage.signatures import hide_signatures
 
 Result = TypeVar("Result")
 
@@ -20,7 +23,7 @@ _FIRST_PAUSE = 0.1
 _MAX_PAUSE = 10.0
 """Seconds: pauses double up to here, so that a run resumes at most this long after storage has recovered."""
 
-_STALLS_WITHIN_DEADLINE = 5
+STALLS = 0.2
 """A request without a response is abandoned after this fraction of the deadline, which leaves time for retries."""
 
 _FAILURES = (OSError, ClientError)  # pyarrow raises OSError, fsspec's HTTP file system aiohttp's ClientError.
@@ -31,7 +34,9 @@ _PERMANENT = re.compile(
 """Permanent failures in the texts of pyarrow's S3 and GCS errors, which have no error code to look at."""
 
 
-def with_retries(request: Callable[[], Result], what: str, uri: str, deadline: float) -> Result:
+def with_retries(
+    request: Callable[[], Result], what: str, uri: str, deadline: float, *, watched: bool = True
+) -> Result:
     """Send a storage request; retry with growing pauses while it fails or stalls.
 
     Requests for local files are not retried: a disk error does not go away.
@@ -41,7 +46,9 @@ def with_retries(request: Callable[[], Result], what: str, uri: str, deadline: f
             continue beside its retry.
         what: What is requested, for errors, for example "shard s3://...".
         uri: Path or URI of the file.
-        deadline: Seconds after which to give up.
+        deadline: Seconds after which to give up, counted from the first request that fails.
+        watched: Whether to abandon a request without a result; False for one that takes long and notices itself that
+            storage stalls.
 
     Returns:
         The result.
@@ -50,15 +57,20 @@ def with_retries(request: Callable[[], Result], what: str, uri: str, deadline: f
         FileNotFoundError: There is no such file.
         ShardError: Storage rejects the request, or still fails at the deadline.
     """
-    until = time.monotonic() + deadline
+    until = math.inf
     pause = _FIRST_PAUSE
+    limit = deadline * STALLS if watched else None
+    what = hide_signatures(what)
     while True:
+        started = time.monotonic()
         try:
-            return request() if is_local(uri) else _result_within(request, deadline / _STALLS_WITHIN_DEADLINE)
+            return request() if is_local(uri) else _result_within(request, limit)
         except FileNotFoundError:
             raise
         except _FAILURES as error:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            # A file that is copied for minutes has all the time for retries, so the first failure starts the clock.
+            until = min(until, (started if watched else time.monotonic()) + deadline)
+            reason = hide_signatures(" ".join(str(error).split()))[:200] or type(error).__name__
             if is_local(uri) or _is_permanent(error):
                 raise ShardError(
                     f"{what}: storage rejected the request ({reason}); check the address and the access rights"
@@ -82,7 +94,7 @@ def _is_permanent(error: Exception) -> bool:
     return _PERMANENT.search(str(error)) is not None
 
 
-def _result_within(request: Callable[[], Result], seconds: float) -> Result:
+def _result_within(request: Callable[[], Result], seconds: float | None) -> Result:
     """Run a request in a daemon thread, so that a request that never returns does not block the process's exit.
 
     Raises:
@@ -93,7 +105,7 @@ def _result_within(request: Callable[[], Result], seconds: float) -> Result:
     def run() -> None:
         try:
             result.set_result(request())
-        except (*_FAILURES, ShardError) as error:
+        except (*_FAILURES, UserError) as error:
             result.set_exception(error)
         except BaseException as error:
             result.set_exception(error)

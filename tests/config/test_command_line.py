@@ -1,6 +1,7 @@
 """Tests of the command line: complete help, YAML that can be read back, precedence, and one-line errors."""
 
 import importlib
+import os
 import subprocess
 import sys
 import traceback
@@ -320,3 +321,15 @@ def test_a_bug_in_a_check_of_an_option_is_not_reported_as_a_mistake_of_the_user(
     with pytest.raises((TypeError, ValueError, AttributeError)) as caught:
         parse_run(parser, ["--config", file], [], RunConfig)
     assert "raised on purpose" in "".join(traceback.format_exception(caught.value))
+
+
+def test_an_argument_that_the_locale_cannot_read_is_named() -> None:
+    code = "from perceiver_dist.config.command_line import run_job; run_job(lambda arguments: 0)"
+    environment = {**os.environ, "PYTHONUTF8": "1"}
+    command: list[str | bytes] = [sys.executable, "-c", code, b"--storage.path=r\xe4ume"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == (
+        "error: the argument '--storage.path=r\\udce4ume' has bytes that are no utf-8 text, the encoding of this "
+        "process; set PYTHONUTF8=1, or a locale of UTF-8 such as LC_ALL=C.UTF-8\n"
+    )

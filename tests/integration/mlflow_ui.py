@@ -25,7 +25,7 @@ from urllib.parse import urlencode
 from mlflow.tracking import MlflowClient
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
-from perceiver_dist.config.run_config import TrackingConfig
+from perceiver_dist.tracking.mlflow_environment import DEFAULT_EXPERIMENT
 from perceiver_dist.tracking.mlflow_store import absolute_tracking_uri
 
 SHAPE = ["model.latents", "model.width", "model.cross_attends"]
@@ -87,7 +87,7 @@ def browser_page() -> Iterator[Page]:
 
 def list_trials(page: Page, address: str, tracking_uri: str) -> None:
     """Open the experiment and list the trials that have a score, without the search that they belong to."""
-    experiment = MlflowClient(tracking_uri).get_experiment_by_name(TrackingConfig().experiment)
+    experiment = MlflowClient(tracking_uri).get_experiment_by_name(DEFAULT_EXPERIMENT)
     assert experiment is not None
     page.goto(f"{address}/#/experiments/{experiment.experiment_id}/runs?{urlencode(_TRIALS_BEST_FIRST)}")
     page.get_by_role("button", name="Toggle sidebar").click()

@@ -51,7 +51,7 @@ def _record_evaluations(
     writer = BackgroundWriter(config.tracking.uri or "", RunFolder(f"{storage}/{trial.name}").outbox)
     log = MlflowRun(
         writer,
-        config.tracking.experiment,
+        config.tracking.experiment or "perceiver",
         trial.name,
         trial.mlflow_run_id,
         {},

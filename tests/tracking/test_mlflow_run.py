@@ -1,6 +1,8 @@
 """Tests of MLflow runs on a real SQLite store: contents, continued runs, and failures that must not stop training."""
 
 import logging
+import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -179,6 +181,52 @@ def test_an_unusable_tracking_uri_is_named(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(UserError, match=message):
         OpenRun(uri, tmp_path)
+
+
+@pytest.mark.parametrize("continued", [False, True])
+def test_a_store_of_another_version_of_mlflow_is_named(store: str, tmp_path: Path, continued: bool) -> None:
+    run = OpenRun(store, tmp_path)
+    run.end("FINISHED")
+    # A copy that MLflow has not opened yet, since it looks at a database once per process.
+    shutil.copy(store.removeprefix("sqlite:///"), tmp_path / "old.db")
+    uri = f"sqlite:///{tmp_path}/old.db"
+    with sqlite3.connect(tmp_path / "old.db") as tables:
+        tables.execute("UPDATE alembic_version SET version_num = 'c48cb773bb87'")
+    with pytest.raises(UserError) as caught:
+        OpenRun(uri, tmp_path, run_id=run.run_id if continued else None)
+    assert type(caught.value) is UserError  # not MlflowUnavailableError, which a search would wait for
+    assert str(caught.value).startswith(
+        f"tracking: the tables at {uri} are those of another version of MLflow than "
+    )
+    assert f"run `mlflow db upgrade {uri}`" in str(caught.value)
+
+
+def test_a_missing_driver_of_a_database_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"cannot open a run at mssql\+pymssql://host/runs: No module named 'pymssql'"
+    ):
+        OpenRun("mssql+pymssql://host/runs", tmp_path)
+
+
+def test_system_metrics_follow_mlflows_variable(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.01")
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
+    run = OpenRun(store, tmp_path)
+    run.end("FINISHED")
+    assert not [name for name in stored_run(store, run).data.metrics if name.startswith("system/")]
+
+
+def test_records_arrive_although_asynchronous_logging_is_on(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_LOGGING", "true")
+    run = OpenRun(store, tmp_path, parameters={"a": "b"})
+    run.metrics(1, {"loss": 1.0})
+    run.end("FINISHED")
+    assert not [thread for thread in threading.enumerate() if "AsyncLogging" in thread.name]
+    assert stored_run(store, run).data.metrics["loss"] == 1.0
 
 
 def test_continuing_a_missing_run_fails(store: str, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from perceiver_dist.modalities import AudioInput, ImageInput, ModalityInput, Vid
 from pipelines.demo.resolve import resolve_shards
 from pipelines.shards.shard_writer import Sample, write_shards
 from pipelines.shards.source import SourceConfig
-from pipelines.storage.files import expand_shards
+from pipelines.storage.shard_list import expand_shards
 
 _SHARDS = 8
 """Shards per data set: enough for shard shuffling, and for every worker of a small machine to have some."""

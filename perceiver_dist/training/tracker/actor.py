@@ -7,6 +7,7 @@ preemption: records go to a queue (`perceiver_dist/tracking/background_writer.py
 """
 
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,18 +16,13 @@ from typing import TYPE_CHECKING
 
 from perceiver_dist.checkpoint.manifest import StoredFile, TrainingProgress
 from perceiver_dist.checkpoint.retention import CheckpointList, StartingPoint
-from perceiver_dist.checkpoint.run_folder import (
-    CONFIG,
-    ERRORS,
-    QUARANTINE,
-    RESULT,
-    RunFolder,
-)
+from perceiver_dist.checkpoint.run_folder import CONFIG, ERRORS, QUARANTINE, RESULT, RunFolder
 from perceiver_dist.config.command_line import to_yaml
 from perceiver_dist.config.flatten import flatten, to_nested
 from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.errors import InternalError, UserError
 from perceiver_dist.metrics.undefined import why_undefined
+from perceiver_dist.tracking.mlflow_environment import DEFAULT_EXPERIMENT
 from perceiver_dist.tracking.mlflow_store import RunStatus
 from perceiver_dist.training.tracker.failures import RankFailure, errors_reported
 from perceiver_dist.training.tracker.logged_metrics import (
@@ -58,11 +54,8 @@ class Tracker:
     """
 
     def __init__(self, config: RunConfig, folder: RunFolder, model_facts: Mapping[str, str]) -> None:
-        # Here and not at the top: MLflow takes seconds, which the driver would spend too, since it imports this class.
-        from perceiver_dist.tracking.background_writer import BackgroundWriter
-        from perceiver_dist.tracking.mlflow_run import MlflowRun, new_identity
-
         self._config = config
+        self._model_facts = model_facts
         self._folder = folder
         self._status = TrainingStatus()
         self._throughput = ThroughputMeter()
@@ -81,6 +74,22 @@ class Tracker:
             self.save,
             self._status.messages.append,
         )
+
+    def open(self, environment: Mapping[str, str]) -> str:
+        """Open or continue the MLflow run, once, before anything else; return its id.
+
+        Args:
+            environment: The driver's variables for MLflow's client; on a cluster this process has those of `ray start`.
+
+        Raises:
+            UserError: MLflow cannot open the run.
+        """
+        os.environ.update(environment)
+        # Here and not at the top: MLflow takes seconds, which the driver would spend too, since it imports this class.
+        from perceiver_dist.tracking.background_writer import BackgroundWriter
+        from perceiver_dist.tracking.mlflow_run import MlflowRun, new_identity
+
+        config, folder = self._config, self._folder
         run_id = read_text(folder.mlflow_run_id)
         identity = read_text(folder.identity) or new_identity()
         # Before the run is opened in MLflow: if this process is killed in between, the run is found again by it.
@@ -88,18 +97,15 @@ class Tracker:
         self._writer = BackgroundWriter(config.tracking.uri or "", folder.outbox)
         self._log = MlflowRun(
             self._writer,
-            config.tracking.experiment,
+            config.tracking.experiment or DEFAULT_EXPERIMENT,
             config.storage.run_name or "",
             run_id,
-            {**flatten(to_nested(config)), **model_facts},
+            {**flatten(to_nested(config)), **self._model_facts},
             {"sources": ",".join(config.heads), "zero_stage": str(config.deepspeed.zero_stage)},
             identity,
         )
         write_text(folder.mlflow_run_id, self._log.run_id)
         self._log.text(CONFIG, to_yaml(config))
-
-    def run_id(self) -> str:
-        """Return the id of the MLflow run."""
         return self._log.run_id
 
     def report(self, line: str) -> None:

@@ -36,7 +36,7 @@ class TrackerHandle(FailureReceiver, Protocol):
     rank_saved: RemoteMethod[[int, int, bool, TrainingProgress, StoredFile | str], None]
     rank_starts: RemoteMethod[[int, str], None]
     report: RemoteMethod[[str], None]
-    run_id: RemoteMethod[[], str]
+    open: RemoteMethod[[Mapping[str, str]], str]
     save: RemoteMethod[[], None]
     saved: RemoteMethod[[int], str | None]
     saw_samples: RemoteMethod[[int, int, list[str]], None]

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator
-from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -12,7 +11,6 @@ import pytest
 from tar_files import tar_bytes
 
 from perceiver_dist.errors import UserError
-from pipelines.errors import ShardError
 from pipelines.shards.sample_reader import read_samples
 from pipelines.shards.shard_index import SourceIndex, index_shard
 from pipelines.storage.files import (
@@ -20,7 +18,6 @@ from pipelines.storage.files import (
     check_writable,
     copy_file,
     delete,
-    expand_shards,
     join,
     list_folder,
     open_storage,
@@ -30,6 +27,7 @@ from pipelines.storage.files import (
     write_chunks,
     write_text,
 )
+from pipelines.storage.shard_list import expand_shards
 
 SHARD = tar_bytes([(f"{key}.cls", key.encode() * 3000) for key in "abc"])
 
@@ -111,34 +109,6 @@ def test_parts_are_joined_with_one_slash() -> None:
     assert join("s3://bucket/data/", "index", "a") == "s3://bucket/data/index/a"
 
 
-def test_braces_and_globs_expand_in_a_fixed_order(tmp_path: Path) -> None:
-    for name in ("b-2.tar", "b-1.tar", "b-1.txt", "a-7.tar"):
-        (tmp_path / name).touch()
-    expand = partial(expand_shards, source="speech")
-    assert expand(f"{tmp_path}/x-{{08..11}}.tar") == [
-        f"{tmp_path}/x-{n}.tar" for n in ("08", "09", "10", "11")
-    ]
-    assert expand(f"{tmp_path}/*.tar") == [f"{tmp_path}/{name}.tar" for name in ("a-7", "b-1", "b-2")]
-    assert expand(f"{tmp_path}/{{b,a}}-[0-9].tar") == [
-        f"{tmp_path}/{name}.tar" for name in ("b-1", "b-2", "a-7")
-    ]
-
-
-@pytest.mark.parametrize("folder", ["", "missing/"])
-def test_glob_without_match_is_an_error(tmp_path: Path, folder: str) -> None:
-    with pytest.raises(ShardError) as caught:
-        expand_shards(f"{tmp_path}/{folder}*.tar", "speech")
-    assert str(caught.value) == (
-        f"source 'speech': no file matches {tmp_path}/{folder}*.tar; write or copy the shards there first"
-    )
-
-
-def test_unclosed_brace_is_an_error() -> None:
-    with pytest.raises(ShardError) as caught:
-        expand_shards("train-{0..3.tar", "speech")
-    assert str(caught.value) == "source 'speech': shards is 'train-{0..3.tar'; close every brace it opens"
-
-
 def test_text_is_replaced_and_no_temporary_file_is_left(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     write_text(str(path), "a longer text")
@@ -165,6 +135,33 @@ def test_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     assert message.startswith(f"storage.path is '{tmp_path}/file', which cannot be written (")
     assert message.endswith("); choose another folder")
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("folder", "reason"),
+    [
+        ("http://host/runs", "storage of this kind is read only"),
+        (
+            "nothing://x/runs",
+            "'nothing://x/runs/.* cannot be opened \\(Protocol not known: nothing\\); use .*",
+        ),
+    ],
+)
+def test_storage_that_cannot_be_written_is_an_error(folder: str, reason: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_writable(folder, "storage.path")
+    assert re.fullmatch(
+        rf"storage.path is '{folder}', which cannot be written \({reason}\); check the address, the endpoint and the "
+        "access rights, or choose another folder",
+        str(caught.value),
+    )
+
+
+def test_file_uris_may_have_any_character(tmp_path: Path) -> None:
+    for name in ("a b", "50%", "#1", "what?", "é"):
+        write_text((tmp_path / name).as_uri(), name)
+        assert (tmp_path / name).read_text() == name
+        assert read_text(f"file://{tmp_path}/{name}" if "%" not in name else str(tmp_path / name)) == name
 
 
 @pytest.mark.parametrize("store", ["local", "memory"])
