@@ -1,5 +1,6 @@
 """Driver of a search: from the configuration to the report."""
 
+import signal
 import tempfile
 from collections.abc import Mapping
 from copy import deepcopy
@@ -12,8 +13,10 @@ import torch
 import yaml
 from rich.console import Console
 
+from perceiver_dist.checkpoint.lease import Lease, LeaseLostError
 from perceiver_dist.checkpoint.run_folder import CONFIG
 from perceiver_dist.cluster.capacity import device_type, wait_for_capacity
+from perceiver_dist.cluster.termination import TerminationWatch
 from perceiver_dist.config.command_line import to_yaml
 from perceiver_dist.config.flatten import flatten
 from perceiver_dist.data.field_check import check_fields
@@ -56,15 +59,24 @@ def run_search(config: SearchRunConfig, console: Console, promote: str | None = 
         The record of the search. If trials are still "running", it was interrupted.
 
     Raises:
-        UserError: Something that the user can fix, such as an option, found before any trial starts; or the best
-            trial's model cannot be registered.
+        UserError: Something that the user can fix, such as an option, found before any trial starts; or another job
+            runs the search; or the best trial's model cannot be registered.
     """
     # Checked here, not at the end of a long search.
-    model_name = parse_model_name(promote) if promote else None
+    if promote:
+        parse_model_name(promote)
     config = _resolved(config)
     folder = join(config.storage.path, config.search.name)
     check_metric(config.search.metric, config)
     check_writable(config.storage.path, "storage.path")
+    report = partial(console.print, markup=False, soft_wrap=True)
+    with Lease(folder, f"search '{config.search.name}'", "search.name", report) as lease:
+        return _search(config, folder, lease, console, promote)
+
+
+def _search(
+    config: SearchRunConfig, folder: str, lease: Lease, console: Console, promote: str | None
+) -> SearchRecord:
     record = load_record(join(folder, RECORD)) or SearchRecord()
     check_same_search(config, folder)
     device = "cuda" if torch.cuda.is_available() and config.train.device != "cpu" else "cpu"
@@ -79,6 +91,7 @@ def run_search(config: SearchRunConfig, console: Console, promote: str | None = 
         # Trials may run on GPUs that this machine does not have; the device decides what cross-attention costs.
         device = device_type(config)
         _index(config, shards, console)
+    lease.confirm()
     write_text(join(folder, CONFIG), to_yaml(config))
     record.options = asdict(config.search)
     # Before the MLflow run is opened, so that a search killed in between finds that run by the record's identity.
@@ -86,7 +99,8 @@ def run_search(config: SearchRunConfig, console: Console, promote: str | None = 
     candidates = Candidates(config.search, config.training, device)
     tracking = SearchTracking(config, record, folder)
     if work_left:
-        _run(config, record, candidates, folder, tracking, console)
+        _run(config, record, candidates, folder, lease, tracking, console)
+    lease.confirm()
     best = record.best
     best_yaml = to_yaml(replace(candidates.training_of(best.values), storage=config.storage)) if best else ""
     unsent = _write_results(record, config, best_yaml, folder, tracking)
@@ -100,8 +114,8 @@ def run_search(config: SearchRunConfig, console: Console, promote: str | None = 
         )
     if is_interrupted(record):
         console.print("interrupted: run the same command again to resume the search", markup=False)
-    if model_name:
-        version = promote_best(record, best_yaml, config.tracking.uri or "", *model_name)
+    if promote:
+        version = promote_best(record, best_yaml, config.tracking.uri or "", *parse_model_name(promote))
         console.print(f"registered as models:/{promote}, version {version}", markup=False)
     return record
 
@@ -180,13 +194,24 @@ def _run(
     record: SearchRecord,
     candidates: Candidates,
     folder: str,
+    lease: Lease,
     tracking: SearchTracking,
     console: Console,
 ) -> None:
-    with SearchDisplay(console) as display:
+    """Run the trials until they have ended, or until Ctrl-C or SIGTERM; they resume from their last checkpoints."""
+    interrupt = partial(signal.raise_signal, signal.SIGINT)  # Ray Tune ends its trials in order
+    with SearchDisplay(console) as display, TerminationWatch(interrupt, lambda _: lease.loss) as termination:
         display.update(record, {})
         controller = SearchController(config, record, candidates, folder, tracking, display)
-        run_trials(controller, partial(max_concurrent_trials, config), config.train.max_failures, folder)
+        try:
+            run_trials(controller, partial(max_concurrent_trials, config), config.train.max_failures, folder)
+        except LeaseLostError:
+            raise
+        except Exception as error:
+            if not termination.ray_has_ended():
+                raise
+            if not termination.requested:
+                raise UserError("Ray has ended; run the same command again to resume the search") from error
 
 
 def _write_results(

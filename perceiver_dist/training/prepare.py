@@ -14,7 +14,7 @@ from perceiver_dist.errors import UserError
 from perceiver_dist.tracking.mlflow_store import absolute_tracking_uri
 from perceiver_dist.training.fine_tuning import check_fine_tuning
 from pipelines.demo.resolve import resolve_demo
-from pipelines.storage.files import absolute_uri, check_writable
+from pipelines.storage.files import absolute_uri
 
 
 @dataclass(frozen=True)
@@ -35,22 +35,19 @@ class PreparedRun:
 
 
 def prepare(config: RunConfig, report: Callable[[str], None]) -> PreparedRun:
-    """Resolve a run's configuration and check everything that can be checked without a cluster.
+    """Write the run's demo data and check everything that can be checked without a cluster.
 
     Args:
-        config: As the user gave it.
+        config: The resolved configuration; its storage can be written.
         report: Called with a line for the screen before demo data is written and remote storage is read.
 
     Returns:
         The run, ready to start, or to be reported as finished.
 
     Raises:
-        UserError: The run cannot start: its storage cannot be written, or the checkpoint, the model to fine-tune or the
-            shards do not fit the configuration or do not exist.
+        UserError: The run cannot start: the checkpoint, the model to fine-tune or the shards do not fit the
+            configuration or do not exist.
     """
-    config = resolve(config)
-    # Before demo data is written there.
-    check_writable(config.storage.path, "storage.path")
     report(f"run {config.storage.run_name}: preparing data")
     config = with_demo_data(config)
     folder = RunFolder.of(config)
