@@ -29,8 +29,8 @@ from ray._private import ray_constants
 _SECONDS_BETWEEN_CHECKS = 0.5
 """How often to check for the end of Ray: little work, and short beside the seconds in which a job is to end."""
 _WAKE = signal.SIGRTMIN
-"""Signal by which the watching thread raises an error in the main thread. Its number is above SIGTERM's, so Python calls
-the handler of a SIGTERM that arrived at the same time first."""
+"""Signal by which the watching thread raises an error in the main thread. Its number is above SIGTERM's, so that Python
+first calls the handler of a SIGTERM that arrived at the same time."""
 _SECONDS_OF_RAYS_END = 5.0
 """How long the processes of Ray take to end after SIGTERM; its workers are the first to go."""
 _CONNECT_SECONDS = 5.0
@@ -144,7 +144,7 @@ class TerminationWatch:
             signal.signal(signal.SIGTERM, signal.SIG_IGN if self.requested else self._before)
 
     def ray_has_ended(self) -> bool:
-        """Return whether Ray has ended. After SIGTERM, when errors may come before the end, it waits a little for it."""
+        """Return whether Ray has ended. After SIGTERM, when errors come before the end, it waits a little for it."""
         until = time.monotonic() + (_SECONDS_OF_RAYS_END if self.requested else 0)
         while not (ended := ray_has_ended(asks_cluster=True)) and time.monotonic() < until:
             time.sleep(_SECONDS_BETWEEN_CHECKS)

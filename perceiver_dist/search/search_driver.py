@@ -4,10 +4,10 @@ import signal
 import tempfile
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -47,7 +47,20 @@ _MAY_CHANGE = ("search.trials", "search.max_concurrent", "tracking.", "train.max
 """Options that may change when a search resumes: no score and no candidate depends on them."""
 
 
-def run_search(config: SearchRunConfig, console: Console, promote: str | None = None) -> SearchRecord:
+@dataclass(frozen=True)
+class SearchOutcome:
+    """How a search ended.
+
+    Attributes:
+        record: Its record. Trials of an interrupted search are still "running".
+        interrupted: "interrupted" by Ctrl-C or an error, "terminated" by SIGTERM, "" if all trials have ended.
+    """
+
+    record: SearchRecord
+    interrupted: Literal["", "interrupted", "terminated"]
+
+
+def run_search(config: SearchRunConfig, console: Console, promote: str | None = None) -> SearchOutcome:
     """Run or resume a search, and write search.json, best.yaml and a report to its folder.
 
     Args:
@@ -56,7 +69,7 @@ def run_search(config: SearchRunConfig, console: Console, promote: str | None = 
         promote: NAME@ALIAS under which to register the best trial's model; None to register none.
 
     Returns:
-        The record of the search. If trials are still "running", it was interrupted.
+        Its record, and what has interrupted it.
 
     Raises:
         UserError: Something that the user can fix, such as an option, found before any trial starts; or another job
@@ -76,7 +89,7 @@ def run_search(config: SearchRunConfig, console: Console, promote: str | None = 
 
 def _search(
     config: SearchRunConfig, folder: str, lease: Lease, console: Console, promote: str | None
-) -> SearchRecord:
+) -> SearchOutcome:
     record = load_record(join(folder, RECORD)) or SearchRecord()
     check_same_search(config, folder)
     device = "cuda" if torch.cuda.is_available() and config.train.device != "cpu" else "cpu"
@@ -98,8 +111,9 @@ def _search(
     record.save(join(folder, RECORD))
     candidates = Candidates(config.search, config.training, device)
     tracking = SearchTracking(config, record, folder)
+    terminated = False
     if work_left:
-        _run(config, record, candidates, folder, lease, tracking, console)
+        terminated = _run(config, record, candidates, folder, lease, tracking, console)
     lease.confirm()
     best = record.best
     best_yaml = to_yaml(replace(candidates.training_of(best.values), storage=config.storage)) if best else ""
@@ -117,7 +131,10 @@ def _search(
     if promote:
         version = promote_best(record, best_yaml, config.tracking.uri or "", *parse_model_name(promote))
         console.print(f"registered as models:/{promote}, version {version}", markup=False)
-    return record
+    interrupted = is_interrupted(record)
+    return SearchOutcome(
+        record, "terminated" if terminated and interrupted else "interrupted" if interrupted else ""
+    )
 
 
 def _index(config: SearchRunConfig, shards: dict[str, list[str]], console: Console) -> None:
@@ -197,14 +214,26 @@ def _run(
     lease: Lease,
     tracking: SearchTracking,
     console: Console,
-) -> None:
-    """Run the trials until they have ended, or until Ctrl-C or SIGTERM; they resume from their last checkpoints."""
+) -> bool:
+    """Run the trials until they have ended, or until Ctrl-C or SIGTERM.
+
+    Returns:
+        Whether SIGTERM has ended the search.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, before Ray Tune handles it.
+        LeaseLostError: Another job has taken over the search.
+        UserError: Ray has ended.
+    """
     interrupt = partial(signal.raise_signal, signal.SIGINT)  # Ray Tune ends its trials in order
     with SearchDisplay(console) as display, TerminationWatch(interrupt, lambda _: lease.loss) as termination:
         display.update(record, {})
         controller = SearchController(config, record, candidates, folder, tracking, display)
         try:
             run_trials(controller, partial(max_concurrent_trials, config), config.train.max_failures, folder)
+        except KeyboardInterrupt:
+            if not termination.requested:
+                raise
         except LeaseLostError:
             raise
         except Exception as error:
@@ -212,6 +241,7 @@ def _run(
                 raise
             if not termination.requested:
                 raise UserError("Ray has ended; run the same command again to resume the search") from error
+    return termination.requested
 
 
 def _write_results(
