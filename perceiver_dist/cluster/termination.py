@@ -112,7 +112,8 @@ class TerminationWatch:
 
     Raises:
         RayEndedError: Ray has ended. Raised in the main thread, wherever that is.
-        Exception: What `reason_to_end` has returned; likewise.
+        Exception: What `reason_to_end` has returned; likewise. Code that it meets in C may turn it into another error:
+            the attribute `reason` holds what was raised.
     """
 
     def __init__(
@@ -121,7 +122,7 @@ class TerminationWatch:
         self.requested = False
         self._request = request
         self._reason_to_end = reason_to_end
-        self._reason: Exception | None = None
+        self.reason: Exception | None = None
         self._done = threading.Event()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -156,8 +157,8 @@ class TerminationWatch:
             self._request()
 
     def _wake(self, *_: object) -> None:
-        if self._reason is not None:
-            raise self._reason
+        if self.reason is not None:
+            raise self.reason
 
     def _watch(self) -> None:
         while not self._done.wait(_SECONDS_BETWEEN_CHECKS):
@@ -171,5 +172,5 @@ class TerminationWatch:
         with self._lock:
             if not self._done.is_set():
                 self._done.set()
-                self._reason = reason
+                self.reason = reason
                 os.kill(os.getpid(), _WAKE)

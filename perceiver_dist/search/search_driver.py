@@ -234,9 +234,9 @@ def _run(
         except KeyboardInterrupt:
             if not termination.requested:
                 raise
-        except LeaseLostError:
-            raise
         except Exception as error:
+            if isinstance(termination.reason, LeaseLostError):
+                raise termination.reason from None
             if not termination.ray_has_ended():
                 raise
             if not termination.requested:

@@ -173,9 +173,11 @@ def _fit(
     ):
         try:
             fit_with_restarts(partial(_trainer, run.config, data, tracker))
-        except EndedEarlyError:
-            return _Outcome("preempted")
         except Exception as error:
+            if isinstance(termination.reason, EndedEarlyError):
+                return _Outcome("preempted")
+            if isinstance(termination.reason, UserError):
+                raise termination.reason from None
             # Whatever Ray raises when it ends under the driver.
             if termination.ray_has_ended():
                 return _ended_with_ray(termination.requested, shown.newest)
