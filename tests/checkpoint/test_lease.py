@@ -31,8 +31,8 @@ with Lease(sys.argv[1], "run 'x'", "storage.run_name", print, 0.05, 0.2) as leas
 
 def lease(folder: str, lines: list[str] | None = None) -> Lease:
     """Return a lease with short times."""
-    report = [].append if lines is None else lines.append
-    return Lease(folder, "run 'x'", "storage.run_name", report, 0.05, 0.2)
+    shown = [] if lines is None else lines
+    return Lease(folder, "run 'x'", "storage.run_name", shown.append, 0.05, 0.2)
 
 
 def fields(folder: str) -> dict[str, Any]:
