@@ -1,4 +1,4 @@
-"""Which processes and threads get SIGTERM; `perceiver_dist/cluster/termination.py` says why. It must not import Ray."""
+"""Masks and handlers of SIGTERM; `perceiver_dist/cluster/termination.py` says why. It must not import Ray."""
 
 import signal
 import threading

@@ -237,10 +237,12 @@ def _run(
         except Exception as error:
             if isinstance(termination.reason, LeaseLostError):
                 raise termination.reason from None
-            if not termination.ray_has_ended():
-                raise
-            if not termination.requested:
+            ended = termination.ray_has_ended()
+            if ended and termination.requested:
+                return True
+            if ended:
                 raise UserError("Ray has ended; run the same command again to resume the search") from error
+            raise
     return termination.requested
 
 

@@ -116,7 +116,7 @@ def test_a_run_whose_ray_is_gone_ends_with_its_newest_checkpoint(tmp_path: Path)
     assert "gcs" not in screen.lower()
 
 
-def test_a_run_that_has_not_taken_a_step_ends_at_once(tmp_path: Path) -> None:
+def test_a_run_that_is_starting_ends_at_once(tmp_path: Path) -> None:
     job = start(tmp_path, "early")
     assert job.stdout
     while "starting 2 workers" not in job.stdout.readline():
@@ -124,7 +124,7 @@ def test_a_run_that_has_not_taken_a_step_ends_at_once(tmp_path: Path) -> None:
     ended = terminate(job, psutil.Process(job.pid).children(recursive=True))
     assert ended.status == 143
     assert json.loads((tmp_path / "early" / "result.json").read_text())["exit"] == "preempted"
-    assert "preempted at step 0" in ended.screen
+    assert "preempted at step" in ended.screen
 
 
 def test_a_second_job_of_the_same_name_is_refused_while_the_first_lives(tmp_path: Path) -> None:
