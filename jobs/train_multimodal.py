@@ -59,10 +59,12 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     # Before the driver is imported, which takes seconds, in which the template imports what workers need.
     start_template(TRAINING)
+    from perceiver_dist.cluster.termination import leave_if_ray_has_ended
     from perceiver_dist.training.driver import run_training
 
-    result = run_training(config, console)
-    return EXIT_STATUS[result["exit"]]
+    status = EXIT_STATUS[run_training(config, console)["exit"]]
+    leave_if_ray_has_ended(status)
+    return status
 
 
 if __name__ == "__main__":

@@ -16,6 +16,9 @@ from perceiver_dist.training.worker_imports import TRAINING
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULT_CONFIGS = [str(CONFIGS / "default.yaml"), str(CONFIGS / "search.yaml")]
 
+EXIT_STATUS = {"interrupted": 130, "terminated": 143}
+"""Exit status of a search that has not ended, as shells report it: 128 plus the number of SIGINT or SIGTERM."""
+
 LOG_WIDTH = 160
 """Columns of the result table in a log; rich's default of 80 is too narrow for the values of a trial."""
 
@@ -50,7 +53,8 @@ def main(arguments: Sequence[str]) -> int:
         arguments: Command line without the program's name.
 
     Returns:
-        Exit status: 0 if the search has a best trial, 1 if no trial was completed, 130 if it was interrupted.
+        Exit status: 0 if the search has a best trial, 1 if no trial was completed, 130 if it was interrupted (Ctrl-C),
+        143 if it was terminated (SIGTERM).
     """
     config, parsed = parse_run(build_parser(), arguments, DEFAULT_CONFIGS, SearchRunConfig)
     if parsed.iso_flops:
@@ -63,15 +67,16 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     # Before the driver is imported, which takes seconds, in which the template imports what trials need.
     start_template(TRAINING)
-    from perceiver_dist.search.search_driver import is_interrupted, run_search
+    from perceiver_dist.cluster.termination import leave_if_ray_has_ended
+    from perceiver_dist.search.search_driver import run_search
 
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = LOG_WIDTH
-    record = run_search(config, console, parsed.promote)
-    if is_interrupted(record):
-        return 130
-    return 0 if record.best else 1
+    outcome = run_search(config, console, parsed.promote)
+    status = EXIT_STATUS.get(outcome.interrupted, 0 if outcome.record.best else 1)
+    leave_if_ray_has_ended(status)
+    return status
 
 
 if __name__ == "__main__":

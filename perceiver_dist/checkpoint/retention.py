@@ -144,6 +144,8 @@ class CheckpointList:
             if not damage:
                 step = candidate
                 break
+            if not self._folder.is_checkpoint(candidate):
+                continue  # deleted while it was read, by the retention of a group of workers that is about to end
             damaged[candidate] = damage
         instead = f"step {step}" if step else "train.start_from" if self._start_from else "the start"
         # Only now, when the storage has answered for all of them: `find_damage` raises if it is unavailable.

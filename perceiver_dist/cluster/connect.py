@@ -12,11 +12,13 @@ from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.exceptions import AuthenticationError
 
 from perceiver_dist.cluster.lean_ray import lean_ray
+from perceiver_dist.cluster.sigterm import keep_sigterm, without_sigterm
 from perceiver_dist.cluster.surroundings import (
     cluster_address,
     forwarded_variables,
     use_short_temporary_folder,
 )
+from perceiver_dist.cluster.termination import end_ray_by_sigkill
 from perceiver_dist.errors import UserError
 
 _CONNECT_SECONDS = 10.0
@@ -46,17 +48,30 @@ def start_ray(cpus: int, dashboard: bool = False) -> None:
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     if ray.is_initialized():
         return
-    address = cluster_address()
-    if address:
-        _connect(address)
-        return
+    # Ray would end the process by SIGTERM with status 15, and without a word.
+    with keep_sigterm():
+        address = cluster_address()
+        if address:
+            _connect(address)
+        else:
+            _start(cpus, dashboard)
+
+
+def _start(cpus: int, dashboard: bool) -> None:
+    """Start Ray in this process.
+
+    Raises:
+        UserError: It does not start: not in time, or the machine does not let it.
+    """
     use_short_temporary_folder()
+    # It ends a worker by SIGTERM, which workers do not get (`without_sigterm`), and after this time by SIGKILL.
+    os.environ.setdefault("RAY_kill_worker_timeout_milliseconds", "100")
     # A run has some 12 processes however many cores there are. Ray prints a warning at 4 times this number.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
     # Otherwise Ray replaces the loopback address with the machine's own, so that other machines can join.
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
-        with lean_ray():
+        with lean_ray(), without_sigterm():
             ray.init(
                 address="local",
                 num_cpus=max(os.cpu_count() or 1, cpus),
@@ -77,6 +92,7 @@ def start_ray(cpus: int, dashboard: bool = False) -> None:
             "Ray did not start on this machine within its limit of 30 seconds; start the job again when the machine is "
             "less busy"
         ) from error
+    end_ray_by_sigkill()
 
 
 def _connect(address: str) -> None:

@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from perceiver_dist.cluster.forked_worker import SOCKET
+from perceiver_dist.cluster.sigterm import without_sigterm
 from perceiver_dist.cluster.surroundings import cluster_address, use_short_temporary_folder
 
 _GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
@@ -84,16 +85,18 @@ def start_template(imports: TemplateImports) -> None:
     folder = tempfile.mkdtemp(prefix="ray_workers_")  # only this user may enter it
     os.environ[SOCKET] = f"{folder}/socket"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    # The template ends when its input does: with this process, however it ends.
-    _FREE.append(
-        subprocess.Popen(  # noqa: S603
-            [sys.executable, __file__, json.dumps(asdict(imports))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            env=environment,
-            start_new_session=True,
+    # The template ends when its input does: with this process, however it ends. Until then it and its forks have to
+    # work, also after a SIGTERM to all processes of the job.
+    with without_sigterm():
+        _FREE.append(
+            subprocess.Popen(  # noqa: S603
+                [sys.executable, __file__, json.dumps(asdict(imports))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                env=environment,
+                start_new_session=True,
+            )
         )
-    )
 
 
 def take_template() -> bool:

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+import signal
 import sys
 import textwrap
 from argparse import Action, ArgumentError, HelpFormatter, RawDescriptionHelpFormatter
@@ -21,6 +22,9 @@ EXIT_USAGE = 2
 """Exit status of a usage error, as argparse and most command line tools have it."""
 EXIT_INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells report it: 128 plus SIGINT's number, 2."""
+
+EXIT_TERMINATED = 143
+"""Exit status after SIGTERM, as shells report it: 128 plus its number, 15."""
 
 Configuration = TypeVar("Configuration", bound=RunConfig)
 
@@ -144,8 +148,10 @@ def run_job(main: Callable[[Sequence[str]], int]) -> NoReturn:
         main: Takes the arguments, returns the exit status; raises `UserError` for what the user can fix.
 
     Raises:
-        SystemExit: Always; status 2 and one line on standard error for a `UserError`, 130 after Ctrl-C.
+        SystemExit: Always; status 2 and one line on standard error for a `UserError`, 130 after Ctrl-C, 143 after
+            SIGTERM, unless the job handles it.
     """
+    signal.signal(signal.SIGTERM, _end)
     try:
         _check_encoding(sys.argv[1:])
         status = main(sys.argv[1:])
@@ -171,6 +177,11 @@ def _check_encoding(arguments: Sequence[str]) -> None:
                 f"the argument {argument!a} has bytes that are no {sys.getfilesystemencoding()} text, the encoding of "
                 "this process; set PYTHONUTF8=1, or a locale of UTF-8 such as LC_ALL=C.UTF-8"
             ) from error
+
+
+def _end(*_: object) -> NoReturn:
+    sys.stderr.write("ended by SIGTERM\n")
+    raise SystemExit(EXIT_TERMINATED)
 
 
 def _build(parser: ArgumentParser, parsed: Namespace, config: type[Configuration]) -> Configuration:

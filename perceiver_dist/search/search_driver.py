@@ -1,19 +1,22 @@
 """Driver of a search: from the configuration to the report."""
 
+import signal
 import tempfile
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
 from rich.console import Console
 
+from perceiver_dist.checkpoint.lease import Lease, LeaseLostError
 from perceiver_dist.checkpoint.run_folder import CONFIG
 from perceiver_dist.cluster.capacity import device_type, wait_for_capacity
+from perceiver_dist.cluster.termination import TerminationWatch
 from perceiver_dist.config.command_line import to_yaml
 from perceiver_dist.config.flatten import flatten
 from perceiver_dist.data.field_check import check_fields
@@ -35,6 +38,7 @@ from perceiver_dist.search.trial_resources import (
     max_concurrent_trials,
     start_ray_for_trials,
 )
+from perceiver_dist.tracking.mlflow_environment import MlflowPlace
 from perceiver_dist.training.prepare import place_of, resolve, with_demo_data
 from pipelines.storage.files import check_writable, copy_file, join, read_text, write_text
 
@@ -44,7 +48,20 @@ _MAY_CHANGE = ("search.trials", "search.max_concurrent", "tracking.", "train.max
 """Options that may change when a search resumes: no score and no candidate depends on them."""
 
 
-def run_search(config: SearchRunConfig, console: Console, promote: str | None = None) -> SearchRecord:
+@dataclass(frozen=True)
+class SearchOutcome:
+    """How a search ended.
+
+    Attributes:
+        record: Its record. Trials of an interrupted search are still "running".
+        interrupted: "interrupted" by Ctrl-C or an error, "terminated" by SIGTERM, "" if all trials have ended.
+    """
+
+    record: SearchRecord
+    interrupted: Literal["", "interrupted", "terminated"]
+
+
+def run_search(config: SearchRunConfig, console: Console, promote: str | None = None) -> SearchOutcome:
     """Run or resume a search, and write search.json, best.yaml and a report to its folder.
 
     Args:
@@ -53,11 +70,11 @@ def run_search(config: SearchRunConfig, console: Console, promote: str | None = 
         promote: NAME@ALIAS under which to register the best trial's model; None to register none.
 
     Returns:
-        The record of the search. If trials are still "running", it was interrupted.
+        Its record, and what has interrupted it.
 
     Raises:
-        UserError: Something that the user can fix, such as an option, found before any trial starts; or the best
-            trial's model cannot be registered.
+        UserError: Something that the user can fix, such as an option, found before any trial starts; or another job
+            runs the search; or the best trial's model cannot be registered.
     """
     # Checked here, not at the end of a long search.
     model_name = parse_model_name(promote) if promote else None
@@ -65,6 +82,19 @@ def run_search(config: SearchRunConfig, console: Console, promote: str | None = 
     folder = join(config.storage.path, config.search.name)
     check_metric(config.search.metric, config)
     check_writable(config.storage.path, "storage.path")
+    report = partial(console.print, markup=False, soft_wrap=True)
+    with Lease(folder, f"search '{config.search.name}'", "search.name", report) as lease:
+        outcome = _search(config, place, folder, lease, console)
+        if model_name:
+            best_yaml = read_text(join(folder, BEST)) or ""
+            version = promote_best(outcome.record, best_yaml, config.tracking.uri or "", *model_name)
+            console.print(f"registered as models:/{promote}, version {version}", markup=False)
+        return outcome
+
+
+def _search(
+    config: SearchRunConfig, place: MlflowPlace, folder: str, lease: Lease, console: Console
+) -> SearchOutcome:
     record = load_record(join(folder, RECORD)) or SearchRecord()
     check_same_search(config, folder)
     device = "cuda" if torch.cuda.is_available() and config.train.device != "cpu" else "cpu"
@@ -80,14 +110,17 @@ def run_search(config: SearchRunConfig, console: Console, promote: str | None = 
         # Trials may run on GPUs that this machine does not have; the device decides what cross-attention costs.
         device = device_type(config)
         _index(config, shards, console)
+    lease.confirm()
     write_text(join(folder, CONFIG), to_yaml(config))
     record.options = asdict(config.search)
     # Before the MLflow run is opened, so that a search killed in between finds that run by the record's identity.
     record.save(join(folder, RECORD))
     candidates = Candidates(config.search, config.training, device)
     tracking = SearchTracking(config, record, folder)
+    terminated = False
     if work_left:
-        _run(config, record, candidates, folder, tracking, console)
+        terminated = _run(config, record, candidates, folder, lease, tracking, console)
+    lease.confirm()
     best = record.best
     best_yaml = to_yaml(replace(candidates.training_of(best.values), storage=config.storage)) if best else ""
     unsent = _write_results(record, config, best_yaml, folder, tracking)
@@ -99,10 +132,10 @@ def run_search(config: SearchRunConfig, console: Console, promote: str | None = 
         )
     if is_interrupted(record):
         console.print("interrupted: run the same command again to resume the search", markup=False)
-    if model_name:
-        version = promote_best(record, best_yaml, config.tracking.uri or "", *model_name)
-        console.print(f"registered as models:/{promote}, version {version}", markup=False)
-    return record
+    interrupted = is_interrupted(record)
+    return SearchOutcome(
+        record, "terminated" if terminated and interrupted else "interrupted" if interrupted else ""
+    )
 
 
 def _index(config: SearchRunConfig, shards: dict[str, list[str]], console: Console) -> None:
@@ -179,13 +212,39 @@ def _run(
     record: SearchRecord,
     candidates: Candidates,
     folder: str,
+    lease: Lease,
     tracking: SearchTracking,
     console: Console,
-) -> None:
-    with SearchDisplay(console) as display:
+) -> bool:
+    """Run the trials until they have ended, or until Ctrl-C or SIGTERM.
+
+    Returns:
+        Whether SIGTERM has ended the search.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, before Ray Tune handles it.
+        LeaseLostError: Another job has taken over the search.
+        UserError: Ray has ended.
+    """
+    interrupt = partial(signal.raise_signal, signal.SIGINT)  # Ray Tune ends its trials in order
+    with SearchDisplay(console) as display, TerminationWatch(interrupt, lambda _: lease.loss) as termination:
         display.update(record, {})
         controller = SearchController(config, record, candidates, folder, tracking, display)
-        run_trials(controller, partial(max_concurrent_trials, config), config.train.max_failures, folder)
+        try:
+            run_trials(controller, partial(max_concurrent_trials, config), config.train.max_failures, folder)
+        except KeyboardInterrupt:
+            if not termination.requested:
+                raise
+        except Exception as error:
+            if isinstance(termination.reason, LeaseLostError):
+                raise termination.reason from None
+            ended = termination.ray_has_ended()
+            if ended and termination.requested:
+                return True
+            if ended:
+                raise UserError("Ray has ended; run the same command again to resume the search") from error
+            raise
+    return termination.requested
 
 
 def _write_results(

@@ -63,7 +63,7 @@ def run_trial(parameters: dict[str, Any], environment: Mapping[str, str]) -> Non
     try:
         training = read_run(folder.read_config() or "")
         # The display of the training is discarded: the search shows its trials itself.
-        result = run_training(training, Console(file=io.StringIO()), on_status)
+        result = run_training(training, Console(file=io.StringIO()), on_status, is_trial=True)
     except UserError as error:
         tune.report({"report": TrialReport(newest.step, exit="failed", reason=str(error))})
         return

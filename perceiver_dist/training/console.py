@@ -4,9 +4,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from rich.console import Console
 
 from perceiver_dist.checkpoint.run_folder import RunFolder
@@ -18,8 +20,23 @@ from perceiver_dist.training.tracker.status import TrainingStatus
 _SECONDS_BETWEEN_UPDATES = 0.5
 """Often enough for a person to see progress; each update is one call to the tracker."""
 
+_MAX_SECONDS_OF_UPDATE = 5.0
+"""How long an update waits for the tracker, which may draw figures at the time. A tracker that is gone with its Ray may
+not keep the driver."""
+
 _SECONDS_BEFORE_WAITING_LINE = 5.0
 """An activity of a usual start takes less than this; longer, a person wonders whether the run hangs."""
+
+
+@dataclass
+class ShownStatus:
+    """The newest status that the tracker has told, which is what is known of a run whose Ray has ended.
+
+    Attributes:
+        newest: The status.
+    """
+
+    newest: TrainingStatus = field(default_factory=TrainingStatus)
 
 
 @contextmanager
@@ -28,7 +45,7 @@ def show_status(
     tracker: TrackerHandle,
     total_steps: int,
     on_status: Callable[[TrainingStatus], None] | None,
-) -> Iterator[None]:
+) -> Iterator[ShownStatus]:
     """Show the tracker's status on the progress line while `trainer.fit` holds the main thread.
 
     Args:
@@ -36,14 +53,21 @@ def show_status(
         tracker: The `Tracker` actor, polled twice a second.
         total_steps: Steps of the whole run.
         on_status: Called with each status, too.
+
+    Yields:
+        The newest status, kept current.
     """
-    done = threading.Event()
+    done, known = threading.Event(), ShownStatus()
     start = StartWatch()
     restarts = shown = workers = 0
 
     def update() -> None:
         nonlocal restarts, shown, workers
-        status = ray.get(tracker.status.remote())
+        try:
+            status = ray.get(tracker.status.remote(), timeout=_MAX_SECONDS_OF_UPDATE)
+        except RayError:
+            return  # what comes of it is for the main thread to say
+        known.newest = status
         if status.restarts > restarts:
             restarts = status.restarts
             line.message(_restart_line(status, workers))
@@ -72,7 +96,7 @@ def show_status(
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
-        yield
+        yield known
     finally:
         done.set()
         watcher.join()
@@ -139,6 +163,10 @@ def show_waiting(waiting: int, config: RunConfig, console: Console) -> None:
         )
 
 
+def _because(result: Mapping[str, Any]) -> str:
+    return f" ({result['error']})" if result["error"] else ""
+
+
 def show_result(result: dict[str, Any], config: RunConfig, folder: RunFolder, console: Console) -> None:
     """Print the table of metrics of an ended run, and where its files are.
 
@@ -158,14 +186,14 @@ def show_result(result: dict[str, Any], config: RunConfig, folder: RunFolder, co
         places["quarantined"] = f"{result['quarantined']} samples, see {folder.quarantine}"
     if config.tracking.uri and config.tracking.uri.startswith("sqlite"):
         places["UI"] = f"mlflow ui --backend-store-uri {config.tracking.uri}"
-    if result["error"]:
+    if result["exit"] == "failed":
         console.print(
             f"training failed after step {result['steps']}: {result['error']}", markup=False, soft_wrap=True
         )
     if result["exit"] in ("interrupted", "preempted"):
         console.print(
-            f"{result['exit']} at step {result['steps']}: --storage.run_name {config.storage.run_name} resumes from "
-            "the newest checkpoint",
+            f"{result['exit']} at step {result['steps']}{_because(result)}: --storage.run_name "
+            f"{config.storage.run_name} resumes from the newest checkpoint",
             markup=False,
             soft_wrap=True,
         )

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,9 +23,11 @@ from ray.train.v2.api.config import ScalingConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
-from perceiver_dist.checkpoint.run_folder import ERRORS
+from perceiver_dist.checkpoint.lease import Lease
+from perceiver_dist.checkpoint.run_folder import ERRORS, RunFolder
 from perceiver_dist.cluster.capacity import cpus_of, device_type, gpus_per_worker, wait_for_capacity
 from perceiver_dist.cluster.connect import start_ray
+from perceiver_dist.cluster.termination import EndedEarlyError, TerminationWatch
 from perceiver_dist.config.command_line import to_yaml
 from perceiver_dist.config.run_config import RunConfig, WorkerRange
 from perceiver_dist.data.field_check import check_fields, shown_fields
@@ -34,24 +36,26 @@ from perceiver_dist.display.progress import ProgressLine
 from perceiver_dist.errors import UserError
 from perceiver_dist.model.cost import parameter_count
 from perceiver_dist.strict_json import to_json
-from perceiver_dist.tracking.mlflow_environment import client_variables
+from perceiver_dist.tracking.mlflow_environment import MlflowPlace, client_variables
 from perceiver_dist.tracking.mlflow_store import RunStatus
-from perceiver_dist.training.console import show_result, show_status, show_waiting
+from perceiver_dist.training.console import ShownStatus, show_result, show_status, show_waiting
 from perceiver_dist.training.datasets import ReadingOptions, TrainingGivenUpError, make_datasets
 from perceiver_dist.training.launch import ReleasePlacementGroup, fit_with_restarts
-from perceiver_dist.training.preemption import forward_sigterm
-from perceiver_dist.training.prepare import PreparedRun, prepare
+from perceiver_dist.training.prepare import PreparedRun, place_of, prepare, resolve
 from perceiver_dist.training.tracker.actor import Tracker
 from perceiver_dist.training.tracker.failures import cause_of, failure_of
 from perceiver_dist.training.tracker.handle import TrackerHandle
 from perceiver_dist.training.tracker.rank_state import RankState
 from perceiver_dist.training.tracker.status import TrainingStatus
 from perceiver_dist.training.worker import WorkerJob, train_worker
-from pipelines.storage.files import write_text
+from pipelines.storage.files import check_writable, write_text
 
 
 def run_training(
-    config: RunConfig, console: Console, on_status: Callable[[TrainingStatus], None] | None = None
+    config: RunConfig,
+    console: Console,
+    on_status: Callable[[TrainingStatus], None] | None = None,
+    is_trial: bool = False,
 ) -> dict[str, Any]:
     """Train, and write config.yaml, result.json, checkpoints and figures to the run's folder.
 
@@ -59,16 +63,37 @@ def run_training(
         config: The configuration. A run whose name exists is resumed from its newest checkpoint.
         console: Where progress and the result table are shown.
         on_status: Called twice a second, in another thread, with the status of the training.
+        is_trial: Whether a search has started it, which holds a lease for all of its trials.
 
     Returns:
         The content of result.json.
 
     Raises:
         UserError: A mistake in the configuration or the data, found before or during training; no file is left
-            incomplete.
+            incomplete. Or another job trains the run.
     """
+    config, place = resolve(config), place_of(config)
+    # Before the lease and demo data are written there.
+    check_writable(config.storage.path, "storage.path")
+    with nullcontext() if is_trial else _lease(config, console) as lease:
+        return _train(config, place, lease, console, on_status)
+
+
+def _lease(config: RunConfig, console: Console) -> Lease:
+    report = partial(console.print, markup=False, soft_wrap=True)
+    what = f"run '{config.storage.run_name}'"
+    return Lease(RunFolder.of(config).uri, what, "storage.run_name", report)
+
+
+def _train(
+    config: RunConfig,
+    place: MlflowPlace,
+    lease: Lease | None,
+    console: Console,
+    on_status: Callable[[TrainingStatus], None] | None,
+) -> dict[str, Any]:
     with ProgressLine(console) as line:
-        run = prepare(config, line.message)
+        run = prepare(config, place, line.message)
         if run.finished is not None:
             return _report_finished(run, run.finished, console)
         start_ray(cpus_of(run.config))
@@ -76,11 +101,15 @@ def run_training(
         data = index_sources(run.config, run.shards)
         for warning in check_fields(run.config, data):
             line.message(f"warning: {warning}")
+        if lease is not None:
+            lease.confirm()
         write_text(run.folder.config, to_yaml(run.config))
         tracker = _start_tracker(run)
         run_id = _open_mlflow_run(tracker)
         line.message(f"starting {_workers(run.config)} workers: {_describe(run.config, data)}")
-        outcome = _fit(run, data, tracker, show_status(line, tracker, run.config.last_step, on_status))
+        outcome = _fit(run, lease, data, tracker, show_status(line, tracker, run.config.last_step, on_status))
+    if lease is not None:
+        lease.confirm()
     return _finish(run, outcome, tracker, run_id, console)
 
 
@@ -132,31 +161,77 @@ _MLFLOW_STATUS: dict[str, RunStatus] = {
 
 @dataclass(frozen=True)
 class _Outcome:
-    """How training ended: `exit` as in result.json, and one line on an error."""
+    """How training ended.
+
+    Attributes:
+        exit: As in result.json.
+        error: One line on an error.
+        known: The last status of a run whose Ray has ended, so that nobody can be asked any more; else None.
+    """
 
     exit: str
-    error: str
+    error: str = ""
+    known: TrainingStatus | None = None
 
 
 def _fit(
     run: PreparedRun,
+    lease: Lease | None,
     data: dict[str, SourceData],
     tracker: TrackerHandle,
-    watching: AbstractContextManager[None],
+    watching: AbstractContextManager[ShownStatus],
 ) -> _Outcome:
-    with watching, forward_sigterm(tracker):
+    with (
+        watching as shown,
+        TerminationWatch(tracker.preempt.remote, partial(_reason_to_end, run, lease, shown)) as termination,
+    ):
         try:
             fit_with_restarts(partial(_trainer, run.config, data, tracker))
-        except ray.train.TrainingFailedError as error:
-            return _Outcome("failed", _reason(error, tracker))
+        except Exception as error:
+            if isinstance(termination.reason, EndedEarlyError):
+                return _Outcome("preempted")
+            if isinstance(termination.reason, UserError):
+                raise termination.reason from None
+            # Whatever Ray raises when it ends under the driver.
+            if termination.ray_has_ended():
+                return _ended_with_ray(termination.requested, shown.newest)
+            if isinstance(error, ray.train.TrainingFailedError):
+                return _Outcome("failed", _reason(error, tracker))
+            raise
         except (KeyboardInterrupt, SystemExit):
             # On Ctrl-C Ray Train ends its controller and raises SystemExit here. The record still has to be closed.
-            return _Outcome("interrupted", "")
+            return _Outcome("interrupted")
     status = ray.get(tracker.status.remote())
     if status.save_error:
         return _Outcome("failed", status.save_error)
     complete = run.folder.newest_step() == run.config.last_step
-    return _Outcome("completed" if complete else "preempted", "")
+    return _Outcome("completed" if complete else "preempted")
+
+
+def _reason_to_end(
+    run: PreparedRun, lease: Lease | None, shown: ShownStatus, requested: bool
+) -> Exception | None:
+    """Return why the driver must or may end without waiting for the ranks; None if it has to wait."""
+    if lease is not None and lease.loss is not None:
+        return lease.loss
+    return EndedEarlyError() if requested and _nothing_to_save(run, shown.newest) else None
+
+
+def _nothing_to_save(run: PreparedRun, status: TrainingStatus) -> bool:
+    """Return whether no step has been taken since the newest checkpoint."""
+    if status.restarts < 0 or status.starting is not None:
+        return True
+    # The final evaluation, which is repeated when the run resumes.
+    return status.latest.step == run.config.last_step == run.folder.newest_step()
+
+
+def _ended_with_ray(requested: bool, known: TrainingStatus) -> _Outcome:
+    if requested:
+        return _Outcome("preempted", "Ray was ended before the ranks could save", known)
+    error = (
+        "Ray has ended on this machine, without being asked to; its logs are in /tmp/ray/session_latest/logs"
+    )
+    return _Outcome("failed", error, known)
 
 
 def _reason(error: ray.train.TrainingFailedError, tracker: TrackerHandle) -> str:
@@ -205,10 +280,11 @@ def _finish(
     Raises:
         UserError: A rank or a dataset raised it. There is no result.json then.
     """
-    status = ray.get(tracker.status.remote())
+    status = outcome.known or ray.get(tracker.status.remote())
     result = _result(run, outcome, status, run_id)
-    waiting = ray.get(tracker.close.remote(_MLFLOW_STATUS[outcome.exit], result))
-    show_waiting(waiting, run.config, console)
+    if outcome.known is None:
+        waiting = ray.get(tracker.close.remote(_MLFLOW_STATUS[outcome.exit], result))
+        show_waiting(waiting, run.config, console)
     if status.user_error:
         raise UserError(status.user_error)
     write_text(run.folder.result, to_json(result, indent=1) + "\n")
@@ -218,7 +294,8 @@ def _finish(
 
 def _result(run: PreparedRun, outcome: _Outcome, status: TrainingStatus, run_id: str) -> dict[str, Any]:
     config, saved = run.config, run.folder.newest_step()
-    steps = max(status.latest.step, saved)  # not every step is logged
+    # Not every step is logged. Without Ray, logged steps are lost that no checkpoint has.
+    steps = saved if outcome.known else max(status.latest.step, saved)
     return {
         "exit": outcome.exit,
         "error": outcome.error,

@@ -1,16 +1,13 @@
 """Preemption: a run that is stopped, or that loses a node, saves in time, with all ranks at the same step.
 
 There are two kinds of notice. `ray job stop`, Kubernetes and batch systems send SIGTERM to the job's process, and
-SIGKILL some time later: the ranks save and exit, and the same command resumes there. A node that Ray drains, because a
+SIGKILL some time later: the ranks save and exit, and the same command resumes there
+(`perceiver_dist/cluster/termination.py`). A node that Ray drains, because a
 spot machine or a pod is about to be removed, ends by itself: the ranks save and continue, so that losing the node costs
 only the steps since then.
 """
 
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import ray
@@ -31,26 +28,6 @@ _NOTHING, _STOP, _CHECK_NODES = 0, 1, 2
 """What rank 0 broadcasts at every step."""
 
 StopRequest = Literal["", "save", "stop"]
-
-
-@contextmanager
-def forward_sigterm(tracker: TrackerHandle) -> Iterator[None]:
-    """Forward SIGTERM to the run instead of ending this process.
-
-    Python handles signals in the main thread only. In a trial of a search, which is another thread of an actor, this
-    does nothing: the trials of a stopped search resume from their last checkpoints.
-
-    Args:
-        tracker: The `Tracker` actor.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: tracker.preempt.remote())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class StopSignal:

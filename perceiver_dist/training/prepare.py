@@ -15,7 +15,7 @@ from perceiver_dist.tracking.mlflow_environment import DEFAULT, MlflowPlace, mlf
 from perceiver_dist.tracking.mlflow_store import absolute_tracking_uri
 from perceiver_dist.training.fine_tuning import check_fine_tuning
 from pipelines.demo.resolve import resolve_demo
-from pipelines.storage.files import absolute_uri, check_writable
+from pipelines.storage.files import absolute_uri
 
 
 @dataclass(frozen=True)
@@ -35,24 +35,21 @@ class PreparedRun:
     finished: dict[str, Any] | None
 
 
-def prepare(config: RunConfig, report: Callable[[str], None]) -> PreparedRun:
-    """Resolve a run's configuration and check everything that can be checked without a cluster.
+def prepare(config: RunConfig, place: MlflowPlace, report: Callable[[str], None]) -> PreparedRun:
+    """Write the run's demo data and check everything that can be checked without a cluster.
 
     Args:
-        config: As the user gave it.
+        config: The resolved configuration; its storage can be written.
+        place: Where the run is recorded.
         report: Called with a line for the screen before demo data is written and remote storage is read.
 
     Returns:
         The run, ready to start, or to be reported as finished.
 
     Raises:
-        UserError: The run cannot start: its storage cannot be written, or the checkpoint, the model to fine-tune or the
-            shards do not fit the configuration or do not exist.
+        UserError: The run cannot start: the checkpoint, the model to fine-tune or the shards do not fit the
+            configuration or do not exist.
     """
-    place = place_of(config)
-    config = resolve(config)
-    # Before demo data is written there.
-    check_writable(config.storage.path, "storage.path")
     report(f"run {config.storage.run_name}: preparing data")
     report(place.description)
     config = with_demo_data(config)

@@ -1,0 +1,176 @@
+"""SIGTERM, when everybody gets it at once: timeout(1), batch systems, systemd and pods signal all processes of a job.
+
+Without precautions Ray ends before the run has saved: its processes are in the process group of the one that starts
+it, or in its control group. Therefore all processes of a Ray that a job starts here, and its workers, start with
+SIGTERM blocked (`perceiver_dist/cluster/sigterm.py`). The mask survives fork and exec, so it holds for whatever they
+start. Only the job's process acts on the signal; it asks the ranks to save, and ends Ray afterwards.
+
+A Ray may end nevertheless: a cluster whose nodes got the signal too, or processes that were killed. Its client library
+then waits a minute for the lost server and ends the process with an error of its own. `TerminationWatch` notices, and
+raises `RayEndedError` in the main thread.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import psutil
+import ray
+from ray._private import ray_constants
+
+_SECONDS_BETWEEN_CHECKS = 0.5
+"""How often to check for the end of Ray: little work, and short beside the seconds in which a job is to end."""
+_WAKE = signal.SIGRTMIN
+"""Signal by which the watching thread raises an error in the main thread. Its number is above SIGTERM's, so that Python
+first calls the handler of a SIGTERM that arrived at the same time."""
+_SECONDS_OF_RAYS_END = 5.0
+"""How long the processes of Ray take to end after SIGTERM; its workers are the first to go."""
+_CONNECT_SECONDS = 5.0
+"""Time for a cluster to accept a connection. Only a refusal counts as its end, not silence."""
+
+
+class RayEndedError(Exception):
+    """The Ray that this process uses has ended, so nothing that runs there can be reached."""
+
+
+class EndedEarlyError(Exception):
+    """The job was told to end when it had nothing to save."""
+
+
+def end_ray_by_sigkill() -> None:
+    """Let Ray's own shutdown end the processes that it started by SIGKILL, since they do not get its SIGTERM."""
+    for started in _own_processes():
+        # A method of this object only. Ray would wait for a second for each process, and kill it then.
+        setattr(started, "terminate", partial(_kill_family, started))  # noqa: B010
+
+
+def _kill_family(process: "subprocess.Popen[bytes]") -> None:
+    """Kill a process and its children: the agents of a raylet would look for its server for a minute."""
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process.pid).children():
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+    process.kill()
+
+
+def ray_has_ended(asks_cluster: bool) -> bool:
+    """Return whether the Ray that this process uses has ended.
+
+    Args:
+        asks_cluster: Whether to find out by a connection if Ray is a cluster that this process has joined.
+    """
+    own = _own_processes()
+    if own or not asks_cluster:
+        return any(process.poll() is not None for process in own)
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    except ConnectionError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def leave_if_ray_has_ended(status: int) -> None:
+    """End this process at once if Ray has ended, since Ray's own handlers of an exit would look for it for long.
+
+    Args:
+        status: Exit status.
+    """
+    if ray.is_initialized() and ray_has_ended(asks_cluster=True):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _own_processes() -> list["subprocess.Popen[bytes]"]:
+    """Return the raylet and the server of a Ray that this process has started; none if it joined a cluster."""
+    worker: Any = ray._private.worker
+    started = worker._global_node.all_processes if worker._global_node else {}
+    kinds = (ray_constants.PROCESS_TYPE_RAYLET, ray_constants.PROCESS_TYPE_GCS_SERVER)
+    return [info.process for kind in kinds for info in started.get(kind, [])]
+
+
+class TerminationWatch:
+    """Context in which SIGTERM asks the job to end, and the end of Ray does not go unnoticed.
+
+    Python handles signals in the main thread only. In another one, such as that of a search's trial, it does nothing.
+
+    Args:
+        request: Called at SIGTERM, in the handler of the signal: asks the job to save and end.
+        reason_to_end: Called twice a second with whether SIGTERM has arrived; an error to end the job with at once, or
+            None.
+
+    Raises:
+        RayEndedError: Ray has ended. Raised in the main thread, wherever that is.
+        Exception: What `reason_to_end` has returned; likewise. Code that it meets in C may turn it into another error:
+            the attribute `reason` holds what was raised.
+    """
+
+    def __init__(
+        self, request: Callable[[], object], reason_to_end: Callable[[bool], Exception | None]
+    ) -> None:
+        self.requested = False
+        self._request = request
+        self._reason_to_end = reason_to_end
+        self.reason: Exception | None = None
+        self._done = threading.Event()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._before: Any = None
+
+    def __enter__(self) -> "TerminationWatch":
+        """Handle SIGTERM from now on."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._handle)
+            signal.signal(_WAKE, self._wake)
+            self._thread = threading.Thread(target=self._watch, daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop watching. After a SIGTERM others are ignored, since the job is about to write its result and end."""
+        if self._thread is not None:
+            with self._lock:
+                self._done.set()
+            signal.signal(signal.SIGTERM, signal.SIG_IGN if self.requested else self._before)
+
+    def ray_has_ended(self) -> bool:
+        """Return whether Ray has ended. After SIGTERM, when errors come before the end, it waits a little for it."""
+        until = time.monotonic() + (_SECONDS_OF_RAYS_END if self.requested else 0)
+        while not (ended := ray_has_ended(asks_cluster=True)) and time.monotonic() < until:
+            time.sleep(_SECONDS_BETWEEN_CHECKS)
+        return ended
+
+    def _handle(self, *_: object) -> None:
+        if not self.requested:
+            self.requested = True
+            self._request()
+
+    def _wake(self, *_: object) -> None:
+        if self.reason is not None:
+            raise self.reason
+
+    def _watch(self) -> None:
+        while not self._done.wait(_SECONDS_BETWEEN_CHECKS):
+            ended = ray_has_ended(asks_cluster=self.requested)
+            reason = RayEndedError() if ended else self._reason_to_end(self.requested)
+            if reason is not None:
+                self._raise(reason)
+
+    def _raise(self, reason: Exception) -> None:
+        """Raise an error in the main thread, by its signal handler. Nothing else reaches it while it waits for Ray."""
+        with self._lock:
+            if not self._done.is_set():
+                self._done.set()
+                self.reason = reason
+                os.kill(os.getpid(), _WAKE)
