@@ -6,7 +6,6 @@ fraction of a millisecond. Nor does the tracker wait for MLflow, since it has to
 preemption: records go to a queue (`perceiver_dist/tracking/background_writer.py`).
 """
 
-import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -35,6 +34,7 @@ from perceiver_dist.training.tracker.logged_metrics import (
 from perceiver_dist.training.tracker.prometheus import PrometheusMetrics
 from perceiver_dist.training.tracker.quarantine import Quarantine
 from perceiver_dist.training.tracker.restarts import FailureBudget
+from perceiver_dist.training.tracker.sample_log import samples_from_jsonl, samples_to_jsonl
 from perceiver_dist.training.tracker.status import TrainingStatus
 from perceiver_dist.training.tracker.throughput import ThroughputMeter
 from pipelines.storage.files import STORAGE_ERRORS, copy_file, read_text, reason_of, write_text
@@ -62,7 +62,7 @@ class Tracker:
         self._prometheus = PrometheusMetrics(config.storage.run_name or "")
         self._history = from_jsonl(read_text(folder.metrics) or "")
         self._status.evaluations = _evaluations(self._history)
-        self._samples = _read_samples(read_text(folder.samples) or "")
+        self._samples = samples_from_jsonl(read_text(folder.samples) or "")
         self._quarantine = Quarantine(read_text(folder.quarantine))
         self._status.quarantined = len(self._quarantine)
         self._reported_quarantine = False
@@ -348,11 +348,7 @@ class Tracker:
         write_text(self._folder.metrics, to_jsonl(self._history))
         self._save_quarantine()
         if self._samples:
-            lines = [
-                json.dumps({"step": step, "units": {str(unit): units[unit] for unit in sorted(units)}}) + "\n"
-                for step, units in sorted(self._samples.items())
-            ]
-            write_text(self._folder.samples, "".join(lines))
+            write_text(self._folder.samples, samples_to_jsonl(self._samples))
 
     def close(self, status: RunStatus, result: Mapping[str, object]) -> int:
         """Close the record.
@@ -393,9 +389,3 @@ class Tracker:
 
 def _evaluations(history: list[LoggedMetrics]) -> dict[int, EvaluationMetrics]:
     return {metrics.step: metrics for metrics in history if isinstance(metrics, EvaluationMetrics)}
-
-
-def _read_samples(text: str) -> dict[int, dict[int, list[str]]]:
-    """Return step -> unit -> keys from the text of samples.jsonl."""
-    entries = [json.loads(line) for line in text.splitlines()]
-    return {entry["step"]: {int(unit): keys for unit, keys in entry["units"].items()} for entry in entries}
