@@ -29,10 +29,10 @@ with Lease(sys.argv[1], "run 'x'", "storage.run_name", print, 0.05, 0.2) as leas
 """
 
 
-def lease(folder: str, lines: list[str] | None = None) -> Lease:
+def lease(folder: str, lines: list[str] | None = None, between_renewals: float = 0.05) -> Lease:
     """Return a lease with short times."""
     shown = [] if lines is None else lines
-    return Lease(folder, "run 'x'", "storage.run_name", shown.append, 0.05, 0.2)
+    return Lease(folder, "run 'x'", "storage.run_name", shown.append, between_renewals, 0.2)
 
 
 def fields(folder: str) -> dict[str, Any]:
@@ -148,7 +148,8 @@ def test_a_lease_that_cannot_be_read_is_waited_for(folder: str) -> None:
 
 
 def test_the_first_of_two_that_take_it_at_once_is_told(folder: str) -> None:
-    with lease(folder) as held:
+    # No renewal meanwhile: one that has looked just before would write over the change.
+    with lease(folder, between_renewals=3600) as held:
         change(folder, id="other", pid=7, host="far")
         with pytest.raises(LeaseLostError, match=r"^run 'x' was taken over by process 7 on far since"):
             held.confirm()
