@@ -141,7 +141,7 @@ def test_a_second_job_of_the_same_name_is_refused_while_the_first_lives(tmp_path
     third = start(tmp_path, "twice")
     screen, _ = third.communicate()
     assert third.returncode == 0
-    assert "waiting" not in screen
+    assert "to see whether that has ended" not in screen
     assert "damaged" not in screen
 
 
