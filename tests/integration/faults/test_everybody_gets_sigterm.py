@@ -33,13 +33,13 @@ class Ended(NamedTuple):
     screen: str
 
 
-def start(storage: Path, name: str) -> "subprocess.Popen[str]":
+def start(storage: Path, name: str, steps: int = small_run.STEPS) -> "subprocess.Popen[str]":
     """Start or resume a run of the small data in a process group of its own."""
     data = storage / "data"
     if not data.exists():
         small_run.write_data(data)
     file = storage / f"{name}.yaml"
-    file.write_text(to_yaml(small_run.small_config(data, storage, name)))
+    file.write_text(to_yaml(small_run.small_config(data, storage, name, steps=steps)))
     command = [sys.executable, "jobs/train_multimodal.py", "--config", str(file)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, text=True
@@ -129,20 +129,26 @@ def test_a_run_that_is_starting_ends_at_once(tmp_path: Path) -> None:
 
 def test_a_second_job_of_the_same_name_is_refused_while_the_first_lives(tmp_path: Path) -> None:
     folder = tmp_path / "twice"
-    first = start(tmp_path, "twice")
+    # It runs for longer than the second one takes to start.
+    first = start(tmp_path, "twice", steps=10_000)
     wait_for_steps(folder, first)
-    second = start(tmp_path, "twice")
+    second = start(tmp_path, "twice", steps=10_000)
     screen, _ = second.communicate()
-    assert second.returncode == 2
+    assert second.returncode == 2, screen
     assert screen.startswith(f"error: run 'twice' is being written by process {first.pid} on ")
     assert len(screen.splitlines()) == 1
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
-    third = start(tmp_path, "twice")
-    screen, _ = third.communicate()
-    assert third.returncode == 0
-    assert "to see whether that has ended" not in screen
-    assert "damaged" not in screen
+    third = start(tmp_path, "twice", steps=10_000)
+    assert third.stdout
+    lines: list[str] = []
+    while not (lines and lines[-1].startswith("step ")):
+        lines.append(third.stdout.readline())
+        assert lines[-1], lines
+    os.killpg(third.pid, signal.SIGKILL)
+    third.wait()
+    assert "to see whether that has ended" not in "".join(lines)
+    assert "damaged" not in "".join(lines)
 
 
 def test_a_search_whose_processes_are_all_terminated_ends_and_resumes(tmp_path: Path) -> None:
@@ -150,7 +156,7 @@ def test_a_search_whose_processes_are_all_terminated_ends_and_resumes(tmp_path: 
     search = SearchConfig(
         space={"model.latents": [4, 8]}, trials=2, sampler="grid", baseline=False, name="shapes"
     )
-    config = small_search.search_config(tmp_path / "data", tmp_path, search, steps=200)
+    config = small_search.search_config(tmp_path / "data", tmp_path, search, steps=600)
     job = small_search.start(config, tmp_path)
     while RunFolder(str(tmp_path / "shapes" / "trial-000")).newest_step() == 0:
         assert job.poll() is None
