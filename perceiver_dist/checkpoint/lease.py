@@ -24,7 +24,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from perceiver_dist.errors import UserError
-from pipelines.storage.files import STORAGE_ERRORS, delete, join, read_text, reason_of, write_text
+from pipelines.storage.files import (
+    STORAGE_ERRORS,
+    delete,
+    join,
+    list_folder,
+    read_text,
+    reason_of,
+    write_text,
+)
 
 LEASE = "lease.json"
 
@@ -112,6 +120,7 @@ class Lease:
         seconds_between_renewals: float = _SECONDS_BETWEEN_RENEWALS,
         seconds_until_over: float = _SECONDS_UNTIL_OVER,
     ) -> None:
+        self._folder = folder
         self._file = join(folder, LEASE)
         self._what, self._option, self._report = what, option, report
         self._between_renewals, self._until_over = seconds_between_renewals, seconds_until_over
@@ -146,6 +155,9 @@ class Lease:
         with suppress(*STORAGE_ERRORS):
             if self._found_other() is None:
                 delete(self._file)
+                # A job that was refused before it wrote anything leaves no folder. Other storages have no empty ones.
+                if "://" not in self._folder and not list_folder(self._folder):
+                    Path(self._folder).rmdir()
 
     def confirm(self) -> None:
         """Check that this process holds the lease.

@@ -100,7 +100,7 @@ def test_the_output_is_progress_and_results_only(trained: Callable[[int], dict[s
     lines = trained(2)["screen"].splitlines()
     assert lines[0] == "run workers2: preparing data"
     assert any(line.startswith("step 100/100  loss ") for line in lines)
-    assert len(lines) < 16
+    assert len(lines) < 18
 
 
 def test_the_stored_configuration_reads_back_unchanged(trained: Callable[[int], dict[str, Any]]) -> None:
