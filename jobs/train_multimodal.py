@@ -8,14 +8,20 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from perceiver_dist.cluster.worker_template import start_template
-from perceiver_dist.config.command_line import parse_run, run_job, run_parser
+from perceiver_dist.config.command_line import (
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    parse_run,
+    run_job,
+    run_parser,
+)
 from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.training.worker_imports import TRAINING
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "default.yaml"
 
-EXIT_STATUS = {"completed": 0, "failed": 1, "interrupted": 130, "preempted": 143}
-"""Exit status by outcome. 130 and 143 are what shells report for SIGINT and SIGTERM: 128 plus the signal's number."""
+EXIT_STATUS = {"completed": 0, "failed": 1, "interrupted": EXIT_INTERRUPTED, "preempted": EXIT_TERMINATED}
+"""Exit status by outcome."""
 
 
 def build_parser() -> ArgumentParser:

@@ -9,15 +9,21 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from perceiver_dist.cluster.worker_template import start_template
-from perceiver_dist.config.command_line import parse_run, run_job, run_parser
+from perceiver_dist.config.command_line import (
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    parse_run,
+    run_job,
+    run_parser,
+)
 from perceiver_dist.search.study.search_config import SearchRunConfig
 from perceiver_dist.training.worker_imports import TRAINING
 
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULT_CONFIGS = [str(CONFIGS / "default.yaml"), str(CONFIGS / "search.yaml")]
 
-EXIT_STATUS = {"interrupted": 130, "terminated": 143}
-"""Exit status of a search that has not ended, as shells report it: 128 plus the number of SIGINT or SIGTERM."""
+EXIT_STATUS = {"interrupted": EXIT_INTERRUPTED, "terminated": EXIT_TERMINATED}
+"""Exit status of a search that has not ended."""
 
 LOG_WIDTH = 160
 """Columns of the result table in a log; rich's default of 80 is too narrow for the values of a trial."""

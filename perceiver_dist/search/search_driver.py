@@ -84,16 +84,16 @@ def run_search(config: SearchRunConfig, console: Console, promote: str | None = 
     check_writable(config.storage.path, "storage.path")
     report = partial(console.print, markup=False, soft_wrap=True)
     with Lease(folder, f"search '{config.search.name}'", "search.name", report) as lease:
-        outcome = _search(config, place, folder, lease, console)
-        if model_name:
-            best_yaml = read_text(join(folder, BEST)) or ""
-            version = promote_best(outcome.record, best_yaml, config.tracking.uri or "", *model_name)
-            console.print(f"registered as models:/{promote}, version {version}", markup=False)
-        return outcome
+        return _search(config, place, folder, lease, console, model_name)
 
 
 def _search(
-    config: SearchRunConfig, place: MlflowPlace, folder: str, lease: Lease, console: Console
+    config: SearchRunConfig,
+    place: MlflowPlace,
+    folder: str,
+    lease: Lease,
+    console: Console,
+    model_name: tuple[str, str] | None,
 ) -> SearchOutcome:
     record = load_record(join(folder, RECORD)) or SearchRecord()
     check_same_search(config, folder)
@@ -130,9 +130,12 @@ def _search(
             f"MLflow at {config.tracking.uri} is unavailable: {unsent} records wait on disk; run the same command "
             "again to send them"
         )
-    if is_interrupted(record):
-        console.print("interrupted: run the same command again to resume the search", markup=False)
     interrupted = is_interrupted(record)
+    if interrupted:
+        console.print("interrupted: run the same command again to resume the search", markup=False)
+    if model_name:
+        version = promote_best(record, best_yaml, config.tracking.uri or "", *model_name)
+        console.print(f"registered as models:/{'@'.join(model_name)}, version {version}", markup=False)
     return SearchOutcome(
         record, "terminated" if terminated and interrupted else "interrupted" if interrupted else ""
     )
