@@ -23,6 +23,8 @@ from perceiver_dist.errors import UserError
 
 _CONNECT_SECONDS = 10.0
 """Timeout of the reachability check: far above a connection's round trip, far below the minutes that Ray retries."""
+_CORES_PER_EXTRA_CPU = 8
+"""Between two tasks a reader waits for Ray, an eighth of its time: so many more readers keep all cores busy."""
 _LOOPBACK = "127.0.0.1"
 """A Ray node with this address listens on loopback only; with any other address it listens on all interfaces."""
 
@@ -33,8 +35,8 @@ QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 def start_ray(cpus: int, dashboard: bool = False) -> None:
     """Connect to the cluster that RAY_ADDRESS names, or start Ray in this process.
 
-    A Ray started here has as many CPUs as needed, even on a machine with fewer cores: Ray's CPUs are units of
-    scheduling, and with too few of them no read task would ever run. It listens on loopback only.
+    A Ray started here has more CPUs than the machine has cores (`local_cpus`), and as many as needed: Ray's CPUs are
+    units of scheduling, and with too few of them no read task would ever run. It listens on loopback only.
 
     Args:
         cpus: CPUs that are needed.
@@ -57,6 +59,15 @@ def start_ray(cpus: int, dashboard: bool = False) -> None:
             _start(cpus, dashboard)
 
 
+def local_cpus(cores: int) -> int:
+    """Return the CPUs of a Ray that is started on a machine: an eighth more than its cores, rounded up.
+
+    Args:
+        cores: Cores of the machine.
+    """
+    return cores + -(-cores // _CORES_PER_EXTRA_CPU)
+
+
 def _start(cpus: int, dashboard: bool) -> None:
     """Start Ray in this process.
 
@@ -74,7 +85,7 @@ def _start(cpus: int, dashboard: bool) -> None:
         with lean_ray(), without_sigterm():
             ray.init(
                 address="local",
-                num_cpus=max(os.cpu_count() or 1, cpus),
+                num_cpus=max(local_cpus(os.cpu_count() or 1), cpus),
                 include_dashboard=dashboard,
                 _node_ip_address=_LOOPBACK,
                 **QUIET,

@@ -27,7 +27,7 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
 from perceiver_dist.benchmarks.data.data_sets import DataSet
-from perceiver_dist.cluster.connect import QUIET
+from perceiver_dist.cluster.connect import QUIET, local_cpus
 from perceiver_dist.data.batches import UnitStream
 from perceiver_dist.modalities import ImageInput, ModalityInput
 from pipelines.augment.randomness import evaluation_randomness
@@ -60,21 +60,22 @@ def with_perceiver_dist(data_set: DataSet, cpus: int, batches: int, index_folder
 
     Args:
         data_set: The data set to read.
-        cpus: Concurrent read tasks.
+        cpus: Cores; as in a run on one machine, there are some more read tasks.
         batches: Max number of batches.
         index_folder: Folder of the shard indexes.
 
     Yields:
         The number of samples of each batch, once it is loaded.
     """
-    _start_ray(cpus)
+    readers = local_cpus(cpus)
+    _start_ray(readers)
     source, size = data_set.source, data_set.batch
     index = index_shards(data_set.shards, index_folder)
     plan = TrainingPlan(source.name, index.samples, size, DEFAULT_DATA.chunk_size, seed=0)
     maker = UnitMaker(source, data_set.inputs, index, plan)
     name, units = source.name, units_per_block(maker.unit_bytes, open_blocks=2)
     blocks = BlockOrder(Schedule({name: 1.0}), 1, 0, batches, {name: units})
-    dataset = unit_dataset({name: maker}, blocks, replace(DEFAULT_DATA, tasks=cpus))
+    dataset = unit_dataset({name: maker}, blocks, replace(DEFAULT_DATA, tasks=readers))
     [part] = dataset.streaming_split(1, equal=True)
     stream = UnitStream(part, torch.device("cpu"), prefetch=-(-DEFAULT_DATA.prefetch_units // units))
     return (len(stream.take(name, number).labels) for number in range(batches))
