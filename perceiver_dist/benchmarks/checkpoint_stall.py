@@ -112,7 +112,7 @@ class _Run:
         self._folder = folder
         self._checkpoints = checkpoints
         self._group = checkpoints.choose_starting_point().group
-        self._writer = CheckpointWriter(engine, folder)
+        self._writer = CheckpointWriter(engine, folder, writer="benchmark")
 
     def save(self, step: int, synchronous: bool) -> MeasuredSave:
         """Save and take a step; an asynchronous save stalls training until the weights are copied."""

@@ -3,8 +3,8 @@
 A checkpoint is a folder such as `step-00001200`. Each rank writes one file in the safetensors format, and
 `manifest.json` confirms that all of them are complete (`perceiver_dist/checkpoint/manifest.py`):
 
-    rank-00000-of-00002.safetensors     the spans of fp32 parameters and of the optimizer's moments that the rank held
-    rank-00001-of-00002.safetensors
+    rank-00000-of-00002-5c1f09ae.safetensors     the spans of fp32 parameters and of the optimizer's moments that the
+    rank-00001-of-00002-5c1f09ae.safetensors     rank held; the last part of the name is the group of workers
     manifest.json
 
 A tensor in such a file is one span of a flattened parameter or moment. Its name identifies the span:
@@ -23,7 +23,7 @@ number of steps, and nothing in the forward pass is random.
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -35,6 +35,9 @@ from torch import Tensor, nn
 from perceiver_dist.checkpoint.manifest import CHUNK, StoredFile, TrainingProgress, read_manifest
 from perceiver_dist.errors import UserError
 from pipelines.storage.files import join, open_storage, write_chunks
+
+Chunk = bytes | memoryview
+"""A piece of a file that is being written."""
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Names of the running mean of the gradient and of its square."""
@@ -79,14 +82,16 @@ class _Stored:
     offset: int
 
 
-def rank_file(rank: int, world_size: int) -> str:
+def rank_file(rank: int, world_size: int, writer: str) -> str:
     """Return the name of a rank's file in a checkpoint.
 
     Args:
         rank: The rank.
         world_size: Number of ranks that write the checkpoint.
+        writer: Id of the group of workers, so that one that was given up, and comes back, cannot write over the files
+            of its successor.
     """
-    return f"rank-{rank:05d}-of-{world_size:05d}.safetensors"
+    return f"rank-{rank:05d}-of-{world_size:05d}-{writer}.safetensors"
 
 
 def file_header(spans: Sequence[tuple[str, str, Span]], shapes: Mapping[str, Sequence[int]]) -> bytes:
@@ -110,13 +115,16 @@ def file_header(spans: Sequence[tuple[str, str, Span]], shapes: Mapping[str, Seq
     return len(text).to_bytes(_LENGTH_BYTES, "little") + text
 
 
-def write_rank_file(uri: str, header: bytes, values: Tensor) -> StoredFile:
+def write_rank_file(
+    uri: str, header: bytes, values: Tensor, watched: Callable[[Iterable[Chunk]], Iterator[Chunk]] = iter
+) -> StoredFile:
     """Write a rank's file. Hashing and writing release the GIL, so that other threads run meanwhile.
 
     Args:
         uri: Path or URI of the file.
         header: From `file_header`.
         values: (elements,) fp32, the values that the header describes, on the host.
+        watched: Passes the chunks on one by one, for whoever watches the progress of a large file.
 
     Returns:
         The file's entry in the manifest.
@@ -127,9 +135,9 @@ def write_rank_file(uri: str, header: bytes, values: Tensor) -> StoredFile:
     digest = hashlib.sha256()
     # A view of the tensor's bytes; nothing is copied.
     content = values.numpy().view(np.uint8).data
-    chunks: list[bytes | memoryview] = [header]
+    chunks: list[Chunk] = [header]
     chunks += [content[start : start + CHUNK] for start in range(0, len(content), CHUNK)]
-    write_chunks(uri, _hashed(chunks, digest))
+    write_chunks(uri, watched(_hashed(chunks, digest)))
     return StoredFile(uri.rpartition("/")[2], len(header) + len(content), digest.hexdigest())
 
 
@@ -281,7 +289,7 @@ def load_weights(model: nn.Module, checkpoint: StoredCheckpoint) -> None:
     model.load_state_dict(checkpoint.whole(WEIGHT))
 
 
-def _hashed(chunks: Iterable[bytes | memoryview], digest: Any) -> Iterator[bytes | memoryview]:
+def _hashed(chunks: Iterable[Chunk], digest: Any) -> Iterator[Chunk]:
     for chunk in chunks:
         # Hashed while it is written, so that memory is read once.
         digest.update(chunk)

@@ -7,8 +7,8 @@ the same machine is looked up among the processes instead, so that after a `kill
 
 Storages have no common operation that replaces a file only if it is the expected one. So the last of two that take a
 lease at the same time holds it. The other finds out when it reads the file again: before it starts workers (`confirm`),
-and at each renewal. That is also how a process that was stopped for minutes learns that it has been replaced. Until
-then it may write: ranks do not know of the lease.
+and at each renewal. That is also how a process that was stopped for minutes learns that it has been replaced. Other
+processes of the job that write ask a `Fence` before they do.
 """
 
 import json
@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from perceiver_dist.cluster.process_state import is_stopped, started_at
 from perceiver_dist.errors import UserError
 from pipelines.storage.files import (
     STORAGE_ERRORS,
@@ -41,6 +42,8 @@ _SECONDS_BETWEEN_RENEWALS = 15.0
 one lives."""
 _SECONDS_UNTIL_OVER = 60.0
 """Time without a renewal after which a lease is over: several renewals, since a storage may be slow or away."""
+_SECONDS_BETWEEN_CHECKS = 5.0
+"""How often a process that writes reads the lease: few requests, and far below the minute until a lease is over."""
 _SECONDS_BETWEEN_LOOKS = 3.0
 """How often a job that waits reads the lease."""
 
@@ -77,7 +80,7 @@ class Holder:
             host=socket.gethostname(),
             machine=_machine(),
             pid=os.getpid(),
-            started=_started(os.getpid()) or 0,
+            started=started_at(os.getpid()) or 0,
             since=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
         )
 
@@ -89,7 +92,7 @@ class Holder:
     @property
     def lives(self) -> bool:
         """Whether the process lives. Known only if it is here."""
-        return _started(self.pid) == self.started
+        return started_at(self.pid) == self.started
 
     def __str__(self) -> str:
         """Return who it is, where and since when."""
@@ -172,12 +175,12 @@ class Lease:
     @property
     def loss(self) -> LeaseLostError | None:
         """The error that says who has taken the lease; None as long as this process holds it, as far as it knows."""
-        if self._lost is None:
-            return None
-        return LeaseLostError(
-            f"{self._what} was taken over by {self._lost}; this job ends without writing to it: it had been stopped or "
-            "cut off, or both were started at the same moment"
-        )
+        return None if self._lost is None else LeaseLostError(_lost_to(self._lost, self._what))
+
+    @property
+    def fence(self) -> "Fence":
+        """The right to write, for other processes of this job."""
+        return Fence(self._folder, self._me.id, self._what)
 
     def _await_end_of_other(self) -> None:
         """Return when no other process holds the lease.
@@ -189,7 +192,8 @@ class Lease:
         if found is None:
             return
         holder = _parse(found)
-        if holder is not None and holder.is_here:
+        # A process that is stopped, by SIGSTOP or a debugger, may never continue: it is watched like those elsewhere.
+        if holder is not None and holder.is_here and not (holder.lives and is_stopped(holder.pid)):
             if holder.lives:
                 raise self._refusal(holder, f"kill {holder.pid}")
             return
@@ -231,10 +235,55 @@ class Lease:
         write_text(self._file, json.dumps(content, indent=1) + "\n")
 
     def _found_other(self) -> Holder | None:
-        """Return who holds the lease, if it is not this process. A lease that somebody deleted is still this one's."""
-        found = read_text(self._file)
-        holder = _parse(found) if found is not None else None
-        return holder if holder is not None and holder.id != self._me.id else None
+        return _other_holder(self._file, self._me.id)
+
+
+class Fence:
+    """Right to write to a folder, for processes of a job that holds the lease on it, such as the tracker.
+
+    It can be pickled. The lease is read at most every 5 seconds; and a process that was stopped reads it first of all,
+    because its last look is older than that. Others take a lease only after a minute without a renewal.
+
+    Args:
+        folder: Path or URI of the folder.
+        lease: Id of the job's lease.
+        what: What the folder is, for messages, such as "run 'x'".
+    """
+
+    def __init__(self, folder: str, lease: str, what: str) -> None:
+        self._file, self._lease, self._what = join(folder, LEASE), lease, what
+        self._looked_at = float("-inf")
+
+    def check(self) -> None:
+        """Check that no other job has taken the lease.
+
+        Raises:
+            LeaseLostError: Another job has.
+        """
+        now = time.monotonic()
+        if now - self._looked_at < _SECONDS_BETWEEN_CHECKS:
+            return
+        try:
+            holder = _other_holder(self._file, self._lease)
+        except STORAGE_ERRORS:
+            return  # whoever cannot read here cannot write either
+        if holder is not None:
+            raise LeaseLostError(_lost_to(holder, self._what))
+        self._looked_at = now
+
+
+def _other_holder(file: str, lease: str) -> Holder | None:
+    """Return who holds a lease, if it is not `lease`. One that somebody deleted is still the job's."""
+    found = read_text(file)
+    holder = _parse(found) if found is not None else None
+    return holder if holder is not None and holder.id != lease else None
+
+
+def _lost_to(holder: Holder, what: str) -> str:
+    return (
+        f"{what} was taken over by {holder}; this job ends without writing to it: it had been stopped or "
+        "cut off, or both were started at the same moment"
+    )
 
 
 def _parse(content: str) -> Holder | None:
@@ -250,13 +299,3 @@ def _parse(content: str) -> Holder | None:
 def _machine() -> str:
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-
-
-def _started(pid: int) -> int | None:
-    """Return when a process of this machine started, in ticks since the machine did; None if it has ended."""
-    try:
-        # The name, in parentheses, may contain anything. The state is the first field after it, the start the 20th.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[0] in "ZX" else int(fields[19])

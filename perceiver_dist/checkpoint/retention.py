@@ -5,6 +5,7 @@ and older checkpoints are deleted. A single list, held by the tracker, decides f
 resume from the same step.
 """
 
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -35,12 +36,14 @@ class StartingPoint:
         group: Number of the group; late reports of an earlier group are ignored.
         step: Steps taken; 0 for a new run.
         checkpoint: Path or URI of the checkpoint; None to start with new weights.
+        writer: Id of the group in the names of its files, different from that of any group of any job.
         unlogged_losses: Source -> losses before the checkpoint that belong to the next logged step.
     """
 
     group: int
     step: int
     checkpoint: str | None
+    writer: str = field(default_factory=lambda: uuid.uuid4().hex[:8], compare=False)
     unlogged_losses: Mapping[str, LossSum] = field(default_factory=dict)
 
 
@@ -170,7 +173,7 @@ class CheckpointList:
                 f"train.start_from is {checkpoint}, which is damaged ({damage}); use another checkpoint"
             )
         progress = read_manifest(checkpoint).progress
-        return StartingPoint(group, progress.steps, checkpoint, progress.unlogged_losses)
+        return StartingPoint(group, progress.steps, checkpoint, unlogged_losses=progress.unlogged_losses)
 
     def _finish(self, progress: TrainingProgress, outcomes: list[StoredFile | str]) -> str:
         """Complete the checkpoint or delete its files; return the reason of a failure, "" if there is none."""

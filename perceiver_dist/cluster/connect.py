@@ -18,7 +18,7 @@ from perceiver_dist.cluster.surroundings import (
     forwarded_variables,
     use_short_temporary_folder,
 )
-from perceiver_dist.cluster.termination import end_ray_by_sigkill
+from perceiver_dist.cluster.termination import end_ray_by_sigkill, own_processes
 from perceiver_dist.errors import UserError
 
 _CONNECT_SECONDS = 10.0
@@ -57,6 +57,16 @@ def start_ray(cpus: int, dashboard: bool = False) -> None:
             _connect(address)
         else:
             _start(cpus, dashboard)
+
+
+def ray_is_own() -> bool:
+    """Return whether this process has started the Ray that it uses."""
+    return bool(own_processes())
+
+
+def end_ray() -> None:
+    """End the Ray that this process has started, with all its processes, or leave the cluster that it has joined."""
+    ray.shutdown()
 
 
 def local_cpus(cores: int) -> int:

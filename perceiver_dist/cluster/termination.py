@@ -47,7 +47,7 @@ class EndedEarlyError(Exception):
 
 def end_ray_by_sigkill() -> None:
     """Let Ray's own shutdown end the processes that it started by SIGKILL, since they do not get its SIGTERM."""
-    for started in _own_processes():
+    for started in own_processes():
         # A method of this object only. Ray would wait for a second for each process, and kill it then.
         setattr(started, "terminate", partial(_kill_family, started))  # noqa: B010
 
@@ -67,7 +67,7 @@ def ray_has_ended(asks_cluster: bool) -> bool:
     Args:
         asks_cluster: Whether to find out by a connection if Ray is a cluster that this process has joined.
     """
-    own = _own_processes()
+    own = own_processes()
     if own or not asks_cluster:
         return any(process.poll() is not None for process in own)
     host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
@@ -92,7 +92,7 @@ def leave_if_ray_has_ended(status: int) -> None:
         os._exit(status)
 
 
-def _own_processes() -> list["subprocess.Popen[bytes]"]:
+def own_processes() -> list["subprocess.Popen[bytes]"]:
     """Return the raylet and the server of a Ray that this process has started; none if it joined a cluster."""
     worker: Any = ray._private.worker
     started = worker._global_node.all_processes if worker._global_node else {}

@@ -123,6 +123,10 @@ class TrainConfig:
         keep_checkpoints: Number of newest checkpoints to keep; 2, so that one is left if the newest turns out damaged.
         max_failures: Maximum number of consecutive failures of the workers without a new checkpoint. Lost workers are
             restarted each time, and a checkpoint resets the count, so a long run survives any number of them.
+        hang_seconds: Seconds without progress after which a run counts as hung: stacks are saved, and the workers are
+            ended and resume from the newest checkpoint, which counts as a failure. If ten times the longest wait so far
+            is more, it is that; the first step has five times as long, and a wait for storage `data.storage_seconds`
+            more. 0 turns this off.
         max_skipped_steps: Number of optimizer steps with a non-finite gradient, which are skipped, after which the run
             stops. A few are usual in long bf16 runs; each is reported with its units.
     """
@@ -145,6 +149,7 @@ class TrainConfig:
     checkpoint_every: int = 250
     keep_checkpoints: int = 2
     max_failures: int = 5
+    hang_seconds: float = 120.0
     max_skipped_steps: int = 10
 
     def __post_init__(self) -> None:
@@ -156,7 +161,12 @@ class TrainConfig:
         positive = ["steps", "micro_batch", "lanes", "log_every"]
         positive += ["checkpoint_every", "keep_checkpoints", "max_skipped_steps"]
         check_range(self, "train.", positive, at_least=1)
-        check_range(self, "train.", ["eval_every", "max_failures", "seed", "cpus_per_worker"], at_least=0)
+        check_range(
+            self,
+            "train.",
+            ["eval_every", "max_failures", "hang_seconds", "seed", "cpus_per_worker"],
+            at_least=0,
+        )
         if self.stop_at is not None and not 1 <= self.stop_at <= self.steps:
             raise UserError(
                 f"train.stop_at is {self.stop_at}, must be between 1 and train.steps {self.steps}, or null"

@@ -20,6 +20,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from perceiver_dist.checkpoint.lease import Fence
 from perceiver_dist.search.controller import SearchController
 from perceiver_dist.search.study.search_record import Trial
 from perceiver_dist.search.trial import run_trial
@@ -28,7 +29,11 @@ from perceiver_dist.tracking.mlflow_environment import client_variables
 
 
 def run_trials(
-    controller: SearchController, max_concurrent: Callable[[], int], max_failures: int, folder: str
+    controller: SearchController,
+    max_concurrent: Callable[[], int],
+    max_failures: int,
+    folder: str,
+    fence: Fence,
 ) -> None:
     """Run all trials of a search until they have ended, or until the search is interrupted.
 
@@ -37,10 +42,11 @@ def run_trials(
         max_concurrent: Returns the number of trials that may run now.
         max_failures: Max restarts of a trial whose process was lost.
         folder: Path or URI of a folder for files of Ray Tune.
+        fence: The search's right to write, for its trials.
     """
     searcher = _Searcher(controller, max_concurrent)
     # In the object store, not in the parameters of a trial: Ray Tune writes those to files, and some are secret.
-    trainable = tune.with_parameters(run_trial, environment=client_variables(os.environ))
+    trainable = tune.with_parameters(run_trial, environment=client_variables(os.environ), fence=fence)
     tuner = tune.Tuner(
         tune.with_resources(trainable, tune.PlacementGroupFactory([{"memory": TRIAL_MEMORY}])),
         tune_config=tune.TuneConfig(

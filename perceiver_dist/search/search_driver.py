@@ -234,7 +234,13 @@ def _run(
         display.update(record, {})
         controller = SearchController(config, record, candidates, folder, tracking, display)
         try:
-            run_trials(controller, partial(max_concurrent_trials, config), config.train.max_failures, folder)
+            run_trials(
+                controller,
+                partial(max_concurrent_trials, config),
+                config.train.max_failures,
+                folder,
+                lease.fence,
+            )
         except KeyboardInterrupt:
             if not termination.requested:
                 raise

@@ -9,6 +9,7 @@ from typing import Any
 from ray import tune
 from rich.console import Console
 
+from perceiver_dist.checkpoint.lease import Fence
 from perceiver_dist.checkpoint.run_folder import RunFolder
 from perceiver_dist.config.command_line import read_run
 from perceiver_dist.errors import UserError
@@ -39,7 +40,7 @@ class TrialReport:
     reason: str = ""
 
 
-def run_trial(parameters: dict[str, Any], environment: Mapping[str, str]) -> None:
+def run_trial(parameters: dict[str, Any], environment: Mapping[str, str], fence: Fence) -> None:
     """Train, and report to Ray Tune twice a second.
 
     An evaluation is reported once a checkpoint of its step is registered, so a score behind a decision never has to be
@@ -48,6 +49,7 @@ def run_trial(parameters: dict[str, Any], environment: Mapping[str, str]) -> Non
     Args:
         parameters: "folder" -> path or URI of the run folder, which holds the configuration.
         environment: The search's variables of MLflow's client, which the trial's tracker needs.
+        fence: The search's right to write.
     """
     os.environ.update(environment)
     folder = RunFolder(parameters["folder"])
@@ -63,7 +65,7 @@ def run_trial(parameters: dict[str, Any], environment: Mapping[str, str]) -> Non
     try:
         training = read_run(folder.read_config() or "")
         # The display of the training is discarded: the search shows its trials itself.
-        result = run_training(training, Console(file=io.StringIO()), on_status, is_trial=True)
+        result = run_training(training, Console(file=io.StringIO()), on_status, fence)
     except UserError as error:
         tune.report({"report": TrialReport(newest.step, exit="failed", reason=str(error))})
         return

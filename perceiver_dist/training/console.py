@@ -1,7 +1,6 @@
 """Console output of the driver: the status while training runs, and the result."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +12,10 @@ from rich.console import Console
 
 from perceiver_dist.checkpoint.run_folder import RunFolder
 from perceiver_dist.config.run_config import RunConfig
-from perceiver_dist.display.progress import ProgressLine, result_table
+from perceiver_dist.display.progress import ProgressLine, duration, result_table
+from perceiver_dist.training.hang_watch import HangWatch
+from perceiver_dist.training.liveness.hang import describe
+from perceiver_dist.training.liveness.life import RunLife
 from perceiver_dist.training.tracker.handle import TrackerHandle
 from perceiver_dist.training.tracker.status import TrainingStatus
 
@@ -27,15 +29,20 @@ not keep the driver."""
 _SECONDS_BEFORE_WAITING_LINE = 5.0
 """An activity of a usual start takes less than this; longer, a person wonders whether the run hangs."""
 
+_SLOWER_THAN_USUAL = 2
+"""Once a phase has taken so many times the longest it has taken so far, the speed on the screen is not of now."""
+
 
 @dataclass
 class ShownStatus:
     """The newest status that the tracker has told, which is what is known of a run whose Ray has ended.
 
     Attributes:
+        watch: Watch on the run.
         newest: The status.
     """
 
+    watch: HangWatch
     newest: TrainingStatus = field(default_factory=TrainingStatus)
 
 
@@ -43,6 +50,7 @@ class ShownStatus:
 def show_status(
     line: ProgressLine,
     tracker: TrackerHandle,
+    watch: HangWatch,
     total_steps: int,
     on_status: Callable[[TrainingStatus], None] | None,
 ) -> Iterator[ShownStatus]:
@@ -51,90 +59,100 @@ def show_status(
     Args:
         line: The progress line.
         tracker: The `Tracker` actor, polled twice a second.
+        watch: Watch on the run, which is asked to look as often.
         total_steps: Steps of the whole run.
         on_status: Called with each status, too.
 
     Yields:
         The newest status, kept current.
     """
-    done, known = threading.Event(), ShownStatus()
-    start = StartWatch()
-    restarts = shown = workers = 0
+    done, shown = threading.Event(), ShownStatus(watch)
+    updates = _Updates(line, tracker, shown, total_steps, on_status)
 
-    def update() -> None:
-        nonlocal restarts, shown, workers
-        try:
-            status = ray.get(tracker.status.remote(), timeout=_MAX_SECONDS_OF_UPDATE)
-        except RayError:
-            return  # what comes of it is for the main thread to say
-        known.newest = status
-        if status.restarts > restarts:
-            restarts = status.restarts
-            line.message(_restart_line(status, workers))
-        workers = status.world_size
-        for message in status.messages[shown:]:
-            line.message(message)
-        shown = len(status.messages)
-        latest = status.latest
-        waiting = start.waiting_for(status.starting, time.monotonic())
-        if waiting:
-            line.waiting(waiting)
-        elif latest.step:
-            line.update(
-                latest.step, total_steps, latest.loss, latest.samples_per_second, latest.data_wait_fraction
-            )
-        if on_status:
-            on_status(status)
-
-    def watch() -> None:
+    def run() -> None:
         while not done.wait(_SECONDS_BETWEEN_UPDATES):
-            update()
+            updates.update()
         # Once more at the end, for the messages of the last interval.
-        update()
+        updates.update()
 
     # A thread, because `trainer.fit` blocks the main one.
-    watcher = threading.Thread(target=watch, daemon=True)
+    watcher = threading.Thread(target=run, daemon=True)
     watcher.start()
     try:
-        yield known
+        yield shown
     finally:
         done.set()
         watcher.join()
 
 
-class StartWatch:
-    """Watch on the start of a group of workers, which says what it waits for when that takes long."""
+class _Updates:
+    """What the updates of a progress line remember."""
 
-    def __init__(self) -> None:
-        """Start without anything to wait for."""
-        self._current = ""
-        self._since = 0.0
+    def __init__(
+        self,
+        line: ProgressLine,
+        tracker: TrackerHandle,
+        shown: ShownStatus,
+        total_steps: int,
+        on_status: Callable[[TrainingStatus], None] | None,
+    ) -> None:
+        self._line, self._tracker, self._shown = line, tracker, shown
+        self._total_steps, self._on_status = total_steps, on_status
+        self._restarts = self._messages = self._workers = 0
 
-    def waiting_for(self, starting: Mapping[int, str] | None, now: float) -> str:
-        """Return what the run waits for and how long it has, one line; "" if that is not worth a line.
+    def update(self) -> None:
+        watch = self._shown.watch
+        watch.look()
+        waiting = waiting_for(watch.life, watch.silent_seconds)
+        if waiting:
+            self._line.waiting(waiting)
+        try:
+            status = ray.get(self._tracker.status.remote(), timeout=_MAX_SECONDS_OF_UPDATE)
+        except RayError:
+            return  # what comes of it is for the main thread to say
+        self._shown.newest = status
+        self._show_news(status)
+        latest = status.latest
+        if latest.step and not waiting:
+            self._line.update(
+                latest.step,
+                self._total_steps,
+                latest.loss,
+                latest.samples_per_second,
+                latest.data_wait_fraction,
+            )
+        if self._on_status:
+            self._on_status(status)
 
-        Args:
-            starting: `TrainingStatus.starting`.
-            now: Monotonic time in seconds.
-        """
-        current = "" if starting is None else _activities(starting)
-        if current != self._current:
-            self._current, self._since = current, now
-        seconds = now - self._since
-        shown = current and seconds >= _SECONDS_BEFORE_WAITING_LINE
-        return f"waiting for {current} ({seconds:.0f} s)" if shown else ""
+    def _show_news(self, status: TrainingStatus) -> None:
+        if status.restarts > self._restarts:
+            self._restarts = status.restarts
+            self._line.message(_restart_line(status, self._workers))
+        self._workers = status.world_size
+        for message in status.messages[self._messages :]:
+            self._line.message(message)
+        self._messages = len(status.messages)
 
 
-def _activities(starting: Mapping[int, str]) -> str:
-    """Return what ranks do, such as "rank 0: building the model, rank 1: loading libraries"."""
-    ranks: dict[str, list[int]] = {}
-    for rank, activity in sorted(starting.items()):
-        ranks.setdefault(activity, []).append(rank)
-    parts = [
-        f"rank{'s' if len(them) > 1 else ''} {', '.join(map(str, them))}: {activity}"
-        for activity, them in ranks.items()
-    ]
-    return "; ".join(parts) or "the processes of the workers"
+def waiting_for(life: RunLife, tracker_silent_seconds: float) -> str:
+    """Return what a run waits for, and for how long it has, one line; "" if that is not worth a line.
+
+    Args:
+        life: What is known of the processes of the run.
+        tracker_silent_seconds: Time since the tracker has last answered.
+    """
+    if tracker_silent_seconds >= _SECONDS_BEFORE_WAITING_LINE:
+        return f"the tracker has not answered for {duration(tracker_silent_seconds)}"
+    idle = life.idle_seconds
+    if not life.group or idle < _SECONDS_BEFORE_WAITING_LINE:
+        return ""
+    if life.is_starting:
+        return f"waiting for {describe(life)} ({idle:.0f} s)"
+    usual = max(life.slowest.get(rank.state.phase, 0.0) for rank in life.ranks)
+    if idle < _SLOWER_THAN_USUAL * usual:
+        return ""
+    step = max(rank.state.step for rank in life.ranks)
+    return f"step {step}: no progress for {duration(idle)} ({describe(life)})"
 
 
 def _restart_line(status: TrainingStatus, workers_before: int) -> str:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,10 +23,10 @@ from ray.train.v2.api.config import ScalingConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
-from perceiver_dist.checkpoint.lease import Lease
+from perceiver_dist.checkpoint.lease import Fence, Lease
 from perceiver_dist.checkpoint.run_folder import ERRORS, RunFolder
 from perceiver_dist.cluster.capacity import cpus_of, device_type, gpus_per_worker, wait_for_capacity
-from perceiver_dist.cluster.connect import start_ray
+from perceiver_dist.cluster.connect import end_ray, ray_is_own, start_ray
 from perceiver_dist.cluster.termination import EndedEarlyError, TerminationWatch
 from perceiver_dist.config.command_line import to_yaml
 from perceiver_dist.config.run_config import RunConfig, WorkerRange
@@ -39,13 +39,16 @@ from perceiver_dist.strict_json import to_json
 from perceiver_dist.tracking.mlflow_environment import MlflowPlace, client_variables
 from perceiver_dist.tracking.mlflow_store import RunStatus
 from perceiver_dist.training.console import ShownStatus, show_result, show_status, show_waiting
+from perceiver_dist.training.controller_heartbeat import ControllerHeartbeat
 from perceiver_dist.training.datasets import ReadingOptions, TrainingGivenUpError, make_datasets
+from perceiver_dist.training.hang_watch import HangError, HangWatch, end_this_process
 from perceiver_dist.training.launch import ReleasePlacementGroup, fit_with_restarts
+from perceiver_dist.training.liveness.hang import HangBounds
+from perceiver_dist.training.liveness.rank_state import RankState
 from perceiver_dist.training.prepare import PreparedRun, place_of, prepare, resolve
 from perceiver_dist.training.tracker.actor import Tracker
 from perceiver_dist.training.tracker.failures import cause_of, failure_of
 from perceiver_dist.training.tracker.handle import TrackerHandle
-from perceiver_dist.training.tracker.rank_state import RankState
 from perceiver_dist.training.tracker.status import TrainingStatus
 from perceiver_dist.training.worker import WorkerJob, train_worker
 from pipelines.storage.files import check_writable, write_text
@@ -55,7 +58,7 @@ def run_training(
     config: RunConfig,
     console: Console,
     on_status: Callable[[TrainingStatus], None] | None = None,
-    is_trial: bool = False,
+    search: Fence | None = None,
 ) -> dict[str, Any]:
     """Train, and write config.yaml, result.json, checkpoints and figures to the run's folder.
 
@@ -63,7 +66,7 @@ def run_training(
         config: The configuration. A run whose name exists is resumed from its newest checkpoint.
         console: Where progress and the result table are shown.
         on_status: Called twice a second, in another thread, with the status of the training.
-        is_trial: Whether a search has started it, which holds a lease for all of its trials.
+        search: Right to write of the search that has started it, which holds a lease for all of its trials.
 
     Returns:
         The content of result.json.
@@ -75,8 +78,38 @@ def run_training(
     config, place = resolve(config), place_of(config)
     # Before the lease and demo data are written there.
     check_writable(config.storage.path, "storage.path")
-    with nullcontext() if is_trial else _lease(config, console) as lease:
-        return _train(config, place, lease, console, on_status)
+    hangs = 0
+    while True:
+        job = Job(config, place, console, on_status, hangs)
+        if search is not None:
+            return _train(job, None, search)
+        try:
+            # A new lease each time: what is left of a Ray that was given up is fenced off by it.
+            with _lease(config, console) as lease:
+                return _train(job, lease, lease.fence)
+        except HangError as error:
+            console.print(f"{error}; starting again with a new Ray", markup=False, soft_wrap=True)
+            hangs += 1
+            end_ray()
+
+
+@dataclass(frozen=True)
+class Job:
+    """What `run_training` was called with.
+
+    Attributes:
+        config: The resolved configuration.
+        place: Where MLflow is.
+        console: Where progress and the result are shown.
+        on_status: Called twice a second with the status of the training.
+        hangs: How often it has given up a Ray in which it hung.
+    """
+
+    config: RunConfig
+    place: MlflowPlace
+    console: Console
+    on_status: Callable[[TrainingStatus], None] | None
+    hangs: int
 
 
 def _lease(config: RunConfig, console: Console) -> Lease:
@@ -85,15 +118,10 @@ def _lease(config: RunConfig, console: Console) -> Lease:
     return Lease(RunFolder.of(config).uri, what, "storage.run_name", report)
 
 
-def _train(
-    config: RunConfig,
-    place: MlflowPlace,
-    lease: Lease | None,
-    console: Console,
-    on_status: Callable[[TrainingStatus], None] | None,
-) -> dict[str, Any]:
+def _train(job: Job, lease: Lease | None, fence: Fence) -> dict[str, Any]:
+    config, console = job.config, job.console
     with ProgressLine(console) as line:
-        run = prepare(config, place, line.message)
+        run = prepare(config, job.place, line.message)
         if run.finished is not None:
             return _report_finished(run, run.finished, console)
         start_ray(cpus_of(run.config))
@@ -104,10 +132,14 @@ def _train(
         if lease is not None:
             lease.confirm()
         write_text(run.folder.config, to_yaml(run.config))
-        tracker = _start_tracker(run)
+        tracker = _start_tracker(run, fence)
         run_id = _open_mlflow_run(tracker)
         line.message(f"starting {_workers(run.config)} workers: {_describe(run.config, data)}")
-        outcome = _fit(run, lease, data, tracker, show_status(line, tracker, run.config.last_step, on_status))
+        # A trial's error reaches nobody: its process ends instead, and the search restarts it.
+        on_error = end_this_process if lease is None else None
+        watch = HangWatch(tracker, run.folder, _bounds(run.config), ray_is_own(), line.message, on_error)
+        shown = show_status(line, tracker, watch, run.config.last_step, job.on_status)
+        outcome = _fit(run, job, lease, data, tracker, shown)
     if lease is not None:
         lease.confirm()
     return _finish(run, outcome, tracker, run_id, console)
@@ -124,14 +156,21 @@ def _report_finished(run: PreparedRun, result: dict[str, Any], console: Console)
     return result
 
 
-def _start_tracker(run: PreparedRun) -> TrackerHandle:
+def _bounds(config: RunConfig) -> HangBounds:
+    return HangBounds(config.train.hang_seconds, config.data.storage_seconds)
+
+
+def _start_tracker(run: PreparedRun, fence: Fence) -> TrackerHandle:
     """Start the tracker on the driver's node, so that it survives the loss of any other node."""
     facts = {"parameters": str(parameter_count(run.config.model, run.config.heads))}
     here = ray.get_runtime_context().get_node_id()
     actor: Any = ray.remote(Tracker)
     tracker: TrackerHandle = actor.options(
-        num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False)
-    ).remote(run.config, run.folder, facts)
+        num_cpus=0,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
+        # Heartbeats and questions about them have a thread of their own.
+        concurrency_groups={"liveness": 1},
+    ).remote(run.config, run.folder, facts, fence)
     return tracker
 
 
@@ -176,6 +215,7 @@ class _Outcome:
 
 def _fit(
     run: PreparedRun,
+    job: Job,
     lease: Lease | None,
     data: dict[str, SourceData],
     tracker: TrackerHandle,
@@ -192,6 +232,12 @@ def _fit(
                 return _Outcome("preempted")
             if isinstance(termination.reason, UserError):
                 raise termination.reason from None
+            if isinstance(termination.reason, HangError):
+                if job.hangs < run.config.train.max_failures:
+                    raise termination.reason from None
+                return _Outcome(
+                    "failed", f"{termination.reason}; the run hung in {job.hangs + 1} Rays", shown.newest
+                )
             # Whatever Ray raises when it ends under the driver.
             if termination.ray_has_ended():
                 return _ended_with_ray(termination.requested, shown.newest)
@@ -214,15 +260,17 @@ def _reason_to_end(
     """Return why the driver must or may end without waiting for the ranks; None if it has to wait."""
     if lease is not None and lease.loss is not None:
         return lease.loss
-    return EndedEarlyError() if requested and _nothing_to_save(run, shown.newest) else None
+    if shown.watch.error is not None:
+        return shown.watch.error
+    return EndedEarlyError() if requested and _nothing_to_save(run, shown) else None
 
 
-def _nothing_to_save(run: PreparedRun, status: TrainingStatus) -> bool:
-    """Return whether no step has been taken since the newest checkpoint."""
-    if status.restarts < 0 or status.starting is not None:
+def _nothing_to_save(run: PreparedRun, shown: ShownStatus) -> bool:
+    """Return whether no step has been taken since the newest checkpoint, as far as is known."""
+    if shown.watch.life.is_starting:
         return True
     # The final evaluation, which is repeated when the run resumes.
-    return status.latest.step == run.config.last_step == run.folder.newest_step()
+    return shown.newest.latest.step == run.config.last_step == run.folder.newest_step()
 
 
 def _ended_with_ray(requested: bool, known: TrainingStatus) -> _Outcome:
@@ -265,7 +313,7 @@ def _trainer(config: RunConfig, data: dict[str, SourceData], tracker: TrackerHan
             storage_path=config.storage.path,
             # Ray Train retries without limit; making the datasets fails when train.max_failures is exceeded.
             failure_config=ray.train.FailureConfig(max_failures=-1),
-            callbacks=[ReleasePlacementGroup()],  # type: ignore[list-item] # the types are those of Ray Train V1
+            callbacks=[ReleasePlacementGroup(), ControllerHeartbeat(tracker)],  # type: ignore[list-item] # the types are those of Ray Train V1
         ),
         datasets={**make_datasets(config, data, tracker)},
         dataset_config=ReadingOptions(config),

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from perceiver_dist.checkpoint.format import StoredCheckpoint, load_weights
 from perceiver_dist.checkpoint.manifest import StoredFile, TrainingProgress
+from perceiver_dist.checkpoint.retention import StartingPoint
 from perceiver_dist.checkpoint.run_folder import RunFolder
 from perceiver_dist.checkpoint.stored_model import find_model
 from perceiver_dist.config.run_config import RunConfig
@@ -27,6 +28,8 @@ from perceiver_dist.model.perceiver import Perceiver
 from perceiver_dist.training.bad_samples import BadSamples
 from perceiver_dist.training.datasets import TRAINING_DATASET, block_order
 from perceiver_dist.training.fine_tuning import load_trained_weights
+from perceiver_dist.training.liveness.hang import WAITING_FOR_DATA
+from perceiver_dist.training.liveness.rank_state import RankState
 from perceiver_dist.training.mixing import mix
 from perceiver_dist.training.preemption import StopSignal
 from perceiver_dist.training.skipped_steps import SkippedSteps
@@ -34,7 +37,6 @@ from perceiver_dist.training.spec_augment import spectrogram_masks
 from perceiver_dist.training.step_statistics import StepStatistics
 from perceiver_dist.training.tracker.handle import TrackerHandle
 from perceiver_dist.training.tracker.logged_metrics import StepMetrics
-from perceiver_dist.training.tracker.rank_state import RankState
 from perceiver_dist.training.zero.accumulation import micro_steps_of_rank
 from perceiver_dist.training.zero.async_save import CheckpointWriter
 from perceiver_dist.training.zero.engine import build_engine, set_learning_rate
@@ -47,21 +49,24 @@ _SECONDS_BETWEEN_CHECKS = 0.1
 """How often a rank that waits for a checkpoint asks the tracker whether it is complete."""
 
 
-def train_rank(config: RunConfig, tracker: TrackerHandle, state: RankState) -> None:
+def train_rank(config: RunConfig, tracker: TrackerHandle, state: RankState, start: StartingPoint) -> None:
     """Train as one rank of a group of Ray Train workers, from the checkpoint that the tracker chose to the last step.
 
     Args:
         config: The run's resolved configuration.
-        tracker: The `Tracker` actor.
-        state: Step and activity of the rank, kept current for error reports.
+        tracker: The `Tracker` actor, as the rank's group reaches it.
+        state: Step and activity of the rank, kept current for reports of errors and hangs.
+        start: The starting point that the tracker chose for the group.
     """
-    _Rank(config, tracker, state).train()
+    _Rank(config, tracker, state, start).train()
 
 
 class _Rank:
     """Engine, data and progress of one rank."""
 
-    def __init__(self, config: RunConfig, tracker: TrackerHandle, state: RankState) -> None:
+    def __init__(
+        self, config: RunConfig, tracker: TrackerHandle, state: RankState, start: StartingPoint
+    ) -> None:
         self.config, self.tracker, self.state = config, tracker, state
         self.rank, self.world_size = state.rank, ray.train.get_context().get_world_size()
         on_cpu = self.config.train.device == "cpu"
@@ -72,11 +77,13 @@ class _Rank:
         torch.set_num_threads(int(threads))
         self.schedule = Schedule(self.config.weights)
         self.sources = {source.name: source for source in self.config.sources}
-        tracker.rank_starts.remote(self.rank, "building the model")
-        self.start = ray.get(tracker.starting_point.remote())
+        state.begin("building the model")
+        self.start = start
         self.step = state.step = self.start.step
         self.engine = self._restore()
-        self.checkpoints = CheckpointWriter(self.engine, RunFolder.of(self.config))
+        self.checkpoints = CheckpointWriter(
+            self.engine, RunFolder.of(self.config), start.writer, state.advancing
+        )
         self.blocks = block_order(self.config, self.step)
         self.prefetch = prefetched_blocks(self.config, self.world_size)
         self.stream = UnitStream(_dataset_shard(TRAINING_DATASET), self.device, self.prefetch)
@@ -96,7 +103,7 @@ class _Rank:
         )
         if self.rank == 0:
             self.tracker.workers_started.remote(self.step, self.world_size)
-        tracker.rank_starts.remote(self.rank, "reading the first units")
+        state.begin("reading the first units")
 
     def train(self) -> None:
         """Take the remaining steps, then evaluate with every subset of the modalities.
@@ -106,8 +113,7 @@ class _Rank:
         train = self.config.train
         while self.step < self.config.last_step:
             self._take_step()
-            if self.rank == 0 and self.step == self.start.step + 1:
-                self.tracker.rank_starts.remote(self.rank, "")
+            self.state.has_stepped = True
             # The last step is always logged and saved, whatever the intervals.
             last = self.step == self.config.last_step
             if last or self.step % train.log_every == 0:
@@ -116,6 +122,7 @@ class _Rank:
             if evaluates:
                 with self.statistics.paused():
                     self._evaluate(all_subsets=False)
+            self.state.begin("collective")
             request = self.stop_signal.poll()
             # After the evaluation, so that a run resumed from this checkpoint has the evaluation on record.
             if evaluates or last or request or self.step % train.checkpoint_every == 0:
@@ -155,14 +162,18 @@ class _Rank:
             # Padding keeps the batch before: what it computes counts for nothing, but every rank has to take part in
             # ZeRO's collectives as often as the others, or they would wait for it without end.
             if not micro_step.is_padding:
+                self.state.begin(WAITING_FOR_DATA)
                 batch = self.stream.take(source.name, micro_step.unit)
                 self.bad_samples.add(source.name, batch)
+            self.state.begin("forward pass")
             mixed = mix(batch, source, train.seed)
             masked = spectrogram_masks(batch, source, self.config.model.audio, train.seed)
             # In bf16 runs the engine enters autocast, see `deepspeed_config`.
             logits = self.engine(mixed.arrays, batch.present, source.name, masked)
             loss = mixed.loss(logits.float(), batch.labels, source.task)
+            self.state.begin("backward pass")
             self.engine.backward(loss if micro_step.weight == 1 else loss * micro_step.weight)
+            self.state.begin("optimizer step")
             self.engine.step()
             if micro_step.is_padding:
                 continue
@@ -219,7 +230,7 @@ class _Rank:
             scores[source.name] = evaluate(
                 self.engine,
                 source,
-                self.bad_samples.counted(source.name, batches),
+                self.state.advancing(self.bad_samples.counted(source.name, batches)),
                 subsets if all_subsets else subsets[:1],
                 self.config.train.precision,
             )

@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 
+import ray
 import ray.train
 
 from perceiver_dist.config.run_config import RunConfig
+from perceiver_dist.training.liveness.heartbeat import rank_heartbeat
+from perceiver_dist.training.liveness.rank_state import RankState
 from perceiver_dist.training.tracker.failures import failures_reported
+from perceiver_dist.training.tracker.fenced import fenced
 from perceiver_dist.training.tracker.handle import TrackerHandle
-from perceiver_dist.training.tracker.rank_state import RankState
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,11 @@ def train_worker(job: WorkerJob) -> None:
         job: Configuration and tracker.
     """
     state = RankState(ray.train.get_context().get_world_rank())
-    with failures_reported(job.tracker, state):
-        job.tracker.rank_starts.remote(state.rank, "loading libraries")
+    start = ray.get(job.tracker.starting_point.remote())
+    tracker = fenced(job.tracker, start.group)
+    with failures_reported(tracker, state), rank_heartbeat(tracker, state, start.group):
+        state.begin("loading libraries")
         # Imported here because the loop imports DeepSpeed, which takes seconds that only a worker needs to spend.
         from perceiver_dist.training.loop import train_rank
 
-        train_rank(job.config, job.tracker, state)
+        train_rank(job.config, tracker, state, start)

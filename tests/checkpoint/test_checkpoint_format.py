@@ -55,7 +55,7 @@ def test_any_span_can_be_read(tmp_path: Path, world_size: int) -> None:
 
 def test_a_rank_file_is_a_safetensors_file(tmp_path: Path) -> None:
     checkpoint = Path(write(tmp_path, 2))
-    tensors = load_file(checkpoint / rank_file(1, 2))
+    tensors = load_file(checkpoint / rank_file(1, 2, "writer"))
     assert torch.equal(
         tensors["exp_avg/8/head/weight"], written.state(7)["exp_avg", "head/weight"].flatten()[8:]
     )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -156,20 +157,6 @@ def test_the_first_of_two_that_take_it_at_once_is_told(folder: str) -> None:
     assert fields(folder)["id"] == "other"  # the lease of the other is left alone
 
 
-def test_a_process_that_was_stopped_finds_out_that_it_was_replaced(
-    tmp_path: Path, holder: "subprocess.Popen[str]"
-) -> None:
-    folder = str(tmp_path / "run")
-    holder.send_signal(signal.SIGSTOP)
-    os.waitid(os.P_PID, holder.pid, os.WSTOPPED | os.WNOWAIT)
-    change(folder, machine="another")  # on this machine, a process that lives is never replaced
-    with lease(folder) as held:
-        holder.send_signal(signal.SIGCONT)
-        assert holder.stdout
-        assert f"run 'x' was taken over by process {os.getpid()} on" in holder.stdout.readline()
-        held.confirm()
-
-
 def test_a_lease_that_somebody_deleted_is_written_again(tmp_path: Path) -> None:
     folder = str(tmp_path / "run")
     with lease(folder) as held:
@@ -186,3 +173,42 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
         lease(str(tmp_path / "run")),
     ):
         pass
+
+
+@pytest.mark.parametrize("machine", ["this", "another"])
+def test_a_process_that_was_stopped_is_replaced_after_its_time_and_finds_out(
+    tmp_path: Path, holder: "subprocess.Popen[str]", machine: str
+) -> None:
+    folder = str(tmp_path / "run")
+    holder.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, holder.pid, os.WSTOPPED | os.WNOWAIT)
+    if machine == "another":
+        change(folder, machine="another")
+    lines: list[str] = []
+    with lease(folder, lines) as held:
+        assert [line.partition("; ")[2] for line in lines] == ["waiting 0 s to see whether that has ended"]
+        holder.send_signal(signal.SIGCONT)
+        assert holder.stdout
+        assert f"run 'x' was taken over by process {os.getpid()} on" in holder.stdout.readline()
+        held.confirm()
+
+
+def test_a_fence_holds_until_another_job_takes_the_lease(folder: str) -> None:
+    with lease(folder) as held:
+        held.fence.check()
+        fence = pickle.loads(pickle.dumps(held.fence))  # noqa: S301 # from this process
+        fence.check()
+        before = held.fence
+        before.check()
+        change(folder, id="another", host="elsewhere")
+        # Looked at less than five seconds ago.
+        before.check()
+        with pytest.raises(LeaseLostError, match=r"run 'x' was taken over by process \d+ on elsewhere"):
+            held.fence.check()
+        change(folder, id=fields(folder)["id"])
+
+
+def test_a_fence_survives_a_deleted_lease_and_a_storage_that_is_away(tmp_path: Path) -> None:
+    with lease(str(tmp_path / "run")) as held:
+        (tmp_path / "run" / LEASE).unlink()
+        held.fence.check()

@@ -14,7 +14,7 @@ from perceiver_dist.checkpoint.retention import CheckpointList, StartingPoint
 from perceiver_dist.checkpoint.run_folder import RunFolder
 from perceiver_dist.errors import UserError
 
-FILES = (rank_file(0, 2), rank_file(1, 2), MANIFEST)
+FILES = (rank_file(0, 2, "writer"), rank_file(1, 2, "writer"), MANIFEST)
 
 
 class Run:

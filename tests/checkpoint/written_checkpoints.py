@@ -41,7 +41,7 @@ def write_file(folder: Path, rank: int, world_size: int, spans: Sequence[Cut], s
     whole = state(step)
     values = [whole[part, name].flatten()[of.start : of.start + of.numel] for part, name, of in spans]
     shapes = {name: tuple(tensor.shape) for (_, name), tensor in whole.items()}
-    uri = folder / checkpoint_name(step) / rank_file(rank, world_size)
+    uri = folder / checkpoint_name(step) / rank_file(rank, world_size, "writer")
     return write_rank_file(str(uri), file_header(spans, shapes), torch.cat([torch.empty(0), *values]))
 
 

@@ -53,7 +53,7 @@ def write_run(folder: Path, config: RunConfig = CONFIG) -> Path:
                 half = weight.flatten().tensor_split(2)[rank]
                 spans.append((part, name, Span(rank * (weight.numel() - half.numel()), half.numel())))
                 values.append(half if part == WEIGHT else torch.zeros_like(half))
-        file = checkpoint / rank_file(rank, 2)
+        file = checkpoint / rank_file(rank, 2, "writer")
         files.append(write_rank_file(str(file), file_header(spans, shapes), torch.cat(values)))
     write_manifest(str(checkpoint), Manifest(TrainingProgress(STEPS, SAMPLES, 2, 3, STEPS), tuple(files)))
     finish_run(folder, STEPS, config)

@@ -36,6 +36,7 @@ LAYERS = [
     "perceiver_dist.inference.*",
     "perceiver_dist.export.*",
     "perceiver_dist.training.zero.*",
+    "perceiver_dist.training.liveness.*",
     "perceiver_dist.training.tracker.*",
     "perceiver_dist.training.*",
     "perceiver_dist.search.study.*",

@@ -110,7 +110,7 @@ def save(engine: Any, folder: Path, steps: int) -> None:
     from perceiver_dist.training.zero.optimizer import adam_step
 
     stored: list[Any] = []
-    writer = CheckpointWriter(engine, RunFolder(str(folder)))
+    writer = CheckpointWriter(engine, RunFolder(str(folder)), "writer")
     world_size = engine.dp_world_size
     progress = TrainingProgress(steps, 0, world_size, engine.zero_optimization_stage(), adam_step(engine))
     writer.save(progress, lambda _, outcome: stored.append(outcome))

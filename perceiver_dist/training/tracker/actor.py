@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from perceiver_dist.checkpoint.lease import Fence
 from perceiver_dist.checkpoint.manifest import StoredFile, TrainingProgress
 from perceiver_dist.checkpoint.retention import CheckpointList, StartingPoint
 from perceiver_dist.checkpoint.run_folder import CONFIG, ERRORS, QUARANTINE, RESULT, RunFolder
@@ -24,10 +25,12 @@ from perceiver_dist.metrics.undefined import why_undefined
 from perceiver_dist.tracking.mlflow_environment import DEFAULT_EXPERIMENT
 from perceiver_dist.tracking.mlflow_store import RunStatus
 from perceiver_dist.training.tracker.failures import RankFailure, errors_reported
+from perceiver_dist.training.tracker.fenced import FencedRecord
 from perceiver_dist.training.tracker.logged_metrics import (
     EvaluationMetrics,
     LoggedMetrics,
     StepMetrics,
+    evaluations_in,
     from_jsonl,
     to_jsonl,
 )
@@ -44,24 +47,28 @@ if TYPE_CHECKING:
     from perceiver_dist.metrics.metric_totals import Scores
 
 
-class Tracker:
+class Tracker(FencedRecord):
     """Record of one run, in its folder and in MLflow.
 
     Args:
         config: The run's resolved configuration; `storage.run_name` and `tracking.uri` are set.
         folder: The run's folder.
         model_facts: Computed facts of the model, such as its parameters; logged as MLflow parameters.
+        fence: The right to write to the folder, which another job may take over.
     """
 
-    def __init__(self, config: RunConfig, folder: RunFolder, model_facts: Mapping[str, str]) -> None:
+    def __init__(
+        self, config: RunConfig, folder: RunFolder, model_facts: Mapping[str, str], fence: Fence
+    ) -> None:
         self._config = config
         self._model_facts = model_facts
         self._folder = folder
+        super().__init__(fence)
         self._status = TrainingStatus()
         self._throughput = ThroughputMeter()
         self._prometheus = PrometheusMetrics(config.storage.run_name or "")
         self._history = from_jsonl(read_text(folder.metrics) or "")
-        self._status.evaluations = _evaluations(self._history)
+        self._status.evaluations = evaluations_in(self._history)
         self._samples = samples_from_jsonl(read_text(folder.samples) or "")
         self._quarantine = Quarantine(read_text(folder.quarantine))
         self._status.quarantined = len(self._quarantine)
@@ -136,20 +143,21 @@ class Tracker:
     def count_start(self) -> str:
         """Count a start of the workers; see `FailureBudget.count`."""
         start = self._checkpoints.start
-        self._status.starting = {}
+        self.begin_group(start.group if start else 0)
         return self._failure_budget.count(start.step if start else 0)
 
-    def rank_starts(self, rank: int, activity: str) -> None:
-        """Record what a rank does before its first step.
+    def ranks_hung(self, line: str, name: str, stacks: str) -> None:
+        """Record that the ranks made no progress, and were ended to be started again.
 
         Args:
-            rank: The rank.
-            activity: What it does now; "" once the first step is taken.
+            line: What they did, one line.
+            name: Name of the file for their stacks, without folder and suffix.
+            stacks: Their stacks.
         """
-        if not activity:
-            self._status.starting = None
-        elif self._status.starting is not None:
-            self._status.starting[rank] = activity
+        self.keep_traceback(name, stacks)
+        self._status.raised = True
+        self._failure_budget.hung(line)
+        self._status.messages.append(f"{line}; see {ERRORS}/{name}.txt; restarting the workers")
 
     def rank_failed(self, failure: RankFailure) -> None:
         """Record the failure of a rank: a line on the screen, and the traceback in the run's folder and in MLflow.
@@ -239,7 +247,7 @@ class Tracker:
         self._throughput = ThroughputMeter()
         # The steps after the checkpoint are taken and logged again.
         self._history = [metrics for metrics in self._history if metrics.step <= step]
-        self._status.evaluations = _evaluations(self._history)
+        self._status.evaluations = evaluations_in(self._history)
         self._samples = {number: units for number, units in self._samples.items() if number < step}
 
     @errors_reported
@@ -344,7 +352,12 @@ class Tracker:
         return self._status.preempted
 
     def save(self) -> None:
-        """Write metrics, samples and quarantine to the run's folder."""
+        """Write metrics, samples and quarantine to the run's folder.
+
+        Raises:
+            LeaseLostError: Another job has taken over the run.
+        """
+        self.check_fence()
         write_text(self._folder.metrics, to_jsonl(self._history))
         self._save_quarantine()
         if self._samples:
@@ -385,7 +398,3 @@ class Tracker:
     def _keep(self, path: Path) -> None:
         copy_file(str(path), self._folder.file(path.name))
         self._log.artifact(path)
-
-
-def _evaluations(history: list[LoggedMetrics]) -> dict[int, EvaluationMetrics]:
-    return {metrics.step: metrics for metrics in history if isinstance(metrics, EvaluationMetrics)}

@@ -16,9 +16,9 @@ from typing import Concatenate, Literal, ParamSpec, Protocol, TypeVar
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from perceiver_dist.cluster.remote_method import RemoteMethod
 from perceiver_dist.errors import UserError
-from perceiver_dist.training.tracker.rank_state import RankState
-from perceiver_dist.training.tracker.remote_method import RemoteMethod
+from perceiver_dist.training.liveness.rank_state import RankState
 from pipelines.storage.files import STORAGE_ERRORS
 
 Kind = Literal["code", "environment", "peer"]

@@ -1,14 +1,16 @@
 """The tracker actor as ranks, datasets and the driver hold it."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from perceiver_dist.checkpoint.manifest import StoredFile, TrainingProgress
 from perceiver_dist.checkpoint.retention import StartingPoint
+from perceiver_dist.cluster.remote_method import RemoteMethod
 from perceiver_dist.tracking.mlflow_store import RunStatus
+from perceiver_dist.training.liveness.heartbeat import LivenessReceiver
+from perceiver_dist.training.liveness.life import RunLife
 from perceiver_dist.training.tracker.failures import FailureReceiver
 from perceiver_dist.training.tracker.logged_metrics import StepMetrics
-from perceiver_dist.training.tracker.remote_method import RemoteMethod
 from perceiver_dist.training.tracker.status import TrainingStatus
 from pipelines.units.unit_maker import BadSample
 
@@ -17,24 +19,28 @@ if TYPE_CHECKING:
     from perceiver_dist.metrics.metric_totals import Scores
 
 
-class TrackerHandle(FailureReceiver, Protocol):
+class TrackerHandle(FailureReceiver, LivenessReceiver, Protocol):
     """Handle of the `Tracker` actor (`perceiver_dist/training/tracker/actor.py`), whose methods are described there.
 
     A test compares the names and types with the actor's.
     """
 
+    begin_group: RemoteMethod[[int], None]
     bad_reasons: RemoteMethod[[str, int], list[tuple[str, int]]]
+    check_fence: RemoteMethod[[], None]
     choose_starting_point: RemoteMethod[[], StartingPoint]
     close: RemoteMethod[[RunStatus, Mapping[str, object]], int]
     count_start: RemoteMethod[[], str]
     end_unsaved: RemoteMethod[[str], None]
     evaluated: "RemoteMethod[[int, Mapping[str, Scores]], None]"
+    from_group: RemoteMethod[[int, str, tuple[Any, ...]], Any]
     is_preempted: RemoteMethod[[], bool]
     keep_traceback: RemoteMethod[[str, str], None]
+    life: RemoteMethod[[], RunLife]
     preempt: RemoteMethod[[], None]
     quarantined: RemoteMethod[[str, int, list[BadSample]], None]
     rank_saved: RemoteMethod[[int, int, bool, TrainingProgress, StoredFile | str], None]
-    rank_starts: RemoteMethod[[int, str], None]
+    ranks_hung: RemoteMethod[[str, str, str], None]
     report: RemoteMethod[[str], None]
     open: RemoteMethod[[Mapping[str, str]], str]
     save: RemoteMethod[[], None]

@@ -110,6 +110,15 @@ class EvaluationMetrics:
 LoggedMetrics = StepMetrics | EvaluationMetrics
 
 
+def evaluations_in(history: list[LoggedMetrics]) -> dict[int, EvaluationMetrics]:
+    """Return the evaluations of a history by their step.
+
+    Args:
+        history: What was logged, in order.
+    """
+    return {metrics.step: metrics for metrics in history if isinstance(metrics, EvaluationMetrics)}
+
+
 def to_jsonl(history: list[LoggedMetrics]) -> str:
     """Return the text of metrics.jsonl.
 

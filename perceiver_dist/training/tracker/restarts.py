@@ -69,6 +69,14 @@ class FailureBudget:
                 self._repeated = f"{failure.line}, for the second time: it is the code, not the machine"
         return first and not self._repeated
 
+    def hung(self, line: str) -> None:
+        """Record that the ranks were ended because they hung.
+
+        Args:
+            line: What they did, one line.
+        """
+        self._last_error = line
+
     def saved(self) -> None:
         """Reset the count: there is a new checkpoint."""
         self._starts = 0

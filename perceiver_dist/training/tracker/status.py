@@ -25,8 +25,6 @@ class TrainingStatus:
         restarts: Groups of workers after the first; -1 before the first.
         raised: Whether a rank of the newest group failed by itself, and not because another rank was lost.
         restarted_after_error: The same of the previous group.
-        starting: Rank -> what it does, from the start of a group of workers to its first step; None while steps are
-            taken.
         world_size: Ranks of the newest group of workers; 0 before the first.
     """
 
@@ -44,5 +42,4 @@ class TrainingStatus:
     restarts: int = -1
     raised: bool = False
     restarted_after_error: bool = False
-    starting: dict[int, str] | None = None
     world_size: int = 0

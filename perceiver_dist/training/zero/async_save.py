@@ -4,14 +4,14 @@ Forward and backward passes do not change weights, so the copy overlaps with tho
 step waits for it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 
-from perceiver_dist.checkpoint.format import Span, file_header, rank_file, write_rank_file
+from perceiver_dist.checkpoint.format import Chunk, Span, file_header, rank_file, write_rank_file
 from perceiver_dist.checkpoint.manifest import StoredFile, TrainingProgress
 from perceiver_dist.checkpoint.run_folder import RunFolder
 from perceiver_dist.training.zero.optimizer import base_optimizer
@@ -27,11 +27,21 @@ class CheckpointWriter:
     Args:
         engine: The DeepSpeed engine.
         folder: The run's folder.
+        writer: Id of the group of workers, for the names of its files.
+        watched: Passes the pieces of a file on as they are written.
     """
 
-    def __init__(self, engine: Any, folder: RunFolder) -> None:
+    def __init__(
+        self,
+        engine: Any,
+        folder: RunFolder,
+        writer: str,
+        watched: Callable[[Iterable[Chunk]], Iterator[Chunk]] = iter,
+    ) -> None:
         self._engine = engine
         self._folder = folder
+        self._writer = writer
+        self._watched = watched
         partitions = owned_partitions(engine)
         spans = [(of.part, of.name, Span(of.start, of.values.numel())) for of in partitions]
         self._header = file_header(spans, whole_shapes(engine))
@@ -95,11 +105,11 @@ class CheckpointWriter:
         report: Callable[[TrainingProgress, StoredFile | str], None],
     ) -> None:
         copying.result()
-        name = rank_file(self._engine.global_rank, self._engine.dp_world_size)
+        name = rank_file(self._engine.global_rank, self._engine.dp_world_size, self._writer)
         uri = join(self._folder.checkpoint(progress.steps), name)
         outcome: StoredFile | str
         try:
-            outcome = write_rank_file(uri, self._header, self._copy)
+            outcome = write_rank_file(uri, self._header, self._copy, self._watched)
         except STORAGE_ERRORS as error:
             outcome = reason_of(error)
         report(progress, outcome)

@@ -8,13 +8,13 @@ import torch
 from ray.exceptions import RayActorError
 
 from perceiver_dist.errors import UserError
+from perceiver_dist.training.liveness.rank_state import RankState
 from perceiver_dist.training.tracker.failures import (
     errors_reported,
     failure_of,
     failures_reported,
     place_in,
 )
-from perceiver_dist.training.tracker.rank_state import RankState
 from pipelines.shards.source import SourceConfig
 
 STATE = RankState(1, 7, "training")

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
+from perceiver_dist.training.liveness.rank_state import RankState
 from perceiver_dist.training.tracker.failures import RankFailure
-from perceiver_dist.training.tracker.rank_state import RankState
 from perceiver_dist.training.tracker.restarts import FailureBudget
 
 FAILURE = RankFailure(

@@ -24,7 +24,7 @@ def save_while_stepping(world_size: int, folder: Path, stage: int) -> dict[str, 
     stepping, copied, seen = Event(), Event(), []
     optimizer = base_optimizer(engine)
     optimizer.register_step_pre_hook(lambda *_: stepping.set())
-    writer: Any = CheckpointWriter(engine, RunFolder(str(folder / f"stage{stage}")))
+    writer: Any = CheckpointWriter(engine, RunFolder(str(folder / f"stage{stage}")), "writer")
     optimizer.register_step_pre_hook(lambda *_: seen.append(copied.is_set()))
     copy = writer._copy_all
 
