@@ -7,7 +7,7 @@ start. Only the job's process acts on the signal; it asks the ranks to save, and
 
 A Ray may end nevertheless: a cluster whose nodes got the signal too, or processes that were killed. Its client library
 then waits a minute for the lost server and ends the process with an error of its own. `TerminationWatch` notices, and
-raises `RayEndedError` in the main thread.
+interrupts the main thread.
 """
 
 import os
@@ -29,7 +29,7 @@ from ray._private import ray_constants
 _SECONDS_BETWEEN_CHECKS = 0.5
 """How often to check for the end of Ray: little work, and short beside the seconds in which a job is to end."""
 _WAKE = signal.SIGRTMIN
-"""Signal by which the watching thread raises an error in the main thread. Its number is above SIGTERM's, so that Python
+"""Signal by which the watching thread interrupts the main thread. Its number is above SIGTERM's, so that Python
 first calls the handler of a SIGTERM that arrived at the same time."""
 _SECONDS_OF_RAYS_END = 5.0
 """How long the processes of Ray take to end after SIGTERM; its workers are the first to go."""
@@ -110,10 +110,13 @@ class TerminationWatch:
         reason_to_end: Called twice a second with whether SIGTERM has arrived; an error to end the job with at once, or
             None.
 
+    Attributes:
+        requested: Whether SIGTERM has arrived.
+        reason: Why the main thread was interrupted: what `reason_to_end` has returned, or `RayEndedError`; else None.
+
     Raises:
-        RayEndedError: Ray has ended. Raised in the main thread, wherever that is.
-        Exception: What `reason_to_end` has returned; likewise. Code that it meets in C may turn it into another error:
-            the attribute `reason` holds what was raised.
+        KeyboardInterrupt: There is a `reason`. Raised in the main thread, wherever that is, because Ray's waits end for
+            no other exception of a signal's handler.
     """
 
     def __init__(
@@ -158,17 +161,17 @@ class TerminationWatch:
 
     def _wake(self, *_: object) -> None:
         if self.reason is not None:
-            raise self.reason
+            raise KeyboardInterrupt
 
     def _watch(self) -> None:
         while not self._done.wait(_SECONDS_BETWEEN_CHECKS):
             ended = ray_has_ended(asks_cluster=self.requested)
             reason = RayEndedError() if ended else self._reason_to_end(self.requested)
             if reason is not None:
-                self._raise(reason)
+                self._interrupt(reason)
 
-    def _raise(self, reason: Exception) -> None:
-        """Raise an error in the main thread, by its signal handler. Nothing else reaches it while it waits for Ray."""
+    def _interrupt(self, reason: Exception) -> None:
+        """Interrupt the main thread, by its signal handler. Nothing else reaches it while it waits for Ray."""
         with self._lock:
             if not self._done.is_set():
                 self._done.set()

@@ -241,13 +241,17 @@ def _run(
                 folder,
                 lease.fence,
             )
-        except KeyboardInterrupt:
-            if not termination.requested:
-                raise
-        except Exception as error:
+            if termination.reason is not None:  # Ray Tune keeps a KeyboardInterrupt to itself.
+                raise KeyboardInterrupt
+        except (Exception, KeyboardInterrupt) as error:
             if isinstance(termination.reason, LeaseLostError):
                 raise termination.reason from None
-            ended = termination.ray_has_ended()
+            interrupted = termination.reason is None and isinstance(error, KeyboardInterrupt)
+            if interrupted and termination.requested:
+                return True
+            if interrupted:
+                raise
+            ended = termination.reason is not None or termination.ray_has_ended()
             if ended and termination.requested:
                 return True
             if ended:

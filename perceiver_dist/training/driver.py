@@ -164,12 +164,12 @@ def _start_tracker(run: PreparedRun, fence: Fence) -> TrackerHandle:
     """Start the tracker on the driver's node, so that it survives the loss of any other node."""
     facts = {"parameters": str(parameter_count(run.config.model, run.config.heads))}
     here = ray.get_runtime_context().get_node_id()
-    actor: Any = ray.remote(Tracker)
+    # Heartbeats and questions about them have a thread of their own.
+    remote: Any = ray.remote
+    actor = remote(concurrency_groups={"liveness": 1})(Tracker)
     tracker: TrackerHandle = actor.options(
         num_cpus=0,
         scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
-        # Heartbeats and questions about them have a thread of their own.
-        concurrency_groups={"liveness": 1},
     ).remote(run.config, run.folder, facts, fence)
     return tracker
 
@@ -227,31 +227,38 @@ def _fit(
     ):
         try:
             fit_with_restarts(partial(_trainer, run.config, data, tracker))
-        except Exception as error:
+        except (Exception, KeyboardInterrupt, SystemExit) as error:
             if isinstance(termination.reason, EndedEarlyError):
                 return _Outcome("preempted")
             if isinstance(termination.reason, UserError):
                 raise termination.reason from None
             if isinstance(termination.reason, HangError):
-                if job.hangs < run.config.train.max_failures:
-                    raise termination.reason from None
-                return _Outcome(
-                    "failed", f"{termination.reason}; the run hung in {job.hangs + 1} Rays", shown.newest
-                )
+                return _hung(termination.reason, job.hangs, run.config, shown.newest)
+            if termination.reason is None and isinstance(error, KeyboardInterrupt | SystemExit):
+                # On Ctrl-C Ray Train ends its controller and raises SystemExit. The record still has to be closed.
+                return _Outcome("interrupted")
             # Whatever Ray raises when it ends under the driver.
-            if termination.ray_has_ended():
+            if termination.reason is not None or termination.ray_has_ended():
                 return _ended_with_ray(termination.requested, shown.newest)
             if isinstance(error, ray.train.TrainingFailedError):
                 return _Outcome("failed", _reason(error, tracker))
             raise
-        except (KeyboardInterrupt, SystemExit):
-            # On Ctrl-C Ray Train ends its controller and raises SystemExit here. The record still has to be closed.
-            return _Outcome("interrupted")
     status = ray.get(tracker.status.remote())
     if status.save_error:
         return _Outcome("failed", status.save_error)
     complete = run.folder.newest_step() == run.config.last_step
     return _Outcome("completed" if complete else "preempted")
+
+
+def _hung(error: HangError, before: int, config: RunConfig, known: TrainingStatus) -> _Outcome:
+    """Return how a run ended that hung in too many Rays, one after the other.
+
+    Raises:
+        HangError: It may start again.
+    """
+    if before < config.train.max_failures:
+        raise error
+    return _Outcome("failed", f"{error}; the run hung in {before + 1} Rays", known)
 
 
 def _reason_to_end(

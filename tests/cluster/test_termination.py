@@ -59,8 +59,8 @@ try:
                 process.kill()
         while True:
             time.sleep(0.05)
-except RayEndedError:
-    found["ended"] = not watch.requested
+except KeyboardInterrupt:
+    found["ended"] = isinstance(watch.reason, RayEndedError) and not watch.requested
 print(json.dumps(found))
 leave_if_ray_has_ended(7)
 """
