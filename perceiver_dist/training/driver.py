@@ -1,5 +1,6 @@
 """Driver of a training run, from the configuration to result.json."""
 
+import math
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -137,7 +138,9 @@ def _train(job: Job, lease: Lease | None, fence: Fence) -> dict[str, Any]:
         line.message(f"starting {_workers(run.config)} workers: {_describe(run.config, data)}")
         # A trial's error reaches nobody: its process ends instead, and the search restarts it.
         on_error = end_this_process if lease is None else None
-        watch = HangWatch(tracker, run.folder, _bounds(run.config), ray_is_own(), line.message, on_error)
+        watch = HangWatch(
+            tracker, run.folder, HangBounds.of(run.config), ray_is_own(), line.message, on_error
+        )
         shown = show_status(line, tracker, watch, run.config.last_step, job.on_status)
         outcome = _fit(run, job, lease, data, tracker, shown)
     if lease is not None:
@@ -154,10 +157,6 @@ def _report_finished(run: PreparedRun, result: dict[str, Any], console: Console)
     show_waiting(waiting, run.config, console)
     show_result(result, run.config, run.folder, console)
     return result
-
-
-def _bounds(config: RunConfig) -> HangBounds:
-    return HangBounds(config.train.hang_seconds, config.data.storage_seconds)
 
 
 def _start_tracker(run: PreparedRun, fence: Fence) -> TrackerHandle:
@@ -314,7 +313,10 @@ def _trainer(config: RunConfig, data: dict[str, SourceData], tracker: TrackerHan
             use_gpu=gpus > 0,
             resources_per_worker={"CPU": train.cpus_per_worker, **({"GPU": gpus} if gpus else {})},
         ),
-        torch_config=TorchConfig(backend="nccl" if device_type(config) == "cuda" else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if device_type(config) == "cuda" else "gloo",
+            timeout_s=math.ceil(HangBounds.of(config).collective_timeout),
+        ),
         run_config=ray.train.RunConfig(
             name=config.storage.run_name,
             storage_path=config.storage.path,

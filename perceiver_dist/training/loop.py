@@ -28,7 +28,7 @@ from perceiver_dist.model.perceiver import Perceiver
 from perceiver_dist.training.bad_samples import BadSamples
 from perceiver_dist.training.datasets import TRAINING_DATASET, block_order
 from perceiver_dist.training.fine_tuning import load_trained_weights
-from perceiver_dist.training.liveness.hang import WAITING_FOR_DATA
+from perceiver_dist.training.liveness.hang import WAITING_FOR_DATA, HangBounds
 from perceiver_dist.training.liveness.rank_state import RankState
 from perceiver_dist.training.mixing import mix
 from perceiver_dist.training.preemption import StopSignal
@@ -90,7 +90,7 @@ class _Rank:
         # On one rank, whatever the number of ranks before and now.
         before = self.start.unlogged_losses if self.rank == 0 else {}
         self.statistics = StepStatistics(list(self.sources), self.device, before)
-        self.stop_signal = StopSignal(self.tracker)
+        self.stop_signal = StopSignal(self.tracker, HangBounds.of(config).collective_timeout)
         self.skipped = SkippedSteps(
             self.engine,
             self.config.train.max_skipped_steps,

@@ -8,6 +8,7 @@ only the steps since then.
 """
 
 import time
+from datetime import timedelta
 from typing import Any, Literal
 
 import ray
@@ -39,11 +40,12 @@ class StopSignal:
 
     Args:
         tracker: The `Tracker` actor.
+        timeout: Seconds until a broadcast fails.
     """
 
-    def __init__(self, tracker: TrackerHandle) -> None:
+    def __init__(self, tracker: TrackerHandle, timeout: float) -> None:
         # On CPUs, next to the default group: a broadcast with NCCL would wait for the GPU at every step.
-        self.group: Any = distributed.new_group(backend="gloo")
+        self.group: Any = distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
         self._tracker = tracker
         self._request: ObjectRef[bool] | None = None
         self._requested_at = float("-inf")

@@ -12,6 +12,7 @@ the first step, when kernels are compiled and files opened, it is five times as 
 
 from dataclasses import dataclass
 
+from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.training.liveness.life import RankLife, RunLife
 
 PACE_FACTOR = 10
@@ -20,6 +21,9 @@ START_FACTOR = 5
 """torch.compile takes minutes for the largest models, in one piece."""
 _SILENT_SECONDS = 10.0
 """A rank that sends no heartbeat for so long is stopped, dead, or cut off, or does not let go of Python's lock."""
+
+_UNWATCHED_TIMEOUT = 1800.0
+"""PyTorch's default."""
 
 WAITING_FOR_DATA = "waiting for data"
 _WITH_STORAGE = (WAITING_FOR_DATA, "saving", "evaluating")
@@ -38,6 +42,15 @@ class HangBounds:
     hang_seconds: float
     storage_seconds: float
 
+    @classmethod
+    def of(cls, config: RunConfig) -> "HangBounds":
+        """Return the bounds of a run.
+
+        Args:
+            config: The run's configuration.
+        """
+        return cls(config.train.hang_seconds, config.data.storage_seconds)
+
     def bound(self, life: RunLife) -> float:
         """Return the bound for what the ranks do now, the largest of any rank.
 
@@ -50,6 +63,11 @@ class HangBounds:
     def start(self) -> float:
         """The bound before the first step."""
         return START_FACTOR * self.hang_seconds + self.storage_seconds
+
+    @property
+    def collective_timeout(self) -> float:
+        """Timeout of collectives, for runs whose driver does not watch: it must be longer than any bound."""
+        return 2 * self.start if self.hang_seconds else _UNWATCHED_TIMEOUT
 
     def _of_rank(self, rank: RankLife, life: RunLife) -> float:
         if not rank.state.has_stepped:
