@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import psutil
 import pytest
 
 from perceiver_dist.cluster.process_state import started_at
@@ -47,8 +46,7 @@ def test_a_process_that_waits_shows_where() -> None:
 def test_a_stopped_process_is_called_so() -> None:
     with waiting_process() as process:
         os.kill(process.pid, signal.SIGSTOP)
-        psutil.wait_procs([], timeout=0)
-        assert psutil.Process(process.pid).status() == psutil.STATUS_STOPPED
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
         assert stacks_of(process) == "is stopped (by SIGSTOP or a debugger), and can show no stacks\n"
 
 
