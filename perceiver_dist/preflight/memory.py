@@ -11,7 +11,9 @@ tests/preflight/test_memory.py compares all of it with DeepSpeed's engine.
 """
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +61,9 @@ def training_memory(config: RunConfig, device: str, ranks: int | None = None) ->
         UserError: The model cannot be built.
     """
     samples = config.train.micro_batch
-    activations = max(max(_trace(config, modalities, samples, device)) for modalities in _modalities(config))
+    activations = max(
+        _peak(*_step(config, modalities, samples, device)) for modalities in _modalities(config)
+    )
     parts = _states(config, ranks or config.train.min_workers) | {"activations": activations}
     return parts | {"total": _total(config, parts)}
 
@@ -83,7 +87,8 @@ def largest_micro_batch(config: RunConfig, capacity: float) -> int:
     lines = []
     for modalities in _modalities(config):
         first, second = (
-            np.array(_trace(config, modalities, samples, "cuda"), dtype=float) for samples in _TRACED
+            np.array(trace_step(*_step(config, modalities, samples, "cuda")), dtype=float)
+            for samples in _TRACED
         )
         if len(first) != len(second):
             raise InternalError(
@@ -117,9 +122,16 @@ def reduction_bucket(config: RunConfig) -> int:
     return int(chosen or min(parameter_count(config.model, config.heads), _LARGEST_BUCKET))
 
 
-def _trace(config: RunConfig, modalities: tuple[str, ...], samples: int, device: str) -> Sequence[int]:
+def _step(config: RunConfig, modalities: tuple[str, ...], samples: int, device: str) -> tuple[Any, ...]:
+    """Return the arguments of `trace_step`."""
     heads = tuple(config.heads.items())
-    return trace_step(config.model, heads, modalities, samples, config.train.precision, device)
+    return config.model, heads, modalities, samples, config.train.precision, device
+
+
+@lru_cache(maxsize=10_000)
+def _peak(*step: Any) -> int:
+    """Return the largest number of bytes in a trace. It is kept, since a search asks for the same shapes repeatedly."""
+    return max(trace_step(*step))
 
 
 def _modalities(config: RunConfig) -> set[tuple[str, ...]]:

@@ -26,6 +26,7 @@ def small_training(*sources: SourceConfig) -> RunConfig:
         model=ModelConfig(
             latents=8,
             width=32,
+            self_attends_per_block=1,
             image=ImageInput(height=8, width=8, channels=1, bands=4),
             audio=AudioInput(samples=512, segment=64, bands=4),
         ),

@@ -1,5 +1,6 @@
 """Budgets: cost of a candidate before it starts, limits on it, and the number of steps that equal FLOPs pay for."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from perceiver_dist.config.run_config import RunConfig
@@ -27,11 +28,9 @@ def cost_of(config: RunConfig, device: str) -> TrialCost:
     Raises:
         UserError: The model cannot be built.
     """
-    flops = _flops_by_source(config, device)
-    weights = sum(config.weights.values())
     return TrialCost(
         parameters=parameter_count(config.model, config.heads),
-        flops_per_sample=sum(flops[name] * config.weights[name] for name in flops) / weights,
+        flops_per_sample=_flops_per_sample(config, device),
         memory_per_rank=training_memory(config, device)["total"],
         steps=config.train.steps,
         training_flops=training_flops_of(config, device),
@@ -54,16 +53,28 @@ def training_flops_of(config: RunConfig, device: str) -> float:
     return float(_TRAINING_PER_FORWARD * train.lanes * train.micro_batch * forward)
 
 
-def over_limit(cost: TrialCost, search: SearchConfig) -> str:
+def over_limit(config: RunConfig, search: SearchConfig, device: str) -> str:
     """Return the limit that a candidate exceeds, as a reason for rejecting it; "" if there is none.
 
+    Memory comes last and only where it is limited: it takes a trace of the model, which is slow beside counting, and a
+    search may reject a thousand candidates in a row.
+
     Args:
-        cost: Cost of the candidate.
+        config: Configuration of the candidate's training.
         search: Options of the search, which hold the limits.
+        device: Type of the device, cpu or cuda.
+
+    Raises:
+        UserError: The model cannot be built.
     """
-    for name in ("parameters", "flops_per_sample", "memory_per_rank"):
+    costs: dict[str, Callable[[], float]] = {
+        "parameters": lambda: parameter_count(config.model, config.heads),
+        "flops_per_sample": lambda: _flops_per_sample(config, device),
+        "memory_per_rank": lambda: training_memory(config, device)["total"],
+    }
+    for name, cost in costs.items():
         limit = getattr(search, f"max_{name}")
-        if limit is not None and getattr(cost, name) > limit:
+        if limit is not None and cost() > limit:
             return f"over search.max_{name} {limit:g}"
     return ""
 
@@ -99,6 +110,12 @@ def fit_to_search(
         train=replace(config.train, steps=total, eval_every=between),
         optim=replace(config.optim, warmup_steps=warmup),
     )
+
+
+def _flops_per_sample(config: RunConfig, device: str) -> float:
+    """Return the FLOPs of a forward pass of one sample, as a mean over the sources by weight."""
+    flops = _flops_by_source(config, device)
+    return sum(flops[name] * config.weights[name] for name in flops) / sum(config.weights.values())
 
 
 def _flops_by_source(config: RunConfig, device: str) -> dict[str, int]:

@@ -20,7 +20,12 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.errors import UserError
-from perceiver_dist.search.strategy.budget import cost_of, fit_to_search, over_limit
+from perceiver_dist.search.strategy.budget import (
+    cost_of,
+    fit_to_search,
+    over_limit,
+    training_flops_of,
+)
 from perceiver_dist.search.study.search_config import SearchConfig
 from perceiver_dist.search.study.search_record import SearchRecord, Trial
 from perceiver_dist.search.study.space import Dimension, combinations, parse_space, values_of, with_values
@@ -64,7 +69,8 @@ class Candidates:
             return None
         dimensions = parse_space(self.search.space, self.training)
         if self.search.baseline and not record.trials:
-            return self._trial(0, values_of(self.training, dimensions))
+            values = values_of(self.training, dimensions)
+            return Trial(0, values, cost_of(self.training_of(values), self.device))
         # A grid is finite, and may have valid combinations after any number of rejected ones.
         for _ in count() if self.search.sampler == "grid" else range(_MAX_REJECTED_DRAWS):
             values = self._draw_values(record, dimensions)
@@ -94,13 +100,9 @@ class Candidates:
         """
         flops = None
         if self.search.iso_flops:
-            flops = cost_of(
-                fit_to_search(self.training, self.search, None, self.device), self.device
-            ).training_flops
+            unchanged = fit_to_search(self.training, self.search, None, self.device)
+            flops = training_flops_of(unchanged, self.device)
         return fit_to_search(with_values(self.training, values), self.search, flops, self.device)
-
-    def _trial(self, number: int, values: Mapping[str, Any]) -> Trial:
-        return Trial(number, dict(values), cost_of(self.training_of(values), self.device))
 
     def _try_candidate(
         self, number: int, values: Mapping[str, Any], record: SearchRecord
@@ -109,11 +111,12 @@ class Candidates:
         if any(trial.values == values for trial in record.trials):
             return None, "drawn before"
         try:
-            trial = self._trial(number, values)
+            training = self.training_of(values)
+            if reason := over_limit(training, self.search, self.device):
+                return None, reason
+            return Trial(number, dict(values), cost_of(training, self.device)), ""
         except UserError as error:
             return None, str(error)
-        reason = over_limit(trial.cost, self.search)
-        return (None, reason) if reason else (trial, "")
 
     def _draw_values(
         self, record: SearchRecord, dimensions: Mapping[str, Dimension]

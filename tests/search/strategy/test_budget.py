@@ -11,6 +11,7 @@ from small_training import SQUARES, TONES, small_training
 from perceiver_dist.config.run_config import RunConfig, StorageConfig
 from perceiver_dist.model.cost import forward_flops
 from perceiver_dist.preflight.dry_run import dry_run
+from perceiver_dist.preflight.step_trace import trace_step
 from perceiver_dist.search.strategy.budget import cost_of, fit_to_search, over_limit, training_flops_of
 from perceiver_dist.search.study.search_config import SearchConfig
 from perceiver_dist.search.study.space import with_values
@@ -118,14 +119,16 @@ def test_a_shape_too_expensive_for_one_step_takes_one_per_evaluation() -> None:
 
 @pytest.mark.parametrize("name", ["parameters", "flops_per_sample", "memory_per_rank"])
 def test_a_cost_equal_to_the_limit_is_allowed(name: str) -> None:
-    cost = cost_of(TARGET, "cpu")
-    limit = getattr(cost, name)
-    assert over_limit(cost, SearchConfig(**{f"max_{name}": limit})) == ""
-    assert (
-        over_limit(cost, SearchConfig(**{f"max_{name}": limit - 1}))
-        == f"over search.max_{name} {limit - 1:g}"
-    )
+    limit = getattr(cost_of(TARGET, "cpu"), name)
+    assert over_limit(TARGET, SearchConfig(**{f"max_{name}": limit}), "cpu") == ""
+    below = SearchConfig(**{f"max_{name}": limit - 1})
+    assert over_limit(TARGET, below, "cpu") == f"over search.max_{name} {limit - 1:g}"
 
 
-def test_without_limits_every_cost_is_allowed() -> None:
-    assert over_limit(cost_of(TARGET, "cpu"), SearchConfig()) == ""
+def test_candidates_over_a_cheaper_limit_are_rejected_without_a_trace_of_their_memory() -> None:
+    before = trace_step.cache_info()
+    untraced = with_values(TARGET, {"model.latents": 77})
+    limits = SearchConfig(max_parameters=1000, max_memory_per_rank=1)
+    assert over_limit(untraced, limits, "cpu") == "over search.max_parameters 1000"
+    assert over_limit(untraced, SearchConfig(), "cpu") == ""
+    assert trace_step.cache_info() == before
