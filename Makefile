@@ -87,7 +87,7 @@ docs: .venv/.installed  ## regenerate docs/configuration.md from the code
 
 ui: .venv/.installed  ## open the MLflow UI for local runs, on 127.0.0.1 only
 	@mkdir -p runs
-	@.venv/bin/mlflow ui --backend-store-uri sqlite:///runs/mlflow.db --host 127.0.0.1 $(ARGS)
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false .venv/bin/mlflow ui --backend-store-uri sqlite:///runs/mlflow.db --host 127.0.0.1 $(ARGS)
 
 mlflow-server: .venv/.installed  ## start an MLflow server for several machines, on PostgreSQL if available (cluster/mlflow_server.sh)
 	@cluster/mlflow_server.sh

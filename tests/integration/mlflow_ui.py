@@ -59,9 +59,13 @@ def mlflow_server(tracking_uri: str) -> Iterator[str]:
         host, port = listener.getsockname()
     command = [sys.executable, "-m", "mlflow", "server", f"--host={host}", f"--port={port}", "--workers=1"]
     command += [f"--backend-store-uri={absolute_tracking_uri(tracking_uri)}", "--no-serve-artifacts"]
+    # Without five processes for evaluations of language models.
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "output.txt").open("w+") as output:
         # In its own session, so that the server's child processes are killed with it.
-        server = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output, start_new_session=True)
+        server = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
         try:
             _wait_until_healthy(f"{host}:{port}", server, output)
             yield f"http://{host}:{port}"

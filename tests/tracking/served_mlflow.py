@@ -31,6 +31,14 @@ def wait_until_healthy(address: str, server: subprocess.Popen[bytes]) -> None:
             threading.Event().wait(0.1)
 
 
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # Five processes for evaluations of language models, which would take five times the CPU time of the server itself.
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+}
+"""Environment variables of a server, as in `cluster/mlflow_server.sh`."""
+
+
 class ServedMlflow:
     """MLflow server on loopback with a SQLite store; a context manager."""
 
@@ -59,7 +67,7 @@ class ServedMlflow:
                 f"--artifacts-destination={self._folder}/served_files",
             ],
             cwd=self._folder,
-            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
+            env={**os.environ, **ENVIRONMENT},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
