@@ -10,6 +10,10 @@ import ray
 from filelock import FileLock
 from hypothesis import settings
 
+from perceiver_dist.cluster.lean_ray import lean_ray
+from perceiver_dist.cluster.worker_template import start_template
+from perceiver_dist.training.worker_imports import TRAINING
+
 # No deadline, since the code is not at fault when a machine is busy. Derandomized and without a database of earlier
 # failures, so that every run tests the same examples.
 settings.register_profile("project", deadline=None, derandomize=True, database=None)
@@ -36,9 +40,13 @@ SLOWEST_FILES = 5
 
 @pytest.fixture(scope="session")
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Start Ray for this session, with 6 logical CPUs on any machine: tests of resources rely on the number."""
+    """Start Ray for this session, with 6 logical CPUs on any machine: tests of resources rely on the number.
+
+    As in a job, its workers are forked from a process that has imported what they need, which takes half the CPU time.
+    """
+    start_template(TRAINING)
     # One process after the other: together, on busy cores, they may take longer than the 30 seconds that Ray allows.
-    with FileLock(tmp_path_factory.getbasetemp().parent / "ray_start.lock"):
+    with FileLock(tmp_path_factory.getbasetemp().parent / "ray_start.lock"), lean_ray():
         ray.init(
             address="local",
             num_cpus=6,
