@@ -30,6 +30,10 @@ STARTED_FIRST = (
     "training",
     "benchmarks",
     "tracking",
+    "test_grid_kernels.py",
+    "test_candidates.py",
+    "preflight",
+    "fuzz",
 )
 """The laptop's cluster, which needs ports that the Ray of a session holds once it runs; then the slowest files and
 folders, one of which would otherwise run alone at the end."""

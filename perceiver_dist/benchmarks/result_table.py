@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import torch
 from rich.table import Table
 
 from perceiver_dist.display.markdown import markdown_table
@@ -70,6 +69,9 @@ def write_section(page: str, name: str, command: Sequence[str], figures: ResultT
 
 def machine() -> str:
     """Return what results depend on: CPU, accelerator, torch version, commit and date."""
+    # Here, since processes that measure without torch would spend a second on its import.
+    import torch
+
     parts = [f"{os.cpu_count()} CPU cores ({_processor()})"]
     if torch.cuda.is_available():
         parts.append(f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}")

@@ -13,18 +13,19 @@ from perceiver_dist.model.perceiver import Perceiver
 from perceiver_dist.model.precision import autocast
 from perceiver_dist.preflight.step_trace import AllocationTrace, trace_step, walk_backward
 
-IMAGE = ModelConfig(latents=64, image=ImageInput(32, 32, 3, bands=16))
+IMAGE = ModelConfig(latents=64, self_attends_per_block=1, image=ImageInput(32, 32, 3, bands=16))
 SHAPES = {
-    "image": IMAGE,
-    "shared by four": replace(IMAGE, latents=96, width=96, cross_attends=4, self_attends_per_block=1),
+    "image": replace(IMAGE, self_attends_per_block=2),
+    "shared by four": replace(IMAGE, latents=96, width=96, cross_attends=4),
     "learned positions": replace(IMAGE, image=ImageInput(28, 28, position="learned", position_channels=34)),
     "decoder": replace(IMAGE, cross_attends=1, latent_block_repeats=3, readout="decoder"),
     "video, spectrogram": ModelConfig(
         latents=48,
+        self_attends_per_block=1,
         video=VideoInput(frames=4, height=32, width=32, patch=(1, 4, 4), bands=4),
         audio=AudioInput(samples=4096, segment=128, mel_bands=16),
     ),
-    "points": ModelConfig(latents=64, points=PointCloudInput(points=512)),
+    "points": ModelConfig(latents=64, self_attends_per_block=1, points=PointCloudInput(points=512)),
 }
 PATHS: tuple[CrossAttentionPath, ...] = ("dense", "factored", "separable")
 HEADS = (("source", 10), ("other", 100))

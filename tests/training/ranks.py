@@ -32,6 +32,7 @@ CONFIG = RunConfig(
         latents=8,
         width=24,
         latent_block_repeats=2,
+        self_attends_per_block=1,
         readout="decoder",
         image=ImageInput(height=6, width=6, channels=1, bands=3),
         audio=AudioInput(samples=64, segment=16, position="learned", position_channels=5),

@@ -134,8 +134,10 @@ def test_failure_beyond_the_deadline_is_an_error_of_one_line(serve: Serve, tmp_p
     uri = serve(failing(503, 10**6))
     with pytest.raises(ShardError) as caught:
         read(uri, tmp_path, seconds=1)
+    # On a busy machine the last try may get no response in time.
+    reason = r"\((503, .*|no response within 0\.2 s)\)"
     assert re.fullmatch(
-        rf"shard {uri}: storage has failed for 1 s \(503, .*\); check the storage and restart the run, "
+        rf"shard {uri}: storage has failed for 1 s {reason}; check the storage and restart the run, "
         r"or raise data\.storage_seconds",
         str(caught.value),
     )
