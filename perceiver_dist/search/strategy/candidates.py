@@ -69,8 +69,8 @@ class Candidates:
             return None
         dimensions = parse_space(self.search.space, self.training)
         if self.search.baseline and not record.trials:
-            values = values_of(self.training, dimensions)
-            return Trial(0, values, cost_of(self.training_of(values), self.device))
+            baseline = values_of(self.training, dimensions)
+            return Trial(0, baseline, cost_of(self.training_of(baseline), self.device))
         # A grid is finite, and may have valid combinations after any number of rejected ones.
         for _ in count() if self.search.sampler == "grid" else range(_MAX_REJECTED_DRAWS):
             values = self._draw_values(record, dimensions)
