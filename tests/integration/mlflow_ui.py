@@ -23,7 +23,7 @@ from typing import TextIO
 from urllib.parse import urlencode
 
 from mlflow.tracking import MlflowClient
-from playwright.sync_api import Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from perceiver_dist.tracking.mlflow_environment import DEFAULT_EXPERIMENT
 from perceiver_dist.tracking.mlflow_store import absolute_tracking_uri
@@ -75,18 +75,21 @@ def mlflow_server(tracking_uri: str) -> Iterator[str]:
 
 
 @contextmanager
-def browser_page() -> Iterator[Page]:
-    """Open an empty page in a headless browser, and close both afterwards."""
+def headless_browser() -> Iterator[Browser]:
+    """Run a headless browser while the context is open."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
-        page = browser.new_page(
-            viewport={"width": 1000, "height": 640}, device_scale_factor=1.4, locale="en-US"
-        )
-        page.set_default_timeout(_MAX_WAIT_SECONDS * 1000)
-        page.add_init_script(_OPENED_BEFORE)
-        expect.set_options(timeout=_MAX_WAIT_SECONDS * 1000)
-        yield page
+        yield browser
         browser.close()
+
+
+def empty_page(browser: Browser) -> Page:
+    """Open a page that knows nothing of what other pages have stored."""
+    page = browser.new_page(viewport={"width": 1000, "height": 640}, device_scale_factor=1.4, locale="en-US")
+    page.set_default_timeout(_MAX_WAIT_SECONDS * 1000)
+    page.add_init_script(_OPENED_BEFORE)
+    expect.set_options(timeout=_MAX_WAIT_SECONDS * 1000)
+    return page
 
 
 def list_trials(page: Page, address: str, tracking_uri: str) -> None:
@@ -117,7 +120,8 @@ def plot_score_per_step(page: Page) -> Locator:
 
 def take_screenshot(tracking_uri: str, path: Path) -> None:
     """Write a PNG that compares the trials of all searches in a store as parallel coordinates."""
-    with mlflow_server(tracking_uri) as address, browser_page() as page:
+    with mlflow_server(tracking_uri) as address, headless_browser() as browser:
+        page = empty_page(browser)
         list_trials(page, address, tracking_uri)
         expect(plot_shape_against_score(page).locator(".axis-title")).to_have_text([*SHAPE, "score"])
         temporary = path.with_name(f".{os.getpid()}.{path.name}")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import mlflow_ui
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 from recorded_search import record_search
 
 from perceiver_dist.search.study.search_record import SearchRecord
@@ -34,12 +34,19 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield Served(search, tracking_uri, address)
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with mlflow_ui.headless_browser() as started:
+        yield started
+
+
 @pytest.fixture
-def trials(served: Served) -> Iterator[Page]:
+def trials(served: Served, browser: Browser) -> Iterator[Page]:
     """A browser page that lists the trials of the search."""
-    with mlflow_ui.browser_page() as page:
-        mlflow_ui.list_trials(page, served.address, served.tracking_uri)
-        yield page
+    page = mlflow_ui.empty_page(browser)
+    mlflow_ui.list_trials(page, served.address, served.tracking_uri)
+    yield page
+    page.close()
 
 
 def test_compared_trials_show_their_shape_against_their_score(served: Served, trials: Page) -> None:
