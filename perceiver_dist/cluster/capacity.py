@@ -1,10 +1,9 @@
 """Cluster capacity: the CPUs and GPUs that a run needs, and waiting until the cluster has them.
 
-A wait is never silent. While an autoscaling cluster grows, the terminal shows what the run waits for. A cluster that is
-too small and adds no nodes ends the run within a minute, with one line.
+A wait is never silent: the terminal shows what the run waits for, and who has it. A cluster that is too small and adds
+no nodes ends the run within a minute, with one line.
 """
 
-import json
 import math
 import os
 import time
@@ -14,6 +13,9 @@ from typing import Any
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
+from perceiver_dist.cluster.ray_tables import nodes_being_added, reservation_name
+from perceiver_dist.cluster.resources import Bundle, text_of, total_of
+from perceiver_dist.cluster.room import WaitLine, living_nodes
 from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.errors import UserError
 
@@ -21,11 +23,6 @@ _MAX_WAIT_SECONDS = 45.0
 """How long a cluster that is too small may take to start adding nodes. Autoscalers act every 5 seconds."""
 _POLL_SECONDS = 2.0
 """Time between two checks; short beside the start of a node, and cheap for Ray."""
-_REPEAT_SECONDS = 60.0
-"""Time after which an unchanged wait message is shown again, so that a log shows that the job is alive."""
-
-Bundle = dict[str, float]
-"""Resources that are needed together on one node."""
 
 
 def readers_of(config: RunConfig) -> int:
@@ -72,39 +69,52 @@ def device_type(config: RunConfig) -> str:
     return config.train.device
 
 
-def wait_for_capacity(config: RunConfig, report: Callable[[str], None]) -> None:
+def fewest_workers(config: RunConfig) -> list[Bundle]:
+    """Return the resources of the fewest workers with which a run starts. Ray must be running.
+
+    Args:
+        config: The run's configuration.
+    """
+    worker: Bundle = {"CPU": config.train.cpus_per_worker, "GPU": float(gpus_per_worker(config))}
+    # Ray rejects bundles without resources, which cpus_per_worker 0 without GPUs would give.
+    bundle = {name: amount for name, amount in worker.items() if amount}
+    return [bundle] * config.train.min_workers if bundle else []
+
+
+def wait_for_capacity(config: RunConfig, who: str, report: Callable[[str], None]) -> None:
     """Wait until the cluster has capacity for all workers and read tasks of a run, and make it grow if it can.
 
     The capacity is reserved as a placement group, which an autoscaler acts on, and released once it is available.
 
     Args:
         config: The resolved configuration.
+        who: Name of the run or search, which others that wait are shown.
         report: Called with each line for the terminal.
 
     Raises:
         UserError: The cluster is too small, and no node is being added.
     """
-    gpus = gpus_per_worker(config)
-    if _might_have_gpus(config) and not gpus:
+    if _might_have_gpus(config) and not gpus_per_worker(config):
         report(
             "training on CPUs, since the cluster has no GPUs now; if it can add some, set train.gpus_per_worker to 1"
         )
-    workers: Bundle = {"CPU": config.train.cpus_per_worker, "GPU": float(gpus)}
-    # Ray rejects bundles without resources, which cpus_per_worker 0 without GPUs would give.
-    bundles = [{name: amount for name, amount in workers.items() if amount}] * config.train.min_workers
     wait_for_room(
-        [bundle for bundle in bundles if bundle] + [{"CPU": 1.0}] * readers_of(config),
+        fewest_workers(config) + [{"CPU": 1.0}] * readers_of(config),
+        who,
         "training and reading",
         "train.num_workers, train.cpus_per_worker, train.gpus_per_worker or data.tasks",
         report,
     )
 
 
-def wait_for_room(bundles: list[Bundle], purpose: str, options: str, report: Callable[[str], None]) -> None:
+def wait_for_room(
+    bundles: list[Bundle], who: str, purpose: str, options: str, report: Callable[[str], None]
+) -> None:
     """Wait until the cluster has capacity for all bundles at once, and make it grow if it can.
 
     Args:
         bundles: What is needed.
+        who: Who needs it, for others that wait.
         purpose: What it is needed for, for the error.
         options: The options that reduce it, for the error.
         report: Called with each line for the terminal.
@@ -112,7 +122,7 @@ def wait_for_room(bundles: list[Bundle], purpose: str, options: str, report: Cal
     Raises:
         UserError: The cluster is too small, and no node is being added.
     """
-    group = placement_group(bundles, strategy="PACK")
+    group = placement_group(bundles, strategy="PACK", name=reservation_name(f"{who} (capacity)"))
     waiting = _CapacityWait(bundles, purpose, options, report)
     try:
         while not group.wait(timeout_seconds=_POLL_SECONDS):
@@ -136,9 +146,8 @@ class _CapacityWait:
         self._bundles = bundles
         self._purpose = purpose
         self._options = options
-        self._report = report
+        self._line = WaitLine("waiting for", report)
         self._last_hope = time.monotonic()
-        self._shown: tuple[str, float] = ("", float("-inf"))
 
     def check(self) -> None:
         """Show what the job waits for.
@@ -146,30 +155,16 @@ class _CapacityWait:
         Raises:
             UserError: The wait cannot end.
         """
-        all_nodes: Any = ray.nodes  # Ray's function has no types.
-        nodes = [node["Resources"] for node in all_nodes() if node["Alive"]]
-        coming = nodes_being_added()
-        if coming or fits(self._bundles, nodes):
+        nodes = living_nodes()
+        if nodes_being_added() or fits(self._bundles, nodes):
             self._last_hope = time.monotonic()
-        present = _text({name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")})
-        needed = _text(_total(self._bundles))
         if time.monotonic() - self._last_hope > _MAX_WAIT_SECONDS:
+            present = text_of({name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")})
             raise UserError(
-                f"the cluster is too small: {self._purpose} need {needed}, it has {present}, and no node is being "
-                f"added; let it grow further (max_workers in its YAML), or lower {self._options}"
+                f"the cluster is too small: {self._purpose} need {text_of(total_of(self._bundles))}, it has {present}, "
+                f"and no node is being added; let it grow further (max_workers in its YAML), or lower {self._options}"
             )
-        why = (
-            f"{coming} nodes are starting"
-            if coming
-            else "other jobs use them, or the cluster has yet to grow"
-        )
-        self._show(f"waiting for {needed}; the cluster has {present}: {why}")
-
-    def _show(self, text: str) -> None:
-        shown, at = self._shown
-        if text != shown or time.monotonic() - at > _REPEAT_SECONDS:
-            self._shown = (text, time.monotonic())
-            self._report(text)
+        self._line.show(self._bundles)
 
 
 def fits(bundles: list[Bundle], nodes: list[Bundle]) -> bool:
@@ -181,34 +176,9 @@ def fits(bundles: list[Bundle], nodes: list[Bundle]) -> bool:
         bundles: What is needed, each on one node.
         nodes: All resources of each node.
     """
-    total = _total(bundles)
+    total = total_of(bundles)
     enough = all(sum(node.get(name, 0) for node in nodes) >= amount for name, amount in total.items())
     return enough and all(
         any(all(node.get(name, 0) >= amount for name, amount in bundle.items()) for node in nodes)
         for bundle in bundles
     )
-
-
-def nodes_being_added() -> int:
-    """Return how many nodes the autoscaler has requested that have not joined yet; 0 without an autoscaler."""
-    # Ray 2.60 has no public function for this. `ray status` reads the same sources.
-    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-    from ray.autoscaler.v2.sdk import get_cluster_status
-    from ray.autoscaler.v2.utils import is_autoscaler_v2
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    if is_autoscaler_v2():
-        status = get_cluster_status(ray.get_runtime_context().gcs_address)
-        return sum(launch.count for launch in status.pending_launches) + len(status.pending_nodes)
-    report = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or "{}").get("autoscaler_report") or {}
-    return sum((report.get("pending_launches") or {}).values()) + len(report.get("pending_nodes") or [])
-
-
-def _total(bundles: list[Bundle]) -> Bundle:
-    names = {name for bundle in bundles for name in bundle}
-    return {name: sum(bundle.get(name, 0) for bundle in bundles) for name in names}
-
-
-def _text(resources: Bundle) -> str:
-    """Return resources as text, such as "4 CPUs and 2 GPUs"."""
-    return " and ".join(f"{resources[name]:g} {name}s" for name in ("CPU", "GPU") if name in resources)

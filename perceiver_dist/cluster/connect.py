@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.exceptions import AuthenticationError
 
@@ -16,6 +16,7 @@ from perceiver_dist.cluster.sigterm import keep_sigterm, without_sigterm
 from perceiver_dist.cluster.surroundings import (
     cluster_address,
     forwarded_variables,
+    submitting_cluster,
     use_short_temporary_folder,
 )
 from perceiver_dist.cluster.termination import end_ray_by_sigkill, own_processes
@@ -54,7 +55,7 @@ def start_ray(cpus: int, dashboard: bool = False) -> None:
     with keep_sigterm():
         address = cluster_address()
         if address:
-            _connect(address)
+            _connect(submitting_cluster() or address)
         else:
             _start(cpus, dashboard)
 
@@ -124,8 +125,9 @@ def _connect(address: str) -> None:
     """
     try:
         _check_reachable(address)
-        variables = forwarded_variables(os.environ)
-        ray.init(runtime_env={"env_vars": variables} if variables else None, **QUIET)
+        # Ray says what is wrong with the address of a dashboard.
+        own = address if "://" in address else services.canonicalize_bootstrap_address_or_die(address)
+        ray.init(address=own, runtime_env={"env_vars": forwarded_variables(os.environ, own)}, **QUIET)
     except (AuthenticationError, OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"RAY_ADDRESS is '{address}', where no cluster accepts this job ({str(error).splitlines()[0]}); check "
@@ -138,7 +140,12 @@ def _check_reachable(address: str) -> None:
 
     Raises:
         OSError: Nothing accepts the connection.
+        ConnectionError: Ray would take any of several clusters.
     """
+    gcs_addresses: Any = services.find_gcs_addresses  # Ray's function has no types.
+    running = gcs_addresses() if address == "auto" else ()
+    if len(running) > 1 and not services.find_bootstrap_address(None):
+        raise ConnectionError(f"several run on this machine: {', '.join(sorted(running))}")
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if port.isdecimal():
         socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()

@@ -10,7 +10,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from perceiver_dist.errors import UserError
 
@@ -22,6 +25,10 @@ _PLACES_OF_LINKS = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 # a folder tha
 _FORWARDED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 """Variables that say where the data is, so that the same address must mean the same file on every node. Credentials
 are not among them: Ray shows these variables on its dashboard. Nor are proxies, which differ between machines."""
+
+
+_SERVER = "--gcs-address="
+"""Argument of a raylet with the address of its cluster's server."""
 
 
 def cluster_address() -> str | None:
@@ -39,15 +46,50 @@ def cluster_address() -> str | None:
     return None if address in ("", "local") else address
 
 
-def forwarded_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables of this process that workers on other nodes get.
+def variables_of_cluster(address: str) -> dict[str, str]:
+    """Return the variables with which Ray's code in a worker finds the cluster that the worker belongs to.
+
+    It looks there for the dashboard: Ray Train's actor that releases the room of lost trainings, and Ray Data's search
+    for hanging tasks. Without them it looks on the whole machine: it takes the Ray of the last `ray start`, living or
+    not (the file `ray_current_cluster`), and refuses to choose if several run.
+
+    Args:
+        address: Host and port of the cluster's server.
+    """
+    # The second one, which the user's shell may have for `ray job submit`, comes before the first.
+    return {"RAY_ADDRESS": address, "RAY_API_SERVER_ADDRESS": ""}
+
+
+def submitting_cluster() -> str | None:
+    """Return the address of the cluster that runs this process as a submitted job; None if it is no such job.
+
+    `ray job submit` gives its jobs the machine's current cluster as RAY_ADDRESS, the one that was started last there.
+    The cluster that has started this process is that of the raylet among its ancestors.
+    """
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+        return None
+    for ancestor in psutil.Process().parents():
+        with suppress(psutil.Error):
+            if ancestor.name() == "raylet":
+                return next(
+                    (text.removeprefix(_SERVER) for text in ancestor.cmdline() if text.startswith(_SERVER)),
+                    None,
+                )
+    return None
+
+
+def forwarded_variables(environment: Mapping[str, str], cluster: str) -> dict[str, str]:
+    """Return the variables that workers on all nodes get: some of this process, and those of their cluster.
 
     Args:
         environment: This process's environment. Those that the job's runtime environment sets reach all nodes anyway.
+        cluster: Host and port of the cluster's server.
     """
     job = json.loads(environment.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     submitted = (job.get("runtime_env") or {}).get("env_vars") or {}
-    return {name: environment[name] for name in _FORWARDED if environment.get(name) and name not in submitted}
+    own = {name: environment[name] for name in _FORWARDED if environment.get(name)}
+    variables = {**own, **variables_of_cluster(cluster)}
+    return {name: value for name, value in variables.items() if name not in submitted}
 
 
 def use_short_temporary_folder() -> None:

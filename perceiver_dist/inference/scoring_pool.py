@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 import ray
 
-from perceiver_dist.cluster.capacity import Bundle, wait_for_room
+from perceiver_dist.cluster.capacity import wait_for_room
 from perceiver_dist.cluster.connect import start_ray
+from perceiver_dist.cluster.resources import Bundle
 from perceiver_dist.errors import UserError
 from perceiver_dist.inference.inference_options import Device
 
@@ -62,5 +63,5 @@ def allocate_pool(
         actors = actors or max((cpus - readers) if readers else cpus // 2, 1)
         pool = ScoringPool("cpu", actors, readers or max(cpus - actors, 1))
     needed = [pool.bundle] * pool.actors + [{"CPU": 1.0}] * pool.readers
-    wait_for_room(needed, "models and reading", "--actors or --readers", log)
+    wait_for_room(needed, "scoring", "models and reading", "--actors or --readers", log)
     return pool

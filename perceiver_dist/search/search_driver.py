@@ -16,6 +16,7 @@ from rich.console import Console
 from perceiver_dist.checkpoint.lease import Lease, LeaseLostError
 from perceiver_dist.checkpoint.run_folder import CONFIG
 from perceiver_dist.cluster.capacity import device_type, wait_for_capacity
+from perceiver_dist.cluster.room_watch import RoomWatch
 from perceiver_dist.cluster.termination import TerminationWatch
 from perceiver_dist.config.command_line import to_yaml
 from perceiver_dist.config.flatten import flatten
@@ -105,7 +106,7 @@ def _search(
     shards = list_shards(config)
     if work_left:
         start_ray_for_trials(config)
-        wait_for_capacity(config, show)
+        wait_for_capacity(config, f"search '{config.search.name}'", show)
         keep_data_actors_here()
         # Trials may run on GPUs that this machine does not have; the device decides what cross-attention costs.
         device = device_type(config)
@@ -230,7 +231,11 @@ def _run(
         UserError: Ray has ended.
     """
     interrupt = partial(signal.raise_signal, signal.SIGINT)  # Ray Tune ends its trials in order
-    with SearchDisplay(console) as display, TerminationWatch(interrupt, lambda _: lease.loss) as termination:
+    with (
+        SearchDisplay(console) as display,
+        RoomWatch(display.message),
+        TerminationWatch(interrupt, lambda _: lease.loss) as termination,
+    ):
         display.update(record, {})
         controller = SearchController(config, record, candidates, folder, tracking, display)
         try:

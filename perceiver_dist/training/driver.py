@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,8 +26,15 @@ from rich.console import Console
 
 from perceiver_dist.checkpoint.lease import Fence, Lease
 from perceiver_dist.checkpoint.run_folder import ERRORS, RunFolder
-from perceiver_dist.cluster.capacity import cpus_of, device_type, gpus_per_worker, wait_for_capacity
+from perceiver_dist.cluster.capacity import (
+    cpus_of,
+    device_type,
+    fewest_workers,
+    gpus_per_worker,
+    wait_for_capacity,
+)
 from perceiver_dist.cluster.connect import end_ray, ray_is_own, start_ray
+from perceiver_dist.cluster.room_watch import RoomWatch
 from perceiver_dist.cluster.termination import EndedEarlyError, TerminationWatch
 from perceiver_dist.config.command_line import to_yaml
 from perceiver_dist.config.run_config import RunConfig, WorkerRange
@@ -43,7 +50,7 @@ from perceiver_dist.training.console import ShownStatus, show_result, show_statu
 from perceiver_dist.training.controller_heartbeat import ControllerHeartbeat
 from perceiver_dist.training.datasets import ReadingOptions, TrainingGivenUpError, make_datasets
 from perceiver_dist.training.hang_watch import HangError, HangWatch, end_this_process
-from perceiver_dist.training.launch import ReleasePlacementGroup, fit_with_restarts
+from perceiver_dist.training.launch import ReleasePlacementGroup, fit_with_restarts, name_for_others
 from perceiver_dist.training.liveness.hang import HangBounds
 from perceiver_dist.training.liveness.rank_state import RankState
 from perceiver_dist.training.prepare import PreparedRun, place_of, prepare, resolve
@@ -126,7 +133,8 @@ def _train(job: Job, lease: Lease | None, fence: Fence) -> dict[str, Any]:
         if run.finished is not None:
             return _report_finished(run, run.finished, console)
         start_ray(cpus_of(run.config))
-        wait_for_capacity(run.config, line.message)
+        who = name_for_others(run.folder.uri, is_trial=lease is None)
+        wait_for_capacity(run.config, who, line.message)
         data = index_sources(run.config, run.shards)
         for warning in check_fields(run.config, data):
             line.message(f"warning: {warning}")
@@ -142,7 +150,12 @@ def _train(job: Job, lease: Lease | None, fence: Fence) -> dict[str, Any]:
             tracker, run.folder, HangBounds.of(run.config), ray_is_own(), line.message, on_error
         )
         shown = show_status(line, tracker, watch, run.config.last_step, job.on_status)
-        outcome = _fit(run, job, lease, data, tracker, shown)
+        trainer = partial(_trainer, run.config, who, data, tracker)
+        # A search watches the room of all its trials.
+        elastic = isinstance(run.config.train.num_workers, WorkerRange)
+        fewest = (f"{who} (workers)", fewest_workers(run.config)) if elastic else None
+        with nullcontext() if lease is None else RoomWatch(line.message, fewest):
+            outcome = _fit(run, job, lease, trainer, tracker, shown)
     if lease is not None:
         lease.confirm()
     return _finish(run, outcome, tracker, run_id, console)
@@ -216,7 +229,7 @@ def _fit(
     run: PreparedRun,
     job: Job,
     lease: Lease | None,
-    data: dict[str, SourceData],
+    trainer: Callable[[], TorchTrainer],
     tracker: TrackerHandle,
     watching: AbstractContextManager[ShownStatus],
 ) -> _Outcome:
@@ -225,7 +238,7 @@ def _fit(
         TerminationWatch(tracker.preempt.remote, partial(_reason_to_end, run, lease, shown)) as termination,
     ):
         try:
-            fit_with_restarts(partial(_trainer, run.config, data, tracker))
+            fit_with_restarts(trainer)
         except (Exception, KeyboardInterrupt, SystemExit) as error:
             if isinstance(termination.reason, EndedEarlyError):
                 return _Outcome("preempted")
@@ -298,7 +311,9 @@ def _reason(error: ray.train.TrainingFailedError, tracker: TrackerHandle) -> str
     return f"{failure.error} ({failure.place}), in Ray Train's controller; see {ERRORS}/controller.txt"
 
 
-def _trainer(config: RunConfig, data: dict[str, SourceData], tracker: TrackerHandle) -> TorchTrainer:
+def _trainer(
+    config: RunConfig, who: str, data: dict[str, SourceData], tracker: TrackerHandle
+) -> TorchTrainer:
     train = config.train
     gpus = gpus_per_worker(config)
     return TorchTrainer(
@@ -322,7 +337,7 @@ def _trainer(config: RunConfig, data: dict[str, SourceData], tracker: TrackerHan
             storage_path=config.storage.path,
             # Ray Train retries without limit; making the datasets fails when train.max_failures is exceeded.
             failure_config=ray.train.FailureConfig(max_failures=-1),
-            callbacks=[ReleasePlacementGroup(), ControllerHeartbeat(tracker)],  # type: ignore[list-item] # the types are those of Ray Train V1
+            callbacks=[ReleasePlacementGroup(who), ControllerHeartbeat(tracker)],  # type: ignore[list-item] # the types are those of Ray Train V1
         ),
         datasets={**make_datasets(config, data, tracker)},
         dataset_config=ReadingOptions(config),

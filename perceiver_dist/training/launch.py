@@ -8,21 +8,44 @@ start would wait for it forever.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from ray.exceptions import RayActorError
 from ray.train import ControllerError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.worker_group import WorkerGroup, WorkerGroupContext
+from ray.train.v2._internal.execution.worker_group import worker_group as worker_group_module
 from ray.util import remove_placement_group
-from ray.util.placement_group import PlacementGroup
+from ray.util.placement_group import PlacementGroup, placement_group
+
+from perceiver_dist.cluster.ray_tables import reservation_name
+
+
+def name_for_others(folder: str, *, is_trial: bool) -> str:
+    """Return the name of a run, such as "run 'demo'" or "trial 'shapes/trial-003'", for others that wait for its room.
+
+    Args:
+        folder: The run's folder.
+        is_trial: Whether it is in the folder of a search.
+    """
+    *_, search, name = ["", *folder.rstrip("/").split("/")]
+    return f"trial '{search}/{name}'" if is_trial else f"run '{name}'"
 
 
 class ReleasePlacementGroup(WorkerGroupCallback, ControllerCallback):
-    """Callback that releases the placement group of the workers before, where Ray Train has not done so."""
+    """Callback that releases the placement group of the workers before, where Ray Train has not done so.
 
-    def __init__(self) -> None:
-        """Start without a group of workers."""
+    It also names the groups, so that others that wait for room are told who has it.
+    """
+
+    def __init__(self, who: str) -> None:
+        """Start without a group of workers.
+
+        Args:
+            who: Name of the run.
+        """
+        self._who = who
         self._placement_group: PlacementGroup | None = None
 
     def before_worker_group_start(self, worker_group_context: WorkerGroupContext) -> None:  # noqa: ARG002
@@ -32,6 +55,9 @@ class ReleasePlacementGroup(WorkerGroupCallback, ControllerCallback):
             worker_group_context: The group about to start.
         """
         self._release()
+        # Ray Train makes the group without a name, in this process.
+        named = partial(placement_group, name=reservation_name(f"{self._who} (workers)"))
+        setattr(worker_group_module, "placement_group", named)  # noqa: B010 # a name that it imports, for mypy
 
     def after_worker_group_start(self, worker_group: WorkerGroup) -> None:
         """Remember the placement group of the workers.

@@ -36,14 +36,14 @@ def test_bundles_fit_if_there_is_enough_in_total_and_a_large_enough_node_for_eac
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_run_that_fits_starts_without_a_message() -> None:
     messages: list[str] = []
-    capacity.wait_for_capacity(config_for(2), messages.append)
+    capacity.wait_for_capacity(config_for(2), "run 'demo'", messages.append)
     assert messages == []
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_reserved_capacity_is_released() -> None:
     for _ in range(3):
-        capacity.wait_for_capacity(config_for(6), lambda _: None)
+        capacity.wait_for_capacity(config_for(6), "run 'demo'", lambda _: None)
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -56,13 +56,13 @@ def test_a_cluster_too_small_fails_with_what_it_has_and_what_is_needed(
         match=r"too small: training and reading need 3 CPUs and 2 GPUs, it has 6 CPUs and 0 GPUs, and no node is being "
         r"added; let it grow further \(max_workers in its YAML\), or lower train.num_workers",
     ):
-        capacity.wait_for_capacity(config_for(2, gpus_per_worker=1), lambda _: None)
+        capacity.wait_for_capacity(config_for(2, gpus_per_worker=1), "run 'demo'", lambda _: None)
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_waiting_for_another_job_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capacity, "_MAX_WAIT_SECONDS", 1.0)
-    other = placement_group([{"CPU": 4.0}])
+    other = placement_group([{"CPU": 4.0}], name="run 'other' (workers)")
     ray.get(other.ready())
     messages: list[str] = []
 
@@ -70,9 +70,9 @@ def test_waiting_for_another_job_is_reported(monkeypatch: pytest.MonkeyPatch) ->
         messages.append(text)
         remove_placement_group(other)
 
-    capacity.wait_for_capacity(config_for(2), report)
+    capacity.wait_for_capacity(config_for(2), "run 'demo'", report)
     assert messages == [
-        "waiting for 3 CPUs; the cluster has 6 CPUs and 0 GPUs: other jobs use them, or the cluster has yet to grow"
+        "waiting for 3 CPUs; the cluster has 6 CPUs, free: 2 CPUs; run 'other' (workers) holds 4 CPUs"
     ]
 
 
@@ -83,7 +83,7 @@ def test_training_on_cpus_is_reported_if_the_cluster_may_add_gpus(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
     messages: list[str] = []
-    capacity.wait_for_capacity(config_for(2, **options), messages.append)
+    capacity.wait_for_capacity(config_for(2, **options), "run 'demo'", messages.append)
     line = "training on CPUs, since the cluster has no GPUs now; if it can add some, set train.gpus_per_worker to 1"
     assert messages == [line] * hints
 

@@ -86,7 +86,7 @@ def test_a_temporary_folder_that_cannot_be_used_is_named(
         use_short_temporary_folder()
 
 
-def test_only_the_place_of_the_data_is_forwarded() -> None:
+def test_only_the_place_of_the_data_and_the_cluster_are_forwarded() -> None:
     job = {"runtime_env": {"env_vars": {"AWS_REGION": "eu-west-1"}}}
     environment = {
         "AWS_ENDPOINT_URL": "http://store",
@@ -96,4 +96,8 @@ def test_only_the_place_of_the_data_is_forwarded() -> None:
         "HTTPS_PROXY": "http://user:password@proxy",
         "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job),
     }
-    assert forwarded_variables(environment) == {"AWS_ENDPOINT_URL": "http://store"}
+    assert forwarded_variables(environment, "10.0.0.5:6379") == {
+        "AWS_ENDPOINT_URL": "http://store",
+        "RAY_ADDRESS": "10.0.0.5:6379",
+        "RAY_API_SERVER_ADDRESS": "",
+    }

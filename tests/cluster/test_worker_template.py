@@ -14,7 +14,7 @@ SCRIPT = """
 import json, os, socket
 import psutil, ray
 from perceiver_dist.cluster import worker_template
-from perceiver_dist.cluster.capacity import nodes_being_added
+from perceiver_dist.cluster.ray_tables import nodes_being_added
 from perceiver_dist.cluster.connect import start_ray
 
 modules = worker_template.TemplateImports(("numpy",), ("ray.data",), (), ())

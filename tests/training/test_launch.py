@@ -44,7 +44,7 @@ def trainer(
         run_config=ray.train.RunConfig(
             name="run",
             storage_path=str(folder),
-            callbacks=[ReleasePlacementGroup()],  # type: ignore[list-item] # the types are those of Ray Train V1
+            callbacks=[ReleasePlacementGroup("run 'demo'")],  # type: ignore[list-item] # the types are those of Ray Train V1
         ),
         datasets={**(datasets or {})},
     )

@@ -1,0 +1,196 @@
+"""A search beside another living Ray and the trace of one that is gone: what its trials took is given back."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+import small_run
+import small_search
+from ray import _raylet
+from ray._private.state import GlobalState
+from ray.core.generated import gcs_pb2
+from ray.exceptions import RaySystemError
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from perceiver_dist.cluster import ray_tables
+from perceiver_dist.config.command_line import to_yaml
+from perceiver_dist.search.study.search_config import SearchConfig
+
+pytestmark = [pytest.mark.runs, pytest.mark.usefixtures("ray_cluster")]
+
+_MAX_WAIT_SECONDS = 300
+"""Generous, as it only ends a test that would wait forever."""
+
+
+TRIALS = 6
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    for _ in range(_MAX_WAIT_SECONDS * 5):
+        if condition():
+            return
+        threading.Event().wait(0.2)
+    raise AssertionError(f"not true after {_MAX_WAIT_SECONDS} s")
+
+
+class Search:
+    """A running search job and the tables of its Ray."""
+
+    def __init__(self, storage: Path) -> None:
+        small_run.write_data(storage / "data")
+        space = {
+            "model.latents": [2, 4, 8],
+            "model.cross_attends": {"low": 1, "high": 2},
+            "optim.learning_rate": {"low": 3e-4, "high": 1e-2, "log": True},
+        }
+        options = SearchConfig(
+            space=space, trials=TRIALS, scheduler="asha", max_concurrent=2, name="shapes", seed=3
+        )
+        config = small_search.search_config(storage / "data", storage, options, steps=24)
+        self.output = storage / "output.txt"
+        self.folder = storage / "shapes"
+        self.job = small_search.start(config, storage)
+        self._tables: Any = None
+        wait_until(lambda: self._connect() or self.job.poll() is not None)
+        assert self.job.poll() is None, self.output.read_text()
+
+    def processes(self, title: str) -> list[psutil.Process]:
+        """Return its processes with this text in their command."""
+        found = []
+        for process in psutil.Process(self.job.pid).children(recursive=True):
+            try:
+                if title in " ".join(process.cmdline()):
+                    found.append(process)
+            except psutil.NoSuchProcess:
+                continue
+        return found
+
+    def _connect(self) -> bool:
+        """Connect to the server of its Ray, which is in the command of its raylet."""
+        arguments = [text for raylet in self.processes("--gcs-address=") for text in raylet.cmdline()]
+        address = next(
+            (text.partition("=")[2] for text in arguments if text.startswith("--gcs-address=")), ""
+        )
+        if not address:
+            return False
+        options: Any = _raylet
+        make_state: Any = GlobalState
+        state = make_state()
+        state._initialize_global_state(
+            options.GcsClientOptions.create(
+                address, None, allow_cluster_id_nil=True, fetch_cluster_id_if_nil=False
+            )
+        )
+        try:
+            self._tables = state._connect_and_get_accessor()
+        except RaySystemError:
+            return False
+        return True
+
+    def controllers_ended(self) -> bool:
+        """Return whether one of Ray Train's controllers has ended."""
+        rows: Any = gcs_pb2
+        ended = [rows.ActorTableData.FromString(row) for row in self._tables.get_actor_table(None, "DEAD")]
+        return any(one.class_name == "TrainController" for one in ended)
+
+    def left_behind(self) -> list[str]:
+        """Return the placement groups and cleaners whose creator has ended."""
+        rows: Any = gcs_pb2
+        actors = [rows.ActorTableData.FromString(row) for row in self._tables.get_actor_table(None, None)]
+        dead = {one.actor_id for one in actors if one.state == rows.ActorTableData.DEAD}
+        groups = [
+            rows.PlacementGroupTableData.FromString(row) for row in self._tables.get_placement_group_table()
+        ]
+        owners = {one.address.worker_id for one in actors if one.actor_id not in dead}
+        return [
+            *(
+                f"group {one.placement_group_id.hex()}"
+                for one in groups
+                if one.state != rows.PlacementGroupTableData.REMOVED and one.creator_actor_id in dead
+            ),
+            *(
+                f"cleaner {one.actor_id.hex()}"
+                for one in actors
+                if one.class_name == "PlacementGroupCleaner"
+                and one.actor_id not in dead
+                and one.owner_address.worker_id not in owners
+            ),
+        ]
+
+    def stopped(self) -> int:
+        """Return the number of trials that were stopped."""
+        return sum(trial["state"] == "stopped" for trial in small_search.trials(self.folder))
+
+    def close(self) -> None:
+        """End it."""
+        for process in [*psutil.Process(self.job.pid).children(recursive=True), psutil.Process(self.job.pid)]:
+            process.kill()
+        self.job.wait()
+
+
+@pytest.fixture
+def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Search]:
+    """Start a search where Ray's file of the current cluster names one that is gone."""
+    (tmp_path / "ray" / "ray").mkdir(parents=True)
+    (tmp_path / "ray" / "ray" / "ray_current_cluster").write_text("127.0.0.1:9")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "ray"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    found = Search(tmp_path)
+    yield found
+    if found.job.poll() is None:
+        found.close()
+
+
+def test_stopped_and_killed_trials_give_everything_back(search: Search) -> None:
+    wait_until(lambda: search.processes("RayTrainWorker"))
+    search.processes("ImplicitFunc")[0].kill()
+    wait_until(search.controllers_ended)
+    wait_until(lambda: not search.left_behind())
+    for stopped in range(1, TRIALS + 1):
+        wait_until(lambda: search.job.poll() is not None or search.stopped() >= stopped)  # noqa: B023 # called at once
+        wait_until(lambda: search.job.poll() is not None or not search.left_behind())
+    assert search.job.wait() == 0
+    states = [trial["state"] for trial in small_search.trials(search.folder)]
+    assert set(states) == {"completed", "stopped"}
+
+
+def test_a_run_on_a_cluster_says_what_it_waits_for_and_leaves_nothing(tmp_path: Path) -> None:
+    small_run.write_data(tmp_path / "data")
+    config = small_run.small_config(tmp_path / "data", tmp_path, "run", steps=4)
+    (tmp_path / "run.yaml").write_text(to_yaml(config))
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    command = [sys.executable, "jobs/train_multimodal.py", "--config", str(tmp_path / "run.yaml")]
+    other = placement_group([{"CPU": 5}], name="run 'other' (workers)")
+    ray.get(other.ready())
+    before = set(ray_tables.job_names())
+    with (tmp_path / "output.txt").open("w") as output:
+        run = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+    screen = tmp_path / "output.txt"
+    wait_until(lambda: "waiting for" in screen.read_text() or run.poll() is not None)
+    remove_placement_group(other)
+    assert run.wait(_MAX_WAIT_SECONDS) == 0, screen.read_text()
+    assert (
+        "waiting for 3 CPUs; the cluster has 6 CPUs, free: 1 CPU; run 'other' (workers) of job"
+        in screen.read_text()
+    )
+    [job] = set(ray_tables.job_names()) - before
+    assert [one for one in ray_tables.reservations() if one.job == job] == []
+
+
+def test_the_search_gives_back_what_ray_does_not(search: Search) -> None:
+    wait_until(lambda: search.processes("dashboard.py") or search.processes("ray-dashboard"))
+    for process in [*search.processes("dashboard/dashboard.py"), *search.processes("ray-dashboard")]:
+        process.kill()
+    try:
+        assert search.job.wait(_MAX_WAIT_SECONDS) == 0
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"the search stands still:\n{search.output.read_text()}")
+    assert "gave back 0.5 CPUs of trial 'shapes/trial-" in search.output.read_text()
+    assert os.path.exists(search.folder / "best.yaml")
