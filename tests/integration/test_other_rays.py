@@ -182,15 +182,3 @@ def test_a_run_on_a_cluster_says_what_it_waits_for_and_leaves_nothing(tmp_path: 
     )
     [job] = set(ray_tables.job_names()) - before
     assert [one for one in ray_tables.reservations() if one.job == job] == []
-
-
-def test_the_search_gives_back_what_ray_does_not(search: Search) -> None:
-    wait_until(lambda: search.processes("dashboard.py") or search.processes("ray-dashboard"))
-    for process in [*search.processes("dashboard/dashboard.py"), *search.processes("ray-dashboard")]:
-        process.kill()
-    try:
-        assert search.job.wait(_MAX_WAIT_SECONDS) == 0
-    except subprocess.TimeoutExpired:
-        pytest.fail(f"the search stands still:\n{search.output.read_text()}")
-    assert "gave back 0.5 CPUs of trial 'shapes/trial-" in search.output.read_text()
-    assert os.path.exists(search.folder / "best.yaml")
