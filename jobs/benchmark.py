@@ -14,6 +14,7 @@ from perceiver_dist.benchmarks.model_speed import measure_gpu, measure_model, me
 from perceiver_dist.benchmarks.plan_cost import measure_plan
 from perceiver_dist.benchmarks.result_table import ResultTable, write_section
 from perceiver_dist.benchmarks.shuffle_quality import measure_shuffle
+from perceiver_dist.benchmarks.soak import measure_soak
 from perceiver_dist.benchmarks.start_time import measure_start
 from perceiver_dist.benchmarks.step_overhead import measure_overhead
 from perceiver_dist.config.command_line import run_job
@@ -35,6 +36,7 @@ KINDS: dict[str, Callable[..., ResultTable | Iterator[tuple[str, ResultTable]]]]
     "read_tasks": measure_read_tasks,
     "dealing": measure_dealing,
     "checkpoint": measure_checkpoint,
+    "soak": measure_soak,
 }
 
 
