@@ -199,15 +199,21 @@ def summary(uses: Sequence[RoleUse], length: str) -> ResultTable:
     end = max(use.seconds for use in uses)
     for role in _roles(uses):
         for quantity, bound in BOUNDS.items():
-            third, last = (_median(uses, role, quantity, end * part, end * (part + 0.25)) for part in (0.5, 0.75))
+            third, last = (
+                _median(uses, role, quantity, end * part, end * (part + 0.25)) for part in (0.5, 0.75)
+            )
             growth = (last - third) / (end / 4) * 3600
             if growth > bound:
                 growing.append(f"{quantity} of {role}")
             figures = [third, last, growth, bound]
-            rows.append([role, quantity, *(f"{value:,.1f}" for value in figures), "no" if growth > bound else "yes"])
+            rows.append(
+                [role, quantity, *(f"{value:,.1f}" for value in figures), "no" if growth > bound else "yes"]
+            )
     verdict = f"{length}: " + (f"growing: {', '.join(growing)}" if growing else "everything is flat")
     return ResultTable(
-        ("role", "quantity", "third quarter", "last quarter", "growth per hour", "bound", "flat"), rows, [verdict]
+        ("role", "quantity", "third quarter", "last quarter", "growth per hour", "bound", "flat"),
+        rows,
+        [verdict],
     )
 
 

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from perceiver_dist.checkpoint.manifest import CHUNK, StoredFile, TrainingProgress, read_manifest
 from perceiver_dist.errors import UserError
 from pipelines.storage.files import join, open_storage, write_chunks
+from pipelines.storage.retry import patiently
 
 Chunk = bytes | memoryview
 """A piece of a file that is being written."""
@@ -132,13 +133,18 @@ def write_rank_file(
     Raises:
         OSError: The storage rejects the write; no partial file is left.
     """
-    digest = hashlib.sha256()
     # A view of the tensor's bytes; nothing is copied.
     content = values.numpy().view(np.uint8).data
     chunks: list[Chunk] = [header]
     chunks += [content[start : start + CHUNK] for start in range(0, len(content), CHUNK)]
-    write_chunks(uri, watched(_hashed(chunks, digest)))
-    return StoredFile(uri.rpartition("/")[2], len(header) + len(content), digest.hexdigest())
+
+    def write() -> str:
+        digest = hashlib.sha256()
+        write_chunks(uri, watched(_hashed(chunks, digest)))
+        return digest.hexdigest()
+
+    sha256 = patiently(write, uri, reads=False)
+    return StoredFile(uri.rpartition("/")[2], len(header) + len(content), sha256)
 
 
 class StoredCheckpoint:
@@ -297,10 +303,14 @@ def _hashed(chunks: Iterable[Chunk], digest: Any) -> Iterator[Chunk]:
 
 
 def _read_range(uri: str, offset: int, size: int) -> bytearray:
-    filesystem, path = open_storage(uri)
-    content = bytearray(size)
-    with filesystem.open_input_file(path) as file:
-        file.seek(offset)
-        if file.readinto(content) != size:
-            raise ValueError(f"the file ends before byte {offset + size:,}")
-    return content
+    def read() -> bytearray:
+        filesystem, path = open_storage(uri)
+        content = bytearray(size)
+        with filesystem.open_input_file(path) as file:
+            file.seek(offset)
+            if file.readinto(content) != size:
+                raise ValueError(f"the file ends before byte {offset + size:,}")
+        return content
+
+    # Not as a small file: a part of a checkpoint may take minutes.
+    return patiently(read, uri, reads=False)

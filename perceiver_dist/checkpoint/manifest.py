@@ -21,6 +21,7 @@ from pipelines.storage.files import (
     reason_of,
     write_text,
 )
+from pipelines.storage.retry import patiently
 
 MANIFEST = "manifest.json"
 _LOSSES = "unlogged_losses"
@@ -189,9 +190,12 @@ def _text(manifest: Manifest) -> str:
 
 
 def _digest(uri: str) -> str:
-    digest = hashlib.sha256()
-    filesystem, path = open_storage(uri)
-    with filesystem.open_input_stream(path) as stream:
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+    def read() -> str:
+        digest = hashlib.sha256()
+        filesystem, path = open_storage(uri)
+        with filesystem.open_input_stream(path) as stream:
+            while chunk := stream.read(CHUNK):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+    return patiently(read, uri, reads=False)

@@ -31,7 +31,7 @@ from perceiver_dist.config.command_line import to_yaml
 from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.errors import UserError
 from perceiver_dist.strict_json import numbers
-from pipelines.storage.files import join, list_folder, read_text
+from pipelines.storage.files import is_file, join, list_folder, read_text
 
 CONFIG = "config.yaml"
 RESULT = "result.json"
@@ -131,8 +131,16 @@ class RunFolder:
         return self.file(checkpoint_name(steps))
 
     def checkpoint_folders(self) -> list[int]:
-        """Return the steps whose checkpoints have a folder, complete or not, the newest first."""
-        found = (steps_of(name) for name in list_folder(self.uri))
+        """Return the steps whose checkpoints have a folder, complete or not, the newest first.
+
+        Raises:
+            OSError: Storage fails.
+        """
+        names = list_folder(self.uri)
+        if not names and self.read_config() is not None:
+            # A store that answers nothing would make the run start anew, over what it has.
+            raise OSError(f"the list of files in {self.uri} came back empty")
+        found = (steps_of(name) for name in names)
         return sorted((steps for steps in found if steps is not None), reverse=True)
 
     def is_checkpoint(self, steps: int) -> bool:
@@ -141,7 +149,7 @@ class RunFolder:
         Args:
             steps: Steps taken.
         """
-        return MANIFEST in list_folder(self.checkpoint(steps))
+        return is_file(join(self.checkpoint(steps), MANIFEST))
 
     def newest_step(self) -> int:
         """Return the step of the newest complete checkpoint, 0 if there is none."""
@@ -205,7 +213,7 @@ class RunFolder:
         start = config.train.start_from
         if start is None or self.newest_step():
             return
-        if steps_of(start) is None or MANIFEST not in list_folder(start):
+        if steps_of(start) is None or not is_file(join(start, MANIFEST)):
             raise UserError(
                 f"train.start_from is {start}, which is not a checkpoint; name a folder such as runs/NAME/step-00001000"
             )

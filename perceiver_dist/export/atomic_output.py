@@ -18,11 +18,11 @@ from pipelines.storage.files import (
     check_writable,
     copy_file,
     file_info,
-    is_local,
     join,
     list_folder,
     open_storage,
 )
+from pipelines.storage.retry import is_local
 
 
 @contextmanager

@@ -15,13 +15,13 @@ from pipelines.convert.conversion import Conversion, Part
 from pipelines.shards.shard_writer import write_shard
 from pipelines.storage.files import (
     absolute_uri,
-    is_local,
     join,
     list_folder,
     read_text,
     write_chunks,
     write_text,
 )
+from pipelines.storage.retry import is_local
 
 RECORD = "conversion.json"
 """File beside the shards that records which conversion they belong to."""

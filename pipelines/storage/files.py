@@ -2,6 +2,9 @@
 
 Small files are written atomically: to `NAME.partial` first, then renamed, so that a reader sees the old file or the new
 one, never half of one. On object stores, which have no rename, pyarrow copies and deletes.
+
+What reads and writes small files retries for `PATIENCE_SECONDS` while remote storage fails, unless it is given another
+patience.
 """
 
 import os
@@ -16,6 +19,7 @@ from aiohttp import ClientError
 from pyarrow import fs
 
 from perceiver_dist.errors import UserError
+from pipelines.storage.retry import PATIENCE_SECONDS, is_local, patiently
 from pipelines.storage.s3 import open_s3
 from pipelines.storage.signatures import hide_signatures
 from pipelines.storage.web_file import is_web, look_up, web_filesystem
@@ -29,6 +33,8 @@ _ARROW_SCHEMES = {"s3": "s3", "s3a": "s3", "s3n": "s3", "gs": "gs", "gcs": "gs",
 _NOT_QUOTED = string.punctuation.replace("#", "")
 """A URI of a file may contain what a URI in the strict sense may not, such as spaces; # begins no fragment."""
 
+
+_MOVED = [fs.FileType.NotFound, fs.FileType.File]
 
 _PROBE_BYTES = 4096
 """What a check writes: a block of most file systems."""
@@ -76,15 +82,6 @@ def open_storage(uri: str) -> tuple[fs.FileSystem, str]:
             "or https://..., or install what it needs on every node"
         ) from error
     return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
-
-
-def is_local(uri: str) -> bool:
-    """Return whether a path or URI names a file of this machine's file system.
-
-    Args:
-        uri: Path or URI.
-    """
-    return "://" not in uri or uri.startswith("file://")
 
 
 def open_file(uri: str) -> pa.NativeFile:
@@ -135,6 +132,19 @@ def file_info(uri: str) -> fs.FileInfo:
     return fs.FileInfo(path, fs.FileType.File, size=found["size"], mtime=found.get("mtime"))
 
 
+def is_file(uri: str, patience: float = PATIENCE_SECONDS) -> bool:
+    """Return whether there is a file.
+
+    Args:
+        uri: Path or URI.
+        patience: Seconds for which to retry while remote storage fails.
+
+    Raises:
+        OSError: Storage fails.
+    """
+    return patiently(lambda: file_info(uri), uri, patience, reads=True).type is fs.FileType.File
+
+
 def join(base: str, *parts: str) -> str:
     """Join path parts to a path or URI with forward slashes.
 
@@ -154,29 +164,35 @@ def folder_of(path: str) -> str:
     return absolute_uri(path).rpartition("/")[0]
 
 
-def write_text(uri: str, content: str) -> None:
+def write_text(uri: str, content: str, patience: float = PATIENCE_SECONDS) -> None:
     """Write a small text file atomically, as UTF-8.
 
     Args:
         uri: Path or URI; a missing folder is created.
         content: Content of the file.
+        patience: Seconds for which to retry while remote storage fails.
 
     Raises:
         OSError: Storage fails.
     """
-    write_bytes(uri, content.encode())
+    write_bytes(uri, content.encode(), patience)
 
 
-def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
+def write_bytes(uri: str, data: bytes | pa.Buffer, patience: float = PATIENCE_SECONDS) -> None:
     """Write a file atomically.
 
     Args:
         uri: Path or URI; a missing folder is created.
         data: Content of the file.
+        patience: Seconds for which to retry while remote storage fails.
 
     Raises:
         OSError: Storage fails.
     """
+    patiently(lambda: _write_once(uri, data), uri, patience, reads=False)
+
+
+def _write_once(uri: str, data: bytes | pa.Buffer) -> None:
     filesystem, path = open_storage(uri)
     filesystem.create_dir(path.rpartition("/")[0], recursive=True)
     try:
@@ -189,12 +205,20 @@ def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
     filesystem.move(f"{path}.partial", path)
 
 
-def read_text(uri: str) -> str | None:
+def read_text(uri: str, patience: float = PATIENCE_SECONDS) -> str | None:
     """Return the content of a small UTF-8 file, or None if there is no such file.
 
     Args:
         uri: Path or URI.
+        patience: Seconds for which to retry while remote storage fails.
+
+    Raises:
+        OSError: Storage fails, or sends something else than text of the file's size.
     """
+    return patiently(lambda: _read_once(uri), uri, patience, reads=True)
+
+
+def _read_once(uri: str) -> str | None:
     if is_web(uri):
         # Not through pyarrow, which reports every failed look-up as a missing file.
         try:
@@ -202,21 +226,32 @@ def read_text(uri: str) -> str | None:
         except FileNotFoundError:
             return None
     filesystem, path = open_storage(uri)
-    if filesystem.get_file_info(path).type is not fs.FileType.File:
+    info = filesystem.get_file_info(path)
+    if info.type is not fs.FileType.File:
         return None
     with filesystem.open_input_stream(path) as stream:
-        return bytes(stream.read()).decode()
+        content = bytes(stream.read())
+    if is_local(uri):
+        return content.decode()
+    # A store may send nothing with status 200; pyarrow then returns what happens to be in its buffer.
+    if len(content) != info.size:
+        raise OSError(f"{len(content)} bytes of {info.size} came")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise OSError(f"what came is not the file ({error})") from error
 
 
-def copy_file(local: str, uri: str) -> None:
+def copy_file(local: str, uri: str, patience: float = PATIENCE_SECONDS) -> None:
     """Copy a local file to a path or URI atomically. The file is held in memory as a whole.
 
     Args:
         local: Path of the file.
         uri: Path or URI of the copy; a missing folder is created.
+        patience: Seconds for which to retry while remote storage fails.
     """
     with open(local, "rb") as source:
-        write_bytes(uri, source.read())
+        write_bytes(uri, source.read(), patience)
 
 
 def write_chunks(uri: str, chunks: Iterable[bytes | memoryview]) -> None:
@@ -242,30 +277,45 @@ def write_chunks(uri: str, chunks: Iterable[bytes | memoryview]) -> None:
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
     except BaseException:
-        delete(uri)
+        with suppress(OSError):  # the first error says what is wrong
+            _delete_once(uri)
         raise
 
 
-def list_folder(uri: str) -> dict[str, int | None]:
+def list_folder(uri: str, patience: float = PATIENCE_SECONDS) -> dict[str, int | None]:
     """Return the entries of a folder by name: a file's size in bytes, None for a folder.
 
     Args:
         uri: Path or URI. A missing folder has no entries.
-    """
-    filesystem, path = open_storage(uri)
-    entries = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
-    return {entry.base_name: entry.size if entry.type is fs.FileType.File else None for entry in entries}
-
-
-def delete(uri: str) -> None:
-    """Delete a file, or a folder with its content. A missing one is no error.
-
-    Args:
-        uri: Path or URI.
+        patience: Seconds for which to retry while remote storage fails.
 
     Raises:
         OSError: Storage fails.
     """
+    filesystem, path = open_storage(uri)
+    entries = patiently(
+        lambda: filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)),
+        uri,
+        patience,
+        reads=True,
+    )
+    return {entry.base_name: entry.size if entry.type is fs.FileType.File else None for entry in entries}
+
+
+def delete(uri: str, patience: float = PATIENCE_SECONDS) -> None:
+    """Delete a file, or a folder with its content. A missing one is no error.
+
+    Args:
+        uri: Path or URI.
+        patience: Seconds for which to retry while remote storage fails.
+
+    Raises:
+        OSError: Storage fails.
+    """
+    patiently(lambda: _delete_once(uri), uri, patience, reads=False)
+
+
+def _delete_once(uri: str) -> None:
     filesystem, path = open_storage(uri)
     kind = filesystem.get_file_info(path).type
     if kind is fs.FileType.Directory:
@@ -285,7 +335,17 @@ def rename(uri: str, name: str) -> None:
         OSError: Storage fails.
     """
     filesystem, path = open_storage(uri)
-    filesystem.move(path, join(path.rpartition("/")[0], name))
+    target = join(path.rpartition("/")[0], name)
+
+    def move() -> None:
+        try:
+            filesystem.move(path, target)
+        except OSError:
+            # Moved by an attempt whose answer was lost.
+            if [filesystem.get_file_info(file).type for file in (path, target)] != _MOVED:
+                raise
+
+    patiently(move, uri, reads=False)
 
 
 def reason_of(error: Exception) -> str:
@@ -311,8 +371,8 @@ def check_writable(folder: str, option: str) -> None:
     probe = join(folder, f".writable-{os.getpid()}")
     try:
         # A file without content fits on a full disk.
-        write_text(probe, " " * _PROBE_BYTES)
-        delete(probe)
+        write_text(probe, " " * _PROBE_BYTES, patience=0)
+        delete(probe, patience=0)
     except (NotImplementedError, UserError, *STORAGE_ERRORS) as error:
         # fsspec leaves out what a kind of storage cannot do.
         reason = str(error).splitlines()[0] if str(error) else "storage of this kind is read only"

@@ -1,4 +1,8 @@
-"""Retries of storage requests that fail or stall, with exponential backoff and a deadline."""
+"""Retries of storage requests that fail or stall, with exponential backoff and a deadline.
+
+`with_retries` is for shards and indexes, whose loss ends a run with one line, `patiently` for the files of a run, whose
+callers know what to do without them.
+"""
 
 import math
 import re
@@ -12,7 +16,6 @@ from aiohttp import ClientError
 
 from perceiver_dist.errors import UserError
 from pipelines.errors import ShardError
-from pipelines.storage.files import is_local
 from pipelines.storage.signatures import hide_signatures
 
 Result = TypeVar("Result")
@@ -25,6 +28,13 @@ _MAX_PAUSE = 10.0
 
 STALLS = 0.2
 """A request without a response is abandoned after this fraction of the deadline, which leaves time for retries."""
+
+PATIENCE_SECONDS = 120.0
+"""How long requests for the files of a run are retried: it outlasts usual disturbances, and is less than the time from
+which a run that waits for its storage counts as hung (`data.storage_seconds`)."""
+
+_READ_SECONDS = 30.0
+"""After this time a request for a small file that has no answer is abandoned."""
 
 _FAILURES = (OSError, ClientError)  # pyarrow raises OSError, fsspec's HTTP file system aiohttp's ClientError.
 
@@ -57,31 +67,83 @@ def with_retries(
         FileNotFoundError: There is no such file.
         ShardError: Storage rejects the request, or still fails at the deadline.
     """
-    until = math.inf
-    pause = _FIRST_PAUSE
     limit = deadline * STALLS if watched else None
     what = hide_signatures(what)
+    try:
+        return _repeated(request, uri, deadline, limit, from_start=watched)
+    except FileNotFoundError:
+        raise
+    except _FAILURES as error:
+        reason = hide_signatures(" ".join(str(error).split()))[:200] or type(error).__name__
+        if is_local(uri) or _is_permanent(error):
+            raise ShardError(
+                f"{what}: storage rejected the request ({reason}); check the address and the access rights"
+            ) from error
+        raise ShardError(
+            f"{what}: storage has failed for {deadline:g} s ({reason}); check the storage and restart the run, "
+            "or raise data.storage_seconds"
+        ) from error
+
+
+def patiently(
+    request: Callable[[], Result], uri: str, seconds: float = PATIENCE_SECONDS, *, reads: bool
+) -> Result:
+    """Send a request for a file of a run; retry with growing pauses while remote storage fails.
+
+    Args:
+        request: Returns the result. It may be sent again although it has succeeded, if its answer was lost.
+        uri: Path or URI of the file.
+        seconds: Seconds after which to give up; 0 for one attempt.
+        reads: Whether it reads a small file, so that it may be abandoned when it has no answer for long. A write that
+            was abandoned could still succeed, after a later one.
+
+    Returns:
+        The result.
+
+    Raises:
+        OSError: Storage rejects the request, or still fails; the last error.
+    """
+    if not seconds:
+        return request()
+    return _repeated(request, uri, seconds, _READ_SECONDS if reads else None, from_start=True)
+
+
+def _repeated(
+    request: Callable[[], Result], uri: str, seconds: float, limit: float | None, *, from_start: bool
+) -> Result:
+    """Return a request's result; after permanent errors, and after some seconds of failures, raise the last error.
+
+    Args:
+        request: The request.
+        uri: Path or URI of the file.
+        seconds: Seconds of failures.
+        limit: Seconds after which an attempt is abandoned; None for never.
+        from_start: Whether they are counted from the start of the first attempt that fails, or from its end.
+    """
+    until = math.inf
+    pause = _FIRST_PAUSE
     while True:
         started = time.monotonic()
         try:
-            return request() if is_local(uri) else _result_within(request, limit)
+            return request() if is_local(uri) or limit is None else _result_within(request, limit)
         except FileNotFoundError:
             raise
         except _FAILURES as error:
             # A file that is copied for minutes has all the time for retries, so the first failure starts the clock.
-            until = min(until, (started if watched else time.monotonic()) + deadline)
-            reason = hide_signatures(" ".join(str(error).split()))[:200] or type(error).__name__
-            if is_local(uri) or _is_permanent(error):
-                raise ShardError(
-                    f"{what}: storage rejected the request ({reason}); check the address and the access rights"
-                ) from error
-            if time.monotonic() + pause >= until:
-                raise ShardError(
-                    f"{what}: storage has failed for {deadline:g} s ({reason}); check the storage and restart the run, "
-                    "or raise data.storage_seconds"
-                ) from error
+            until = min(until, (started if from_start else time.monotonic()) + seconds)
+            if is_local(uri) or _is_permanent(error) or time.monotonic() + pause >= until:
+                raise
         time.sleep(pause)
         pause = min(2 * pause, _MAX_PAUSE)
+
+
+def is_local(uri: str) -> bool:
+    """Return whether a path or URI names a file of this machine's file system.
+
+    Args:
+        uri: Path or URI.
+    """
+    return "://" not in uri or uri.startswith("file://")
 
 
 def _is_permanent(error: Exception) -> bool:
@@ -94,7 +156,7 @@ def _is_permanent(error: Exception) -> bool:
     return _PERMANENT.search(str(error)) is not None
 
 
-def _result_within(request: Callable[[], Result], seconds: float | None) -> Result:
+def _result_within(request: Callable[[], Result], seconds: float) -> Result:
     """Run a request in a daemon thread, so that a request that never returns does not block the process's exit.
 
     Raises:

@@ -13,8 +13,8 @@ import braceexpand
 from pyarrow import fs
 
 from pipelines.errors import ShardError
-from pipelines.storage.files import absolute_uri, folder_of, is_local, join, open_storage, read_text
-from pipelines.storage.retry import with_retries
+from pipelines.storage.files import absolute_uri, folder_of, join, open_storage, read_text
+from pipelines.storage.retry import is_local, with_retries
 from pipelines.storage.signatures import hide_signatures
 from pipelines.storage.web_file import is_web
 
@@ -82,7 +82,7 @@ def _listed(file: str, source: str) -> Iterator[str]:
     """
     uri = absolute_uri(file)
     try:
-        text = with_retries(lambda: read_text(uri), f"list {uri}", uri, _LISTING_SECONDS)
+        text = with_retries(lambda: read_text(uri, patience=0), f"list {uri}", uri, _LISTING_SECONDS)
     except UnicodeDecodeError as error:
         raise ShardError(f"source '{source}': {uri} is not UTF-8 text; list one shard per line") from error
     lines = [line.strip() for line in (text or "").splitlines()]
