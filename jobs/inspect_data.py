@@ -56,7 +56,7 @@ def lint(
     for line in lint_lines(report):
         Console().print(line, soft_wrap=True)
     if out:
-        quarantine = Quarantine(None)
+        quarantine = Quarantine()
         quarantine.add(SOURCE, None, report.bad)
         write_text(out, quarantine.text())
     return 1 if report.bad else 0

@@ -92,8 +92,13 @@ class CheckpointList:
             self._rank_outcomes.clear()
             self._failures.clear()
             group = self.start.group + 1 if self.start else 1
-            self._newest, checkpoint = self._newest_intact()
-            self.start = self._starting_point(group, checkpoint)
+            try:
+                self._newest, checkpoint = self._newest_intact()
+                self.start = self._starting_point(group, checkpoint)
+            except STORAGE_ERRORS as error:
+                raise UserError(
+                    f"{self._folder.uri} cannot be read ({reason_of(error)}); start the run again when it can be"
+                ) from error
             self._started = False
         return self.start
 

@@ -19,6 +19,7 @@ os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
 
 import ray
 import ray.train
+from ray.exceptions import RayTaskError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import ScalingConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -59,7 +60,7 @@ from perceiver_dist.training.tracker.failures import cause_of, failure_of
 from perceiver_dist.training.tracker.handle import TrackerHandle
 from perceiver_dist.training.tracker.status import TrainingStatus
 from perceiver_dist.training.worker import WorkerJob, train_worker
-from pipelines.storage.files import check_writable, write_text
+from pipelines.storage.files import STORAGE_ERRORS, check_writable, reason_of, write_text
 
 
 def run_training(
@@ -350,16 +351,26 @@ def _finish(
     """Close the record, write result.json and show the result.
 
     Raises:
-        UserError: A rank or a dataset raised it. There is no result.json then.
+        UserError: A rank or a dataset raised it, or the run's folder cannot be written. There is no result.json then.
+        RayTaskError: The tracker failed otherwise.
     """
     status = outcome.known or ray.get(tracker.status.remote())
     result = _result(run, outcome, status, run_id)
-    if outcome.known is None:
-        waiting = ray.get(tracker.close.remote(_MLFLOW_STATUS[outcome.exit], result))
-        show_waiting(waiting, run.config, console)
-    if status.user_error:
-        raise UserError(status.user_error)
-    write_text(run.folder.result, to_json(result, indent=1) + "\n")
+    try:
+        if outcome.known is None:
+            waiting = ray.get(tracker.close.remote(_MLFLOW_STATUS[outcome.exit], result))
+            show_waiting(waiting, run.config, console)
+        if status.user_error:
+            raise UserError(status.user_error)
+        write_text(run.folder.result, to_json(result, indent=1) + "\n")
+    except (RayTaskError, *STORAGE_ERRORS) as error:
+        cause = cause_of(error)
+        if not isinstance(cause, STORAGE_ERRORS):
+            raise
+        raise UserError(
+            f"run '{run.config.storage.run_name}' ended as {outcome.exit} after step {result['steps']}, but its record "
+            f"cannot be written to {run.folder.uri} ({reason_of(cause)}); start it again when that can be written"
+        ) from error
     show_result(result, run.config, run.folder, console)
     return result
 

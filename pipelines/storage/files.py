@@ -19,7 +19,7 @@ from aiohttp import ClientError
 from pyarrow import fs
 
 from perceiver_dist.errors import UserError
-from pipelines.storage.retry import PATIENCE_SECONDS, is_local, patiently
+from pipelines.storage.retry import PATIENCE_SECONDS, is_answered, is_local, patiently
 from pipelines.storage.s3 import open_s3
 from pipelines.storage.signatures import hide_signatures
 from pipelines.storage.web_file import is_web, look_up, web_filesystem
@@ -38,6 +38,10 @@ _MOVED = [fs.FileType.NotFound, fs.FileType.File]
 
 _PROBE_BYTES = 4096
 """What a check writes: a block of most file systems."""
+
+
+_PATIENCE_AT_START = 30.0
+"""Seconds for which a check retries while somebody waits for it."""
 
 
 def absolute_uri(path: str) -> str:
@@ -358,6 +362,12 @@ def reason_of(error: Exception) -> str:
     return os.strerror(number) if number else (str(error) or type(error).__name__).splitlines()[0]
 
 
+def _write_probe(probe: str, patience: float) -> None:
+    # A file without content fits on a full disk.
+    write_text(probe, " " * _PROBE_BYTES, patience)
+    delete(probe, patience)
+
+
 def check_writable(folder: str, option: str) -> None:
     """Check that files can be written to a folder, by writing one. A missing folder is created.
 
@@ -370,9 +380,13 @@ def check_writable(folder: str, option: str) -> None:
     """
     probe = join(folder, f".writable-{os.getpid()}")
     try:
-        # A file without content fits on a full disk.
-        write_text(probe, " " * _PROBE_BYTES, patience=0)
-        delete(probe, patience=0)
+        try:
+            _write_probe(probe, patience=0)
+        except STORAGE_ERRORS as error:
+            # A wrong address is noticed at once, but a storage that answers is given some time.
+            if not is_answered(error):
+                raise
+            _write_probe(probe, _PATIENCE_AT_START)
     except (NotImplementedError, UserError, *STORAGE_ERRORS) as error:
         # fsspec leaves out what a kind of storage cannot do.
         reason = str(error).splitlines()[0] if str(error) else "storage of this kind is read only"

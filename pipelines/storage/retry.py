@@ -43,6 +43,10 @@ _PERMANENT = re.compile(
 )
 """Permanent failures in the texts of pyarrow's S3 and GCS errors, which have no error code to look at."""
 
+_OVERLOADED = re.compile(
+    r"SLOW_DOWN|SERVICE_UNAVAILABLE|THROTTLING|REQUEST_TIMEOUT|HTTP status (5\d\d|408|429)"
+)
+
 
 def with_retries(
     request: Callable[[], Result], what: str, uri: str, deadline: float, *, watched: bool = True
@@ -119,6 +123,9 @@ def _repeated(
         seconds: Seconds of failures.
         limit: Seconds after which an attempt is abandoned; None for never.
         from_start: Whether they are counted from the start of the first attempt that fails, or from its end.
+
+    Raises:
+        FileNotFoundError: There is no such file.
     """
     until = math.inf
     pause = _FIRST_PAUSE
@@ -144,6 +151,18 @@ def is_local(uri: str) -> bool:
         uri: Path or URI.
     """
     return "://" not in uri or uri.startswith("file://")
+
+
+def is_answered(error: Exception) -> bool:
+    """Return whether a storage is there, but does not answer the request now: it is overloaded or disturbed.
+
+    Args:
+        error: What the request has raised.
+    """
+    status = getattr(error, "status", None)  # of aiohttp's ClientResponseError
+    if isinstance(status, int):
+        return status >= 500 or status in (408, 429)
+    return _OVERLOADED.search(str(error)) is not None
 
 
 def _is_permanent(error: Exception) -> bool:

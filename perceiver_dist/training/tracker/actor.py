@@ -9,6 +9,7 @@ preemption: records go to a queue (`perceiver_dist/tracking/background_writer.py
 import os
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,29 +19,27 @@ from perceiver_dist.checkpoint.manifest import StoredFile, TrainingProgress
 from perceiver_dist.checkpoint.retention import CheckpointList, StartingPoint
 from perceiver_dist.checkpoint.run_folder import CONFIG, ERRORS, QUARANTINE, RESULT, RunFolder
 from perceiver_dist.config.command_line import to_yaml
-from perceiver_dist.config.flatten import flatten, to_nested
 from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.errors import InternalError, UserError
 from perceiver_dist.metrics.undefined import why_undefined
-from perceiver_dist.tracking.mlflow_environment import DEFAULT_EXPERIMENT
 from perceiver_dist.tracking.mlflow_store import RunStatus
 from perceiver_dist.training.tracker.failures import RankFailure, errors_reported
 from perceiver_dist.training.tracker.fenced import FencedRecord
+from perceiver_dist.training.tracker.history import History
 from perceiver_dist.training.tracker.logged_metrics import (
     EvaluationMetrics,
     LoggedMetrics,
     StepMetrics,
     evaluations_in,
-    from_jsonl,
-    to_jsonl,
 )
 from perceiver_dist.training.tracker.prometheus import PrometheusMetrics
 from perceiver_dist.training.tracker.quarantine import Quarantine
 from perceiver_dist.training.tracker.restarts import FailureBudget
-from perceiver_dist.training.tracker.sample_log import samples_from_jsonl, samples_to_jsonl
+from perceiver_dist.training.tracker.sample_log import SampleLog
 from perceiver_dist.training.tracker.status import TrainingStatus
 from perceiver_dist.training.tracker.throughput import ThroughputMeter
-from pipelines.storage.files import STORAGE_ERRORS, copy_file, read_text, reason_of, write_text
+from pipelines.storage.files import STORAGE_ERRORS, copy_file, reason_of, write_text
+from pipelines.storage.retry import PATIENCE_SECONDS
 from pipelines.units.unit_maker import BadSample
 
 if TYPE_CHECKING:
@@ -67,10 +66,10 @@ class Tracker(FencedRecord):
         self._status = TrainingStatus()
         self._throughput = ThroughputMeter()
         self._prometheus = PrometheusMetrics(config.storage.run_name or "")
-        self._history = from_jsonl(read_text(folder.metrics) or "")
-        self._status.evaluations = evaluations_in(self._history)
-        self._samples = samples_from_jsonl(read_text(folder.samples) or "")
-        self._quarantine = Quarantine(read_text(folder.quarantine))
+        self._history = History(folder.metrics)
+        self._status.evaluations = evaluations_in(self._history.entries)
+        self._samples = SampleLog(folder.samples)
+        self._quarantine = Quarantine(folder.quarantine)
         self._status.quarantined = len(self._quarantine)
         self._reported_quarantine = False
         self._failure_budget = FailureBudget(config.train.max_failures)
@@ -93,26 +92,10 @@ class Tracker(FencedRecord):
         """
         os.environ.update(environment)
         # Here and not at the top: MLflow takes seconds, which the driver would spend too, since it imports this class.
-        from perceiver_dist.tracking.background_writer import BackgroundWriter
-        from perceiver_dist.tracking.mlflow_run import MlflowRun, new_identity
+        from perceiver_dist.training.tracker.mlflow_record import open_record
 
-        config, folder = self._config, self._folder
-        run_id = read_text(folder.mlflow_run_id)
-        identity = read_text(folder.identity) or new_identity()
-        # Before the run is opened in MLflow: if this process is killed in between, the run is found again by it.
-        write_text(folder.identity, identity)
-        self._writer = BackgroundWriter(config.tracking.uri or "", folder.outbox)
-        self._log = MlflowRun(
-            self._writer,
-            config.tracking.experiment or DEFAULT_EXPERIMENT,
-            config.storage.run_name or "",
-            run_id,
-            {**flatten(to_nested(config)), **self._model_facts},
-            {"sources": ",".join(config.heads), "zero_stage": str(config.deepspeed.zero_stage)},
-            identity,
-        )
-        write_text(folder.mlflow_run_id, self._log.run_id)
-        self._log.text(CONFIG, to_yaml(config))
+        self._writer, self._log = open_record(self._config, self._folder, self._model_facts)
+        self._log.text(CONFIG, to_yaml(self._config))
         return self._log.run_id
 
     def report(self, line: str) -> None:
@@ -138,6 +121,11 @@ class Tracker(FencedRecord):
             return self._checkpoints.choose_starting_point()
         except UserError as error:
             self.stop_for(str(error))
+            raise
+        except STORAGE_ERRORS as error:
+            self.stop_for(
+                f"{self._folder.uri} cannot be read ({reason_of(error)}); start the run again later"
+            )
             raise
 
     def count_start(self) -> str:
@@ -182,7 +170,7 @@ class Tracker(FencedRecord):
         file = f"{ERRORS}/{name}.txt"
         self._log.text(file, text)
         try:
-            write_text(self._folder.file(file), text)
+            write_text(self._folder.file(file), text, patience=0)
         except STORAGE_ERRORS as error:
             self._status.messages.append(f"{file} could not be written ({reason_of(error)})")
 
@@ -246,9 +234,9 @@ class Tracker(FencedRecord):
         self._status.raised = False
         self._throughput = ThroughputMeter()
         # The steps after the checkpoint are taken and logged again.
-        self._history = [metrics for metrics in self._history if metrics.step <= step]
-        self._status.evaluations = evaluations_in(self._history)
-        self._samples = {number: units for number, units in self._samples.items() if number < step}
+        self._history.drop_after(step)
+        self._status.evaluations = evaluations_in(self._history.entries)
+        self._samples.drop_from(step)
 
     @errors_reported
     def trained(self, metrics: StepMetrics) -> None:
@@ -277,10 +265,11 @@ class Tracker(FencedRecord):
         for line in filter(None, map(why_undefined, metrics.sources, metrics.sources.values())):
             self.report(f"warning: {line}")
         self._record(metrics)
-        # A full disk must not end the training; the metrics are kept, and written with the next evaluation.
+        # A full disk or a storage that is away must not end the training, nor keep the ranks waiting; the metrics are
+        # kept, and written with the next checkpoint.
         try:
             self._draw(scores)
-            self.save()
+            self.save(patience=0)
         except STORAGE_ERRORS as error:
             self._status.messages.append(
                 f"record of step {step} could not be written ({reason_of(error)}); training continues"
@@ -295,7 +284,7 @@ class Tracker(FencedRecord):
             unit: Number of the unit.
             keys: Shard and key of each sample, in the order of the batch.
         """
-        self._samples.setdefault(step, {})[unit] = keys
+        self._samples.add(step, unit, keys)
 
     @errors_reported
     def skipped_step(self, message: str) -> None:
@@ -324,7 +313,9 @@ class Tracker(FencedRecord):
                 f"1 sample could not be used: source '{source}': sample '{key}' of shard {shard}: {reason}; "
                 f"see {QUARANTINE}"
             )
-            self._save_quarantine()
+            # With the next checkpoint at the latest.
+            with suppress(*STORAGE_ERRORS):
+                self._quarantine.save(patience=0)
 
     def bad_reasons(self, source: str, limit: int) -> list[tuple[str, int]]:
         """Return the most frequent reasons of a source's bad samples, each with its number of samples.
@@ -351,17 +342,19 @@ class Tracker(FencedRecord):
         """Return whether the run has been requested to save and stop."""
         return self._status.preempted
 
-    def save(self) -> None:
+    def save(self, patience: float = PATIENCE_SECONDS) -> None:
         """Write metrics, samples and quarantine to the run's folder.
+
+        Args:
+            patience: Seconds for which to retry while remote storage fails.
 
         Raises:
             LeaseLostError: Another job has taken over the run.
         """
         self.check_fence()
-        write_text(self._folder.metrics, to_jsonl(self._history))
-        self._save_quarantine()
-        if self._samples:
-            write_text(self._folder.samples, samples_to_jsonl(self._samples))
+        self._history.save(patience)
+        self._quarantine.save(patience)
+        self._samples.save(patience)
 
     def close(self, status: RunStatus, result: Mapping[str, object]) -> int:
         """Close the record.
@@ -372,19 +365,21 @@ class Tracker(FencedRecord):
 
         Returns:
             Number of records still queued, because MLflow is unavailable.
-        """
-        self.save()
-        # Records of the log come before its closing, which ends the MLflow run.
-        self._log.dictionary(RESULT, result)
-        self._log.close(status)
-        return self._writer.close()
 
-    def _save_quarantine(self) -> None:
-        if len(self._quarantine):
-            write_text(self._folder.quarantine, self._quarantine.text())
+        Raises:
+            OSError: The run's folder cannot be written; MLflow has the record.
+        """
+        try:
+            self.save()
+        finally:
+            # Records of the log come before its closing, which ends the MLflow run.
+            self._log.dictionary(RESULT, result)
+            self._log.close(status)
+            waiting = self._writer.close()
+        return waiting
 
     def _record(self, metrics: LoggedMetrics) -> None:
-        self._history.append(metrics)
+        self._history.add(metrics)
         self._log.metrics(metrics.step, metrics.flat())
 
     def _draw(self, scores: "Mapping[str, Scores]") -> None:
@@ -392,9 +387,9 @@ class Tracker(FencedRecord):
         from perceiver_dist.training.tracker.figures import draw_figures
 
         with tempfile.TemporaryDirectory() as scratch:
-            for path in draw_figures(self._config.sources, scores, self._history, Path(scratch)):
+            for path in draw_figures(self._config.sources, scores, self._history.entries, Path(scratch)):
                 self._keep(path)
 
     def _keep(self, path: Path) -> None:
-        copy_file(str(path), self._folder.file(path.name))
         self._log.artifact(path)
+        copy_file(str(path), self._folder.file(path.name), patience=0)

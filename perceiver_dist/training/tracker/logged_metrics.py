@@ -132,9 +132,10 @@ def from_jsonl(text: str) -> list[LoggedMetrics]:
     """Return what `to_jsonl` was given.
 
     Args:
-        text: Content of metrics.jsonl.
+        text: Content of metrics.jsonl. A last line without an end was being written when its process was killed, and is
+            left out.
     """
-    return [_from_record(numbers(json.loads(line))) for line in text.splitlines()]
+    return [_from_record(numbers(json.loads(line))) for line in text.split("\n")[:-1]]
 
 
 def _from_record(record: dict[str, float]) -> LoggedMetrics:

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 
+from pipelines.storage.files import read_text, write_text
 from pipelines.units.unit_maker import BadSample
 
 
@@ -11,10 +12,12 @@ class Quarantine:
     """The bad samples of a run, as in quarantine.jsonl.
 
     Args:
-        text: Content of the file from an earlier start of the run; None or "" if there is none.
+        uri: Path or URI of the file, which an earlier start of the run may have written; None to keep no file.
     """
 
-    def __init__(self, text: str | None) -> None:
+    def __init__(self, uri: str | None = None) -> None:
+        self._uri = uri
+        text = read_text(uri) if uri is not None else None
         entries = [json.loads(line) for line in (text or "").splitlines()]
         self._entries = {(entry["source"], entry["shard"], entry["key"]): entry for entry in entries}
 
@@ -34,6 +37,18 @@ class Quarantine:
             entry = {"source": source, "shard": shard, "key": key, "reason": reason, "unit": unit}
             # A sample is read again in later epochs and after a restart; its first unit stays.
             self._entries.setdefault((source, shard, key), entry)
+
+    def save(self, patience: float) -> None:
+        """Write the file, if there are samples.
+
+        Args:
+            patience: Seconds for which to retry while remote storage fails.
+
+        Raises:
+            OSError: Storage fails.
+        """
+        if self._entries and self._uri is not None:
+            write_text(self._uri, self.text(), patience)
 
     def text(self) -> str:
         """Return the content of the file, sorted by source, shard and key, so that it does not depend on timing."""

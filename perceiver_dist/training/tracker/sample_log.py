@@ -2,27 +2,53 @@
 
 import json
 
-Samples = dict[int, dict[int, list[str]]]
-"""By step and unit, shard and key of each sample in the order of the batch."""
+from pipelines.storage.files import read_text, write_text
 
 
-def samples_to_jsonl(samples: Samples) -> str:
-    """Return the text of samples.jsonl: a line per step, in order.
-
-    Args:
-        samples: Keys by step and unit.
-    """
-    return "".join(
-        json.dumps({"step": step, "units": {str(unit): units[unit] for unit in sorted(units)}}) + "\n"
-        for step, units in sorted(samples.items())
-    )
-
-
-def samples_from_jsonl(text: str) -> Samples:
-    """Return keys by step and unit.
+class SampleLog:
+    """The samples of every step of a run, as in samples.jsonl.
 
     Args:
-        text: Text of samples.jsonl.
+        uri: Path or URI of the file, which an earlier start of the run may have written.
     """
-    entries = [json.loads(line) for line in text.splitlines()]
-    return {entry["step"]: {int(unit): keys for unit, keys in entry["units"].items()} for entry in entries}
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        entries = [json.loads(line) for line in (read_text(uri) or "").splitlines()]
+        self._steps: dict[int, dict[int, list[str]]] = {
+            entry["step"]: {int(unit): keys for unit, keys in entry["units"].items()} for entry in entries
+        }
+
+    def add(self, step: int, unit: int, keys: list[str]) -> None:
+        """Add a unit.
+
+        Args:
+            step: The optimizer step, from 0.
+            unit: Number of the unit.
+            keys: Shard and key of each sample, in the order of the batch.
+        """
+        self._steps.setdefault(step, {})[unit] = keys
+
+    def drop_from(self, step: int) -> None:
+        """Drop the steps from a number on, which will be taken again.
+
+        Args:
+            step: The first of them.
+        """
+        self._steps = {number: units for number, units in self._steps.items() if number < step}
+
+    def save(self, patience: float) -> None:
+        """Write the file, if there are samples: a line per step, in order.
+
+        Args:
+            patience: Seconds for which to retry while remote storage fails.
+
+        Raises:
+            OSError: Storage fails.
+        """
+        if self._steps:
+            lines = [
+                json.dumps({"step": step, "units": {str(unit): units[unit] for unit in sorted(units)}}) + "\n"
+                for step, units in sorted(self._steps.items())
+            ]
+            write_text(self._uri, "".join(lines), patience)

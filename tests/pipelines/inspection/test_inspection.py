@@ -157,7 +157,7 @@ def test_lint_exits_with_1_and_writes_bad_samples_as_a_quarantine(
     assert job(["lint", *options, "--out", str(out)]) == 1
     entries = [json.loads(line) for line in out.read_text().splitlines()]
     assert [entry["key"] for entry in entries] == [str(len(GOOD) + number) for number in range(len(FAULTS))]
-    assert Quarantine(out.read_text()).text() == out.read_text()
+    assert Quarantine(str(out)).text() == out.read_text()
     printed = capsys.readouterr()
     assert f"{shard} 4" in printed.out
     assert "samples: 10, of which 4 are good and 6 bad" in printed.out
