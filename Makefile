@@ -13,7 +13,7 @@ INSTALL_DATA_PEERS = .venv/bin/pip install -q --disable-pip-version-check --targ
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train search test test-runs test-long faults fuzz test-gpu test-transformers test-onnx test-peers benchmark-model benchmark-data benchmark-gpu lint hooks docs ui mlflow-server laptop-cluster
+.PHONY: help setup train search test test-runs test-long faults chaos soak fuzz test-gpu test-transformers test-onnx test-peers benchmark-model benchmark-data benchmark-gpu lint hooks docs ui mlflow-server laptop-cluster
 
 help:  ## list all targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 24
@@ -39,6 +39,12 @@ test-long: .venv/.installed  ## run slow end-to-end tests (full disks, MLflow ou
 
 faults: .venv/.installed  ## test fault tolerance: kill workers, nodes and drivers at 36 random moments, compare with undisturbed runs
 	@.venv/bin/pytest -m faults -s $(ARGS)
+
+chaos: .venv/.installed  ## test with stores, MLflow, networks, clocks and disks that fail at random moments: about an hour
+	@.venv/bin/pytest -m chaos -s tests/integration/chaos $(ARGS)
+
+soak: .venv/.installed  ## train for two hours and measure whether memory, files, threads and shared memory stay flat
+	@.venv/bin/python jobs/benchmark.py soak --table soak.csv --figure soak.png $(ARGS)
 
 fuzz: .venv/.installed  ## decode thousands of damaged files and report the outcomes: some minutes
 	@.venv/bin/pytest -m fuzz -s $(ARGS)

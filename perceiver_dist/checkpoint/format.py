@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from perceiver_dist.checkpoint.manifest import CHUNK, StoredFile, TrainingProgress, read_manifest
 from perceiver_dist.errors import UserError
 from pipelines.storage.files import join, open_storage, write_chunks
-from pipelines.storage.retry import patiently
+from pipelines.storage.retry import retried
 
 Chunk = bytes | memoryview
 """A piece of a file that is being written."""
@@ -143,7 +143,7 @@ def write_rank_file(
         write_chunks(uri, watched(_hashed(chunks, digest)))
         return digest.hexdigest()
 
-    sha256 = patiently(write, uri, reads=False)
+    sha256 = retried(write, uri, reads=False)
     return StoredFile(uri.rpartition("/")[2], len(header) + len(content), sha256)
 
 
@@ -313,4 +313,4 @@ def _read_range(uri: str, offset: int, size: int) -> bytearray:
         return content
 
     # Not as a small file: a part of a checkpoint may take minutes.
-    return patiently(read, uri, reads=False)
+    return retried(read, uri, reads=False)

@@ -34,7 +34,7 @@ from pipelines.storage.files import (
     reason_of,
     write_text,
 )
-from pipelines.storage.retry import PATIENCE_SECONDS
+from pipelines.storage.retry import RETRY_SECONDS
 
 LEASE = "lease.json"
 
@@ -45,7 +45,7 @@ _SECONDS_UNTIL_OVER = 60.0
 """Time without a renewal after which a lease is over: several renewals, since a storage may be slow or away."""
 _SECONDS_BETWEEN_CHECKS = 5.0
 """How often a process that writes reads the lease: few requests, and far below the minute until a lease is over."""
-_PATIENCE_AT_END = 10.0
+_RETRY_SECONDS_AT_END = 10.0
 """How long a job that ends retries to give its lease back while the storage fails: another machine's then waits."""
 _SECONDS_BETWEEN_LOOKS = 3.0
 """How often a job that waits reads the lease."""
@@ -159,8 +159,8 @@ class Lease:
         self._thread.join()
         # The next job takes a lease that could not be deleted once it is over.
         with suppress(*STORAGE_ERRORS):
-            if self._found_other(_PATIENCE_AT_END) is None:
-                delete(self._file, _PATIENCE_AT_END)
+            if self._found_other(_RETRY_SECONDS_AT_END) is None:
+                delete(self._file, _RETRY_SECONDS_AT_END)
                 # A job that was refused before it wrote anything leaves no folder. Other storages have no empty ones.
                 if "://" not in self._folder and not list_folder(self._folder):
                     Path(self._folder).rmdir()
@@ -225,20 +225,20 @@ class Lease:
             looked_at = time.monotonic()
             # A storage that is away keeps others from taking the lease as well.
             with suppress(*STORAGE_ERRORS):
-                self._lost = self._found_other(patience=0)
+                self._lost = self._found_other(retry_seconds=0)
                 if self._lost is not None:
                     return
                 # If this process was stopped since it looked, it looks once more.
                 if time.monotonic() - looked_at < self._until_over:
-                    self._renew(patience=0)
+                    self._renew(retry_seconds=0)
 
-    def _renew(self, patience: float = PATIENCE_SECONDS) -> None:
+    def _renew(self, retry_seconds: float = RETRY_SECONDS) -> None:
         self._renewals += 1
         content = {**asdict(self._me), "renewals": self._renewals}
-        write_text(self._file, json.dumps(content, indent=1) + "\n", patience)
+        write_text(self._file, json.dumps(content, indent=1) + "\n", retry_seconds)
 
-    def _found_other(self, patience: float = PATIENCE_SECONDS) -> Holder | None:
-        return _other_holder(self._file, self._me.id, patience)
+    def _found_other(self, retry_seconds: float = RETRY_SECONDS) -> Holder | None:
+        return _other_holder(self._file, self._me.id, retry_seconds)
 
 
 class Fence:
@@ -267,7 +267,7 @@ class Fence:
         if now - self._looked_at < _SECONDS_BETWEEN_CHECKS:
             return
         try:
-            holder = _other_holder(self._file, self._lease, patience=0)
+            holder = _other_holder(self._file, self._lease, retry_seconds=0)
         except STORAGE_ERRORS:
             # Whoever cannot read here cannot write either. Nor may each message wait for a storage that is away.
             self._looked_at = time.monotonic()
@@ -277,9 +277,9 @@ class Fence:
         self._looked_at = now
 
 
-def _other_holder(file: str, lease: str, patience: float) -> Holder | None:
+def _other_holder(file: str, lease: str, retry_seconds: float) -> Holder | None:
     """Return who holds a lease, if it is not `lease`. One that somebody deleted is still the job's."""
-    found = read_text(file, patience)
+    found = read_text(file, retry_seconds)
     holder = _parse(found) if found is not None else None
     return holder if holder is not None and holder.id != lease else None
 

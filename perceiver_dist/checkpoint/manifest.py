@@ -21,7 +21,7 @@ from pipelines.storage.files import (
     reason_of,
     write_text,
 )
-from pipelines.storage.retry import patiently
+from pipelines.storage.retry import retried
 
 MANIFEST = "manifest.json"
 _LOSSES = "unlogged_losses"
@@ -198,4 +198,4 @@ def _digest(uri: str) -> str:
                 digest.update(chunk)
         return digest.hexdigest()
 
-    return patiently(read, uri, reads=False)
+    return retried(read, uri, reads=False)

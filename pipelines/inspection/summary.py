@@ -14,7 +14,7 @@ from pipelines.fields import FIELD_MODALITY
 from pipelines.inspection.headers import Measures, measure
 from pipelines.inspection.sample_check import LabelRules
 from pipelines.inspection.shard_access import draw_samples, map_samples
-from pipelines.shards.sample_reader import RawSample, index_table
+from pipelines.shards.sample_reader import RawSample, stored_index
 from pipelines.shards.shard_index import SourceIndex
 from pipelines.shards.source import DEFAULT_DATA
 
@@ -153,7 +153,7 @@ def _count_index(index: SourceIndex) -> tuple[Counter[tuple[str, ...]], int, int
     keys: list[pa.ChunkedArray] = []
     refused = 0
     for shard in index.shards:
-        table = index_table(shard.index, DEFAULT_DATA.storage_seconds)
+        table = stored_index(shard, DEFAULT_DATA.storage_seconds)
         keys.append(table["key"])
         refused += pc.sum(pc.not_equal(table["problem"], "")).as_py()
         for entry in pc.value_counts(pc.binary_join(table["fields"], _SEPARATOR)).to_pylist():

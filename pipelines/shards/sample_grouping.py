@@ -18,20 +18,20 @@ class IndexRow:
     """A sample while its fields are collected.
 
     Attributes:
-        fields: Offset and length by field.
+        fields: Offset, length and CRC-32 by field.
         problem: The first problem found; "" for none.
     """
 
-    fields: dict[str, tuple[int, int]] = field(default_factory=dict)
+    fields: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     problem: str = ""
 
 
-def group_by_key(uri: str, members: Iterator[tarfile.TarInfo]) -> tuple[dict[str, IndexRow], int]:
+def group_by_key(uri: str, members: Iterator[tuple[tarfile.TarInfo, int]]) -> tuple[dict[str, IndexRow], int]:
     """Group members into samples by the WebDataset convention: KEY.FIELD, where the key ends at the name's first dot.
 
     Args:
         uri: The shard, for errors.
-        members: Its files.
+        members: Its files, with the CRC-32 of each.
 
     Returns:
         The samples by key, in the order of their first members, and the number of members that are no part of one.
@@ -41,7 +41,7 @@ def group_by_key(uri: str, members: Iterator[tarfile.TarInfo]) -> tuple[dict[str
     """
     samples: dict[str, IndexRow] = {}
     strays = 0
-    for member in members:
+    for member, checksum in members:
         folder, slash, name = member.name.rpartition("/")
         stem, dot, extension = name.partition(".")
         if not (stem and dot and extension) or (stem.startswith("__") and stem.endswith("__")):
@@ -50,7 +50,7 @@ def group_by_key(uri: str, members: Iterator[tarfile.TarInfo]) -> tuple[dict[str
         key, name = folder + slash + stem, extension.lower()
         row = samples.setdefault(key, IndexRow())
         row.problem = row.problem or _problem(key, name, member, row)
-        row.fields[name] = (member.offset_data, member.size)
+        row.fields[name] = (member.offset_data, member.size, checksum)
     if not samples:
         raise ShardError(f"shard {uri}: holds no samples (files named KEY.FIELD); leave it out")
     alone = _keys_without_media(samples)

@@ -4,16 +4,16 @@ On object storage the number of requests limits the throughput, so samples that 
 plan provides neighbours: it shuffles chunks of `data.chunk_size` consecutive samples, not single samples.
 """
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipelines.shards.shard_index import ShardSummary, SourceIndex
+from pipelines.shards.shard_index import ShardSummary, SourceIndex, index_table
 from pipelines.shards.source import DEFAULT_DATA, DataConfig
-from pipelines.storage.files import open_storage
 from pipelines.storage.retry import with_retries
 from pipelines.storage.shard_file import ShardFile
 
@@ -95,15 +95,15 @@ def _read_rows(
             key=entry["key"],
             problem=entry["problem"],
             spans={
-                field: (offset, length)
-                for field, offset, length in zip(
-                    entry["fields"], entry["offsets"], entry["lengths"], strict=True
+                field: Span(*where)
+                for field, *where in zip(
+                    entry["fields"], entry["offsets"], entry["lengths"], entry["checksums"], strict=True
                 )
                 if field in wanted
             },
             unread=tuple(field for field in entry["fields"] if field not in wanted),
         )
-        for entry in index_table(shard.index, data.storage_seconds).slice(row, count).to_pylist()
+        for entry in stored_index(shard, data.storage_seconds).slice(row, count).to_pylist()
     ]
     entries = [entry.checked(data.limits.field_bytes) for entry in entries]
     content = _read_spans(
@@ -114,25 +114,39 @@ def _read_rows(
             shard.shown_uri,
             entry.key,
             {field: content[span] for field, span in entry.spans.items()},
-            entry.problem,
+            entry.problem or _damage(entry, content),
             entry.unread,
         )
         for entry in entries
     ]
 
 
+class Span(NamedTuple):
+    """Where a field is in its shard.
+
+    Attributes:
+        offset: Its first byte.
+        length: Number of bytes.
+        checksum: CRC-32 of its content when the shard was indexed.
+    """
+
+    offset: int
+    length: int
+    checksum: int
+
+
 @dataclass(frozen=True)
 class _Entry:
-    """A sample's index row: key, known problem, (offset, length) of the wanted fields, and names of the others."""
+    """A sample's index row: key, known problem, spans of the wanted fields, and names of the others."""
 
     key: str
     problem: str
-    spans: dict[str, tuple[int, int]]
+    spans: dict[str, Span]
     unread: tuple[str, ...]
 
     def checked(self, max_bytes: int) -> "_Entry":
         """Return the entry; without spans, so that nothing is read, if the sample has a problem or is too large."""
-        too_large = [(field, length) for field, (_, length) in self.spans.items() if length > max_bytes]
+        too_large = [(field, span.length) for field, span in self.spans.items() if span.length > max_bytes]
         problem = self.problem
         if too_large and not problem:
             field, length = too_large[0]
@@ -140,23 +154,46 @@ class _Entry:
         return replace(self, problem=problem, spans={}) if problem else self
 
 
-def _read_spans(
-    shard: ShardSummary, spans: list[tuple[int, int]], storage_seconds: float
-) -> dict[tuple[int, int], bytes]:
-    """Read sorted (offset, length) spans; those at most `_MAX_GAP_BYTES` apart share a request."""
-    data: dict[tuple[int, int], bytes] = {}
+def _damage(entry: _Entry, content: dict[Span, bytes]) -> str:
+    """Return which field is not the indexed one; "" if all are. From remote storage only those are accepted."""
+    for field, span in entry.spans.items():
+        if zlib.crc32(content[span]) != span.checksum:
+            return f"field '{field}' has changed since the shard was indexed"
+    return ""
+
+
+def _read_spans(shard: ShardSummary, spans: list[Span], storage_seconds: float) -> dict[Span, bytes]:
+    """Read sorted spans; those at most `_MAX_GAP_BYTES` apart share a request."""
+    data: dict[Span, bytes] = {}
     start = 0
     while start < len(spans):
-        stop, end = start + 1, sum(spans[start])
-        while stop < len(spans) and spans[stop][0] - end <= _MAX_GAP_BYTES:
-            end = max(end, sum(spans[stop]))
+        stop, end = start + 1, spans[start].offset + spans[start].length
+        while stop < len(spans) and spans[stop].offset - end <= _MAX_GAP_BYTES:
+            end = max(end, spans[stop].offset + spans[stop].length)
             stop += 1
-        base = spans[start][0]
-        block = _open_shard(shard.uri, shard.bytes, storage_seconds).read_at(end - base, base)
-        for offset, length in spans[start:stop]:
-            data[offset, length] = block[offset - base : offset - base + length]
+        together = spans[start:stop]
+        base = together[0].offset
+        block = _open_shard(shard.uri, shard.bytes, storage_seconds).read_at(
+            end - base, base, partial(_check, together)
+        )
+        data.update((span, _part(block, base, span)) for span in together)
         start = stop
     return data
+
+
+def _part(block: bytes, base: int, span: Span) -> bytes:
+    return block[span.offset - base : span.offset - base + span.length]
+
+
+def _check(spans: list[Span], block: bytes) -> None:
+    """Check what a remote storage has sent: it may be another object, or nothing, in the right length.
+
+    Raises:
+        OSError: It is not what was indexed.
+    """
+    base = spans[0].offset
+    if any(zlib.crc32(_part(block, base, span)) != span.checksum for span in spans):
+        raise OSError(f"what came at byte {base} is not what was indexed")
 
 
 @lru_cache(maxsize=_MAX_OPEN_SHARDS)
@@ -165,19 +202,14 @@ def _open_shard(uri: str, size: int, storage_seconds: float) -> ShardFile:
 
 
 @lru_cache(maxsize=_MAX_INDEX_TABLES)
-def index_table(uri: str, storage_seconds: float) -> pa.Table:
-    """Return a shard's index: a row per sample with its key, problem, and the name, offset and length of each field.
+def stored_index(shard: ShardSummary, storage_seconds: float) -> pa.Table:
+    """Return a shard's index, as `index_table` does; it is kept in memory.
 
     Args:
-        uri: Path or URI of the index file.
+        shard: The shard.
         storage_seconds: Seconds for which requests to failing remote storage are retried.
 
     Raises:
         ShardError: Storage fails.
     """
-
-    def read() -> pa.Table:
-        filesystem, path = open_storage(uri)
-        return pq.read_table(path, filesystem=filesystem)
-
-    return with_retries(read, f"index {uri}", uri, storage_seconds)
+    return with_retries(lambda: index_table(shard), f"index {shard.index}", shard.index, storage_seconds)

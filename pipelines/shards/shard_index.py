@@ -1,7 +1,8 @@
 """Index of a source: the byte range of every field of every sample, for random access to tar shards.
 
 Each shard has one Parquet file, made by reading the shard once from end to end. It has a row per sample with its key
-and, for each field, name, byte offset and length. Its metadata holds the shard's size, modification time and SHA-256.
+and, for each field, name, byte offset, length and CRC-32. Its metadata holds the shard's size, modification time and
+SHA-256.
 Fields are grouped by key wherever they are in the tar, so members may have any order. A shard is indexed once: the name
 of its index file is a hash of its URI, size and modification time.
 
@@ -13,6 +14,7 @@ keeps its sample number and the order of all others, and is rejected as a bad sa
 import hashlib
 import json
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -29,11 +31,11 @@ from pipelines.errors import ShardError
 from pipelines.shards.sample_grouping import IndexRow, group_by_key
 from pipelines.shards.source import DEFAULT_DATA
 from pipelines.storage.files import file_info, join, open_storage
-from pipelines.storage.retry import with_retries
+from pipelines.storage.retry import is_local, with_retries
 from pipelines.storage.shard_file import ShardFile, open_web_file
 from pipelines.storage.signatures import hide_signatures
 
-_FORMAT = 3
+_FORMAT = 4
 """Version of the index files, part of their names. Increase it when they change, so that old ones are not found."""
 
 _METADATA_KEY = b"shard"
@@ -194,18 +196,54 @@ def find_index(
     # Without the signature, so that a shard is not indexed again whenever its address is signed again.
     name = hashlib.sha256(f"{_FORMAT}|{shown}|{size}|{modified}".encode()).hexdigest()[:24]
     index_uri = join(index_directory, f"{name}.parquet")
-    stored = with_retries(lambda: _read_summary(index_uri), f"index {index_uri}", index_uri, storage_seconds)
-    if stored is None:
-        return ShardSummary(uri, index_uri, size, modified, sha256="", samples=0), False
-    return ShardSummary(**{**json.loads(stored), "uri": uri, "index": index_uri}), True
+    expected = ShardSummary(uri, index_uri, size, modified, sha256="", samples=0)
+    found = with_retries(lambda: _read_summary(expected), f"index {index_uri}", index_uri, storage_seconds)
+    return found or expected, found is not None
 
 
-def _read_summary(index_uri: str) -> bytes | None:
-    if file_info(index_uri).type is not fs.FileType.File:
+def _read_summary(expected: ShardSummary) -> ShardSummary | None:
+    """Return the summary in the index of a shard; None if it is not indexed.
+
+    Raises:
+        OSError: Storage fails, or sends something else.
+    """
+    if file_info(expected.index).type is not fs.FileType.File:
         return None
-    filesystem, path = open_storage(index_uri)
-    metadata: dict[bytes, bytes] = pq.read_schema(path, filesystem=filesystem).metadata
-    return metadata[_METADATA_KEY]
+    try:
+        filesystem, path = open_storage(expected.index)
+        stored = json.loads(pq.read_schema(path, filesystem=filesystem).metadata[_METADATA_KEY])
+        found = ShardSummary(**{**stored, "uri": expected.uri, "index": expected.index})
+    except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+        if is_local(expected.index):
+            return None  # damaged: the shard is indexed again
+        raise OSError(f"what came is no index ({str(error).splitlines()[0]})") from error
+    if (found.bytes, found.modified, stored["uri"]) != (
+        expected.bytes,
+        expected.modified,
+        expected.shown_uri,
+    ):
+        raise OSError(f"the index of {stored['uri']} came instead")
+    return found
+
+
+def index_table(shard: ShardSummary) -> pa.Table:
+    """Return a shard's index: a row per sample with key, problem, and each field's name, offset, length and CRC-32.
+
+    Args:
+        shard: The shard.
+
+    Raises:
+        OSError: Storage fails, or sends something else.
+    """
+    filesystem, path = open_storage(shard.index)
+    try:
+        table = pq.read_table(path, filesystem=filesystem)
+        stored = json.loads(table.schema.metadata[_METADATA_KEY])
+    except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+        raise OSError(f"what came is no index ({str(error).splitlines()[0]})") from error
+    if stored["sha256"] != shard.sha256:
+        raise OSError(f"the index of {stored['uri']} came instead")
+    return table
 
 
 def index_shard(
@@ -279,8 +317,10 @@ class _HashingStream:
         return self._digest.hexdigest()
 
 
-def _members(uri: str, size: int, stream: _HashingStream) -> Iterator[tarfile.TarInfo]:
-    """Yield the members of a tar except folders, then read to its end, so that the digest covers the whole shard.
+def _members(uri: str, size: int, stream: _HashingStream) -> Iterator[tuple[tarfile.TarInfo, int]]:
+    """Yield the members of a tar except folders, each with the CRC-32 of its content.
+
+    Then read to the end, so that the digest covers the whole shard.
 
     Raises:
         ShardError: The file is empty, compressed, truncated, damaged or not a tar.
@@ -291,7 +331,7 @@ def _members(uri: str, size: int, stream: _HashingStream) -> Iterator[tarfile.Ta
         with tarfile.open(fileobj=stream, mode="r|", **options) as archive:  # type: ignore[call-overload]
             for member in archive:
                 if not member.isdir():
-                    yield member
+                    yield member, _checksum(archive, member)
             end = archive.offset
     except tarfile.TarError as error:
         compression = _COMPRESSION.get(stream.start[:2])
@@ -319,6 +359,15 @@ def _members(uri: str, size: int, stream: _HashingStream) -> Iterator[tarfile.Ta
         )
 
 
+def _checksum(archive: tarfile.TarFile, member: tarfile.TarInfo) -> int:
+    """Return the CRC-32 of a member's content; 0 of one that is no plain file, which is not read as a field."""
+    checksum = 0
+    content = archive.extractfile(member) if member.isreg() and not member.issparse() else None
+    while content is not None and (piece := content.read(_READ_BYTES)):
+        checksum = zlib.crc32(piece, checksum)
+    return checksum
+
+
 def _write_index(summary: ShardSummary, rows: dict[str, IndexRow]) -> None:
     filesystem, path = open_storage(summary.index)
     spans = [row.fields.values() for row in rows.values()]
@@ -326,8 +375,9 @@ def _write_index(summary: ShardSummary, rows: dict[str, IndexRow]) -> None:
         "key": pa.array(rows.keys(), pa.string()),
         "problem": pa.array([row.problem for row in rows.values()], pa.string()),
         "fields": pa.array([list(row.fields) for row in rows.values()], pa.list_(pa.string())),
-        "offsets": pa.array([[offset for offset, _ in of] for of in spans], pa.list_(pa.int64())),
-        "lengths": pa.array([[length for _, length in of] for of in spans], pa.list_(pa.int64())),
+        "offsets": pa.array([[offset for offset, *_ in of] for of in spans], pa.list_(pa.int64())),
+        "lengths": pa.array([[length for _, length, _ in of] for of in spans], pa.list_(pa.int64())),
+        "checksums": pa.array([[checksum for *_, checksum in of] for of in spans], pa.list_(pa.uint32())),
     }
     metadata: dict[Any, Any] = {_METADATA_KEY: json.dumps(asdict(replace(summary, uri=summary.shown_uri)))}
     table = pa.table(columns).replace_schema_metadata(metadata)

@@ -3,8 +3,7 @@
 Small files are written atomically: to `NAME.partial` first, then renamed, so that a reader sees the old file or the new
 one, never half of one. On object stores, which have no rename, pyarrow copies and deletes.
 
-What reads and writes small files retries for `PATIENCE_SECONDS` while remote storage fails, unless it is given another
-patience.
+What reads and writes small files retries for `RETRY_SECONDS` while remote storage fails, unless it is told otherwise.
 """
 
 import os
@@ -19,7 +18,7 @@ from aiohttp import ClientError
 from pyarrow import fs
 
 from perceiver_dist.errors import UserError
-from pipelines.storage.retry import PATIENCE_SECONDS, is_answered, is_local, patiently
+from pipelines.storage.retry import RETRY_SECONDS, is_answered, is_local, retried
 from pipelines.storage.s3 import open_s3
 from pipelines.storage.signatures import hide_signatures
 from pipelines.storage.web_file import is_web, look_up, web_filesystem
@@ -40,7 +39,7 @@ _PROBE_BYTES = 4096
 """What a check writes: a block of most file systems."""
 
 
-_PATIENCE_AT_START = 30.0
+_RETRY_SECONDS_AT_START = 30.0
 """Seconds for which a check retries while somebody waits for it."""
 
 
@@ -136,17 +135,17 @@ def file_info(uri: str) -> fs.FileInfo:
     return fs.FileInfo(path, fs.FileType.File, size=found["size"], mtime=found.get("mtime"))
 
 
-def is_file(uri: str, patience: float = PATIENCE_SECONDS) -> bool:
+def is_file(uri: str, retry_seconds: float = RETRY_SECONDS) -> bool:
     """Return whether there is a file.
 
     Args:
         uri: Path or URI.
-        patience: Seconds for which to retry while remote storage fails.
+        retry_seconds: Seconds for which to retry while remote storage fails.
 
     Raises:
         OSError: Storage fails.
     """
-    return patiently(lambda: file_info(uri), uri, patience, reads=True).type is fs.FileType.File
+    return retried(lambda: file_info(uri), uri, retry_seconds, reads=True).type is fs.FileType.File
 
 
 def join(base: str, *parts: str) -> str:
@@ -168,32 +167,32 @@ def folder_of(path: str) -> str:
     return absolute_uri(path).rpartition("/")[0]
 
 
-def write_text(uri: str, content: str, patience: float = PATIENCE_SECONDS) -> None:
+def write_text(uri: str, content: str, retry_seconds: float = RETRY_SECONDS) -> None:
     """Write a small text file atomically, as UTF-8.
 
     Args:
         uri: Path or URI; a missing folder is created.
         content: Content of the file.
-        patience: Seconds for which to retry while remote storage fails.
+        retry_seconds: Seconds for which to retry while remote storage fails.
 
     Raises:
         OSError: Storage fails.
     """
-    write_bytes(uri, content.encode(), patience)
+    write_bytes(uri, content.encode(), retry_seconds)
 
 
-def write_bytes(uri: str, data: bytes | pa.Buffer, patience: float = PATIENCE_SECONDS) -> None:
+def write_bytes(uri: str, data: bytes | pa.Buffer, retry_seconds: float = RETRY_SECONDS) -> None:
     """Write a file atomically.
 
     Args:
         uri: Path or URI; a missing folder is created.
         data: Content of the file.
-        patience: Seconds for which to retry while remote storage fails.
+        retry_seconds: Seconds for which to retry while remote storage fails.
 
     Raises:
         OSError: Storage fails.
     """
-    patiently(lambda: _write_once(uri, data), uri, patience, reads=False)
+    retried(lambda: _write_once(uri, data), uri, retry_seconds, reads=False)
 
 
 def _write_once(uri: str, data: bytes | pa.Buffer) -> None:
@@ -209,17 +208,17 @@ def _write_once(uri: str, data: bytes | pa.Buffer) -> None:
     filesystem.move(f"{path}.partial", path)
 
 
-def read_text(uri: str, patience: float = PATIENCE_SECONDS) -> str | None:
+def read_text(uri: str, retry_seconds: float = RETRY_SECONDS) -> str | None:
     """Return the content of a small UTF-8 file, or None if there is no such file.
 
     Args:
         uri: Path or URI.
-        patience: Seconds for which to retry while remote storage fails.
+        retry_seconds: Seconds for which to retry while remote storage fails.
 
     Raises:
         OSError: Storage fails, or sends something else than text of the file's size.
     """
-    return patiently(lambda: _read_once(uri), uri, patience, reads=True)
+    return retried(lambda: _read_once(uri), uri, retry_seconds, reads=True)
 
 
 def _read_once(uri: str) -> str | None:
@@ -246,16 +245,16 @@ def _read_once(uri: str) -> str | None:
         raise OSError(f"what came is not the file ({error})") from error
 
 
-def copy_file(local: str, uri: str, patience: float = PATIENCE_SECONDS) -> None:
+def copy_file(local: str, uri: str, retry_seconds: float = RETRY_SECONDS) -> None:
     """Copy a local file to a path or URI atomically. The file is held in memory as a whole.
 
     Args:
         local: Path of the file.
         uri: Path or URI of the copy; a missing folder is created.
-        patience: Seconds for which to retry while remote storage fails.
+        retry_seconds: Seconds for which to retry while remote storage fails.
     """
     with open(local, "rb") as source:
-        write_bytes(uri, source.read(), patience)
+        write_bytes(uri, source.read(), retry_seconds)
 
 
 def write_chunks(uri: str, chunks: Iterable[bytes | memoryview]) -> None:
@@ -286,37 +285,37 @@ def write_chunks(uri: str, chunks: Iterable[bytes | memoryview]) -> None:
         raise
 
 
-def list_folder(uri: str, patience: float = PATIENCE_SECONDS) -> dict[str, int | None]:
+def list_folder(uri: str, retry_seconds: float = RETRY_SECONDS) -> dict[str, int | None]:
     """Return the entries of a folder by name: a file's size in bytes, None for a folder.
 
     Args:
         uri: Path or URI. A missing folder has no entries.
-        patience: Seconds for which to retry while remote storage fails.
+        retry_seconds: Seconds for which to retry while remote storage fails.
 
     Raises:
         OSError: Storage fails.
     """
     filesystem, path = open_storage(uri)
-    entries = patiently(
+    entries = retried(
         lambda: filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)),
         uri,
-        patience,
+        retry_seconds,
         reads=True,
     )
     return {entry.base_name: entry.size if entry.type is fs.FileType.File else None for entry in entries}
 
 
-def delete(uri: str, patience: float = PATIENCE_SECONDS) -> None:
+def delete(uri: str, retry_seconds: float = RETRY_SECONDS) -> None:
     """Delete a file, or a folder with its content. A missing one is no error.
 
     Args:
         uri: Path or URI.
-        patience: Seconds for which to retry while remote storage fails.
+        retry_seconds: Seconds for which to retry while remote storage fails.
 
     Raises:
         OSError: Storage fails.
     """
-    patiently(lambda: _delete_once(uri), uri, patience, reads=False)
+    retried(lambda: _delete_once(uri), uri, retry_seconds, reads=False)
 
 
 def _delete_once(uri: str) -> None:
@@ -349,7 +348,7 @@ def rename(uri: str, name: str) -> None:
             if [filesystem.get_file_info(file).type for file in (path, target)] != _MOVED:
                 raise
 
-    patiently(move, uri, reads=False)
+    retried(move, uri, reads=False)
 
 
 def reason_of(error: Exception) -> str:
@@ -362,10 +361,10 @@ def reason_of(error: Exception) -> str:
     return os.strerror(number) if number else (str(error) or type(error).__name__).splitlines()[0]
 
 
-def _write_probe(probe: str, patience: float) -> None:
+def _write_probe(probe: str, retry_seconds: float) -> None:
     # A file without content fits on a full disk.
-    write_text(probe, " " * _PROBE_BYTES, patience)
-    delete(probe, patience)
+    write_text(probe, " " * _PROBE_BYTES, retry_seconds)
+    delete(probe, retry_seconds)
 
 
 def check_writable(folder: str, option: str) -> None:
@@ -381,12 +380,12 @@ def check_writable(folder: str, option: str) -> None:
     probe = join(folder, f".writable-{os.getpid()}")
     try:
         try:
-            _write_probe(probe, patience=0)
+            _write_probe(probe, retry_seconds=0)
         except STORAGE_ERRORS as error:
             # A wrong address is noticed at once, but a storage that answers is given some time.
             if not is_answered(error):
                 raise
-            _write_probe(probe, _PATIENCE_AT_START)
+            _write_probe(probe, _RETRY_SECONDS_AT_START)
     except (NotImplementedError, UserError, *STORAGE_ERRORS) as error:
         # fsspec leaves out what a kind of storage cannot do.
         reason = str(error).splitlines()[0] if str(error) else "storage of this kind is read only"

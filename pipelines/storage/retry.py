@@ -1,6 +1,6 @@
 """Retries of storage requests that fail or stall, with exponential backoff and a deadline.
 
-`with_retries` is for shards and indexes, whose loss ends a run with one line, `patiently` for the files of a run, whose
+`with_retries` is for shards and indexes, whose loss ends a run with one line, `retried` for the files of a run, whose
 callers know what to do without them.
 """
 
@@ -29,7 +29,7 @@ _MAX_PAUSE = 10.0
 STALLS = 0.2
 """A request without a response is abandoned after this fraction of the deadline, which leaves time for retries."""
 
-PATIENCE_SECONDS = 120.0
+RETRY_SECONDS = 120.0
 """How long requests for the files of a run are retried: it outlasts usual disturbances, and is less than the time from
 which a run that waits for its storage counts as hung (`data.storage_seconds`)."""
 
@@ -89,8 +89,8 @@ def with_retries(
         ) from error
 
 
-def patiently(
-    request: Callable[[], Result], uri: str, seconds: float = PATIENCE_SECONDS, *, reads: bool
+def retried(
+    request: Callable[[], Result], uri: str, seconds: float = RETRY_SECONDS, *, reads: bool
 ) -> Result:
     """Send a request for a file of a run; retry with growing pauses while remote storage fails.
 

@@ -1,10 +1,12 @@
 """Random access reads from one shard, with retries."""
 
+from collections.abc import Callable
+
 import pyarrow as pa
 
 from pipelines.errors import ShardError
 from pipelines.storage.files import open_file
-from pipelines.storage.retry import STALLS, with_retries
+from pipelines.storage.retry import STALLS, is_local, with_retries
 from pipelines.storage.signatures import hide_signatures
 from pipelines.storage.web_file import WebCopy, WebRanges, is_web, look_up, whole_copy
 
@@ -26,12 +28,13 @@ class ShardFile:
         self._file: pa.NativeFile | None = None
         self._web: WebRanges | WebCopy | None = None
 
-    def read_at(self, length: int, offset: int) -> bytes:
+    def read_at(self, length: int, offset: int, check: Callable[[bytes], None] = lambda _: None) -> bytes:
         """Return a range of bytes.
 
         Args:
             length: Number of bytes.
             offset: Position of the first byte.
+            check: Called with what a remote storage has sent; it is asked again if this raises an OSError.
 
         Raises:
             ShardError: The shard is missing, cannot be read, or its size has changed.
@@ -42,7 +45,7 @@ class ShardFile:
                 self._check_size(web.size())
                 self._web = web
             return with_retries(
-                lambda: self._read_once(length, offset), self._name, self._uri, self._storage_seconds
+                lambda: self._read_once(length, offset, check), self._name, self._uri, self._storage_seconds
             )
         except FileNotFoundError as error:
             raise ShardError(
@@ -54,7 +57,7 @@ class ShardFile:
         if isinstance(self._web, WebCopy):
             self._web.delete()
 
-    def _read_once(self, length: int, offset: int) -> bytes:
+    def _read_once(self, length: int, offset: int, check: Callable[[bytes], None]) -> bytes:
         # The handle is kept only while reads succeed. After a failure or a stall, the retry opens its own: the stalled
         # request may still be using the old one in its thread. Web files have no handle.
         file, self._file = self._web or self._file, None
@@ -64,6 +67,8 @@ class ShardFile:
         content = bytes(file.read_at(length, offset))
         if len(content) != length:
             raise OSError(f"read {len(content)} of {length} bytes at byte {offset}")
+        if not is_local(self._uri):
+            check(content)
         if self._web is None:
             self._file = file
         return content

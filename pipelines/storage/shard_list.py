@@ -82,7 +82,7 @@ def _listed(file: str, source: str) -> Iterator[str]:
     """
     uri = absolute_uri(file)
     try:
-        text = with_retries(lambda: read_text(uri, patience=0), f"list {uri}", uri, _LISTING_SECONDS)
+        text = with_retries(lambda: read_text(uri, retry_seconds=0), f"list {uri}", uri, _LISTING_SECONDS)
     except UnicodeDecodeError as error:
         raise ShardError(f"source '{source}': {uri} is not UTF-8 text; list one shard per line") from error
     lines = [line.strip() for line in (text or "").splitlines()]

@@ -39,7 +39,7 @@ from perceiver_dist.training.tracker.sample_log import SampleLog
 from perceiver_dist.training.tracker.status import TrainingStatus
 from perceiver_dist.training.tracker.throughput import ThroughputMeter
 from pipelines.storage.files import STORAGE_ERRORS, copy_file, reason_of, write_text
-from pipelines.storage.retry import PATIENCE_SECONDS
+from pipelines.storage.retry import RETRY_SECONDS
 from pipelines.units.unit_maker import BadSample
 
 if TYPE_CHECKING:
@@ -122,11 +122,6 @@ class Tracker(FencedRecord):
         except UserError as error:
             self.stop_for(str(error))
             raise
-        except STORAGE_ERRORS as error:
-            self.stop_for(
-                f"{self._folder.uri} cannot be read ({reason_of(error)}); start the run again later"
-            )
-            raise
 
     def count_start(self) -> str:
         """Count a start of the workers; see `FailureBudget.count`."""
@@ -170,7 +165,7 @@ class Tracker(FencedRecord):
         file = f"{ERRORS}/{name}.txt"
         self._log.text(file, text)
         try:
-            write_text(self._folder.file(file), text, patience=0)
+            write_text(self._folder.file(file), text, retry_seconds=0)
         except STORAGE_ERRORS as error:
             self._status.messages.append(f"{file} could not be written ({reason_of(error)})")
 
@@ -269,7 +264,7 @@ class Tracker(FencedRecord):
         # kept, and written with the next checkpoint.
         try:
             self._draw(scores)
-            self.save(patience=0)
+            self._save(retry_seconds=0)
         except STORAGE_ERRORS as error:
             self._status.messages.append(
                 f"record of step {step} could not be written ({reason_of(error)}); training continues"
@@ -315,7 +310,7 @@ class Tracker(FencedRecord):
             )
             # With the next checkpoint at the latest.
             with suppress(*STORAGE_ERRORS):
-                self._quarantine.save(patience=0)
+                self._quarantine.save(retry_seconds=0)
 
     def bad_reasons(self, source: str, limit: int) -> list[tuple[str, int]]:
         """Return the most frequent reasons of a source's bad samples, each with its number of samples.
@@ -342,19 +337,13 @@ class Tracker(FencedRecord):
         """Return whether the run has been requested to save and stop."""
         return self._status.preempted
 
-    def save(self, patience: float = PATIENCE_SECONDS) -> None:
+    def save(self) -> None:
         """Write metrics, samples and quarantine to the run's folder.
-
-        Args:
-            patience: Seconds for which to retry while remote storage fails.
 
         Raises:
             LeaseLostError: Another job has taken over the run.
         """
-        self.check_fence()
-        self._history.save(patience)
-        self._quarantine.save(patience)
-        self._samples.save(patience)
+        self._save(RETRY_SECONDS)
 
     def close(self, status: RunStatus, result: Mapping[str, object]) -> int:
         """Close the record.
@@ -378,6 +367,12 @@ class Tracker(FencedRecord):
             waiting = self._writer.close()
         return waiting
 
+    def _save(self, retry_seconds: float) -> None:
+        self.check_fence()
+        self._history.save(retry_seconds)
+        self._quarantine.save(retry_seconds)
+        self._samples.save(retry_seconds)
+
     def _record(self, metrics: LoggedMetrics) -> None:
         self._history.add(metrics)
         self._log.metrics(metrics.step, metrics.flat())
@@ -392,4 +387,4 @@ class Tracker(FencedRecord):
 
     def _keep(self, path: Path) -> None:
         self._log.artifact(path)
-        copy_file(str(path), self._folder.file(path.name), patience=0)
+        copy_file(str(path), self._folder.file(path.name), retry_seconds=0)

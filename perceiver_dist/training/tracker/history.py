@@ -45,11 +45,11 @@ class History:
         self.entries = [metrics for metrics in self.entries if metrics.step <= step]
         self._stored = self._bytes = 0
 
-    def save(self, patience: float) -> None:
+    def save(self, retry_seconds: float) -> None:
         """Write what the file does not hold yet.
 
         Args:
-            patience: Seconds for which to retry while remote storage fails.
+            retry_seconds: Seconds for which to retry while remote storage fails.
 
         Raises:
             OSError: Storage fails.
@@ -62,7 +62,7 @@ class History:
         else:
             new = to_jsonl(self.entries).encode()
             self._bytes = 0
-            write_text(self._uri, new.decode(), patience)
+            write_text(self._uri, new.decode(), retry_seconds)
         self._stored, self._bytes = number, self._bytes + len(new)
 
     @property

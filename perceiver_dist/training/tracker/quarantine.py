@@ -38,17 +38,17 @@ class Quarantine:
             # A sample is read again in later epochs and after a restart; its first unit stays.
             self._entries.setdefault((source, shard, key), entry)
 
-    def save(self, patience: float) -> None:
+    def save(self, retry_seconds: float) -> None:
         """Write the file, if there are samples.
 
         Args:
-            patience: Seconds for which to retry while remote storage fails.
+            retry_seconds: Seconds for which to retry while remote storage fails.
 
         Raises:
             OSError: Storage fails.
         """
         if self._entries and self._uri is not None:
-            write_text(self._uri, self.text(), patience)
+            write_text(self._uri, self.text(), retry_seconds)
 
     def text(self) -> str:
         """Return the content of the file, sorted by source, shard and key, so that it does not depend on timing."""

@@ -37,11 +37,11 @@ class SampleLog:
         """
         self._steps = {number: units for number, units in self._steps.items() if number < step}
 
-    def save(self, patience: float) -> None:
+    def save(self, retry_seconds: float) -> None:
         """Write the file, if there are samples: a line per step, in order.
 
         Args:
-            patience: Seconds for which to retry while remote storage fails.
+            retry_seconds: Seconds for which to retry while remote storage fails.
 
         Raises:
             OSError: Storage fails.
@@ -51,4 +51,4 @@ class SampleLog:
                 json.dumps({"step": step, "units": {str(unit): units[unit] for unit in sorted(units)}}) + "\n"
                 for step, units in sorted(self._steps.items())
             ]
-            write_text(self._uri, "".join(lines), patience)
+            write_text(self._uri, "".join(lines), retry_seconds)

@@ -2,6 +2,7 @@
 
 import os
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -67,9 +68,9 @@ class RecordingFile:
     def __init__(self, file: ShardFile, ranges: list[tuple[int, int]]) -> None:
         self._file, self._ranges = file, ranges
 
-    def read_at(self, length: int, offset: int) -> bytes:
+    def read_at(self, length: int, offset: int, check: Callable[[bytes], None]) -> bytes:
         self._ranges.append((length, offset))
-        return self._file.read_at(length, offset)
+        return self._file.read_at(length, offset, check)
 
 
 @pytest.fixture
