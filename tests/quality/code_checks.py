@@ -206,6 +206,18 @@ def _annotations(function: Function) -> list[str]:
     return [ast.unparse(annotation) for annotation in (*given, function.returns) if annotation is not None]
 
 
+def wall_clocks(source: str) -> list[str]:
+    """Return calls of `time.time`: a wall clock jumps, so that no duration may come from it."""
+    return [
+        f"{node.lineno}: time.{node.attr}; measure durations with time.monotonic or time.perf_counter"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute)
+        and node.attr in ("time", "time_ns")
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "time"
+    ]
+
+
 def forbidden_statements(source: str) -> list[str]:
     """Return uses of `print` and `assert`, and handlers of all exceptions that do not end in `raise`."""
     offences = []

@@ -50,6 +50,11 @@ PLANTED_CODE: list[tuple[Callable[[str], list[str]], str, list[str]]] = [
         ],
     ),
     (
+        code_checks.wall_clocks,
+        "time.monotonic()\nbegan = time.time()\n",
+        ["2: time.time; measure durations with time.monotonic or time.perf_counter"],
+    ),
+    (
         code_checks.unexplained_ignores,
         "a = 1  # type: ignore\nb = 2  # noqa\n",
         ["1: # type: ignore names no code", "2: # noqa names no code"],

@@ -20,6 +20,15 @@ MODEL = python_files("perceiver_dist/model")
 PIPELINES = python_files("pipelines")
 TESTS = python_files("tests")
 
+WALL_CLOCKS = {
+    "perceiver_dist/tracking/mlflow_run.py": "MLflow's times are dates",
+    "pipelines/storage/web_file.py": "compared with the times of files",
+    "perceiver_dist/benchmarks/start_processes.py": "compared with the kernel's time of a process",
+    "perceiver_dist/benchmarks/import_probe/sitecustomize.py": "compared with that of other processes",
+}
+"""Files that need the time of day, and why."""
+WITHOUT_WALL_CLOCK = [file for file in CODE if file not in WALL_CLOCKS]
+
 SHARED_CONTRACT = frozenset(
     {"perceiver_dist.modalities", "perceiver_dist.errors", "perceiver_dist.range_checks"}
 )
@@ -32,6 +41,7 @@ HABITS: list[tuple[str, list[str], Callable[[str], list[str]]]] = [
     ("raises are documented", CODE, checks.undocumented_raises),
     ("tensors have shapes", MODEL, checks.tensors_without_shapes),
     ("no print, assert or blanket except", LIBRARY, checks.forbidden_statements),
+    ("durations are measured by a clock that does not jump", WITHOUT_WALL_CLOCK, checks.wall_clocks),
     ("ignores name their code", CODE + TESTS, checks.unexplained_ignores),
     ("the model imports torch only", MODEL, lambda source: checks.imports_outside(source, MODEL_IMPORTS)),
     ("pipelines run without torch", PIPELINES, lambda source: checks.imports_under(source, {"torch"})),

@@ -135,7 +135,7 @@ class Place:
         listed = self.s3.list_objects_v2(Bucket=BUCKET, Prefix=f"runs/{name}/").get("Contents", [])
         for entry in listed:
             file = entry["Key"].removeprefix(f"runs/{name}/")
-            if "/" not in file:
+            if file and "/" not in file:
                 self.s3.download_file(BUCKET, entry["Key"], str(folder / file))
         return folder
 

@@ -13,7 +13,7 @@ from faulty_proxy import KINDS
 from remote_run import Place, Planned
 from rich.console import Console
 
-FAULTS_PER_RUN = 8
+FAULTS_PER_RUN = 10
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,151 @@
+"""Two nodes of a Ray cluster in two network namespaces: cuts, losses, delays and little bandwidth between them."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import disturbed_run
+import network
+import pytest
+import small_run
+from disturbed_run import Report
+from faulty_proxy import wait
+from network import ADDRESSES, INTERFACE, Quality, Wire
+from rich.console import Console
+
+from perceiver_dist.config.command_line import to_yaml
+from perceiver_dist.config.run_config import RunConfig
+
+PORT = 6399
+STEPS = 300
+
+QUALITIES: dict[str, tuple[Quality, float]] = {
+    "cut for 5 s": (Quality(cut=True), 5),
+    "cut for 30 s": (Quality(cut=True), 30),
+    "cut for 120 s": (Quality(cut=True), 120),
+    "loss 5%": (Quality(loss=0.05), 30),
+    "delay 200 ms": (Quality(delay=0.2), 30),
+    "1 Mbit/s": (Quality(bits_per_second=1e6), 30),
+}
+"""What happens to the network, and for how many seconds."""
+
+
+class TwoNodes:
+    """A head in one namespace and a node in the other, which is started again when Ray has given it up."""
+
+    def __init__(self, wire: Wire, folder: Path) -> None:
+        self.wire = wire
+        self.restarts = -1
+        self._ended = threading.Event()
+        self._folder = folder
+        # gloo would take the address of the host's name, which both namespaces share.
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+            "GLOO_SOCKET_IFNAME": INTERFACE,
+            "RAY_ADDRESS": f"{ADDRESSES[0]}:{PORT}",
+        }
+        self._head = self._start(0, "--head", f"--port={PORT}", "--num-cpus=4", "--include-dashboard=false")
+        self._node: subprocess.Popen[bytes] | None = None
+        self._thread = threading.Thread(target=self._keep_node, daemon=True)
+        self._thread.start()
+
+    def _start(self, end: int, *options: str) -> "subprocess.Popen[bytes]":
+        ray = str(Path(sys.executable).with_name("ray"))
+        address = (f"--node-ip-address={ADDRESSES[end]}", "--num-gpus=1", "--block")
+        environment = {name: value for name, value in self.environment.items() if name != "RAY_ADDRESS"}
+        with (self._folder / f"node{end}.txt").open("a") as output:
+            return subprocess.Popen(
+                self.wire.inside(end, ray, "start", *options, *address),
+                env=environment,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    def _keep_node(self) -> None:
+        while not self._ended.wait(1):
+            if self._node is None or self._node.poll() is not None:
+                if self._node is not None:
+                    _end(self._node)
+                self._node = self._start(1, f"--address={ADDRESSES[0]}:{PORT}", "--num-cpus=1")
+                self.restarts += 1
+
+    def run(self, config: RunConfig) -> "subprocess.Popen[bytes]":
+        """Start a job on the head."""
+        storage, name = Path(config.storage.path), config.storage.run_name
+        file = storage / f"{name}.yaml"
+        file.write_text(to_yaml(config))
+        with (storage / f"{name}.txt").open("a") as screen:
+            return subprocess.Popen(
+                self.wire.inside(0, sys.executable, "-u", "jobs/train_multimodal.py", "--config", str(file)),
+                env=self.environment,
+                stdout=screen,
+                stderr=screen,
+                start_new_session=True,
+            )
+
+    def close(self) -> None:
+        self._ended.set()
+        self._thread.join()
+        for process in (self._node, self._head):
+            if process is not None:
+                _end(process)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """End a node with all its processes."""
+    process.terminate()
+    process.wait()
+
+
+class Cluster(NamedTuple):
+    """The nodes, a folder for runs, and the shards."""
+
+    nodes: TwoNodes
+    storage: Path
+    data: Path
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    if reason := network.why_not():
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("network")
+    small_run.write_data(folder / "data")
+    with Wire(seed=0) as wire:
+        nodes = TwoNodes(wire, folder)
+        yield Cluster(nodes, folder, folder / "data")
+        nodes.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster) -> Path:
+    config = disturbed_run.config_of(cluster.data, cluster.storage, "undisturbed", 2, steps=STEPS)
+    assert cluster.nodes.run(config).wait() == 0, disturbed_run.screen_of(config)
+    return disturbed_run.folder_of(config)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("what", QUALITIES)
+def test_a_bad_network_between_nodes_changes_nothing(cluster: Cluster, undisturbed: Path, what: str) -> None:
+    name = what.replace(" ", "-").replace("%", "").replace("/", "-")
+    config = disturbed_run.config_of(cluster.data, cluster.storage, name, 2, steps=STEPS)
+    quality, seconds = QUALITIES[what]
+    job = cluster.nodes.run(config)
+    before = cluster.nodes.wire.dropped, cluster.nodes.restarts
+    while "step 1/" not in disturbed_run.screen_of(config):
+        assert job.poll() is None, disturbed_run.screen_of(config)
+        wait(0.1)
+    cluster.nodes.wire.quality = quality
+    wait(seconds)
+    cluster.nodes.wire.quality = Quality()
+    assert job.wait() == 0, disturbed_run.screen_of(config)
+    report = Report()
+    disturbed_run.compare(report, disturbed_run.folder_of(config), undisturbed)
+    dropped, restarts = cluster.nodes.wire.dropped - before[0], cluster.nodes.restarts - before[1]
+    Console().print(f"{what}: {dropped} packets dropped, {restarts} restarts of the node, {report}")
+    assert (report.lost, report.repeated, report.different_steps) == (0, 0, 0)
