@@ -10,7 +10,7 @@ from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.errors import UserError
 from pipelines.shards.shard_index import SourceIndex, index_shard
 from pipelines.shards.source import SourceConfig
-from pipelines.storage.shard_list import expand_shards
+from pipelines.storage.shard_list import check_hosts, expand_shards
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,15 @@ def list_shards(config: RunConfig) -> dict[str, list[str]]:
         config: The resolved configuration.
 
     Raises:
-        ShardError: A pattern matches nothing.
+        ShardError: A pattern matches nothing, or names a web server that does not exist.
     """
     shards: dict[str, list[str]] = {}
     for source in config.sources:
         shards[source.name] = expand_shards(source.train_shards, source.name)
         if source.eval_shards:
             shards[evaluation_dataset(source)] = expand_shards(source.eval_shards, source.name)
+        for uris in (shards[source.name], shards.get(evaluation_dataset(source), [])):
+            check_hosts(uris, source.name)
     return shards
 
 

@@ -7,7 +7,10 @@ must not be options, which are written to config.yaml, MLflow and logs.
 import fnmatch
 import os
 import re
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterable, Iterator
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import braceexpand
 from pyarrow import fs
@@ -52,6 +55,32 @@ def expand_shards(pattern: str, source: str) -> list[str]:
         for path in _expand_braces(part, source):
             shards.extend(_matches(path, source))
     return shards
+
+
+def check_hosts(shards: Iterable[str], source: str) -> None:
+    """Check that web servers have the names that shards give them, so that a wrong one is not retried for minutes.
+
+    A name service that does not answer may do so later, and names may be for a proxy to resolve.
+
+    Args:
+        shards: Paths or URIs.
+        source: Name of the source, for errors.
+
+    Raises:
+        ShardError: There is no such name.
+    """
+    for address in sorted({uri.partition("?")[0].rpartition("/")[0] for uri in shards if is_web(uri)}):
+        url = urlsplit(address)
+        if url.hostname is None or (url.scheme in getproxies() and not proxy_bypass(url.netloc)):
+            continue
+        try:
+            socket.getaddrinfo(url.hostname, None)
+        except socket.gaierror as error:
+            if error.errno in (socket.EAI_NONAME, socket.EAI_NODATA):
+                raise ShardError(
+                    f"source '{source}': there is no server called {url.hostname} ({error.strerror}); correct the "
+                    "address of the shards, or start again when the name is known"
+                ) from error
 
 
 def _parts(pattern: str, source: str) -> Iterator[str]:

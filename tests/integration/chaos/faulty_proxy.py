@@ -1,5 +1,6 @@
 """HTTP proxy before a real server (S3, web, MLflow) that answers wrongly for a while, on command."""
 
+import math
 import re
 import socket
 import threading
@@ -31,12 +32,14 @@ class Fault:
         paths: Pattern that the request's method and path must contain, such as "GET .*index".
         over: Set at its end.
         hits: Number of requests that it has hit.
+        until: Number of them after which it is over.
     """
 
     kind: Kind
     paths: str = ""
     over: threading.Event = field(default_factory=threading.Event)
     hits: int = 0
+    until: float = math.inf
 
 
 class FaultyProxy:
@@ -104,7 +107,11 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._body()
         self.proxy.requests += 1
         fault = self.proxy.fault
-        if fault is None or not re.search(fault.paths, f"{self.command} {self.path}"):
+        if (
+            fault is None
+            or fault.hits >= fault.until
+            or not re.search(fault.paths, f"{self.command} {self.path}")
+        ):
             self._send(*self._forward(body))
             return
         fault.hits += 1

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import ShardError
-from pipelines.storage.shard_list import expand_shards
+from pipelines.storage.shard_list import check_hosts, expand_shards
 from pipelines.storage.signatures import hide_signatures
 
 
@@ -121,3 +121,17 @@ def test_a_question_mark_in_a_url_begins_a_query() -> None:
 )
 def test_signatures_are_left_out(signed: str, shown: str) -> None:
     assert hide_signatures(signed) == shown
+
+
+def test_a_web_server_that_does_not_exist_is_named_before_anything_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shards = ["/data/x.tar", "s3://bucket/x.tar", "http://127.0.0.1:1/x.tar"]
+    check_hosts(shards, "speech")
+    with pytest.raises(
+        ShardError, match=r"source 'speech': there is no server called no\.such\.host\.invalid \("
+    ):
+        check_hosts([*shards, "https://no.such.host.invalid/a/x.tar?sig=1"], "speech")
+    # A proxy may know it.
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
+    check_hosts(["https://no.such.host.invalid/a/x.tar"], "speech")
