@@ -44,7 +44,8 @@ def lint(
     from pipelines.inspection.lint import lint as lint_shards
     from pipelines.inspection.sample_check import LabelRules
     from pipelines.inspection.shard_access import SOURCE, find_shards, index_folder
-    from pipelines.storage.files import check_writable, folder_of, write_text
+    from pipelines.storage.files import folder_of, write_text
+    from pipelines.storage.write_check import check_writable
 
     rules = LabelRules(label, task, num_classes)
     if out:
@@ -142,7 +143,8 @@ def preview(
     from perceiver_dist.inspection.preview_page import preview_page
     from pipelines.inspection.sample_check import LabelRules
     from pipelines.inspection.shard_access import find_shards, index_folder, index_shards
-    from pipelines.storage.files import check_writable, folder_of, write_text
+    from pipelines.storage.files import folder_of, write_text
+    from pipelines.storage.write_check import check_writable
 
     _require_positive(count=count)
     check_writable(folder_of(out), "--out")

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from perceiver_dist.checkpoint.manifest import CHUNK, StoredFile, TrainingProgress, read_manifest
 from perceiver_dist.errors import UserError
-from pipelines.storage.files import join, open_storage, write_chunks
+from pipelines.storage.files import join, open_storage, read_all, write_chunks
 from pipelines.storage.retry import retried
 
 Chunk = bytes | memoryview
@@ -305,12 +305,11 @@ def _hashed(chunks: Iterable[Chunk], digest: Any) -> Iterator[Chunk]:
 def _read_range(uri: str, offset: int, size: int) -> bytearray:
     def read() -> bytearray:
         filesystem, path = open_storage(uri)
-        content = bytearray(size)
         with filesystem.open_input_file(path) as file:
-            file.seek(offset)
-            if file.readinto(content) != size:
+            if file.size() < offset + size:
                 raise ValueError(f"the file ends before byte {offset + size:,}")
-        return content
+            file.seek(offset)
+            return read_all(file, size)
 
     # Not as a small file: a part of a checkpoint may take minutes.
     return retried(read, uri, reads=False)

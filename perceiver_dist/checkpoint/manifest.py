@@ -7,6 +7,7 @@ file's size and SHA-256. A folder without a manifest is not a checkpoint, whatev
 import errno
 import hashlib
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -21,10 +22,12 @@ from pipelines.storage.files import (
     reason_of,
     write_text,
 )
-from pipelines.storage.retry import retried
+from pipelines.storage.retry import is_local, retried
 
 MANIFEST = "manifest.json"
 _LOSSES = "unlogged_losses"
+_SECONDS_BETWEEN_LOOKS = 10.0
+"""Time until a checkpoint on remote storage that seems damaged is read once more."""
 CHUNK = 1 << 24
 """Bytes that are read, hashed or written at once: 16 MiB keeps memory small, and is large enough that the cost of a
 call does not count."""
@@ -133,6 +136,20 @@ def find_damage(checkpoint: str) -> str:
 
     Raises:
         UserError: The storage is unavailable, so that the state of the checkpoint is unknown.
+    """
+    damage = _find_damage(checkpoint)
+    if damage and not is_local(checkpoint):
+        # A store that is disturbed may have sent something else than it has.
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        damage = _find_damage(checkpoint)
+    return damage
+
+
+def _find_damage(checkpoint: str) -> str:
+    """Return the first difference; see `find_damage`.
+
+    Raises:
+        UserError: The storage is unavailable.
     """
     try:
         manifest = _read(checkpoint)

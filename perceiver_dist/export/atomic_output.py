@@ -15,7 +15,6 @@ from perceiver_dist.checkpoint.stored_model import WEIGHTS
 from perceiver_dist.errors import UserError
 from pipelines.storage.files import (
     absolute_uri,
-    check_writable,
     copy_file,
     file_info,
     join,
@@ -23,6 +22,7 @@ from pipelines.storage.files import (
     open_storage,
 )
 from pipelines.storage.retry import is_local
+from pipelines.storage.write_check import check_writable
 
 
 @contextmanager

@@ -6,7 +6,8 @@ from perceiver_dist.cluster.connect import check_is_kept
 from perceiver_dist.data.shard_indexing import index_on_cluster
 from perceiver_dist.inference.trained_model import TrainedModel
 from pipelines.shards.shard_index import SourceIndex
-from pipelines.storage.files import STORAGE_ERRORS, absolute_uri, check_writable, join, list_folder
+from pipelines.storage.files import STORAGE_ERRORS, absolute_uri, join, list_folder
+from pipelines.storage.write_check import check_writable
 
 
 def index_for(model: TrainedModel, shards: Mapping[str, Sequence[str]], out: str) -> dict[str, SourceIndex]:

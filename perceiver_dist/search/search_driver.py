@@ -41,7 +41,8 @@ from perceiver_dist.search.trial_resources import (
 )
 from perceiver_dist.tracking.mlflow_environment import MlflowPlace
 from perceiver_dist.training.prepare import place_of, resolve, with_demo_data
-from pipelines.storage.files import check_writable, copy_file, join, read_text, write_text
+from pipelines.storage.files import copy_file, join, read_text, write_text
+from pipelines.storage.write_check import check_writable
 
 BEST = "best.yaml"
 

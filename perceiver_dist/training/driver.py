@@ -60,7 +60,8 @@ from perceiver_dist.training.tracker.failures import cause_of, failure_of
 from perceiver_dist.training.tracker.handle import TrackerHandle
 from perceiver_dist.training.tracker.status import TrainingStatus
 from perceiver_dist.training.worker import WorkerJob, train_worker
-from pipelines.storage.files import STORAGE_ERRORS, check_writable, reason_of, write_text
+from pipelines.storage.files import STORAGE_ERRORS, reason_of, write_text
+from pipelines.storage.write_check import check_writable
 
 
 def run_training(

@@ -18,7 +18,7 @@ from aiohttp import ClientError
 from pyarrow import fs
 
 from perceiver_dist.errors import UserError
-from pipelines.storage.retry import RETRY_SECONDS, is_answered, is_local, retried
+from pipelines.storage.retry import RETRY_SECONDS, is_local, retried
 from pipelines.storage.s3 import open_s3
 from pipelines.storage.signatures import hide_signatures
 from pipelines.storage.web_file import is_web, look_up, web_filesystem
@@ -35,12 +35,7 @@ _NOT_QUOTED = string.punctuation.replace("#", "")
 
 _MOVED = [fs.FileType.NotFound, fs.FileType.File]
 
-_PROBE_BYTES = 4096
-"""What a check writes: a block of most file systems."""
-
-
-_RETRY_SECONDS_AT_START = 30.0
-"""Seconds for which a check retries while somebody waits for it."""
+_LAST_BYTES = 8
 
 
 def absolute_uri(path: str) -> str:
@@ -232,13 +227,11 @@ def _read_once(uri: str) -> str | None:
     info = filesystem.get_file_info(path)
     if info.type is not fs.FileType.File:
         return None
-    with filesystem.open_input_stream(path) as stream:
-        content = bytes(stream.read())
     if is_local(uri):
-        return content.decode()
-    # A store may send nothing with status 200; pyarrow then returns what happens to be in its buffer.
-    if len(content) != info.size:
-        raise OSError(f"{len(content)} bytes of {info.size} came")
+        with filesystem.open_input_stream(path) as stream:
+            return bytes(stream.read()).decode()
+    with filesystem.open_input_stream(path) as stream:
+        content = read_all(stream, info.size)
     try:
         return content.decode()
     except UnicodeDecodeError as error:
@@ -283,6 +276,26 @@ def write_chunks(uri: str, chunks: Iterable[bytes | memoryview]) -> None:
         with suppress(OSError):  # the first error says what is wrong
             _delete_once(uri)
         raise
+
+
+def read_all(file: pa.NativeFile, size: int) -> bytearray:
+    """Read some bytes from an open file, and check that they came.
+
+    If a store sends nothing with status 200, pyarrow says that all came, and leaves the buffer as it was.
+
+    Args:
+        file: The file, at the first of them.
+        size: Number of bytes.
+
+    Raises:
+        OSError: Fewer came, or none.
+    """
+    # No text has this byte, and no number that a computation gives has only it.
+    content = bytearray(b"\xff") * size
+    count = file.readinto(content)
+    if count != size or (size and set(content[-_LAST_BYTES:]) == {0xFF}):
+        raise OSError(f"{count if count != size else 0} of {size} bytes came")
+    return content
 
 
 def list_folder(uri: str, retry_seconds: float = RETRY_SECONDS) -> dict[str, int | None]:
@@ -359,37 +372,3 @@ def reason_of(error: Exception) -> str:
     """
     number = getattr(error, "errno", None)
     return os.strerror(number) if number else (str(error) or type(error).__name__).splitlines()[0]
-
-
-def _write_probe(probe: str, retry_seconds: float) -> None:
-    # A file without content fits on a full disk.
-    write_text(probe, " " * _PROBE_BYTES, retry_seconds)
-    delete(probe, retry_seconds)
-
-
-def check_writable(folder: str, option: str) -> None:
-    """Check that files can be written to a folder, by writing one. A missing folder is created.
-
-    Args:
-        folder: Path or URI.
-        option: Name of the option that holds the folder, for the error.
-
-    Raises:
-        UserError: The folder cannot be created or written.
-    """
-    probe = join(folder, f".writable-{os.getpid()}")
-    try:
-        try:
-            _write_probe(probe, retry_seconds=0)
-        except STORAGE_ERRORS as error:
-            # A wrong address is noticed at once, but a storage that answers is given some time.
-            if not is_answered(error):
-                raise
-            _write_probe(probe, _RETRY_SECONDS_AT_START)
-    except (NotImplementedError, UserError, *STORAGE_ERRORS) as error:
-        # fsspec leaves out what a kind of storage cannot do.
-        reason = str(error).splitlines()[0] if str(error) else "storage of this kind is read only"
-        remedy = "" if is_local(folder) else "check the address, the endpoint and the access rights, or "
-        raise UserError(
-            f"{option} is '{folder}', which cannot be written ({reason}); {remedy}choose another folder"
-        ) from error

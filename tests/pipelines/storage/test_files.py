@@ -15,7 +15,6 @@ from pipelines.shards.sample_reader import read_samples
 from pipelines.shards.shard_index import SourceIndex, index_shard
 from pipelines.storage.files import (
     absolute_uri,
-    check_writable,
     copy_file,
     delete,
     join,
@@ -28,6 +27,7 @@ from pipelines.storage.files import (
     write_text,
 )
 from pipelines.storage.shard_list import expand_shards
+from pipelines.storage.write_check import check_writable
 
 SHARD = tar_bytes([(f"{key}.cls", key.encode() * 3000) for key in "abc"])
 

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import boto3
 import pytest
+import torch
 from faulty_proxy import FaultyProxy, Kind
 from moto.server import ThreadedMotoServer
 from tar_files import tar_bytes
 
+from perceiver_dist.checkpoint.format import PARTS, Span, StoredCheckpoint, file_header, write_rank_file
+from perceiver_dist.checkpoint.manifest import Manifest, TrainingProgress, write_manifest
 from pipelines.errors import ShardError
 from pipelines.shards.sample_reader import read_samples
 from pipelines.shards.shard_index import SourceIndex, find_index, index_shard
@@ -54,10 +57,10 @@ def test_a_shard_that_was_replaced_is_an_error_that_says_so(proxy: FaultyProxy, 
     with (
         proxy.faulty("other", "GET .*x.tar"),
         pytest.raises(
-            ShardError, match=r"storage has failed for 1 s \(what came at byte 512 is not what was indexed"
+            ShardError, match=r"storage has failed for 10 s \(what came at byte 512 is not what was indexed"
         ),
     ):
-        read_samples(index, [0], frozenset({"cls"}), DataConfig(storage_seconds=1))
+        read_samples(index, [0], frozenset({"cls"}), DataConfig(storage_seconds=10))
 
 
 def test_a_field_that_has_changed_on_a_disk_is_a_bad_sample(tmp_path: Path) -> None:
@@ -108,6 +111,20 @@ def test_a_small_file_is_written_in_the_end(proxy: FaultyProxy, kind: Kind) -> N
 def test_without_patience_a_failure_is_raised_at_once(proxy: FaultyProxy) -> None:
     with proxy.faulty("503"), pytest.raises(OSError, match="503"):
         files.write_text("s3://shards/run/lease.json", "{}", retry_seconds=0)
+
+
+def test_nothing_is_not_taken_for_the_content_of_a_checkpoint(proxy: FaultyProxy) -> None:
+    values = torch.arange(1000.0)
+    uri = "s3://shards/run/step-00000001/rank.safetensors"
+    spans = [(part, "w", Span(0, 1000)) for part in PARTS]
+    stored = write_rank_file(uri, file_header(spans, {"w": [1000]}), values.repeat(len(PARTS)))
+    write_manifest(uri.rpartition("/")[0], Manifest(TrainingProgress(1, 1, 1, 0, 1), (stored,)))
+    with proxy.faulty("empty", "GET .*rank") as fault:
+        fault.until = 1
+        checkpoint = StoredCheckpoint(uri.rpartition("/")[0])
+        fault.until = 2
+        assert torch.equal(checkpoint.whole("weight")["w"], values)
+    assert fault.hits == 2
 
 
 def test_arrow_is_the_one_to_return_garbage(proxy: FaultyProxy) -> None:
