@@ -46,6 +46,9 @@ class TwoNodes:
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
             "GLOO_SOCKET_IFNAME": INTERFACE,
+            # Nobody else can reach the namespaces.
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_ADDRESS": f"{ADDRESSES[0]}:{PORT}",
         }
         self._head = self._start(0, "--head", f"--port={PORT}", "--num-cpus=4", "--include-dashboard=false")
