@@ -5,6 +5,7 @@ Each of the three is behind a `FaultyProxy`.
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -35,6 +36,8 @@ CREDENTIALS = {
     "AWS_SECRET_ACCESS_KEY": "a-word",
     "AWS_DEFAULT_REGION": "us-east-1",
 }
+STEPPING = re.compile(r"^step \d+/", re.MULTILINE)
+"""A line of a run that takes steps, on its screen."""
 MAX_SECONDS_OF_FAULT = 8.0
 """Some requests of a fault are retried by clients themselves, others by this project."""
 MAX_SECONDS_BETWEEN_FAULTS = 5.0
@@ -197,7 +200,7 @@ def run_disturbed(
     """
     job = place.start(config)
     name = str(config.storage.run_name)
-    while "step 1/" not in place.screen(name):
+    while not STEPPING.search(place.screen(name)):
         assert job.poll() is None, place.screen(name)
         wait(0.2)
     lines = []

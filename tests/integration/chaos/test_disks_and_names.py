@@ -15,7 +15,7 @@ from threading import Thread
 import pytest
 import small_run
 from faulty_proxy import wait
-from remote_run import RangeServer
+from remote_run import STEPPING, RangeServer
 
 from perceiver_dist.checkpoint.run_folder import RunFolder
 from perceiver_dist.config.command_line import to_yaml
@@ -59,9 +59,9 @@ def screen_of(config: RunConfig) -> str:
     return (Path(config.storage.path).parent / f"{config.storage.run_name}.txt").read_text()
 
 
-def wait_for(config: RunConfig, job: "subprocess.Popen[bytes]", text: str) -> None:
-    """Return when a text is on the screen."""
-    while text not in screen_of(config):
+def wait_for_steps(config: RunConfig, job: "subprocess.Popen[bytes]") -> None:
+    """Return when the run takes steps."""
+    while not STEPPING.search(screen_of(config)):
         assert job.poll() is None, screen_of(config)
         wait(0.2)
 
@@ -126,7 +126,7 @@ def test_a_name_that_does_not_resolve_for_a_while_costs_nothing_but_time(data: P
     )
     config = replace(config, sources=[squares, config.sources[1]])
     job = start(config, f"mount --bind {hosts} /etc/hosts")
-    wait_for(config, job, "step 1/")
+    wait_for_steps(config, job)
     hosts.write_text("127.0.0.1 localhost\n")
     wait(20)
     hosts.write_text(known)

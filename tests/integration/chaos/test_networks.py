@@ -15,6 +15,7 @@ import small_run
 from disturbed_run import Report
 from faulty_proxy import wait
 from network import ADDRESSES, INTERFACE, Quality, Wire
+from remote_run import STEPPING
 from rich.console import Console
 
 from perceiver_dist.config.command_line import to_yaml
@@ -55,6 +56,19 @@ class TwoNodes:
         self._node: subprocess.Popen[bytes] | None = None
         self._thread = threading.Thread(target=self._keep_node, daemon=True)
         self._thread.start()
+
+    def wait_until_complete(self) -> None:
+        """Return when both nodes have joined."""
+        ray = str(Path(sys.executable).with_name("ray"))
+        command = self.wire.inside(0, ray, "status", "--address", self.environment["RAY_ADDRESS"])
+        while (
+            "/2.0 GPU"
+            not in subprocess.run(
+                command, env=self.environment, capture_output=True, text=True, check=False
+            ).stdout
+        ):
+            assert self._head.poll() is None, (self._folder / "node0.txt").read_text()
+            wait(1)
 
     def _start(self, end: int, *options: str) -> "subprocess.Popen[bytes]":
         ray = str(Path(sys.executable).with_name("ray"))
@@ -121,6 +135,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     small_run.write_data(folder / "data")
     with Wire(seed=0) as wire:
         nodes = TwoNodes(wire, folder)
+        nodes.wait_until_complete()
         yield Cluster(nodes, folder, folder / "data")
         nodes.close()
 
@@ -138,9 +153,10 @@ def test_a_bad_network_between_nodes_changes_nothing(cluster: Cluster, undisturb
     name = what.replace(" ", "-").replace("%", "").replace("/", "-")
     config = disturbed_run.config_of(cluster.data, cluster.storage, name, 2, steps=STEPS)
     quality, seconds = QUALITIES[what]
+    cluster.nodes.wait_until_complete()
     job = cluster.nodes.run(config)
     before = cluster.nodes.wire.dropped, cluster.nodes.restarts
-    while "step 1/" not in disturbed_run.screen_of(config):
+    while not STEPPING.search(disturbed_run.screen_of(config)):
         assert job.poll() is None, disturbed_run.screen_of(config)
         wait(0.1)
     cluster.nodes.wire.quality = quality
