@@ -22,7 +22,6 @@ import ray.train
 from ray.exceptions import RayTaskError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import ScalingConfig
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
 from perceiver_dist.checkpoint.lease import Fence, Lease
@@ -43,9 +42,8 @@ from perceiver_dist.data.field_check import check_fields, shown_fields
 from perceiver_dist.data.shard_indexing import SourceData, index_sources
 from perceiver_dist.display.progress import ProgressLine
 from perceiver_dist.errors import UserError
-from perceiver_dist.model.cost import parameter_count
 from perceiver_dist.strict_json import to_json
-from perceiver_dist.tracking.mlflow_environment import MlflowPlace, client_variables
+from perceiver_dist.tracking.mlflow_environment import MlflowPlace
 from perceiver_dist.tracking.mlflow_store import RunStatus
 from perceiver_dist.training.console import ShownStatus, show_result, show_status, show_waiting
 from perceiver_dist.training.controller_heartbeat import ControllerHeartbeat
@@ -55,9 +53,9 @@ from perceiver_dist.training.launch import ReleasePlacementGroup, fit_with_resta
 from perceiver_dist.training.liveness.hang import HangBounds
 from perceiver_dist.training.liveness.rank_state import RankState
 from perceiver_dist.training.prepare import PreparedRun, place_of, prepare, resolve
-from perceiver_dist.training.tracker.actor import Tracker
 from perceiver_dist.training.tracker.failures import cause_of, failure_of
 from perceiver_dist.training.tracker.handle import TrackerHandle
+from perceiver_dist.training.tracker.start_tracker import open_mlflow_run, start_tracker
 from perceiver_dist.training.tracker.status import TrainingStatus
 from perceiver_dist.training.worker import WorkerJob, train_worker
 from pipelines.storage.files import STORAGE_ERRORS, reason_of, write_text
@@ -143,8 +141,8 @@ def _train(job: Job, lease: Lease | None, fence: Fence) -> dict[str, Any]:
         if lease is not None:
             lease.confirm()
         write_text(run.folder.config, to_yaml(run.config))
-        tracker = _start_tracker(run, fence)
-        run_id = _open_mlflow_run(tracker)
+        tracker = start_tracker(run.config, run.folder, fence)
+        run_id = open_mlflow_run(tracker)
         line.message(f"starting {_workers(run.config)} workers: {_describe(run.config, data)}")
         # A trial's error reaches nobody: its process ends instead, and the search restarts it.
         on_error = end_this_process if lease is None else None
@@ -172,32 +170,6 @@ def _report_finished(run: PreparedRun, result: dict[str, Any], console: Console)
     show_waiting(waiting, run.config, console)
     show_result(result, run.config, run.folder, console)
     return result
-
-
-def _start_tracker(run: PreparedRun, fence: Fence) -> TrackerHandle:
-    """Start the tracker on the driver's node, so that it survives the loss of any other node."""
-    facts = {"parameters": str(parameter_count(run.config.model, run.config.heads))}
-    here = ray.get_runtime_context().get_node_id()
-    # Heartbeats and questions about them have a thread of their own.
-    remote: Any = ray.remote
-    actor = remote(concurrency_groups={"liveness": 1})(Tracker)
-    tracker: TrackerHandle = actor.options(
-        num_cpus=0,
-        scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
-    ).remote(run.config, run.folder, facts, fence)
-    return tracker
-
-
-def _open_mlflow_run(tracker: TrackerHandle) -> str:
-    """Have the tracker open the MLflow run, with this process's variables for MLflow; return the run's id.
-
-    Raises:
-        UserError: MLflow cannot open it.
-    """
-    try:
-        return ray.get(tracker.open.remote(client_variables(os.environ)))
-    except UserError as error:
-        raise UserError(str(getattr(error, "cause", error))) from None
 
 
 _SECONDS_BETWEEN_RESIZES = 30.0
