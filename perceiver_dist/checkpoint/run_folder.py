@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.errors import UserError
 from perceiver_dist.strict_json import numbers
 from pipelines.storage.files import is_file, join, list_folder, read_text
+from pipelines.storage.retry import retried
 
 CONFIG = "config.yaml"
 RESULT = "result.json"
@@ -136,12 +137,21 @@ class RunFolder:
         Raises:
             OSError: Storage fails.
         """
+        names = retried(self._names, self.uri, reads=False)
+        found = (steps_of(name) for name in names)
+        return sorted((steps for steps in found if steps is not None), reverse=True)
+
+    def _names(self) -> Iterable[str]:
+        """Return the names of the files in the folder.
+
+        Raises:
+            OSError: Storage fails.
+        """
         names = list_folder(self.uri)
         if not names and self.read_config() is not None:
             # A store that answers nothing would make the run start anew, over what it has.
             raise OSError(f"the list of files in {self.uri} came back empty")
-        found = (steps_of(name) for name in names)
-        return sorted((steps for steps in found if steps is not None), reverse=True)
+        return names
 
     def is_checkpoint(self, steps: int) -> bool:
         """Return whether the checkpoint of a step is complete: its manifest, which is written last, is there.

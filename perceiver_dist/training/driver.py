@@ -143,7 +143,7 @@ def _train(job: Job, lease: Lease | None, fence: Fence) -> dict[str, Any]:
         write_text(run.folder.config, to_yaml(run.config))
         tracker = start_tracker(run.config, run.folder, fence)
         run_id = open_mlflow_run(tracker)
-        line.message(f"starting {_workers(run.config)} workers: {_describe(run.config, data)}")
+        starting = f"starting {_workers(run.config)} workers: {_describe(run.config, data)}"
         # A trial's error reaches nobody: its process ends instead, and the search restarts it.
         on_error = end_this_process if lease is None else None
         watch = HangWatch(
@@ -155,7 +155,7 @@ def _train(job: Job, lease: Lease | None, fence: Fence) -> dict[str, Any]:
         elastic = isinstance(run.config.train.num_workers, WorkerRange)
         fewest = (f"{who} (workers)", fewest_workers(run.config)) if elastic else None
         with nullcontext() if lease is None else RoomWatch(line.message, fewest):
-            outcome = _fit(run, job, lease, trainer, tracker, shown)
+            outcome = _fit(run, job, lease, trainer, tracker, shown, partial(line.message, starting))
     if lease is not None:
         lease.confirm()
     return _finish(run, outcome, tracker, run_id, console)
@@ -206,11 +206,14 @@ def _fit(
     trainer: Callable[[], TorchTrainer],
     tracker: TrackerHandle,
     watching: AbstractContextManager[ShownStatus],
+    announce: Callable[[], None],
 ) -> _Outcome:
     with (
         watching as shown,
         TerminationWatch(tracker.preempt.remote, partial(_reason_to_end, run, lease, shown)) as termination,
     ):
+        # Only now: whoever reads the line may send SIGTERM, which is handled from here on.
+        announce()
         try:
             fit_with_restarts(trainer)
         except (Exception, KeyboardInterrupt, SystemExit) as error:

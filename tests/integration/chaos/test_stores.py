@@ -33,7 +33,7 @@ def disturb(place: Place, name: str, faults: list[Planned], seed: int) -> None:
     place.check_mlflow(name)
 
 
-@pytest.mark.runs
+@pytest.mark.chaos
 def test_some_faults_of_stores_and_mlflow_change_nothing(place: Place) -> None:
     faults: list[Planned] = [("s3", "503"), ("web", "other"), ("mlflow", "500"), ("s3", "empty")]
     disturb(place, "short", faults, seed=0)

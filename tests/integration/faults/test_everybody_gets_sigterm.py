@@ -16,6 +16,7 @@ import pytest
 import small_run
 import small_search
 
+from perceiver_dist.checkpoint.lease import LEASE
 from perceiver_dist.checkpoint.run_folder import RunFolder
 from perceiver_dist.config.command_line import to_yaml
 from perceiver_dist.search.study.search_config import SearchConfig
@@ -158,11 +159,15 @@ def test_a_search_whose_processes_are_all_terminated_ends_and_resumes(tmp_path: 
     )
     config = small_search.search_config(tmp_path / "data", tmp_path, search, steps=600)
     job = small_search.start(config, tmp_path)
-    while RunFolder(str(tmp_path / "shapes" / "trial-000")).newest_step() == 0:
+    # While the first one starts, so that it is not over before the second one has started.
+    while not (tmp_path / "shapes" / LEASE).exists():
         assert job.poll() is None
         time.sleep(0.05)
     second = small_search.start(config, tmp_path)
     assert second.wait() == 2
+    while RunFolder(str(tmp_path / "shapes" / "trial-000")).newest_step() == 0:
+        assert job.poll() is None
+        time.sleep(0.05)
     ended = terminate(job, psutil.Process(job.pid).children(recursive=True))
     screen = (tmp_path / "output.txt").read_text()
     assert ended.status == 143, screen
