@@ -137,7 +137,7 @@ class RunFolder:
         Raises:
             OSError: Storage fails.
         """
-        names = retried(self._names, self.uri, reads=False)
+        names = retried(self._names, self.uri, reads=True)
         found = (steps_of(name) for name in names)
         return sorted((steps for steps in found if steps is not None), reverse=True)
 
@@ -147,8 +147,8 @@ class RunFolder:
         Raises:
             OSError: Storage fails.
         """
-        names = list_folder(self.uri)
-        if not names and self.read_config() is not None:
+        names = list_folder(self.uri, retry_seconds=0)
+        if not names and read_text(self.config, retry_seconds=0) is not None:
             # A store that answers nothing would make the run start anew, over what it has.
             raise OSError(f"the list of files in {self.uri} came back empty")
         return names

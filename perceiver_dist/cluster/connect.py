@@ -65,11 +65,6 @@ def ray_is_own() -> bool:
     return bool(own_processes())
 
 
-def end_ray() -> None:
-    """End the Ray that this process has started, with all its processes, or leave the cluster that it has joined."""
-    ray.shutdown()
-
-
 def local_cpus(cores: int) -> int:
     """Return the CPUs of a Ray that is started on a machine: an eighth more than its cores, rounded up.
 

@@ -33,7 +33,7 @@ from perceiver_dist.cluster.capacity import (
     gpus_per_worker,
     wait_for_capacity,
 )
-from perceiver_dist.cluster.connect import end_ray, ray_is_own, start_ray
+from perceiver_dist.cluster.connect import ray_is_own, start_ray
 from perceiver_dist.cluster.room_watch import RoomWatch
 from perceiver_dist.cluster.termination import EndedEarlyError, TerminationWatch
 from perceiver_dist.config.command_line import to_yaml
@@ -88,7 +88,7 @@ def run_training(
     check_writable(config.storage.path, "storage.path")
     hangs = 0
     while True:
-        job = Job(config, place, console, on_status, hangs)
+        job = _Job(config, place, console, on_status, hangs)
         if search is not None:
             return _train(job, None, search)
         try:
@@ -98,11 +98,11 @@ def run_training(
         except HangError as error:
             console.print(f"{error}; starting again with a new Ray", markup=False, soft_wrap=True)
             hangs += 1
-            end_ray()
+            ray.shutdown()  # all processes of a Ray that was started here; else it leaves the cluster
 
 
 @dataclass(frozen=True)
-class Job:
+class _Job:
     """What `run_training` was called with.
 
     Attributes:
@@ -126,7 +126,7 @@ def _lease(config: RunConfig, console: Console) -> Lease:
     return Lease(RunFolder.of(config).uri, what, "storage.run_name", report)
 
 
-def _train(job: Job, lease: Lease | None, fence: Fence) -> dict[str, Any]:
+def _train(job: _Job, lease: Lease | None, fence: Fence) -> dict[str, Any]:
     config, console = job.config, job.console
     with ProgressLine(console) as line:
         run = prepare(config, job.place, line.message)
@@ -201,7 +201,7 @@ class _Outcome:
 
 def _fit(
     run: PreparedRun,
-    job: Job,
+    job: _Job,
     lease: Lease | None,
     trainer: Callable[[], TorchTrainer],
     tracker: TrackerHandle,

@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
 import ray
+import waiting
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from perceiver_dist.cluster import ray_tables, room_watch
@@ -24,12 +26,7 @@ _MAX_WAIT_SECONDS = 120
 """Generous, as it only ends a test that would wait forever."""
 
 
-def wait_until(condition: Callable[[], object]) -> None:
-    for _ in range(_MAX_WAIT_SECONDS * 10):
-        if condition():
-            return
-        threading.Event().wait(0.1)
-    raise AssertionError(f"not true after {_MAX_WAIT_SECONDS} s")
+wait_until = partial(waiting.wait_until, seconds=_MAX_WAIT_SECONDS)
 
 
 @contextmanager

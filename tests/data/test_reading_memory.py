@@ -1,8 +1,6 @@
 """Memory of reading: what is computed from a configuration, and that a slow rank makes the readers rest below it."""
 
 import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray import cloudpickle
 from ray.data import ExecutionOptions, ExecutionResources
+from waiting import wait_until
 
 from perceiver_dist.config.run_config import RunConfig, TrainConfig, WorkerRange
 from perceiver_dist.data.batches import UnitStream
@@ -76,13 +75,6 @@ class LargeMaker(UnitMaker):
         return unit
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 300
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-
-
 @pytest.mark.usefixtures("ray_cluster")
 def test_readers_rest_and_release_their_cpus_when_a_rank_is_slow() -> None:
     total: Any = ray.cluster_resources  # Ray leaves these functions without types.
@@ -105,7 +97,7 @@ def test_readers_rest_and_release_their_cpus_when_a_rank_is_slow() -> None:
     [shard] = dataset.streaming_split(1, equal=True)
     stream = UnitStream(shard, torch.device("cpu"), prefetch=1)
     stream.take("photos", 0)
-    wait_until(lambda: stored() - before > limit / 3 and free().get("CPU") == all_cpus)
+    wait_until(lambda: stored() - before > limit / 3 and free().get("CPU") == all_cpus, seconds=300)
     # A reader that has begun a task may finish it.
     assert stored() - before < limit + all_cpus * 96 * MIB
     # They go on when the rank does, from where they were, to the end.

@@ -5,15 +5,14 @@ import secrets
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
 
 import psutil
 import requests
+import waiting
 
 ROOT = Path(__file__).parents[2]
 ADDRESS = "http://127.0.0.1:8265"
@@ -134,10 +133,7 @@ def laptop_cluster(folder: Path, **environment: str) -> Iterator[LaptopCluster]:
 
 def wait_until(condition: Callable[[], object]) -> None:
     """Return as soon as `condition()` is true; fail after `_MAX_WAIT_SECONDS`."""
-    deadline = time.monotonic() + _MAX_WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"not true after {_MAX_WAIT_SECONDS} s"
-        Event().wait(0.2)
+    waiting.wait_until(condition, _MAX_WAIT_SECONDS)
 
 
 def _answers(cluster: LaptopCluster) -> bool:

@@ -3,8 +3,8 @@
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 import ray
 import small_run
 import small_search
+import waiting
 from ray import _raylet
 from ray._private.state import GlobalState
 from ray.core.generated import gcs_pb2
@@ -32,12 +33,7 @@ _MAX_WAIT_SECONDS = 300
 TRIALS = 6
 
 
-def wait_until(condition: Callable[[], object]) -> None:
-    for _ in range(_MAX_WAIT_SECONDS * 5):
-        if condition():
-            return
-        threading.Event().wait(0.2)
-    raise AssertionError(f"not true after {_MAX_WAIT_SECONDS} s")
+wait_until = partial(waiting.wait_until, seconds=_MAX_WAIT_SECONDS)
 
 
 class Search:

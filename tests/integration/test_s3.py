@@ -8,15 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import boto3
 import pytest
 import requests
 import small_run
-from moto.server import ThreadedMotoServer
+from served_s3 import BUCKET, CREDENTIALS, served_s3
 
 from perceiver_dist.config.command_line import to_yaml
-
-BUCKET = "perceiver"
 
 pytestmark = pytest.mark.runs
 
@@ -67,32 +64,12 @@ class Store(NamedTuple):
         return [entry["train/loss"] for entry in entries if "train/loss" in entry]
 
 
-CREDENTIALS = {
-    "AWS_ACCESS_KEY_ID": "somebody",
-    "AWS_SECRET_ACCESS_KEY": "a-word",
-    "AWS_DEFAULT_REGION": "us-east-1",
-}
-
-
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     local = tmp_path_factory.mktemp("local")
     small_run.write_data(local / "data")
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    address = "http://{}:{}".format(*server.get_host_and_port())
-    client = boto3.client(
-        "s3",
-        endpoint_url=address,
-        region_name=CREDENTIALS["AWS_DEFAULT_REGION"],
-        aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
-    )
-    client.create_bucket(Bucket=BUCKET)
-    for file in (local / "data").rglob("*.tar"):
-        client.upload_file(str(file), BUCKET, str(file.relative_to(local)))
-    yield Store(address, client, local)
-    server.stop()
+    with served_s3(local, (local / "data").rglob("*.tar")) as (address, client):
+        yield Store(address, client, local)
 
 
 @pytest.fixture(scope="module")

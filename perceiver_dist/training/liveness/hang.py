@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.training.liveness.life import RankLife, RunLife
 
-PACE_FACTOR = 10
+_PACE_FACTOR = 10
 """A load of 20 on two cores makes everything ten times as slow; within a run the load rarely changes more than that."""
-START_FACTOR = 5
+_START_FACTOR = 5
 """torch.compile takes minutes for the largest models, in one piece."""
 _SILENT_SECONDS = 10.0
 """A rank that sends no heartbeat for so long is stopped, dead, or cut off, or does not let go of Python's lock."""
@@ -62,7 +62,7 @@ class HangBounds:
     @property
     def start(self) -> float:
         """The bound before the first step."""
-        return START_FACTOR * self.hang_seconds + self.storage_seconds
+        return _START_FACTOR * self.hang_seconds + self.storage_seconds
 
     @property
     def collective_timeout(self) -> float:
@@ -73,7 +73,7 @@ class HangBounds:
         if not rank.state.has_stepped:
             return self.start
         phase = rank.state.phase
-        usual = max(self.hang_seconds, PACE_FACTOR * life.slowest.get(phase, 0.0))
+        usual = max(self.hang_seconds, _PACE_FACTOR * life.slowest.get(phase, 0.0))
         return usual + (self.storage_seconds if phase in _WITH_STORAGE else 0.0)
 
     def hangs(self, life: RunLife) -> bool:

@@ -107,8 +107,14 @@ def rank_heartbeat(tracker: LivenessReceiver, state: RankState, group: int) -> I
         copy = RankState(**vars(state))
         tracker.rank_lives.remote(RankReport(group, copy, monotonic() - since, process))
 
-    with _beating(beat):
+    done = threading.Event()
+    thread = threading.Thread(target=_beat_until, args=(beat, done), daemon=True, name="heartbeat")
+    thread.start()
+    try:
         yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def start_controller_heartbeat(tracker: LivenessReceiver) -> None:
@@ -120,18 +126,6 @@ def start_controller_heartbeat(tracker: LivenessReceiver) -> None:
     threading.Thread(
         target=_beat_until, args=(tracker.controller_lives.remote, threading.Event()), daemon=True
     ).start()
-
-
-@contextmanager
-def _beating(beat: Callable[[], object]) -> Iterator[None]:
-    done = threading.Event()
-    thread = threading.Thread(target=_beat_until, args=(beat, done), daemon=True, name="heartbeat")
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def _beat_until(beat: Callable[[], object], done: threading.Event) -> None:

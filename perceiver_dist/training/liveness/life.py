@@ -71,6 +71,11 @@ class Heartbeats:
         self._slowest: dict[str, float] = {}
         self._controller: float | None = None
 
+    @property
+    def group(self) -> int:
+        """Number of the newest group of workers; 0 before the first."""
+        return self._group
+
     def begin_group(self, group: int) -> None:
         """Forget the ranks of earlier groups.
 

@@ -33,7 +33,6 @@ class FencedRecord(ABC):
 
     def __init__(self, fence: Fence) -> None:
         self._fence = fence
-        self._group = 0
         self._heartbeats = Heartbeats()
 
     @abstractmethod
@@ -50,7 +49,6 @@ class FencedRecord(ABC):
         Args:
             group: Number of the group that is to start.
         """
-        self._group = group
         self._heartbeats.begin_group(group)
 
     def from_group(self, group: int, method: str, arguments: tuple[Any, ...]) -> Any:
@@ -68,7 +66,7 @@ class FencedRecord(ABC):
             GroupReplacedError: The group is not the newest.
             LeaseLostError: Another job has taken over the run.
         """
-        if group != self._group:
+        if group != self._heartbeats.group:
             raise GroupReplacedError(f"workers of group {group} have been replaced")
         self.check_fence()
         return getattr(self, method)(*arguments)

@@ -17,25 +17,18 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import boto3
 import disturbed_run
 import numpy as np
 import small_run
 from disturbed_run import Report
 from faulty_proxy import FaultyProxy, Kind, wait
 from mlflow.tracking import MlflowClient
-from moto.server import ThreadedMotoServer
 from served_mlflow import ServedMlflow
+from served_s3 import BUCKET, CREDENTIALS, served_s3
 
 from perceiver_dist.config.command_line import to_yaml
 from perceiver_dist.config.run_config import RunConfig
 
-BUCKET = "perceiver"
-CREDENTIALS = {
-    "AWS_ACCESS_KEY_ID": "somebody",
-    "AWS_SECRET_ACCESS_KEY": "a-word",
-    "AWS_DEFAULT_REGION": "us-east-1",
-}
 STEPPING = re.compile(r"^step \d+/", re.MULTILINE)
 """A line of a run that takes steps, on its screen."""
 MAX_SECONDS_OF_FAULT = 8.0
@@ -161,22 +154,10 @@ class Place:
 def remote_place(local: Path) -> Iterator[Place]:
     """Start the servers and their proxies, with the shards of the small run."""
     small_run.write_data(local / "data")
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    moto.start()
-    address = "http://{}:{}".format(*moto.get_host_and_port())
-    client = boto3.client(
-        "s3",
-        endpoint_url=address,
-        region_name=CREDENTIALS["AWS_DEFAULT_REGION"],
-        aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
-    )
-    client.create_bucket(Bucket=BUCKET)
-    for file in (local / "data" / "tones").glob("*.tar"):
-        client.upload_file(str(file), BUCKET, str(file.relative_to(local)))
     web = ThreadingHTTPServer(("127.0.0.1", 0), partial(RangeServer, directory=str(local)))
     Thread(target=web.serve_forever, daemon=True).start()
     with (
+        served_s3(local, (local / "data" / "tones").glob("*.tar")) as (address, client),
         ServedMlflow(local) as server,
         FaultyProxy(address) as s3,
         FaultyProxy(f"http://127.0.0.1:{web.server_port}") as files,
@@ -184,7 +165,6 @@ def remote_place(local: Path) -> Iterator[Place]:
     ):
         yield Place({"s3": s3, "web": files}, mlflow, server, client, local)
     web.shutdown()
-    moto.stop()
 
 
 Planned = tuple[str, Kind]
