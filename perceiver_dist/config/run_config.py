@@ -127,6 +127,8 @@ class TrainConfig:
             ended and resume from the newest checkpoint, which counts as a failure. If ten times the longest wait so far
             is more, it is that; the first step has five times as long, and a wait for storage `data.storage_seconds`
             more. 0 turns this off.
+        leave_out_slow_nodes: Whether workers that are started again leave out the nodes that were found to be slow,
+            provided that the others can hold them. Slow nodes are always named on the screen.
         max_skipped_steps: Number of optimizer steps with a non-finite gradient, which are skipped, after which the run
             stops. A few are usual in long bf16 runs; each is reported with its units.
     """
@@ -150,6 +152,7 @@ class TrainConfig:
     keep_checkpoints: int = 2
     max_failures: int = 5
     hang_seconds: float = 120.0
+    leave_out_slow_nodes: bool = False
     max_skipped_steps: int = 10
 
     def __post_init__(self) -> None:

@@ -37,7 +37,7 @@ from perceiver_dist.cluster.connect import ray_is_own, start_ray
 from perceiver_dist.cluster.room_watch import RoomWatch
 from perceiver_dist.cluster.termination import EndedEarlyError, TerminationWatch
 from perceiver_dist.config.command_line import to_yaml
-from perceiver_dist.config.run_config import RunConfig, WorkerRange
+from perceiver_dist.config.run_config import RunConfig, TrainConfig, WorkerRange
 from perceiver_dist.data.field_check import check_fields, shown_fields
 from perceiver_dist.data.shard_indexing import SourceData, index_sources
 from perceiver_dist.display.progress import ProgressLine
@@ -46,7 +46,7 @@ from perceiver_dist.strict_json import to_json
 from perceiver_dist.tracking.mlflow_environment import MlflowPlace
 from perceiver_dist.tracking.mlflow_store import RunStatus
 from perceiver_dist.training.console import ShownStatus, show_result, show_status, show_waiting
-from perceiver_dist.training.controller_heartbeat import ControllerHeartbeat
+from perceiver_dist.training.controller_callbacks import ControllerHeartbeat, LeaveOutSlowNodes
 from perceiver_dist.training.datasets import ReadingOptions, TrainingGivenUpError, make_datasets
 from perceiver_dist.training.hang_watch import HangError, HangWatch, end_this_process
 from perceiver_dist.training.launch import ReleasePlacementGroup, fit_with_restarts, name_for_others
@@ -314,11 +314,17 @@ def _trainer(
             storage_path=config.storage.path,
             # Ray Train retries without limit; making the datasets fails when train.max_failures is exceeded.
             failure_config=ray.train.FailureConfig(max_failures=-1),
-            callbacks=[ReleasePlacementGroup(who), ControllerHeartbeat(tracker)],  # type: ignore[list-item] # the types are those of Ray Train V1
+            callbacks=_callbacks(train, who, tracker),
         ),
         datasets={**make_datasets(config, data, tracker)},
         dataset_config=ReadingOptions(config),
     )
+
+
+def _callbacks(train: TrainConfig, who: str, tracker: TrackerHandle) -> list[Any]:
+    """Return Ray Train's callbacks. Its annotations name the class of its version 1."""
+    slow = [LeaveOutSlowNodes(tracker)] if train.leave_out_slow_nodes else []
+    return [ReleasePlacementGroup(who), ControllerHeartbeat(tracker), *slow]
 
 
 def _finish(

@@ -28,8 +28,10 @@ from perceiver_dist.model.perceiver import Perceiver
 from perceiver_dist.training.bad_samples import BadSamples
 from perceiver_dist.training.datasets import TRAINING_DATASET, block_order
 from perceiver_dist.training.fine_tuning import load_trained_weights
+from perceiver_dist.training.forward_time import ForwardTime
 from perceiver_dist.training.liveness.hang import WAITING_FOR_DATA, HangBounds
 from perceiver_dist.training.liveness.rank_state import RankState
+from perceiver_dist.training.liveness.stragglers import RankTimes
 from perceiver_dist.training.mixing import mix
 from perceiver_dist.training.preemption import StopSignal
 from perceiver_dist.training.skipped_steps import SkippedSteps
@@ -90,6 +92,7 @@ class _Rank:
         # On one rank, whatever the number of ranks before and now.
         before = self.start.unlogged_losses if self.rank == 0 else {}
         self.statistics = StepStatistics(list(self.sources), self.device, before)
+        self.forward_time = ForwardTime(self.device)
         self.stop_signal = StopSignal(self.tracker, HangBounds.of(config).collective_timeout)
         self.skipped = SkippedSteps(
             self.engine,
@@ -169,7 +172,8 @@ class _Rank:
             mixed = mix(batch, source, train.seed)
             masked = spectrogram_masks(batch, source, self.config.model.audio, train.seed)
             # In bf16 runs the engine enters autocast, see `deepspeed_config`.
-            logits = self.engine(mixed.arrays, batch.present, source.name, masked)
+            with self.forward_time.measured():
+                logits = self.engine(mixed.arrays, batch.present, source.name, masked)
             loss = mixed.loss(logits.float(), batch.labels, source.task)
             self.state.begin("backward pass")
             self.engine.backward(loss if micro_step.weight == 1 else loss * micro_step.weight)
@@ -195,7 +199,11 @@ class _Rank:
         # The last step of a run that stops early is logged out of turn: a run that resumes here logs at the step, and
         # over the steps, that it would have had without the stop.
         out_of_turn = self.step % train.log_every != 0
-        totals = self.statistics.close(self.stream.seconds_waited, self.world_size, out_of_turn)
+        forward = self.forward_time.take()
+        totals = self.statistics.close(
+            self.stream.seconds_waited, forward, self.rank, self.world_size, out_of_turn
+        )
+        steps = totals.units / train.lanes
         norm = self.engine.get_global_grad_norm()
         on_gpu = self.device.type == "cuda"
         metrics = StepMetrics(
@@ -208,9 +216,10 @@ class _Rank:
             gradient_norm=float(norm) if norm is not None and math.isfinite(norm) else None,
             skipped_steps=float(self.skipped.count),
             samples_per_second=totals.units * train.micro_batch / totals.seconds,
-            step_seconds=totals.seconds * train.lanes / totals.units,
+            step_seconds=totals.seconds / steps,
             samples_seen=float(self.step * train.lanes * train.micro_batch),
             gpu_memory_bytes=float(torch.cuda.max_memory_allocated(self.device)) if on_gpu else None,
+            ranks=tuple(RankTimes(computing / steps, waiting / steps) for computing, waiting in totals.ranks),
         )
         if self.rank == 0:
             self.tracker.trained.remote(metrics)

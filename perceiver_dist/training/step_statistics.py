@@ -26,6 +26,7 @@ class StepTotals:
         seconds: Mean over the ranks.
         data_wait_fraction: Share of the time that ranks waited for data.
         units: Units learned from in this time; after a resume fewer than the losses are of.
+        ranks: Seconds of forward passes, and of waiting for data, of each rank.
     """
 
     losses: dict[str, float]
@@ -33,6 +34,7 @@ class StepTotals:
     seconds: float
     data_wait_fraction: float
     units: float
+    ranks: tuple[tuple[float, float], ...]
 
 
 class StepStatistics:
@@ -96,11 +98,15 @@ class StepStatistics:
         yield
         self._started += time.perf_counter() - began
 
-    def close(self, waited: float, world_size: int, keep_losses: bool = False) -> StepTotals:
+    def close(
+        self, waited: float, forward: float, rank: int, world_size: int, keep_losses: bool = False
+    ) -> StepTotals:
         """Reduce over the ranks and reset. Every rank must call it.
 
         Args:
             waited: Seconds that this rank has waited for data since it started.
+            forward: Seconds of this rank's forward passes since the last call.
+            rank: This rank.
             world_size: Number of ranks.
             keep_losses: Whether the next log is over the losses until now too, as after a log out of turn.
 
@@ -108,13 +114,15 @@ class StepStatistics:
             The totals, the same on every rank.
         """
         seconds = time.perf_counter() - self._started
-        times = torch.tensor(
-            [[seconds, waited - self._waited_before, 0.0]], dtype=torch.float64, device=self._sums.device
-        )
+        # A row for each rank, of which this one fills its own: their sum has the times of all.
+        times = torch.zeros(world_size, 3, dtype=torch.float64)
+        times[rank] = torch.tensor([seconds, forward, waited - self._waited_before], dtype=torch.float64)
         # One all-reduce for losses and times.
-        totals = torch.cat([self._sums, times])
+        totals = torch.cat([self._sums, times.to(self._sums.device)])
         distributed.all_reduce(totals)
-        *losses, (all_seconds, all_waited, _) = totals.tolist()
+        rows = totals.tolist()
+        losses, ranks = rows[: len(self._sources)], rows[len(self._sources) :]
+        all_seconds = sum(of_rank for of_rank, _, _ in ranks)
         if not keep_losses:
             self._sums.zero_()
         self._waited_before = waited
@@ -128,6 +136,7 @@ class StepStatistics:
             },
             loss=sum(total for total, _, _ in losses) / all_finite if all_finite else math.nan,
             seconds=all_seconds / world_size,
-            data_wait_fraction=all_waited / all_seconds,
+            data_wait_fraction=sum(waiting for _, _, waiting in ranks) / all_seconds,
             units=sum(count for _, _, count in losses),
+            ranks=tuple((computing, waiting) for _, computing, waiting in ranks),
         )

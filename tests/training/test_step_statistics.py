@@ -44,7 +44,7 @@ def statistics_of(losses: Sequence[Loss], before: dict[str, LossSum] | None = No
 
 
 def logged(statistics: StepStatistics) -> StepTotals:
-    return statistics.close(waited=0.0, world_size=1)
+    return statistics.close(waited=0.0, forward=0.0, rank=0, world_size=1)
 
 
 def unlogged(statistics: StepStatistics) -> dict[str, LossSum]:
@@ -82,7 +82,7 @@ def test_losses_before_and_after_a_checkpoint_give_the_mean_of_an_undisturbed_ru
 
 def test_a_log_in_turn_leaves_nothing_and_one_out_of_turn_leaves_all() -> None:
     statistics = statistics_of([("a", 1.0), ("a", 2.0)])
-    assert statistics.close(0.0, 1, keep_losses=True).loss == 1.5
+    assert statistics.close(0.0, 0.0, 0, 1, keep_losses=True).loss == 1.5
     assert unlogged(statistics) == {"a": LossSum(3.0, 2)}
     statistics.add("a", torch.tensor(6.0))
     assert logged(statistics).loss == 3.0
@@ -94,3 +94,10 @@ def test_sums_are_a_copy() -> None:
     sums = statistics.sums()
     statistics.add("b", torch.tensor(1.0))
     assert statistics.unlogged_losses(sums) == {"b": LossSum(1.0, 1)}
+
+
+def test_times_are_those_since_the_last_log() -> None:
+    statistics = statistics_of([("a", 1.0)])
+    assert statistics.close(waited=2.0, forward=0.5, rank=0, world_size=1).ranks == ((0.5, 2.0),)
+    statistics.add("a", torch.tensor(1.0))
+    assert statistics.close(waited=2.25, forward=0.75, rank=0, world_size=1).ranks == ((0.75, 0.25),)

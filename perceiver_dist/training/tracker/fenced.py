@@ -14,6 +14,7 @@ from ray import ObjectRef
 from perceiver_dist.checkpoint.lease import Fence, LeaseLostError
 from perceiver_dist.training.liveness.heartbeat import RankReport
 from perceiver_dist.training.liveness.life import Heartbeats, RunLife
+from perceiver_dist.training.liveness.stragglers import Place, Stragglers
 from perceiver_dist.training.tracker.handle import TrackerHandle
 
 
@@ -34,6 +35,7 @@ class FencedRecord(ABC):
     def __init__(self, fence: Fence) -> None:
         self._fence = fence
         self._heartbeats = Heartbeats()
+        self._stragglers = Stragglers()
 
     @abstractmethod
     def stop_for(self, message: str) -> None:
@@ -96,6 +98,15 @@ class FencedRecord(ABC):
     def controller_lives(self) -> None:
         """Record a heartbeat of Ray Train's controller."""
         self._heartbeats.controller_lives()
+
+    def _places(self) -> dict[int, Place]:
+        """Return where each rank runs that has sent a heartbeat."""
+        ranks = self._heartbeats.life().ranks
+        return {rank.state.rank: Place(rank.process.node, rank.process.host) for rank in ranks}
+
+    def slow_nodes(self) -> frozenset[str]:
+        """Return the ids of the nodes that are known to be slow."""
+        return self._stragglers.nodes
 
     @ray.method(concurrency_group="liveness")
     def life(self) -> RunLife:

@@ -46,6 +46,7 @@ class TrackerHandle(FailureReceiver, LivenessReceiver, Protocol):
     save: RemoteMethod[[], None]
     saved: RemoteMethod[[int], str | None]
     saw_samples: RemoteMethod[[int, int, list[str]], None]
+    slow_nodes: RemoteMethod[[], frozenset[str]]
     skipped_step: RemoteMethod[[str], None]
     starting_point: RemoteMethod[[], StartingPoint]
     status: RemoteMethod[[], TrainingStatus]

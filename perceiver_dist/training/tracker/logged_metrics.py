@@ -7,10 +7,11 @@ read back from metrics.jsonl when a run is resumed.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from perceiver_dist.strict_json import numbers, to_json
+from perceiver_dist.training.liveness.stragglers import RankTimes
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class StepMetrics:
         samples_seen: Samples learned from since the run began.
         gpu_memory_bytes: Peak GPU memory of rank 0; None on CPUs.
         quarantined: Samples that could not be used, each counted once; the tracker counts them.
+        ranks: Times of each rank; its flat names are `ranks/<rank>/...`, and left out with a single rank.
     """
 
     step: int = 0
@@ -46,12 +48,19 @@ class StepMetrics:
     samples_seen: float = 0.0
     gpu_memory_bytes: float | None = None
     quarantined: float = 0.0
+    ranks: tuple[RankTimes, ...] = ()
 
     def flat(self) -> dict[str, float]:
         """Return the values by flat name, without the step."""
         values = {name: getattr(self, attribute) for attribute, name in _NAMES.items()}
         losses = {f"{source}{_SOURCE_LOSS}": loss for source, loss in self.losses.items()}
-        return losses | {name: value for name, value in values.items() if value is not None}
+        times = {
+            f"{_RANKS}{rank}/{name}": value
+            for rank, of_rank in enumerate(self.ranks)
+            if len(self.ranks) > 1
+            for name, value in asdict(of_rank).items()
+        }
+        return losses | {name: value for name, value in values.items() if value is not None} | times
 
 
 _NAMES = {
@@ -70,6 +79,7 @@ _NAMES = {
 """Attribute of `StepMetrics` -> flat name, in the order of metrics.jsonl."""
 
 _SOURCE_LOSS = "/train_loss"
+_RANKS = "ranks/"
 
 
 @dataclass(frozen=True)
@@ -150,4 +160,13 @@ def _from_record(record: dict[str, float]) -> LoggedMetrics:
         if name.endswith(_SOURCE_LOSS)
     }
     values: dict[str, Any] = {attribute: record[name] for attribute, name in _NAMES.items() if name in record}
-    return StepMetrics(step=step, losses=losses, **values)
+    return StepMetrics(step=step, losses=losses, ranks=_ranks_in(record), **values)
+
+
+def _ranks_in(record: Mapping[str, float]) -> tuple[RankTimes, ...]:
+    times: dict[int, dict[str, float]] = {}
+    for name, value in record.items():
+        rank, _, attribute = name.removeprefix(_RANKS).partition("/")
+        if name.startswith(_RANKS) and rank.isdigit():
+            times.setdefault(int(rank), {})[attribute] = value
+    return tuple(RankTimes(**times[rank]) for rank in sorted(times))

@@ -1,7 +1,10 @@
 """Prometheus metrics of a run, which Ray exports from every node's metrics port as ray_perceiver_..."""
 
+from collections.abc import Mapping
+
 from ray.util.metrics import Gauge
 
+from perceiver_dist.training.liveness.stragglers import RankTimes
 from perceiver_dist.training.tracker.logged_metrics import StepMetrics
 
 GAUGES = {
@@ -31,6 +34,18 @@ GAUGES = {
 }
 """Flat name of a metric -> name and description of its gauge."""
 
+RANK_GAUGES = {
+    "forward_seconds": (
+        "perceiver_rank_forward_seconds",
+        "Seconds of a rank's forward passes per optimizer step, in which it waits for no other rank.",
+    ),
+    "data_wait_seconds": (
+        "perceiver_rank_data_wait_seconds",
+        "Seconds that a rank waits for data per optimizer step.",
+    ),
+}
+"""Attribute of `RankTimes` -> name and description of its gauge, which has a rank and a host."""
+
 
 class PrometheusMetrics:
     """Gauges of one run, labelled with its name.
@@ -47,13 +62,32 @@ class PrometheusMetrics:
         for gauge in self._gauges.values():
             # The trials of a search share a cluster, and are told apart by the name of the run.
             gauge.set_default_tags({"run": run_name})
+        self._of_ranks = {
+            attribute: Gauge(name, description=meaning, tag_keys=("run", "rank", "host"))
+            for attribute, (name, meaning) in RANK_GAUGES.items()
+        }
+        self._run_name = run_name
+        self._shown: dict[int, str] = {}
 
-    def show(self, metrics: StepMetrics) -> None:
+    def show(self, metrics: StepMetrics, hosts: Mapping[int, str]) -> None:
         """Set the gauges of the metrics that have a value.
 
         Args:
             metrics: Metrics of the newest logged steps.
+            hosts: Rank -> name of its host.
         """
         for name, value in {**metrics.flat(), "step": float(metrics.step)}.items():
             if name in self._gauges:
                 self._gauges[name].set(value)
+        # A gauge keeps its last value, also of a rank that is gone or has moved.
+        for gone in self._shown.items() - hosts.items():
+            self._show_rank(*gone, RankTimes(0.0, 0.0))
+        self._shown = dict(hosts)
+        for rank, host in hosts.items():
+            if rank < len(metrics.ranks):
+                self._show_rank(rank, host, metrics.ranks[rank])
+
+    def _show_rank(self, rank: int, host: str, times: RankTimes) -> None:
+        tags = {"run": self._run_name, "rank": str(rank), "host": host}
+        for attribute, gauge in self._of_ranks.items():
+            gauge.set(getattr(times, attribute), tags=tags)

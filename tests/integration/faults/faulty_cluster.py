@@ -51,7 +51,7 @@ class FaultyCluster:
 
     def kill_worker(self, random: np.random.Generator) -> str:
         """Kill a random training process and return its title; return "" if there is none."""
-        found = sorted(self._workers(), key=lambda process: process.pid)
+        found = sorted(self.workers(), key=lambda process: process.pid)
         if not found:
             return ""
         victim = found[random.integers(len(found))]
@@ -79,7 +79,8 @@ class FaultyCluster:
         """Kill the oldest node besides the head."""
         self._cluster.remove_node(self._nodes.pop(0), allow_graceful=False)
 
-    def _workers(self) -> Iterator[psutil.Process]:
+    def workers(self) -> Iterator[psutil.Process]:
+        """Yield the ranks, read tasks and actors that distribute units."""
         for node in self._cluster.list_all_nodes():
             raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
             for process in raylet.children(recursive=True):

@@ -2,6 +2,7 @@
 
 import math
 
+from perceiver_dist.training.liveness.stragglers import RankTimes
 from perceiver_dist.training.tracker.logged_metrics import (
     EvaluationMetrics,
     LoggedMetrics,
@@ -24,12 +25,15 @@ STEP = StepMetrics(
     samples_seen=320.0,
     gpu_memory_bytes=1024.0,
     quarantined=3.0,
+    ranks=(RankTimes(0.25, 0.0), RankTimes(0.5, 0.125)),
 )
 LINES = (
     '{"step": 10, "clips/train_loss": 2.5, "fashion/train_loss": 1.5, "train/loss": 2.0, "train/seconds": 4.0, '
     '"train/data_wait_fraction": 0.25, "train/learning_rate": 0.001, "train/gradient_norm": 0.5, '
     '"train/skipped_steps": 1.0, "train/samples_per_second": 32.0, "train/step_seconds": 0.4, '
-    '"train/samples_seen": 320.0, "train/gpu_memory_bytes": 1024.0, "data/quarantined": 3.0}\n'
+    '"train/samples_seen": 320.0, "train/gpu_memory_bytes": 1024.0, "data/quarantined": 3.0, '
+    '"ranks/0/forward_seconds": 0.25, "ranks/0/data_wait_seconds": 0.0, "ranks/1/forward_seconds": 0.5, '
+    '"ranks/1/data_wait_seconds": 0.125}\n'
     '{"step": 10, "clips/samples": 4.0, "clips/accuracy": 0.75, "fashion/samples": 8.0}\n'
 )
 HISTORY: list[LoggedMetrics] = [
