@@ -124,13 +124,16 @@ class HangWatch:
 
     def _end_ranks(self, life: RunLife) -> str:
         """Kill the ranks, and return a text with what they did."""
-        processes = [(f"rank {rank.state.rank}", rank.process) for rank in life.ranks]
-        texts = {name: "Ray did not answer\n" for name, _ in processes}
+        processes = {f"rank {rank.state.rank}": rank.process for rank in life.ranks}
+        texts = dict.fromkeys(processes, "Ray did not answer\n")
         # In a thread, since a Ray that hangs itself keeps whoever asks it.
-        thread = threading.Thread(target=lambda: texts.update(end_processes(processes)), daemon=True)
+        thread = threading.Thread(target=lambda: texts.update(end_processes(processes.items())), daemon=True)
         thread.start()
         thread.join(_SECONDS_FOR_ENDING)
-        parts = [f"{name} (process {of.pid} on {of.host})\n{texts[name]}" for name, of in processes]
+        parts = [
+            f"{name} (process {of.pid} on {of.host})\n{rank.collectives}{texts[name]}"
+            for (name, of), rank in zip(processes.items(), life.ranks, strict=True)
+        ]
         return "\n".join([f"{describe(life)}\n", *parts])
 
 

@@ -21,10 +21,14 @@ from ray.exceptions import RayError
 
 from perceiver_dist.cluster.process_state import started_at
 from perceiver_dist.cluster.remote_method import RemoteMethod
+from perceiver_dist.training.liveness.collectives import last_collectives
 from perceiver_dist.training.liveness.rank_state import RankState
 
 _SECONDS_BETWEEN_BEATS = 1.0
 """Far below any bound of a hang; 64 ranks then send 64 messages a second, of which an actor takes thousands."""
+
+_SECONDS_UNTIL_COLLECTIVES = 5.0
+"""Below any sensible `train.hang_seconds`, and longer than nearly all steps: reading them takes milliseconds."""
 
 STACKS_SIGNAL = signal.SIGUSR2
 """Signal at which a process writes the stacks of its threads. Ray, gloo and NCCL do not use it."""
@@ -58,12 +62,14 @@ class RankReport:
         state: Its state, a copy.
         idle_seconds: Time since its last progress, by its own clock.
         process: Its process.
+        collectives: Its last collectives, a line each, if it makes no progress.
     """
 
     group: int
     state: RankState
     idle_seconds: float
     process: Process
+    collectives: str = ""
 
 
 class LivenessReceiver(Protocol):
@@ -98,14 +104,16 @@ def rank_heartbeat(tracker: LivenessReceiver, state: RankState, group: int) -> I
         Nothing.
     """
     process = this_process()
-    progress, since = state.progress, monotonic()
+    progress, since, collectives = state.progress, monotonic(), ""
 
     def beat() -> None:
-        nonlocal progress, since
+        nonlocal progress, since, collectives
         if state.progress != progress:
-            progress, since = state.progress, monotonic()
-        copy = RankState(**vars(state))
-        tracker.rank_lives.remote(RankReport(group, copy, monotonic() - since, process))
+            progress, since, collectives = state.progress, monotonic(), ""
+        idle = monotonic() - since
+        if idle > _SECONDS_UNTIL_COLLECTIVES and not collectives:
+            collectives = last_collectives()
+        tracker.rank_lives.remote(RankReport(group, RankState(**vars(state)), idle, process, collectives))
 
     done = threading.Event()
     thread = threading.Thread(target=_beat_until, args=(beat, done), daemon=True, name="heartbeat")

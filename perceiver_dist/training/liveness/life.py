@@ -18,12 +18,14 @@ class RankLife:
         process: Its process.
         silent_seconds: Time since its last report.
         idle_seconds: Time since its last progress, as far as is known.
+        collectives: Its last collectives, if it has made no progress for some seconds.
     """
 
     state: RankState
     process: Process
     silent_seconds: float
     idle_seconds: float
+    collectives: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,9 +117,11 @@ class Heartbeats:
         """Return what is known now."""
         with self._lock:
             now = self._clock()
-            ranks = tuple(
-                RankLife(report.state, report.process, now - at, now - at + report.idle_seconds)
-                for _, (report, at) in sorted(self._reports.items())
-            )
+            ranks = tuple(_life(report, now - at) for _, (report, at) in sorted(self._reports.items()))
             controller = None if self._controller is None else now - self._controller
             return RunLife(self._group, ranks, now - self._began, dict(self._slowest), controller)
+
+
+def _life(report: RankReport, silent: float) -> RankLife:
+    idle = silent + report.idle_seconds
+    return RankLife(report.state, report.process, silent, idle, report.collectives)

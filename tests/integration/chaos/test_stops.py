@@ -80,6 +80,9 @@ def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_stopped_process_changes_nothing(data: Path, tmp_path: Path, undisturbed: Path, kind: str) -> None:
     outcome = _stop(data, tmp_path, undisturbed, kind, np.random.default_rng(0))
     assert outcome.detected is not None
+    if kind == "rank":
+        [hang] = (tmp_path / "stopped" / "errors").glob("*-hang-*.txt")
+        assert re.search(r"^collective \d+: gloo:", hang.read_text(), re.MULTILINE)
     assert (outcome.report.lost, outcome.report.repeated, outcome.report.different_steps) == (0, 0, 0)
 
 
