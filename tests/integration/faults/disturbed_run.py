@@ -54,15 +54,16 @@ def config_of(data: Path, storage: Path, name: str, zero_stage: ZeroStage, **tra
     return replace(config, deepspeed=DeepSpeedConfig(zero_stage=zero_stage))
 
 
-def start(config: RunConfig, cluster: FaultyCluster) -> "subprocess.Popen[bytes]":
-    """Start or restart the training job; its output is appended to a file."""
+def start(config: RunConfig, cluster: FaultyCluster | None = None) -> "subprocess.Popen[bytes]":
+    """Start or restart the training job, by default with a Ray of its own; its output is appended to a file."""
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     storage = Path(config.storage.path)
     file = storage / f"{config.storage.run_name}.yaml"
     file.write_text(to_yaml(config))
     with (storage / f"{config.storage.run_name}.txt").open("a") as screen:
         return subprocess.Popen(
-            [sys.executable, "jobs/train_multimodal.py", "--config", str(file)],
-            env=cluster.environment,
+            [sys.executable, "-u", "jobs/train_multimodal.py", "--config", str(file)],
+            env=cluster.environment if cluster else alone,
             stdout=screen,
             stderr=screen,
             start_new_session=True,
