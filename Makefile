@@ -40,8 +40,9 @@ test-long: .venv/.installed  ## run slow end-to-end tests (full disks, MLflow ou
 faults: .venv/.installed  ## test fault tolerance: kill workers, nodes and drivers at 36 random moments, compare with undisturbed runs
 	@.venv/bin/pytest -m faults -s $(ARGS)
 
-chaos: .venv/.installed  ## test with stores, MLflow, networks, clocks and disks that fail at random moments: about an hour
-	@.venv/bin/pytest -m chaos -s tests/integration/chaos $(ARGS)
+chaos: .venv/.installed  ## test with processes, stores, MLflow, networks, clocks and disks that fail at random moments: two hours
+	@.venv/bin/pip install -q --disable-pip-version-check --target .chaos --upgrade --no-deps libfaketime
+	@PYTHONPATH=.chaos .venv/bin/pytest -m chaos -s tests/integration/chaos $(ARGS)
 
 soak: .venv/.installed  ## train for two hours and measure whether memory, files, threads and shared memory stay flat
 	@.venv/bin/python jobs/benchmark.py soak --table soak.csv --figure soak.png $(ARGS)

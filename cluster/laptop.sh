@@ -11,6 +11,7 @@ export RAY_AUTH_MODE=token
 export RAY_FAKE_CLUSTER=1 AUTOSCALER_UPDATE_INTERVAL_S=1
 export RAY_JOB_STOP_WAIT_TIME_S=120  # time to write a checkpoint; Ray's default of 3 seconds is too short
 export RAY_worker_maximum_startup_concurrency=8  # by default the number of CPUs, which is 0 on this head
+export RAY_task_events_max_num_task_in_gcs=10000  # 40 MB of memory; Ray keeps 100,000 by default
 # An absolute path, since jobs may run in temporary copies of this folder (--working-dir).
 export PERCEIVER_STORAGE__PATH="${PERCEIVER_STORAGE__PATH:-$PWD/runs}"
 export PYTHONPATH="$PWD/cluster${PYTHONPATH:+:$PYTHONPATH}"  # the autoscaler imports laptop_nodes from there

@@ -85,6 +85,9 @@ def _start(cpus: int, dashboard: bool) -> None:
     os.environ.setdefault("RAY_kill_worker_timeout_milliseconds", "100")
     # A run has some 12 processes however many cores there are. Ray prints a warning at 4 times this number.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
+    # Ray's server would keep 4 KB on each of the last 100,000 tasks, which nobody can see without a dashboard.
+    if not dashboard:
+        os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     # Otherwise Ray replaces the loopback address with the machine's own, so that other machines can join.
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:

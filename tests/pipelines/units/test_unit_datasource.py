@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,7 @@ from perceiver_dist.training.zero.accumulation import units_of_rank
 from pipelines.errors import SampleError
 from pipelines.permutation import uniform
 from pipelines.shards.source import DataConfig, SourceConfig
-from pipelines.units import unit_datasource
+from pipelines.units import block_statistics, unit_datasource
 from pipelines.units.block_order import BlockOrder, SingleUnits, UnitBlock
 from pipelines.units.plan import TrainingPlan
 from pipelines.units.schedule import Schedule
@@ -229,3 +229,19 @@ def test_blocks_are_distributed_over_tasks() -> None:
     blocks = list(SingleUnits("speech", 3, 16))
     source = UnitDatasource(reference, [blocks[:5], blocks[5:10], blocks[10:]])
     assert [task.metadata.num_rows for task in source.get_read_tasks(parallelism=100)] == [5, 5, 3]
+
+
+def test_statistics_of_blocks_do_not_grow_with_the_dataset(
+    maker: UnevenMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(block_statistics, "_MAX_KEPT", 3)
+    dataset = dataset_of(maker, order_of(0, 30))
+    executor: Any = dataset._create_executor()
+    count, most = 0, 0
+    for _ in dataset._build_bundle_iterator(executor):
+        count += 1
+        kept = [len(getattr(operator, "_output_blocks_stats", ())) for operator in executor._topology]
+        most = max(most, *kept)
+    assert count > 20
+    # Those of the blocks that were handed on since the executor's last step.
+    assert most < 12
