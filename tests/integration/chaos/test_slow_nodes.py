@@ -12,6 +12,7 @@ import psutil
 import pytest
 import small_run
 from faulty_cluster import FaultyCluster, faulty_cluster
+from remote_run import STEPPING
 from waiting import wait_until
 
 pytestmark = pytest.mark.chaos
@@ -23,10 +24,10 @@ _STOPPED_SECONDS, _RUNNING_SECONDS = 0.045, 0.015
 def test_a_slow_node_is_named_and_left_out_at_the_next_start(tmp_path: Path) -> None:
     small_run.write_data(tmp_path / "data")
     with faulty_cluster(nodes=3) as cluster:
-        options = {"steps": 1500, "checkpoint_every": 50, "leave_out_slow_nodes": True}
+        options = {"steps": 3000, "checkpoint_every": 50, "leave_out_slow_nodes": True}
         config = disturbed_run.config_of(tmp_path / "data", tmp_path, "slow", 2, **options)
         job = disturbed_run.start(config, cluster)
-        wait_until(lambda: "step 100/" in disturbed_run.screen_of(config) or job.poll() is not None, 300)
+        wait_until(lambda: STEPPING.search(disturbed_run.screen_of(config)) or job.poll() is not None, 300)
         slow = _ranks(cluster)[0]
         node = slow.ppid()
         with _slowed(slow):
