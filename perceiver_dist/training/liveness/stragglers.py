@@ -16,8 +16,9 @@ from statistics import median
 SLOW_FACTOR = 1.5
 """Equal GPUs differ by a few per cent, and by a fifth when they are throttled by heat; at 1.5 a third of the other
 nodes' time is lost."""
-SLOW_SECONDS = 60.0
-"""For how long in a row: another job that compiles or unpacks beside the run is over by then."""
+WINDOW_SECONDS = 60.0
+"""Time after which ranks are compared, by the medians of their logs: another job that compiles or unpacks beside the
+run takes less than half of it."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class Stragglers:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._slow_since: dict[str, float] = {}
+        self._began = 0.0
+        self._window: list[list[float]] = []
         self._named: dict[str, str] = {}
         self._nodes: set[str] = set()
 
@@ -74,34 +76,41 @@ class Stragglers:
         Returns:
             A line for each node or rank that is found to be slow, or is no longer.
         """
-        forward = {places[rank]: dict[int, float]() for rank in range(len(times)) if rank in places}
+        if not self._window or len(self._window[0]) != len(times):
+            self._began, self._window = self._clock(), []
+        self._window.append([of_rank.forward_seconds for of_rank in times])
+        if self._clock() - self._began < WINDOW_SECONDS:
+            return []
+        usual = [median(logged) for logged in zip(*self._window, strict=True)]
+        self._window = []
+        ranks: dict[Place, list[int]] = {}
         for rank, place in places.items():
-            if rank < len(times):
-                forward[place][rank] = times[rank].forward_seconds
-        if len(forward) > 1:
-            names = {place.node: f"node {place.host} ({_ranks(list(of))})" for place, of in forward.items()}
-            groups = {place.node: list(of.values()) for place, of in forward.items()}
-            lines = self._judge(groups, names)
-            self._nodes = (self._nodes - groups.keys()) | (self._named.keys() & groups.keys())
+            if rank < len(usual):
+                ranks.setdefault(place, []).append(rank)
+        if len(ranks) > 1:
+            names = {place.node: f"node {place.host} ({_ranks(of)})" for place, of in ranks.items()}
+            lines = self._judge(
+                {place.node: [usual[rank] for rank in of] for place, of in ranks.items()}, names
+            )
+            self._nodes = (self._nodes - names.keys()) | (self._named.keys() & names.keys())
             return lines
-        by_rank = {f"rank {rank}": [seconds] for of in forward.values() for rank, seconds in of.items()}
-        return self._judge(by_rank, {name: name for name in by_rank})
+        alone = {f"rank {rank}": [usual[rank]] for of in ranks.values() for rank in of}
+        return self._judge(alone, {name: name for name in alone})
 
     def _judge(self, groups: Mapping[str, list[float]], names: Mapping[str, str]) -> list[str]:
-        now, lines = self._clock(), []
         ratios = {one: _ratio(groups, one) for one in groups}
-        self._slow_since = {
-            one: self._slow_since.get(one, now) for one, ratio in ratios.items() if ratio > SLOW_FACTOR
+        slow = {one for one, ratio in ratios.items() if ratio > SLOW_FACTOR}
+        lines = [
+            f"{names[one]} is slow: its forward passes have taken {ratios[one]:.1f} times as long as the others' for "
+            f"{WINDOW_SECONDS:.0f} s, and every step waits for it"
+            for one in sorted(slow - self._named.keys())
+        ]
+        recovered = sorted((self._named.keys() & groups.keys()) - slow)
+        lines += [f"{self._named[one]} is as fast as the others again" for one in recovered]
+        self._named = {one: self._named.get(one) or names[one] for one in slow} | {
+            one: name for one, name in self._named.items() if one not in groups
         }
-        for one, since in self._slow_since.items():
-            if now - since >= SLOW_SECONDS and one not in self._named:
-                self._named[one] = names[one]
-                lines.append(
-                    f"{names[one]} has been slow for {now - since:.0f} s: its forward passes take {ratios[one]:.1f} "
-                    "times as long as the others', and every step waits for it"
-                )
-        recovered = (self._named.keys() & groups.keys()) - self._slow_since.keys()
-        return lines + [f"{self._named.pop(one)} is as fast as the others again" for one in sorted(recovered)]
+        return lines
 
 
 def _ratio(groups: Mapping[str, list[float]], one: str) -> float:
