@@ -1,4 +1,4 @@
-"""What is slow and no hang: a machine with far too much to do, and storages that answer after a minute."""
+"""False alarms: a machine with far too much to do, and storages that answer after a minute, are no hang."""
 
 import json
 import subprocess
