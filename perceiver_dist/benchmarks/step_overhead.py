@@ -187,7 +187,7 @@ def _bare_loop(config: RunConfig) -> StepTimes:
         for window in range(config.train.steps // _WINDOW):
             started = time.perf_counter()
             for step in range(window * _WINDOW, (window + 1) * _WINDOW):
-                set_learning_rate(engine, learning_rate(step, config.train.steps, config.optim))
+                set_learning_rate(engine, learning_rate(step, config.train.steps, config.scaled_optim))
                 source, batches = in_memory[step % len(in_memory)]
                 for batch in batches:
                     logits = engine(batch.arrays, batch.present, source.name)

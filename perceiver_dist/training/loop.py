@@ -70,6 +70,7 @@ class _Rank:
         self, config: RunConfig, tracker: TrackerHandle, state: RankState, start: StartingPoint
     ) -> None:
         self.config, self.tracker, self.state = config, tracker, state
+        self.optim = config.scaled_optim
         self.rank, self.world_size = state.rank, ray.train.get_context().get_world_size()
         on_cpu = self.config.train.device == "cpu"
         self.device = torch.device("cpu") if on_cpu else ray.train.torch.get_device()
@@ -159,7 +160,7 @@ class _Rank:
         source = self.sources[self.schedule.source_at(self.step)]
         step_units = self._units_at(self.step, source.name)
         first_block = self.blocks.first_block(self.step)
-        set_learning_rate(self.engine, learning_rate(self.step, train.steps, self.config.optim))
+        set_learning_rate(self.engine, learning_rate(self.step, train.steps, self.optim))
         losses: dict[int, Tensor] = {}
         for micro_step in micro_steps_of_rank(self.rank, self.world_size, step_units, first_block):
             # Padding keeps the batch before: what it computes counts for nothing, but every rank has to take part in
@@ -174,7 +175,7 @@ class _Rank:
             # In bf16 runs the engine enters autocast, see `deepspeed_config`.
             with self.forward_time.measured():
                 logits = self.engine(mixed.arrays, batch.present, source.name, masked)
-            loss = mixed.loss(logits.float(), batch.labels, source.task)
+            loss = mixed.loss(logits.float(), batch.labels, source.task, self.optim.label_smoothing)
             self.state.begin("backward pass")
             self.engine.backward(loss if micro_step.weight == 1 else loss * micro_step.weight)
             self.state.begin("optimizer step")
@@ -212,7 +213,7 @@ class _Rank:
             loss=totals.loss,
             seconds=totals.seconds,
             data_wait_fraction=totals.data_wait_fraction,
-            learning_rate=learning_rate(self.step - 1, train.steps, self.config.optim),
+            learning_rate=learning_rate(self.step - 1, train.steps, self.optim),
             gradient_norm=float(norm) if norm is not None and math.isfinite(norm) else None,
             skipped_steps=float(self.skipped.count),
             samples_per_second=totals.units * train.micro_batch / totals.seconds,

@@ -32,21 +32,22 @@ class Mixed:
     other: Tensor
     share: Tensor | None
 
-    def loss(self, logits: Tensor, labels: Tensor, task: str) -> Tensor:
+    def loss(self, logits: Tensor, labels: Tensor, task: str, label_smoothing: float) -> Tensor:
         """Return the mean loss of the unit.
 
         Args:
             logits: (B, classes).
             labels: As in a `Batch`, of the unmixed rows.
             task: softmax or multilabel.
+            label_smoothing: As in `loss_per_sample`.
 
         Returns:
             () loss in nats.
         """
-        own = loss_per_sample(logits, labels, task)
+        own = loss_per_sample(logits, labels, task, label_smoothing)
         if self.share is None:
             return own.mean()
-        others = loss_per_sample(logits, labels[self.other], task)
+        others = loss_per_sample(logits, labels[self.other], task, label_smoothing)
         return (self.share * own + (1 - self.share) * others).mean()
 
 

@@ -1,5 +1,6 @@
 """Tests that the configurations of the papers' experiments have the published sizes."""
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,9 +55,13 @@ def test_the_sizes_are_the_published_ones(published: Published) -> None:
         assert result["parameters"] == published.parameters
     if published.flops:
         assert result["paper_flops_per_sample"]["imagenet"] == pytest.approx(published.flops, rel=0.01)
-    rates = [learning_rate(step, config.train.steps, config.optim) for step in (0, config.train.steps - 1)]
+    optim = config.scaled_optim
+    rates = [learning_rate(step, config.train.steps, optim) for step in (0, config.train.steps - 1)]
     assert rates == pytest.approx(published.rates, abs=1e-8)
-    assert config.optim.optimizer == "lamb"
+    # As in the authors' published code, experiment.py.
+    assert (optim.optimizer, optim.beta1, optim.beta2, optim.eps) == ("lamb", 0.9, 0.999, 1e-6)
+    assert (optim.weight_decay, optim.decay_latents, optim.clip_norm) == (0.1, True, 10)
+    assert optim.label_smoothing == (0.1 if "imagenet" in published.files else 0)
     [problem] = result["problems"]
     assert problem.startswith(f"source '{config.sources[0].name}': no file matches")
 
@@ -69,6 +74,17 @@ def test_the_classes_of_modelnet40_have_the_order_of_its_shards() -> None:
 def test_every_configuration_of_an_experiment_is_tested() -> None:
     tested = {name for published in EXPERIMENTS for name in published.files.split()}
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == tested | {"default", "search", *SMALL}
+
+
+@pytest.mark.parametrize("name", {name for published in EXPERIMENTS for name in published.files.split()})
+def test_every_value_says_where_it_is_from(name: str) -> None:
+    part = ""
+    for line in (CONFIGS / f"{name}.yaml").read_text().splitlines():
+        part = line if re.fullmatch(r"\w+:", line) else part
+        # Of a source, what is not the data's own.
+        is_value = part != "sources:" or re.match(r"  (task|augment|modality_dropout): |    ", line)
+        if re.match(r" +\w+: .", line) and is_value:
+            assert re.search(r"# (P \d|IO|code|the data's|\?)", line), line
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -48,6 +48,9 @@ def test_a_configuration_is_immutable() -> None:
         ({"clip_norm": -1.0}, "optim.clip_norm is -1.0, must be at least 0"),
         ({"final_fraction": 2.0}, "optim.final_fraction is 2.0, must be between 0 and 1"),
         ({"beta1": 1.5}, "optim.beta1 is 1.5, must be between 0 and 1"),
+        ({"eps": 0.0}, "optim.eps is 0.0, must be above 0"),
+        ({"learning_rate_batch": 0}, "optim.learning_rate_batch is 0, must be at least 1"),
+        ({"label_smoothing": 1.0}, "optim.label_smoothing is 1.0, must be at least 0 and below 1"),
         ({"beta2": -0.5}, "optim.beta2 is -0.5, must be between 0 and 1"),
     ],
 )

@@ -217,6 +217,22 @@ def test_loss_of_known_logits() -> None:
     assert loss_per_sample(logits, labels, "multilabel").tolist() == pytest.approx([math.log(2)] * 2)
 
 
+@pytest.mark.parametrize("task", ["softmax", "multilabel"])
+def test_label_smoothing_spreads_a_share_of_each_label(task: str) -> None:
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 4, generator=random)
+    classes = torch.randint(0, 4, (6,), generator=random)
+    one_hot = torch.nn.functional.one_hot(classes, 4)
+    if task == "softmax":
+        expected = -((0.9 * one_hot + 0.1 / 4) * logits.log_softmax(1)).sum(1)
+        found = loss_per_sample(logits, classes, task, 0.1)
+    else:
+        soft = 0.9 * one_hot + 0.1 / 2
+        expected = -(soft * logits.sigmoid().log() + (1 - soft) * (1 - logits.sigmoid()).log()).mean(1)
+        found = loss_per_sample(logits, one_hot, task, 0.1)
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_precision_sets_the_dtype_of_matrix_products(precision: str, dtype: torch.dtype) -> None:
     with autocast(torch.device("cpu"), precision):

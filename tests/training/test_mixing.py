@@ -43,12 +43,19 @@ def test_nothing_is_mixed_by_default() -> None:
     logits = torch.randn(8, 8)
     assert mixed.arrays is batch.arrays
     plain = loss_per_sample(logits, batch.labels, "softmax").mean()
-    assert torch.equal(mixed.loss(logits, batch.labels, "softmax"), plain)
+    assert torch.equal(mixed.loss(logits, batch.labels, "softmax", 0.0), plain)
 
 
 @settings(max_examples=60, deadline=None)
-@given(unit=st.integers(0, 2**40), strength=st.floats(0.1, 4), kind=st.sampled_from(["mixup", "cutmix"]))
-def test_pixels_and_loss_are_mixed_in_the_same_proportion(unit: int, strength: float, kind: str) -> None:
+@given(
+    unit=st.integers(0, 2**40),
+    strength=st.floats(0.1, 4),
+    kind=st.sampled_from(["mixup", "cutmix"]),
+    smoothing=st.sampled_from([0.0, 0.1, 0.5]),
+)
+def test_pixels_and_loss_are_mixed_in_the_same_proportion(
+    unit: int, strength: float, kind: str, smoothing: float
+) -> None:
     batch = batch_of(unit)
     mixed = mix(batch, source_of(**{kind: strength}), 3)
     image, share = batch.arrays["image"].float(), mixed.share
@@ -58,8 +65,10 @@ def test_pixels_and_loss_are_mixed_in_the_same_proportion(unit: int, strength: f
     logits = torch.randn(8, 8)
     soft = share[:, None] * functional.one_hot(batch.labels, 8)
     soft = soft + (1 - share)[:, None] * functional.one_hot(batch.labels[mixed.other], 8)
+    # The authors smooth the labels after they are mixed.
+    soft = (1 - smoothing) * soft + smoothing / 8
     torch.testing.assert_close(
-        mixed.loss(logits, batch.labels, "softmax"), functional.cross_entropy(logits, soft)
+        mixed.loss(logits, batch.labels, "softmax", smoothing), functional.cross_entropy(logits, soft)
     )
     again = mix(batch_of(unit), source_of(**{kind: strength}), 3)
     assert torch.equal(again.arrays["image"], mixed.arrays["image"])

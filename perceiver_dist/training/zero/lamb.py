@@ -66,7 +66,7 @@ class Lamb(Optimizer):
         groups: Parameter groups, each with a weight decay.
         lr: Learning rate.
         betas: Decay rates of the running means of the gradient and of its square.
-        eps: Added to the square root of the mean square; 1e-6 in the paper's code.
+        eps: Added to the square root of the mean square.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Lamb(Optimizer):
         groups: list[dict[str, Any]],
         lr: float,
         betas: tuple[float, float],
-        eps: float = 1e-6,
+        eps: float,
     ) -> None:
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]

@@ -11,7 +11,8 @@ def learning_rate(step: int, steps: int, optim: OptimConfig) -> float:
     Args:
         step: The step, from 0.
         steps: Steps of the whole run. With the cosine schedule the last step nearly has the final rate.
-        optim: Peak rate, length of the warm-up, schedule and its options.
+        optim: Peak rate of the run's global batch (`RunConfig.scaled_optim`), length of the warm-up, schedule and its
+            options.
     """
     if step < optim.warmup_steps:
         return optim.learning_rate * (step + 1) / optim.warmup_steps

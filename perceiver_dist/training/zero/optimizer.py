@@ -1,7 +1,6 @@
 """Optimizer of a rank and its state: AdamW or LAMB, whose moments have the same names."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +10,12 @@ from torch.optim import AdamW, Optimizer
 from perceiver_dist.checkpoint.format import MOMENTS
 from perceiver_dist.config.run_config import OptimConfig
 from perceiver_dist.training.zero.lamb import Lamb
+
+_EPS = {"adamw": 1e-8, "lamb": 1e-6}
+"""As in the authors' published code (deepmind-research, perceiver/train/experiment.py)."""
+
+_LEARNED_INPUTS = ("latents", "encodings", "decoder.queries")
+"""Prefixes of the parameters that weight decay leaves out unless `optim.decay_latents` is set."""
 
 
 def build_optimizer(model: nn.Module, optim: OptimConfig, partitioned: bool) -> Optimizer:
@@ -24,20 +29,17 @@ def build_optimizer(model: nn.Module, optim: OptimConfig, partitioned: bool) -> 
         optim: Options of the optimizer.
         partitioned: Whether DeepSpeed partitions its state (stages 1 to 3). DeepSpeed clips the gradient then.
     """
-    groups = parameter_groups(model, optim.weight_decay, optim.frozen)
-    rate, betas = optim.learning_rate, (optim.beta1, optim.beta2)
-    fused = _has_fused_kernels(model)
+    groups = parameter_groups(model, optim)
+    # torch wants a learning rate; `set_learning_rate` sets that of every step.
+    options: dict[str, Any] = {"lr": optim.learning_rate, "betas": (optim.beta1, optim.beta2)}
+    options["eps"] = _EPS[optim.optimizer] if optim.eps is None else optim.eps
+    kind: type[AdamW] | type[Lamb] = Lamb
+    if optim.optimizer == "adamw":
+        options["fused"] = _has_fused_kernels(model)
+        kind = AdamW
     if partitioned:
-        return (
-            AdamW(groups, lr=rate, betas=betas, fused=fused)
-            if optim.optimizer == "adamw"
-            else Lamb(groups, lr=rate, betas=betas)
-        )
-    guarded = (
-        _GuardedAdamW(groups, lr=rate, betas=betas, fused=fused)
-        if optim.optimizer == "adamw"
-        else _GuardedLamb(groups, lr=rate, betas=betas)
-    )
+        return kind(groups, **options)
+    guarded = (_GuardedAdamW if kind is AdamW else _GuardedLamb)(groups, **options)
     guarded.clip_norm = optim.clip_norm or math.inf
     return guarded
 
@@ -78,17 +80,16 @@ class _GuardedLamb(_Guard, Lamb):
     """LAMB for ZeRO stage 0."""
 
 
-def parameter_groups(
-    model: nn.Module, weight_decay: float, frozen: Sequence[str] = ()
-) -> list[dict[str, Any]]:
-    """Split parameters into matrices with weight decay, and biases, norms, latents and encodings without.
+def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
+    """Split parameters into those with weight decay and those without.
 
-    Frozen parameters form a group too, with a learning rate of 0, because ZeRO needs every parameter to take part.
+    Matrices have it, biases and norms do not. Latents, encodings and decoder queries, learned inputs rather than
+    weights, have it with `optim.decay_latents`. Frozen parameters form a group too, with a learning rate of 0, because
+    ZeRO needs every parameter to take part.
 
     Args:
         model: The Perceiver.
-        weight_decay: Weight decay of the matrices.
-        frozen: Parts of the model that are not trained.
+        optim: Weight decay, and the frozen parts of the model.
 
     Returns:
         Parameter groups for a torch optimizer. The entry `frozen` tells whether the learning rate is always 0.
@@ -97,12 +98,12 @@ def parameter_groups(
     free: list[nn.Parameter] = []
     still: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        # Latents and encodings are matrices too, but are learned inputs rather than weights.
-        is_matrix = parameter.ndim == 2 and not name.startswith(("latents", "encodings"))
-        is_frozen = name.partition(".")[0] in frozen
-        (still if is_frozen else decayed if is_matrix else free).append(parameter)
+        is_input = name.startswith(_LEARNED_INPUTS)
+        is_decayed = optim.decay_latents if is_input else parameter.ndim == 2
+        is_frozen = name.partition(".")[0] in optim.frozen
+        (still if is_frozen else decayed if is_decayed else free).append(parameter)
     groups = [
-        {"params": decayed, "weight_decay": weight_decay, "frozen": False},
+        {"params": decayed, "weight_decay": optim.weight_decay, "frozen": False},
         {"params": free, "weight_decay": 0.0, "frozen": False},
         {"params": still, "weight_decay": 0.0, "frozen": True},
     ]

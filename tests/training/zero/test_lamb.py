@@ -27,7 +27,7 @@ def whole_tensors() -> tuple[list[float], dict[str, Tensor]]:
     """Losses of all steps and weights at `SAVED_AT`, by algorithm 2 of the paper, tensor by tensor."""
     torch.manual_seed(0)
     model = Perceiver(ranks.CONFIG.model, ranks.CONFIG.heads)
-    decayed = {id(tensor) for tensor in parameter_groups(model, OPTIM.weight_decay)[0]["params"]}
+    decayed = {id(tensor) for tensor in parameter_groups(model, OPTIM)[0]["params"]}
     first, second = ([torch.zeros_like(tensor) for tensor in model.parameters()] for _ in range(2))
     losses, saved = [], {}
     for step in range(ranks.STEPS):
@@ -92,14 +92,14 @@ def test_a_run_resumes_at_another_stage_and_world_size(losses: dict[str, list[fl
 def test_a_zero_tensor_is_updated_as_by_adamw() -> None:
     tensor = torch.nn.Parameter(torch.zeros(3))
     tensor.grad = torch.tensor([1.0, -2.0, 0.0])
-    Lamb([{"params": [tensor]}], lr=0.5, betas=(0.9, 0.99)).step()
+    Lamb([{"params": [tensor]}], lr=0.5, betas=(0.9, 0.99), eps=1e-6).step()
     torch.testing.assert_close(tensor.data, torch.tensor([-0.5, 0.5, 0.0]), atol=1e-5, rtol=0)
 
 
 def operations_of_a_step(tensors: int) -> Counter[str]:
     """Operations of a step, but for views and for the counts of steps, which are on the CPU whatever the device."""
     parameters = [torch.nn.Parameter(torch.ones(3)) for _ in range(tensors)]
-    optimizer = Lamb([{"params": parameters}], lr=0.5, betas=(0.9, 0.99))
+    optimizer = Lamb([{"params": parameters}], lr=0.5, betas=(0.9, 0.99), eps=1e-6)
     for parameter in parameters:
         parameter.grad = torch.ones(3)
     optimizer.step()

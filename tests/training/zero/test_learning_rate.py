@@ -6,9 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perceiver_dist.config.run_config import OptimConfig
+from perceiver_dist.config.run_config import OptimConfig, RunConfig, TrainConfig
 from perceiver_dist.errors import UserError
+from perceiver_dist.modalities import ImageInput
+from perceiver_dist.model.model_config import ModelConfig
 from perceiver_dist.training.zero.learning_rate import learning_rate
+from pipelines.shards.source import SourceConfig
 
 PLAIN = OptimConfig(learning_rate=1.0, warmup_steps=0)
 
@@ -52,6 +55,19 @@ def test_perceiver_io_s_rate_is_flat_for_55_of_110_epochs_and_then_half_a_cosine
 def test_a_constant_rate_is_constant_after_the_warm_up() -> None:
     optim = replace(PLAIN, warmup_steps=4, schedule="constant")
     assert [learning_rate(step, 10, optim) for step in range(10)] == [0.25, 0.5, 0.75, 1, *[1.0] * 6]
+
+
+def test_the_authors_rate_for_256_samples_is_2e3_for_1024() -> None:
+    # As `_get_batch_scaled_lr` in perceiver/train/utils.py of their code.
+    config = RunConfig(
+        ModelConfig(image=ImageInput(8, 8, 1)),
+        [SourceConfig("pictures", "x.tar", ["image"], 3)],
+        OptimConfig(learning_rate=5e-4, learning_rate_batch=256),
+        TrainConfig(lanes=64, micro_batch=16, num_workers=8),
+    )
+    assert config.scaled_optim.learning_rate == pytest.approx(2e-3)
+    plain = replace(config, optim=PLAIN)
+    assert plain.scaled_optim is PLAIN
 
 
 def test_a_fraction_out_of_range_is_named() -> None:
