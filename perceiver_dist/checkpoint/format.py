@@ -3,8 +3,9 @@
 A checkpoint is a folder such as `step-00001200`. Each rank writes one file in the safetensors format, and
 `manifest.json` confirms that all of them are complete (`perceiver_dist/checkpoint/manifest.py`):
 
-    rank-00000-of-00002-5c1f09ae.safetensors     the spans of fp32 parameters and of the optimizer's moments that the
-    rank-00001-of-00002-5c1f09ae.safetensors     rank held; the last part of the name is the group of workers
+    rank-00000-of-00002-5c1f09ae.safetensors     the spans of fp32 parameters, of the optimizer's moments, and if there
+    rank-00001-of-00002-5c1f09ae.safetensors     is one of the weights' moving average, that the rank held; the last
+                                                 part of the name is the group of workers
     manifest.json
 
 A tensor in such a file is one span of a flattened parameter or moment. Its name identifies the span:
@@ -47,6 +48,9 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 WEIGHT = "weight"
 PARTS = (WEIGHT, *MOMENTS)
 """State that is stored of every parameter: its values and the optimizer's moments. Files have this order."""
+
+AVERAGE = "average"
+"""The moving average of the weights, which a run with `optim.ema_decay` stores after these."""
 _SHAPES = "shapes"
 _LENGTH_BYTES = 8
 """The safetensors format begins with the length of its header as a 64-bit integer."""
@@ -71,7 +75,7 @@ class _Stored:
     """A span in a file.
 
     Attributes:
-        part: One of `PARTS`.
+        part: One of `PARTS`, or `AVERAGE`.
         name: Name of the parameter.
         span: The elements.
         offset: Start of the span in the file, in bytes.
@@ -157,6 +161,7 @@ class StoredCheckpoint:
         uri: Path or URI of its folder.
         progress: Progress of the run when it was saved.
         shapes: Shape of every parameter by name.
+        has_average: Whether it holds the moving average of the weights.
 
     Raises:
         UserError: It is not a checkpoint, or its files do not hold every element exactly once.
@@ -174,7 +179,13 @@ class StoredCheckpoint:
             raise UserError(
                 f"checkpoint {uri}: a file cannot be read ({error}); use another checkpoint"
             ) from error
+        self.has_average = any(stored.part == AVERAGE for stored in chain.from_iterable(self._stored))
         self._check_complete()
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What it holds of every parameter."""
+        return (*PARTS, AVERAGE) if self.has_average else PARTS
 
     def read(self, wanted: Mapping[tuple[str, str], Span]) -> dict[tuple[str, str], Tensor]:
         """Return spans of tensors on the host.
@@ -211,7 +222,7 @@ class StoredCheckpoint:
         """Return one part of every parameter by name, unflattened.
 
         Args:
-            part: One of `PARTS`.
+            part: One of `parts`.
         """
         spans = {(part, name): Span(0, math.prod(shape)) for name, shape in self.shapes.items()}
         return {name: flat.view(self.shapes[name]) for (_, name), flat in self.read(spans).items()}
@@ -233,7 +244,7 @@ class StoredCheckpoint:
         for stored in chain.from_iterable(self._stored):
             spans.setdefault((stored.part, stored.name), []).append(stored.span)
         # The headers suffice for this; `find_damage` checks the values themselves.
-        for part in PARTS:
+        for part in self.parts:
             for name, shape in self.shapes.items():
                 fault = first_fault(spans.get((part, name), []), math.prod(shape))
                 if fault:
@@ -264,17 +275,20 @@ def first_fault(spans: Iterable[Span], numel: int) -> str:
 def read_weights(checkpoint: str) -> dict[str, Tensor]:
     """Return a checkpoint's fp32 weights by name on the host, as a model's `load_state_dict` takes them.
 
+    They are the weights' moving average, if the checkpoint holds it: those that evaluations of the run are of.
+
     Args:
         checkpoint: Path or URI of its folder.
 
     Raises:
         UserError: It is not a checkpoint, or an incomplete one.
     """
-    return StoredCheckpoint(checkpoint).whole(WEIGHT)
+    stored = StoredCheckpoint(checkpoint)
+    return stored.whole(AVERAGE if stored.has_average else WEIGHT)
 
 
 def load_weights(model: nn.Module, checkpoint: StoredCheckpoint) -> None:
-    """Load a checkpoint's weights into a model, before an engine is built around it.
+    """Load the weights with which a run trains on into a model, before an engine is built around it.
 
     Args:
         model: A Perceiver of the same configuration.

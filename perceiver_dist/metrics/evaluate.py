@@ -14,7 +14,8 @@ from pipelines.shards.source import SourceConfig
 
 @torch.no_grad()
 def evaluate(
-    engine: Any,
+    model: Any,
+    device: torch.device,
     source: SourceConfig,
     batches: Iterable[Batch],
     subsets: Sequence[Subset],
@@ -23,7 +24,8 @@ def evaluate(
     """Evaluate one source. Every rank must call this with its own batches, the same number on each rank.
 
     Args:
-        engine: DeepSpeed engine, called as (arrays, present, source name) -> logits (B, classes).
+        model: DeepSpeed engine or module, called as (arrays, present, source name) -> logits (B, classes).
+        device: Device of the model.
         source: Source of the batches.
         batches: This rank's units, including padded ones.
         subsets: Modality subsets; each is evaluated on the same samples.
@@ -32,13 +34,13 @@ def evaluate(
     Returns:
         Scores over the samples of all ranks, the same on every rank.
     """
-    engine.eval()
-    totals = {subset: MetricTotals(source, engine.device) for subset in subsets}
+    model.eval()
+    totals = {subset: MetricTotals(source, device) for subset in subsets}
     for batch in batches:
         # All subsets of one batch, so that every sample is read and decoded once.
         for subset, total in totals.items():
-            with autocast(engine.device, precision):
-                logits = engine(batch.arrays, show_only(batch.present, subset), source.name)
+            with autocast(device, precision):
+                logits = model(batch.arrays, show_only(batch.present, subset), source.name)
             total.update(logits.float(), batch.labels, batch.valid)
-    engine.train()
+    model.train()
     return scores_of(source, totals)

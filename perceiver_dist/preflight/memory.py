@@ -5,8 +5,10 @@ included: the CUDA context, cuBLAS's workspaces, and what the allocator holds in
 
 Of P parameters on W ranks, all in fp32, since bf16 is only an autocast of the forward pass: parameters 4P, gradients
 4P, two moments 8P. Stages 1 to 3 update an fp32 copy of the rank's partition, 4P / W, even if the parameters are fp32.
-As in the ZeRO paper (arXiv 1910.02054, figure 1), stage 1 divides what belongs to the optimizer by W, stage 2 gradients
-too, stage 3 parameters too; but it keeps what it has gathered, up to 1e9 parameters (`stage3_max_live_parameters`).
+With `optim.ema_decay` the optimizer keeps an average of the weights, 4P more; the model that is filled with it for an
+evaluation takes less than a backward pass. As in the ZeRO paper (arXiv 1910.02054, figure 1), stage 1 divides what
+belongs to the optimizer by W, stage 2 gradients too, stage 3 parameters too; but it keeps what it has gathered, up to
+1e9 parameters (`stage3_max_live_parameters`).
 tests/preflight/test_memory.py compares all of it with DeepSpeed's engine.
 """
 
@@ -143,12 +145,12 @@ def _states(config: RunConfig, ranks: int) -> dict[str, int]:
     """Return the parts of `training_memory` that do not depend on the micro-batch."""
     stage, count = config.deepspeed.zero_stage, parameter_count(config.model, config.heads)
     whole, part = _FP32_BYTES * count, _FP32_BYTES * -(-count // ranks)
-    accumulates = config.train.lanes > ranks
+    accumulates, averages = config.train.lanes > ranks, config.optim.ema_decay > 0
     return {
         "parameters": part if stage == 3 else whole,
         "gathered_parameters": min(whole, _FP32_BYTES * _LIVE_PARAMETERS) if stage == 3 and ranks > 1 else 0,
         "gradients": part if stage == 3 else (part if stage == 2 else whole) * accumulates,
-        "optimizer": 3 * part if stage else 2 * whole,
+        "optimizer": (3 + averages) * part if stage else (2 + averages) * whole,
         "reduction_buffer": _FP32_BYTES * reduction_bucket(config) if stage else 0,
         "optimizer_step": _UPDATE_COPIES[stage] * (part if stage else whole),
     }

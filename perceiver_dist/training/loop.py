@@ -41,6 +41,7 @@ from perceiver_dist.training.tracker.handle import TrackerHandle
 from perceiver_dist.training.tracker.logged_metrics import StepMetrics
 from perceiver_dist.training.zero.accumulation import micro_steps_of_rank
 from perceiver_dist.training.zero.async_save import CheckpointWriter
+from perceiver_dist.training.zero.average import WeightAverage
 from perceiver_dist.training.zero.engine import build_engine, set_learning_rate
 from perceiver_dist.training.zero.learning_rate import learning_rate
 from perceiver_dist.training.zero.optimizer import adam_step
@@ -84,6 +85,11 @@ class _Rank:
         self.start = start
         self.step = state.step = self.start.step
         self.engine = self._restore()
+        self.average = (
+            WeightAverage(self.engine, self.optim.ema_decay, adam_step(self.engine))
+            if self.optim.ema_decay
+            else None
+        )
         self.checkpoints = CheckpointWriter(
             self.engine, RunFolder.of(self.config), start.writer, state.advancing
         )
@@ -187,7 +193,8 @@ class _Rank:
             if self.config.tracking.samples:
                 self.tracker.saw_samples.remote(self.step, micro_step.unit, batch.keys)
         self.step += 1
-        self.skipped.check(self.step, source.name, step_units, losses)
+        if self.skipped.check(self.step, source.name, step_units, losses) and self.average:
+            self.average.update()
 
     def _units_at(self, step: int, source: str) -> range:
         """Return the numbers of a source's units in its first step at or after `step`."""
@@ -229,6 +236,7 @@ class _Rank:
 
     def _evaluate(self, all_subsets: bool) -> None:
         self.state.enter("evaluating", self.step)
+        model = self.engine if self.average is None else self.average.model(self.config)
         scores: dict[str, Scores] = {}
         for source in self.sources.values():
             shard = _dataset_shard(evaluation_dataset(source))
@@ -238,7 +246,8 @@ class _Rank:
             batches = UnitStream(shard, self.device, self.prefetch)
             subsets = modality_subsets(source.modalities)
             scores[source.name] = evaluate(
-                self.engine,
+                model,
+                self.device,
                 source,
                 self.state.advancing(self.bad_samples.counted(source.name, batches)),
                 subsets if all_subsets else subsets[:1],

@@ -39,7 +39,7 @@ class SkippedSteps:
         """Steps skipped since the run began."""
         return self._before + int(self._engine.skipped_steps)
 
-    def check(self, step: int, source: str, units: range, losses: Mapping[int, Tensor]) -> None:
+    def check(self, step: int, source: str, units: range, losses: Mapping[int, Tensor]) -> bool:
         """Check whether the engine skipped the last step. Every rank must call it after every step.
 
         Args:
@@ -48,11 +48,14 @@ class SkippedSteps:
             units: Numbers of the step's units, of all ranks.
             losses: Unit -> () loss on the device, for this rank's units.
 
+        Returns:
+            Whether the step was taken.
+
         Raises:
             UserError: The limit of skipped steps is reached.
         """
         if self._engine.skipped_steps == self._seen:
-            return
+            return True
         self._seen = self._engine.skipped_steps
         # Only now: looking at a loss waits for the GPU.
         mine = [unit for unit, loss in losses.items() if not torch.isfinite(loss).item()]
@@ -67,6 +70,7 @@ class SkippedSteps:
                 f"{self.count} steps were skipped, train.max_skipped_steps is {self._limit}; {message}; lower "
                 "optim.learning_rate, or fix the samples of these units"
             )
+        return False
 
 
 def describe(step: int, source: str, units: range, bad: list[int]) -> str:

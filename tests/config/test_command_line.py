@@ -11,8 +11,9 @@ from types import ModuleType
 import pytest
 
 from perceiver_dist.config.command_line import parse_run, run_job, run_parser, to_yaml
+from perceiver_dist.config.optim_config import OptimConfig
 from perceiver_dist.config.options import option_groups
-from perceiver_dist.config.run_config import OptimConfig, RunConfig
+from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.modalities import ImageInput
 from pipelines.shards.source import SourceConfig
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perceiver_dist.config.run_config import OptimConfig, RunConfig, StorageConfig, TrainConfig
+from perceiver_dist.config.optim_config import OptimConfig
+from perceiver_dist.config.run_config import RunConfig, StorageConfig, TrainConfig
 from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import AudioInput, ImageInput, PointCloudInput, VideoInput
 from perceiver_dist.model.model_config import ModelConfig

@@ -9,13 +9,8 @@ import av
 import numpy as np
 from PIL import Image
 
-from perceiver_dist.config.run_config import (
-    OptimConfig,
-    RunConfig,
-    StorageConfig,
-    TrackingConfig,
-    TrainConfig,
-)
+from perceiver_dist.config.optim_config import OptimConfig
+from perceiver_dist.config.run_config import RunConfig, StorageConfig, TrackingConfig, TrainConfig
 from perceiver_dist.modalities import AudioInput, ImageInput
 from perceiver_dist.model.model_config import ModelConfig
 from pipelines.shards.shard_writer import Sample, write_shards

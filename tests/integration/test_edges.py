@@ -17,7 +17,7 @@ import small_run
 from rich.console import Console
 
 from perceiver_dist.config.command_line import read_run
-from perceiver_dist.config.run_config import OptimConfig
+from perceiver_dist.config.optim_config import OptimConfig
 from perceiver_dist.inference.evaluation_report import report, write_report
 from perceiver_dist.inference.inference_options import EvaluationOptions, PredictionOptions
 from perceiver_dist.inference.model_evaluation import evaluate_model

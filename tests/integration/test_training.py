@@ -25,7 +25,8 @@ from perceiver_dist.checkpoint.format import read_weights
 from perceiver_dist.checkpoint.manifest import find_damage
 from perceiver_dist.checkpoint.run_folder import RunFolder
 from perceiver_dist.config.command_line import read_run, to_yaml
-from perceiver_dist.config.run_config import DeepSpeedConfig, OptimConfig, WorkerRange
+from perceiver_dist.config.optim_config import OptimConfig
+from perceiver_dist.config.run_config import DeepSpeedConfig, WorkerRange
 from perceiver_dist.errors import UserError
 from perceiver_dist.training.driver import run_training
 

@@ -20,14 +20,13 @@ from perceiver_dist.model.precision import autocast
 from pipelines.shards.source import SourceConfig
 
 CLASSES = 3
+CPU = torch.device("cpu")
 SOFTMAX = SourceConfig("clips", "x.tar", ["audio", "video"], CLASSES)
 MULTILABEL = SourceConfig("clips", "x.tar", ["audio", "video"], CLASSES, task="multilabel")
 
 
 class SummingEngine:
     """Engine whose logits are the sum of the present modalities; their arrays are logits (B, classes)."""
-
-    device = torch.device("cpu")
 
     def __init__(self) -> None:
         self.modes: list[str] = []
@@ -85,7 +84,7 @@ def random_batches(multilabel: bool, valid_counts: tuple[int, ...], seed: int = 
 
 
 def scores_of(source: SourceConfig, batches: list[Batch]) -> Scores:
-    return evaluate(SummingEngine(), source, batches, modality_subsets(source.modalities), "fp32")
+    return evaluate(SummingEngine(), CPU, source, batches, modality_subsets(source.modalities), "fp32")
 
 
 def valid_rows(batches: list[Batch], names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
@@ -148,7 +147,7 @@ def test_metrics_of_subsets_are_named_by_their_modalities() -> None:
 
 def test_the_engine_returns_to_training_mode() -> None:
     engine = SummingEngine()
-    evaluate(engine, SOFTMAX, random_batches(False, (6,)), [("audio", "video")], "fp32")
+    evaluate(engine, CPU, SOFTMAX, random_batches(False, (6,)), [("audio", "video")], "fp32")
     assert engine.modes == ["eval", "train"]
 
 

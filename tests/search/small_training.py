@@ -4,7 +4,8 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from perceiver_dist.config.run_config import OptimConfig, RunConfig, StorageConfig, TrainConfig
+from perceiver_dist.config.optim_config import OptimConfig
+from perceiver_dist.config.run_config import RunConfig, StorageConfig, TrainConfig
 from perceiver_dist.modalities import AudioInput, ImageInput
 from perceiver_dist.model.model_config import ModelConfig
 from perceiver_dist.search.strategy.candidates import Candidates

@@ -6,7 +6,7 @@ two lanes takes the same steps.
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,7 @@ def make_engine(
     checkpoint: Path | None,
     optimizer: str = "adamw",
     frozen: Sequence[str] = (),
+    ema_decay: float = 0.0,
     **train: Any,
 ) -> Any:
     """A new engine, with the state of a checkpoint or of the seed, and options of `train`."""
@@ -141,7 +142,7 @@ def make_engine(
     from perceiver_dist.training.zero.engine import build_engine
     from perceiver_dist.training.zero.partitions import load_optimizer
 
-    options: dict[str, Any] = {"optimizer": optimizer, "frozen": list(frozen)}
+    options: dict[str, Any] = {"optimizer": optimizer, "frozen": list(frozen), "ema_decay": ema_decay}
     config = replace(
         CONFIG,
         optim=replace(CONFIG.optim, **options),
@@ -159,7 +160,9 @@ def make_engine(
     return engine
 
 
-def take_steps(engine: Any, world_size: int, first: int, stop: int) -> list[float]:
+def take_steps(
+    engine: Any, world_size: int, first: int, stop: int, after_step: Callable[[], None] = lambda: None
+) -> list[float]:
     """Train from one step to another; return the losses."""
     from perceiver_dist.training.zero.engine import set_learning_rate
     from perceiver_dist.training.zero.learning_rate import learning_rate
@@ -173,6 +176,7 @@ def take_steps(engine: Any, world_size: int, first: int, stop: int) -> list[floa
             engine.backward(loss)
             engine.step()
             total += loss.detach() / LANES
+        after_step()
         torch.distributed.all_reduce(total)
         losses.append(total.item())
     return losses

@@ -83,7 +83,7 @@ def build_engine(model: nn.Module, config: RunConfig, world_size: int) -> Any:
         config=deepspeed_config(config, world_size),
         dist_init_required=False,
     )
-    create_state(engine)
+    create_state(engine, with_average=config.optim.ema_decay > 0)
     optimizer = base_optimizer(engine)
     if isinstance(optimizer, Lamb):
         optimizer.split(pieces_by_parameter(engine), len(whole_shapes(engine)), partial(_reduce, engine))

@@ -2,7 +2,7 @@
 
 from math import cos, pi
 
-from perceiver_dist.config.run_config import OptimConfig
+from perceiver_dist.config.optim_config import OptimConfig
 
 
 def learning_rate(step: int, steps: int, optim: OptimConfig) -> float:

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from perceiver_dist.checkpoint.format import MOMENTS
-from perceiver_dist.config.run_config import OptimConfig
+from perceiver_dist.checkpoint.format import AVERAGE, MOMENTS
+from perceiver_dist.config.optim_config import OptimConfig
 from perceiver_dist.training.zero.lamb import Lamb
 
 _EPS = {"adamw": 1e-8, "lamb": 1e-6}
@@ -140,11 +140,22 @@ def base_optimizer(engine: Any) -> Optimizer:
     return engine.optimizer.optimizer if engine.zero_optimization_stage() else engine.optimizer
 
 
-def create_state(engine: Any) -> None:
+def has_average(engine: Any) -> bool:
+    """Return whether the optimizer's state has the moving average of the weights.
+
+    Args:
+        engine: The DeepSpeed engine.
+    """
+    return AVERAGE in next(iter(base_optimizer(engine).state.values()))
+
+
+def create_state(engine: Any, with_average: bool) -> None:
     """Create the optimizer's state as its first step would, so that a checkpoint can be loaded before that step.
 
     Args:
         engine: The DeepSpeed engine.
+        with_average: Whether it has the moving average of the weights, beside the moments, so that it is partitioned as
+            they are. It begins as a copy of the weights.
     """
     stage = engine.zero_optimization_stage()
     base = base_optimizer(engine)
@@ -162,6 +173,8 @@ def create_state(engine: Any) -> None:
             "step": torch.zeros((), device=device),
             **{name: torch.zeros_like(tensor) for name in MOMENTS},
         }
+        if with_average:
+            base.state[tensor][AVERAGE] = tensor.detach().clone()
     if stage in (1, 2):
         # DeepSpeed links parameters to their pieces of the state after stepping the first parameter group. The other
         # groups have no state at that time, so theirs could never be read. Linking here, all groups have their state.

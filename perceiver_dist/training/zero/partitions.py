@@ -1,4 +1,4 @@
-"""Partitions of a rank: its spans of the fp32 parameters and of the optimizer's moments.
+"""Partitions of a rank: its spans of the fp32 parameters, of the optimizer's moments, and of the moving average.
 
 At ZeRO stage 0 every rank holds everything. Stages 1 and 2 concatenate the parameters of a group and give each rank an
 equal span; stage 3 cuts every parameter into equal pieces. In each case a rank holds one span of the flattened elements
@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perceiver_dist.checkpoint.format import PARTS, WEIGHT, Span, StoredCheckpoint
+from perceiver_dist.checkpoint.format import AVERAGE, PARTS, WEIGHT, Span, StoredCheckpoint
 from perceiver_dist.training.zero.lamb import Piece
-from perceiver_dist.training.zero.optimizer import base_optimizer, set_adam_step
+from perceiver_dist.training.zero.optimizer import base_optimizer, has_average, set_adam_step
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class TensorPartition:
     """A span of one tensor of the training state.
 
     Attributes:
-        part: "weight", or the name of a moment.
+        part: "weight", the name of a moment, or "average".
         name: Name of the parameter.
         start: First element of the span in the flattened tensor.
         values: (elements,) the span; a view of the training state, not a copy.
@@ -49,15 +49,24 @@ def owned_partitions(engine: Any) -> list[TensorPartition]:
     Args:
         engine: The DeepSpeed engine.
     """
-    held = [
-        partition
-        for part in PARTS
-        for name, parameter in engine.module.named_parameters()
-        if (partition := _held(engine, part, name, parameter)) is not None
-    ]
+    held = [partition for part in _parts(engine) for partition in held_partitions(engine, part)]
     if engine.zero_optimization_stage() == 0:
         return list(_share(held, engine.global_rank, engine.dp_world_size))
     return held
+
+
+def held_partitions(engine: Any, part: str) -> list[TensorPartition]:
+    """Return the spans of one part that this rank holds: at stage 0 all of it.
+
+    Args:
+        engine: The DeepSpeed engine.
+        part: "weight", the name of a moment, or "average".
+    """
+    return [
+        partition
+        for name, parameter in engine.module.named_parameters()
+        if (partition := _held(engine, part, name, parameter)) is not None
+    ]
 
 
 def pieces_by_parameter(engine: Any) -> dict[Tensor, list[Piece]]:
@@ -85,6 +94,8 @@ def pieces_by_parameter(engine: Any) -> dict[Tensor, list[Piece]]:
 def load_optimizer(engine: Any, checkpoint: StoredCheckpoint) -> None:
     """Load a checkpoint's optimizer state into a new engine whose model has the checkpoint's weights.
 
+    The moving average stays a copy of the weights, if the checkpoint has none.
+
     Args:
         engine: The DeepSpeed engine, of any stage and world size.
         checkpoint: The checkpoint.
@@ -92,13 +103,20 @@ def load_optimizer(engine: Any, checkpoint: StoredCheckpoint) -> None:
     set_adam_step(engine, checkpoint.progress.optimizer_steps)
     partitions = [
         (parameter, partition)
-        for part in PARTS
+        for part in _parts(engine)
         for name, parameter in engine.module.named_parameters()
-        if part != WEIGHT and (partition := _held(engine, part, name, parameter)) is not None
+        if part != WEIGHT
+        and part in checkpoint.parts
+        and (partition := _held(engine, part, name, parameter)) is not None
     ]
     stored = checkpoint.read({(of.part, of.name): Span(of.start, of.values.numel()) for _, of in partitions})
     for parameter, partition in partitions:
         _put(engine, parameter, partition, stored[partition.part, partition.name].to(engine.device))
+
+
+def _parts(engine: Any) -> tuple[str, ...]:
+    """Return the parts that the engine has of every parameter, in the order of files."""
+    return (*PARTS, AVERAGE) if has_average(engine) else PARTS
 
 
 def _held(engine: Any, part: str, name: str, parameter: Any) -> TensorPartition | None:

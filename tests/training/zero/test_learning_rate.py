@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perceiver_dist.config.run_config import OptimConfig, RunConfig, TrainConfig
+from perceiver_dist.config.optim_config import OptimConfig
+from perceiver_dist.config.run_config import RunConfig, TrainConfig
 from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import ImageInput
 from perceiver_dist.model.model_config import ModelConfig

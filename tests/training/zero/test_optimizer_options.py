@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from perceiver_dist.config.run_config import OptimConfig
+from perceiver_dist.config.optim_config import OptimConfig
 from perceiver_dist.modalities import AudioInput, ImageInput
 from perceiver_dist.model.model_config import ModelConfig
 from perceiver_dist.model.perceiver import Perceiver
