@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from perceiver_dist.checkpoint.best_score import BestScore
 from perceiver_dist.errors import UserError
 from pipelines.storage.files import (
     STORAGE_ERRORS,
@@ -25,7 +26,7 @@ from pipelines.storage.files import (
 from pipelines.storage.retry import is_local, retried
 
 MANIFEST = "manifest.json"
-_LOSSES = "unlogged_losses"
+_LOSSES, _BEST = "unlogged_losses", "best"
 _SECONDS_BETWEEN_LOOKS = 10.0
 """Time until a checkpoint on remote storage that seems damaged is read once more."""
 CHUNK = 1 << 24
@@ -59,6 +60,7 @@ class TrainingProgress:
             not among them.
         unlogged_losses: Source -> losses since the last logged step, without the sources that have none. A resumed run
             adds to them, so that the next logged mean is over all steps since the last one.
+        best: The best evaluation so far; None without `train.best_metric`.
     """
 
     steps: int
@@ -67,6 +69,7 @@ class TrainingProgress:
     zero_stage: int
     optimizer_steps: int
     unlogged_losses: Mapping[str, LossSum] = field(default_factory=dict)
+    best: BestScore | None = None
 
 
 @dataclass(frozen=True)
@@ -188,7 +191,8 @@ def _read(checkpoint: str) -> Manifest | str:
         files = tuple(StoredFile(**file) for file in content.pop("files"))
         # Absent at a logged step, and in checkpoints of older versions.
         losses = {source: LossSum(**sums) for source, sums in content.pop(_LOSSES, {}).items()}
-        manifest = Manifest(TrainingProgress(**content, unlogged_losses=losses), files)
+        best = BestScore(**content.pop(_BEST)) if _BEST in content else None
+        manifest = Manifest(TrainingProgress(**content, unlogged_losses=losses, best=best), files)
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST}: cannot be read"
     return manifest if _text(manifest) == text else f"{MANIFEST}: other content than was written"
@@ -201,6 +205,8 @@ def _text(manifest: Manifest) -> str:
     }
     if not manifest.progress.unlogged_losses:
         del content[_LOSSES]
+    if manifest.progress.best is None:
+        del content[_BEST]
     # The manifest has a digest of itself, since a wrong number of steps in it would not be noticed otherwise.
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return json.dumps({**content, "sha256": digest}, indent=1) + "\n"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
+from perceiver_dist.checkpoint.best_score import BestScore
 from perceiver_dist.checkpoint.manifest import (
     MANIFEST,
     LossSum,
@@ -38,6 +39,8 @@ class StartingPoint:
         checkpoint: Path or URI of the checkpoint; None to start with new weights.
         writer: Id of the group in the names of its files, different from that of any group of any job.
         unlogged_losses: Source -> losses before the checkpoint that belong to the next logged step.
+        best: The best evaluation before the checkpoint; None if the run does not look for it, or starts from the
+            checkpoint of another run.
     """
 
     group: int
@@ -45,6 +48,7 @@ class StartingPoint:
     checkpoint: str | None
     writer: str = field(default_factory=lambda: uuid.uuid4().hex[:8], compare=False)
     unlogged_losses: Mapping[str, LossSum] = field(default_factory=dict)
+    best: BestScore | None = None
 
 
 class CheckpointList:
@@ -52,7 +56,7 @@ class CheckpointList:
 
     Args:
         folder: The run's folder.
-        keep: Number of newest checkpoints to keep.
+        keep: Number of newest checkpoints to keep, besides that of the best evaluation.
         start_from: Checkpoint of another run from which to start when the folder has none.
         before_manifest: Called before a manifest is written, to save the records that a resumed run needs.
         report: Called with a line for the screen.
@@ -178,7 +182,8 @@ class CheckpointList:
                 f"train.start_from is {checkpoint}, which is damaged ({damage}); use another checkpoint"
             )
         progress = read_manifest(checkpoint).progress
-        return StartingPoint(group, progress.steps, checkpoint, unlogged_losses=progress.unlogged_losses)
+        losses, best = progress.unlogged_losses, progress.best if own else None
+        return StartingPoint(group, progress.steps, checkpoint, unlogged_losses=losses, best=best)
 
     def _finish(self, progress: TrainingProgress, outcomes: list[StoredFile | str]) -> str:
         """Complete the checkpoint or delete its files; return the reason of a failure, "" if there is none."""
@@ -191,7 +196,7 @@ class CheckpointList:
                 self._delete(progress.steps)
         else:
             self._newest = progress.steps
-            self._delete_old()
+            self._delete_old(progress.best.step if progress.best else None)
         return reason
 
     def _write_manifest(self, manifest: Manifest) -> str:
@@ -212,8 +217,8 @@ class CheckpointList:
             return reason_of(error)
         return ""
 
-    def _delete_old(self) -> None:
-        """Keep the newest checkpoints; delete older ones, and incomplete ones before the newest."""
+    def _delete_old(self, best: int | None) -> None:
+        """Keep the newest checkpoints and the best; delete older ones, and incomplete ones before the newest."""
         kept = 0
         try:
             for step in self._folder.checkpoint_folders():
@@ -222,7 +227,7 @@ class CheckpointList:
                     continue
                 if self._folder.is_checkpoint(step):
                     kept += 1
-                    if kept <= self._keep:
+                    if kept <= self._keep or step == best:
                         continue
                 self._delete(step)
         except STORAGE_ERRORS as error:

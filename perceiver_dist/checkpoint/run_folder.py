@@ -165,6 +165,30 @@ class RunFolder:
         """Return the step of the newest complete checkpoint, 0 if there is none."""
         return next((step for step in self.checkpoint_folders() if self.is_checkpoint(step)), 0)
 
+    def model_step(self) -> int:
+        """Return the step of the checkpoint that the run stands for, 0 if there is none.
+
+        With `train.best_metric` it is that of the best evaluation, else the newest complete one.
+
+        Raises:
+            UserError: The best checkpoint is not there any more.
+        """
+        newest = self.newest_step()
+        if not newest:
+            return 0
+        # The evaluation after the last step comes after the last checkpoint, so that only the result has it.
+        result = self.read_result()
+        best = read_manifest(self.checkpoint(newest)).progress.best
+        step = best.step if best else 0
+        if result.get("best") and result["steps"] == newest:
+            step = result["best"]["step"]
+        if step and not self.is_checkpoint(step):
+            raise UserError(
+                f"{self.checkpoint(step)}: the best checkpoint of the run (train.best_metric) is not there; name "
+                f"another one, such as {self.checkpoint(newest)}"
+            )
+        return step or newest
+
     def read_config(self) -> str | None:
         """Return the text of config.yaml, None if there is none."""
         return read_text(self.config)
@@ -185,7 +209,8 @@ class RunFolder:
             config: The resolved configuration of this start.
         """
         result = self.read_result()
-        done = result.get("exit") == "completed" and self.newest_step() == config.last_step
+        last = result["steps"] if result.get("stopped_early") else config.last_step
+        done = result.get("exit") == "completed" and self.newest_step() == last
         return result if done and self.read_config() == to_yaml(config) else None
 
     def check_resumable(self, config: RunConfig) -> None:

@@ -1,6 +1,6 @@
 """Location of a trained model's weights and configuration: a run, one of its checkpoints, or an exported folder.
 
-    runs/NAME                       config.yaml, and the newest complete checkpoint
+    runs/NAME                       config.yaml, and the newest complete checkpoint; with `train.best_metric` the best
     runs/NAME/step-00001000         one checkpoint; config.yaml is in the run's folder above it
     exported/NAME                   config.yaml and weights.safetensors, as jobs/export.py and a promotion write them
 
@@ -78,7 +78,7 @@ def find_model(place: str) -> StoredModel:
         place: Path or URI of a run's folder, of a checkpoint, or of an exported model.
 
     Raises:
-        UserError: The place holds no trained model, or its configuration cannot be read.
+        UserError: The place holds no trained model, its configuration cannot be read, or its best checkpoint is gone.
     """
     place = place.rstrip("/")
     files = list_folder(place)
@@ -88,7 +88,7 @@ def find_model(place: str) -> StoredModel:
     folder = RunFolder(place)
     if WEIGHTS in files:
         return _model_at(place, folder)
-    step = folder.newest_step()
+    step = folder.model_step()
     if step:
         return _model_at(folder.checkpoint(step), folder)
     raise UserError(

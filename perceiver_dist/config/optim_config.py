@@ -44,8 +44,9 @@ class OptimConfig:
             over the class and its absence. The authors' code has 0.1 on ImageNet. Only the training loss has it: losses
             of evaluations are plain, so the two are not comparable.
         ema_decay: Decay per step of an exponential moving average of the weights, such as 0.999; 0 keeps none. In the
-            first steps it is (1 + step) / (10 + step), if that is less. Training goes on with the weights themselves;
-            evaluations and everything that uses the trained model take the average, which checkpoints hold too.
+            first steps it is (1 + step) / (10 + step), if that is less. Training continues with the weights
+            themselves; evaluations and everything that uses the trained model take the average, which checkpoints hold
+            too.
     """
 
     optimizer: Literal["adamw", "lamb"] = "adamw"

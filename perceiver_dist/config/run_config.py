@@ -2,14 +2,15 @@
 
 The command line, YAML files and `--help` are generated from these dataclasses (see
 `perceiver_dist.config.command_line`), and so is docs/configuration.md. The options of `model` are in
-perceiver_dist/model/model_config.py, those of `optim` in optim_config.py beside this file, those of `sources` and `data`
-in pipelines/shards/source.py.
+perceiver_dist/model/model_config.py, those of `optim` in optim_config.py beside this file, those of `sources` and
+`data` in pipelines/shards/source.py.
 """
 
 from dataclasses import asdict, dataclass, field, replace
 from math import inf
 from typing import Any, Literal
 
+from perceiver_dist.config.best_metric import check_best_metric
 from perceiver_dist.config.credentials import refuse_credentials
 from perceiver_dist.config.optim_config import OptimConfig
 from perceiver_dist.errors import UserError
@@ -66,6 +67,11 @@ class TrainConfig:
         log_every: Optimizer steps between logged losses.
         eval_every: Optimizer steps between evaluations on the held-out shards; 0 evaluates at the end only.
         checkpoint_every: Optimizer steps between checkpoints; there is always one at the end.
+        best_metric: Metric whose best checkpoint is kept besides the newest ones, as <source>/<metric>, such as
+            fashion/accuracy: the lowest of a loss, the highest of any other. It is the checkpoint that the run's folder
+            stands for in evaluate, predict, export and fine_tune. Needs eval_every. null keeps the newest only.
+        patience: Number of evaluations in a row without an improvement of best_metric after which the run ends; null
+            takes all steps. The learning rate still follows `steps`.
         keep_checkpoints: Number of newest checkpoints to keep; 2, so that one is left if the newest turns out damaged.
         max_failures: Maximum number of consecutive failures of the workers without a new checkpoint. Lost workers are
             restarted each time, and a checkpoint resets the count, so a long run survives any number of them.
@@ -95,6 +101,8 @@ class TrainConfig:
     log_every: int = 10
     eval_every: int = 0
     checkpoint_every: int = 250
+    best_metric: str | None = None
+    patience: int | None = None
     keep_checkpoints: int = 2
     max_failures: int = 5
     hang_seconds: float = 120.0
@@ -109,6 +117,7 @@ class TrainConfig:
         """
         positive = ["steps", "micro_batch", "lanes", "log_every"]
         positive += ["checkpoint_every", "keep_checkpoints", "max_skipped_steps"]
+        positive += ["patience"] * (self.patience is not None)
         check_range(self, "train.", positive, at_least=1)
         check_range(
             self,
@@ -119,6 +128,14 @@ class TrainConfig:
         if self.stop_at is not None and not 1 <= self.stop_at <= self.steps:
             raise UserError(
                 f"train.stop_at is {self.stop_at}, must be between 1 and train.steps {self.steps}, or null"
+            )
+        if self.best_metric is not None and not self.eval_every:
+            raise UserError(
+                f"train.best_metric is {self.best_metric}, but train.eval_every is 0; set the steps between evaluations"
+            )
+        if self.patience is not None and self.best_metric is None:
+            raise UserError(
+                f"train.patience is {self.patience}, but train.best_metric is null; name the metric that has to improve"
             )
         if self.device == "cuda" and self.gpus_per_worker == 0:
             raise UserError(
@@ -245,8 +262,8 @@ class RunConfig:
 
         Raises:
             UserError: A password or key in an option, no source, compilation at ZeRO stage 3, two sources with one
-                name, a weight that is not above 0, a source with a modality that the model has no input for, or masks
-                without a spectrogram.
+                name, a weight that is not above 0, a source with a modality that the model has no input for, masks
+                without a spectrogram, or a best metric that no evaluation has.
         """
         # First, since the other messages repeat values.
         refuse_credentials(asdict(self))
@@ -257,6 +274,8 @@ class RunConfig:
                 "train.compile is true, but deepspeed.zero_stage is 3, which gathers parameters in hooks of modules "
                 "that would be compiled; use stage 0 to 2, or leave train.compile out"
             )
+        if self.train.best_metric is not None:
+            check_best_metric(self.train.best_metric, self.sources)
         names = [source.name for source in self.sources]
         for name in names:
             if names.count(name) > 1:

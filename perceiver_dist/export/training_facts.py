@@ -1,7 +1,8 @@
-"""Facts about the training of a model: steps, samples, and metrics of the last evaluation."""
+"""Facts about the training of a model: steps, samples, and metrics of the evaluation after these steps."""
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from perceiver_dist.checkpoint.manifest import MANIFEST, read_manifest
 from perceiver_dist.checkpoint.run_folder import RunFolder
@@ -55,9 +56,15 @@ def training_facts(stored: StoredModel) -> TrainingFacts | None:
             ) from error
     progress = read_manifest(stored.place).progress
     result = RunFolder.of_checkpoint(stored.place).read_result()
-    # result.json has the metrics of the run's last step, which do not apply to an earlier checkpoint.
-    ended_here = result.get("exit") == "completed" and result["steps"] == progress.steps
-    return TrainingFacts(progress.steps, progress.samples_seen, result["metrics"] if ended_here else {})
+    return TrainingFacts(progress.steps, progress.samples_seen, _metrics_at(progress.steps, result))
+
+
+def _metrics_at(steps: int, result: dict[str, Any]) -> dict[str, float]:
+    """Return the metrics of a step in result.json, which has those of the run's last and of its best one."""
+    if result.get("exit") == "completed" and result["steps"] == steps:
+        return dict(result["metrics"])
+    best = result.get("best")
+    return numbers(best["metrics"]) if best and best["step"] == steps else {}
 
 
 def _read(text: str) -> TrainingFacts:

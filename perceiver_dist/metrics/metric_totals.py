@@ -13,6 +13,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
+from perceiver_dist.config.best_metric import MANY_CLASSES
 from perceiver_dist.metrics.confusion import Confusion, PairCounts
 from perceiver_dist.metrics.losses import loss_per_sample
 from perceiver_dist.metrics.over_ranks import gathered, summed
@@ -36,9 +37,6 @@ class Scores:
     metrics: dict[str, float] = field(default_factory=dict)
     confusion: Confusion | None = None
 
-
-_MANY_CLASSES = 20
-"""Number of classes from which top-5 accuracy is reported; with ten classes chance alone would reach 0.5."""
 
 _TOP = 5
 """As in the usual top-5 accuracy on ImageNet."""
@@ -84,7 +82,7 @@ class MetricTotals:
             self._labels.append(labels.to(torch.uint8))
             return
         self._pairs.add(labels, logits.argmax(1))
-        if self._classes >= _MANY_CLASSES:
+        if self._classes >= MANY_CLASSES:
             self._sums[2] += (logits.topk(_TOP).indices == labels[:, None]).sum()
 
     def compute(self) -> Scores:
@@ -98,7 +96,7 @@ class MetricTotals:
         # A class that comes first among scores that are no numbers is not a prediction.
         predicted = 0 if isnan(loss) else samples
         metrics["accuracy"] = _mean(confusion.correct, predicted)
-        if self._classes >= _MANY_CLASSES:
+        if self._classes >= MANY_CLASSES:
             metrics[f"top_{_TOP}_accuracy"] = _mean(hits, predicted)
         return Scores(metrics, confusion)
 

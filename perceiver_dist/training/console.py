@@ -200,6 +200,9 @@ def show_result(result: dict[str, Any], config: RunConfig, folder: RunFolder, co
         "checkpoint": result["checkpoint"] or "none",
         "MLflow run": result["mlflow_run_id"],
     }
+    if best := result.get("best"):  # not in the results of older versions
+        shown = best["checkpoint"] or f"step {best['step']}, not there any more"
+        places["best checkpoint"] = f"{shown} ({best['metric']} {best['value']:.4g})"
     if result["quarantined"]:
         places["quarantined"] = f"{result['quarantined']} samples, see {folder.quarantine}"
     if config.tracking.uri and config.tracking.uri.startswith("sqlite"):

@@ -53,6 +53,7 @@ from perceiver_dist.training.launch import ReleasePlacementGroup, fit_with_resta
 from perceiver_dist.training.liveness.hang import HangBounds
 from perceiver_dist.training.liveness.rank_state import RankState
 from perceiver_dist.training.prepare import PreparedRun, place_of, prepare, resolve
+from perceiver_dist.training.result import run_result
 from perceiver_dist.training.tracker.failures import cause_of, failure_of
 from perceiver_dist.training.tracker.handle import TrackerHandle
 from perceiver_dist.training.tracker.start_tracker import open_mlflow_run, start_tracker
@@ -235,7 +236,7 @@ def _fit(
     status = ray.get(tracker.status.remote())
     if status.save_error:
         return _Outcome("failed", status.save_error)
-    complete = run.folder.newest_step() == run.config.last_step
+    complete = bool(status.stopped_early) or run.folder.newest_step() == run.config.last_step
     return _Outcome("completed" if complete else "preempted")
 
 
@@ -337,7 +338,9 @@ def _finish(
         RayTaskError: The tracker failed otherwise.
     """
     status = outcome.known or ray.get(tracker.status.remote())
-    result = _result(run, outcome, status, run_id)
+    result = run_result(
+        run, outcome.exit, outcome.error, status, run_id, ended_with_ray=outcome.known is not None
+    )
     try:
         if outcome.known is None:
             waiting = ray.get(tracker.close.remote(_MLFLOW_STATUS[outcome.exit], result))
@@ -355,27 +358,6 @@ def _finish(
         ) from error
     show_result(result, run.config, run.folder, console)
     return result
-
-
-def _result(run: PreparedRun, outcome: _Outcome, status: TrainingStatus, run_id: str) -> dict[str, Any]:
-    config, saved = run.config, run.folder.newest_step()
-    # Not every step is logged. Without Ray, logged steps are lost that no checkpoint has.
-    steps = saved if outcome.known else max(status.latest.step, saved)
-    return {
-        "exit": outcome.exit,
-        "error": outcome.error,
-        "steps": steps,
-        "samples_seen": steps * config.train.lanes * config.train.micro_batch,
-        "world_size": status.world_size,
-        "zero_stage": config.deepspeed.zero_stage,
-        "metrics": status.scores,
-        "samples_per_second": status.mean_samples_per_second,
-        "data_wait_fraction": status.mean_data_wait_fraction,
-        "restarts": status.restarts,
-        "quarantined": status.quarantined,
-        "mlflow_run_id": run_id,
-        "checkpoint": run.folder.checkpoint(saved) if saved else None,
-    }
 
 
 def _workers(config: RunConfig) -> str:

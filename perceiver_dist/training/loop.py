@@ -25,17 +25,18 @@ from perceiver_dist.metrics.evaluate import evaluate
 from perceiver_dist.metrics.metric_totals import Scores
 from perceiver_dist.metrics.subsets import modality_subsets
 from perceiver_dist.model.perceiver import Perceiver
+from perceiver_dist.training.augment.mixing import mix
+from perceiver_dist.training.augment.spec_augment import spectrogram_masks
 from perceiver_dist.training.bad_samples import BadSamples
 from perceiver_dist.training.datasets import TRAINING_DATASET, block_order
+from perceiver_dist.training.early_stop import EarlyStop
 from perceiver_dist.training.fine_tuning import load_trained_weights
 from perceiver_dist.training.forward_time import ForwardTime
 from perceiver_dist.training.liveness.hang import WAITING_FOR_DATA, HangBounds
 from perceiver_dist.training.liveness.rank_state import RankState
 from perceiver_dist.training.liveness.stragglers import RankTimes
-from perceiver_dist.training.mixing import mix
 from perceiver_dist.training.preemption import StopSignal
 from perceiver_dist.training.skipped_steps import SkippedSteps
-from perceiver_dist.training.spec_augment import spectrogram_masks
 from perceiver_dist.training.step_statistics import StepStatistics
 from perceiver_dist.training.tracker.handle import TrackerHandle
 from perceiver_dist.training.tracker.logged_metrics import StepMetrics
@@ -101,6 +102,7 @@ class _Rank:
         self.statistics = StepStatistics(list(self.sources), self.device, before)
         self.forward_time = ForwardTime(self.device)
         self.stop_signal = StopSignal(self.tracker, HangBounds.of(config).collective_timeout)
+        self.early_stop = EarlyStop(config.train, start.best, self.stop_signal.group)
         self.skipped = SkippedSteps(
             self.engine,
             self.config.train.max_skipped_steps,
@@ -121,27 +123,35 @@ class _Rank:
         A request of `StopSignal` saves in between, or saves and returns.
         """
         train = self.config.train
-        while self.step < self.config.last_step:
+        # A run that has stopped early, and is resumed for its last evaluation, takes no further step.
+        while self.step < self.config.last_step and not self.early_stop.reason:
             self._take_step()
             self.state.has_stepped = True
             # The last step is always logged and saved, whatever the intervals.
             last = self.step == self.config.last_step
             if last or self.step % train.log_every == 0:
                 self._log()
-            evaluates = train.eval_every > 0 and self.step % train.eval_every == 0 and not last
+            evaluates = train.eval_every > 0 and self.step % train.eval_every == 0
+            # The last one follows after the loop. What chooses the best checkpoint comes before it is saved too: a run
+            # that pauses at `train.stop_at` has it on record, as one that does not.
+            evaluates = evaluates and (not last or train.best_metric is not None)
             if evaluates:
                 with self.statistics.paused():
                     self._evaluate(all_subsets=False)
             self.state.begin("collective")
             request = self.stop_signal.poll()
             # After the evaluation, so that a run resumed from this checkpoint has the evaluation on record.
+            ends = last or bool(self.early_stop.reason)
             if evaluates or last or request or self.step % train.checkpoint_every == 0:
                 with self.statistics.paused():
-                    self._save(waits=last or request == "stop")
-            if request == "stop" and not last:
+                    self._save(waits=ends or request == "stop")
+            if request == "stop" and not ends:
                 return
+        reason = self.early_stop.reason if self.step < train.steps else ""
         # After the last checkpoint: a run that is lost here is resumed here, without a step to repeat.
         self._evaluate(all_subsets=True)
+        if reason and self.rank == 0:
+            ray.get(self.tracker.ends.remote("", reason))
 
     def _restore(self) -> Any:
         # The same initial weights on every rank.
@@ -253,9 +263,10 @@ class _Rank:
                 subsets if all_subsets else subsets[:1],
                 self.config.train.precision,
             )
+        self.early_stop.evaluated(self.step, scores)
         self.bad_samples.wait_until_reported()
         if self.rank == 0:
-            ray.get(self.tracker.evaluated.remote(self.step, scores))
+            ray.get(self.tracker.evaluated.remote(self.step, scores, self.early_stop.best))
 
     def _save(self, waits: bool) -> None:
         """Save, either in the background or waiting until the checkpoint is complete.
@@ -271,6 +282,7 @@ class _Rank:
             world_size=self.world_size,
             zero_stage=self.config.deepspeed.zero_stage,
             optimizer_steps=adam_step(self.engine),
+            best=self.early_stop.best,
         )
         # Read in the writing thread, since that waits for the device.
         self.checkpoints.save(progress, partial(self._report_saved, waits, self.statistics.sums()))
@@ -280,7 +292,7 @@ class _Rank:
         while (ending := ray.get(self.tracker.saved.remote(self.step))) is None:
             time.sleep(_SECONDS_BETWEEN_CHECKS)
         if ending:
-            ray.get(self.tracker.end_unsaved.remote(ending))
+            ray.get(self.tracker.ends.remote(ending, ""))
 
     def _report_saved(
         self, waits: bool, sums: Tensor, progress: TrainingProgress, outcome: StoredFile | str

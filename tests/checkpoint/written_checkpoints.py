@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from perceiver_dist.checkpoint.best_score import BestScore
 from perceiver_dist.checkpoint.format import PARTS, Span, file_header, rank_file, write_rank_file
 from perceiver_dist.checkpoint.manifest import LossSum, StoredFile, TrainingProgress
 from perceiver_dist.checkpoint.retention import CheckpointList
@@ -56,10 +57,13 @@ def save(
     step: int,
     world_size: int = 2,
     losses: Sequence[Mapping[str, LossSum]] = (),
+    best: BestScore | None = None,
 ) -> None:
     """Save a checkpoint as the ranks of the newest group do, with these unlogged losses of the ranks."""
     assert checkpoints.start is not None
     for rank, spans in enumerate(cut(state(step), world_size)):
         file = write_file(folder, rank, world_size, spans, step)
-        progress = replace(progress_of(step, world_size), unlogged_losses=losses[rank] if losses else {})
+        progress = replace(
+            progress_of(step, world_size), unlogged_losses=losses[rank] if losses else {}, best=best
+        )
         checkpoints.rank_saved(checkpoints.start.group, rank, False, progress, file)

@@ -86,6 +86,39 @@ def test_the_number_of_workers_must_divide_the_lanes(lanes: int, num_workers: in
         )
 
 
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (
+            {"best_metric": "digits/accuracy"},
+            "train.best_metric is digits/accuracy, but train.eval_every is 0; set the steps between evaluations",
+        ),
+        (
+            {"patience": 3},
+            "train.patience is 3, but train.best_metric is null; name the metric that has to improve",
+        ),
+        (
+            {"patience": 0, "best_metric": "a/loss", "eval_every": 5},
+            "train.patience is 0, must be at least 1",
+        ),
+    ],
+)
+def test_the_best_checkpoint_needs_evaluations(options: dict[str, Any], line: str) -> None:
+    assert error_of(TrainConfig, **options) == line
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "digits/f1", "birds/accuracy", "digits/accuracy_image_only"])
+def test_a_best_metric_that_no_evaluation_has_is_named_with_the_known_ones(metric: str) -> None:
+    held_out = replace(DIGITS, eval_shards="x.tar")
+    train = TrainConfig(eval_every=5, best_metric=metric)
+    known = "digits/accuracy, digits/loss"
+    assert error_of(RunConfig, model=MODEL, sources=[held_out, BIRDS], train=train) == (
+        f"train.best_metric is '{metric}', must be one of {known}"
+    )
+    for each in known.split(", "):
+        RunConfig(MODEL, [held_out], train=TrainConfig(eval_every=5, best_metric=each))
+
+
 @pytest.mark.parametrize("name", ["", "a/b", "a b", "a:b", "a\\b"])
 def test_a_run_name_must_be_valid_as_a_folder_name(name: str) -> None:
     error = f"storage.run_name is '{name}'; use a name without slashes, colons and spaces"

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import forked_processes
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional
 
+from perceiver_dist.config.best_metric import best_metrics
 from perceiver_dist.data.batches import Batch
 from perceiver_dist.metrics.evaluate import evaluate
 from perceiver_dist.metrics.losses import loss_per_sample
-from perceiver_dist.metrics.metric_totals import Scores
+from perceiver_dist.metrics.metric_totals import MetricTotals, Scores
 from perceiver_dist.metrics.subsets import modality_subsets
 from perceiver_dist.model.precision import autocast
 from pipelines.shards.source import SourceConfig
@@ -214,6 +216,16 @@ def test_loss_of_known_logits() -> None:
     )
     labels = torch.tensor([[1, 0, 0, 1], [0, 0, 0, 0]], dtype=torch.uint8)
     assert loss_per_sample(logits, labels, "multilabel").tolist() == pytest.approx([math.log(2)] * 2)
+
+
+@pytest.mark.parametrize("source", [SOFTMAX, MULTILABEL, replace(SOFTMAX, num_classes=20)])
+def test_every_evaluation_has_the_metrics_that_choose_the_best_checkpoint(source: SourceConfig) -> None:
+    totals = MetricTotals(source, CPU)
+    labels = torch.zeros((4, source.num_classes) if source.task == "multilabel" else 4, dtype=torch.int64)
+    totals.update(torch.zeros(4, source.num_classes), labels, torch.ones(4, dtype=torch.bool))
+    metrics = totals.compute().metrics
+    counts = {"samples", "classes_with_positives", "classes_with_both"}
+    assert set(best_metrics(source)) == set(metrics) - counts
 
 
 @pytest.mark.parametrize("task", ["softmax", "multilabel"])

@@ -35,6 +35,7 @@ LAYERS = [
     "perceiver_dist.preflight.*",
     "perceiver_dist.inference.*",
     "perceiver_dist.export.*",
+    "perceiver_dist.training.augment.*",
     "perceiver_dist.training.zero.*",
     "perceiver_dist.training.liveness.*",
     "perceiver_dist.training.tracker.*",

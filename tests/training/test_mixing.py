@@ -12,7 +12,7 @@ from torch.nn import functional
 from perceiver_dist.data.batches import Batch
 from perceiver_dist.errors import UserError
 from perceiver_dist.metrics.losses import loss_per_sample
-from perceiver_dist.training.mixing import mix
+from perceiver_dist.training.augment.mixing import mix
 from pipelines.augment.image_transform import AugmentConfig
 from pipelines.shards.source import SourceConfig
 

@@ -15,7 +15,7 @@ from perceiver_dist.modalities import AudioInput
 from perceiver_dist.model.inputs import Tokenizer
 from perceiver_dist.model.model_config import ModelConfig
 from perceiver_dist.model.perceiver import Perceiver
-from perceiver_dist.training.spec_augment import spectrogram_masks
+from perceiver_dist.training.augment.spec_augment import spectrogram_masks
 from pipelines.augment.image_transform import AugmentConfig
 from pipelines.shards.source import SourceConfig
 

@@ -12,16 +12,22 @@ _METRIC_OF_TASK = {"softmax": "accuracy", "multilabel": "mean_average_precision"
 
 
 def check_metric(metric: str, config: RunConfig) -> None:
-    """Check that every trial will report the metric.
+    """Check that every trial will report the metric, at every evaluation.
 
     Args:
         metric: `search.metric`.
         config: Configuration of the training.
 
     Raises:
-        UserError: There is no such metric, or a source that it needs has no held-out shards.
+        UserError: Trials would end early by themselves, there is no such metric, or a source that it needs has no
+            held-out shards.
     """
     known = {f"{source.name}/{_METRIC_OF_TASK[source.task]}": source for source in config.sources}
+    if config.train.patience is not None:
+        raise UserError(
+            f"train.patience is {config.train.patience}; a search compares trials after the same steps and stops them "
+            "itself (search.scheduler): set it to null"
+        )
     if metric != "mean" and metric not in known:
         raise UserError(f"search.metric is '{metric}', must be mean or one of {', '.join(known)}")
     for name, source in known.items():

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from perceiver_dist.checkpoint.best_score import BestScore
 from perceiver_dist.checkpoint.lease import Fence
 from perceiver_dist.checkpoint.manifest import StoredFile, TrainingProgress
 from perceiver_dist.checkpoint.retention import CheckpointList, StartingPoint
@@ -205,13 +206,17 @@ class Tracker(FencedRecord):
         """
         return self._checkpoints.outcome(step)
 
-    def end_unsaved(self, error: str) -> None:
-        """Record that the run ends without its last checkpoint.
+    def ends(self, save_error: str, stopped_early: str) -> None:
+        """Record that the run ends without its last checkpoint, or complete before its last step.
 
         Args:
-            error: The reason, one line.
+            save_error: Why its last checkpoint could not be written, one line; "" if it could.
+            stopped_early: Why it has taken enough steps, one line; "" if it has not.
         """
-        self._status.save_error = error
+        self._status.save_error = self._status.save_error or save_error
+        if stopped_early:
+            self._status.stopped_early = stopped_early
+            self._status.messages.append(f"stopped early: {stopped_early}")
 
     @errors_reported
     def workers_started(self, step: int, world_size: int) -> None:
@@ -223,6 +228,7 @@ class Tracker(FencedRecord):
         """
         self._checkpoints.workers_started()
         self._status.started_from = step
+        self._status.best = None
         self._status.world_size = world_size
         self._status.restarts += 1
         self._status.restarted_after_error = self._status.raised
@@ -248,13 +254,15 @@ class Tracker(FencedRecord):
         self._status.messages += self._stragglers.add(metrics.ranks, self._places())
         self._record(metrics)
 
-    def evaluated(self, step: int, scores: "Mapping[str, Scores]") -> None:
+    def evaluated(self, step: int, scores: "Mapping[str, Scores]", best: BestScore | None) -> None:
         """Record an evaluation and draw its figures.
 
         Args:
             step: Optimizer steps taken.
             scores: Source name -> scores.
+            best: The best evaluation so far; None without `train.best_metric`.
         """
+        self._status.best = best
         metrics = EvaluationMetrics(step, {source: found.metrics for source, found in scores.items()})
         self._status.scores.update(metrics.flat())
         self._status.evaluations[step] = metrics

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from perceiver_dist.checkpoint.best_score import BestScore
 from perceiver_dist.checkpoint.manifest import StoredFile, TrainingProgress
 from perceiver_dist.checkpoint.retention import StartingPoint
 from perceiver_dist.cluster.remote_method import RemoteMethod
@@ -31,8 +32,8 @@ class TrackerHandle(FailureReceiver, LivenessReceiver, Protocol):
     choose_starting_point: RemoteMethod[[], StartingPoint]
     close: RemoteMethod[[RunStatus, Mapping[str, object]], int]
     count_start: RemoteMethod[[], str]
-    end_unsaved: RemoteMethod[[str], None]
-    evaluated: "RemoteMethod[[int, Mapping[str, Scores]], None]"
+    ends: RemoteMethod[[str, str], None]
+    evaluated: "RemoteMethod[[int, Mapping[str, Scores], BestScore | None], None]"
     from_group: RemoteMethod[[int, str, tuple[Any, ...]], Any]
     is_preempted: RemoteMethod[[], bool]
     keep_traceback: RemoteMethod[[str, str], None]

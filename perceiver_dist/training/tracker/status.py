@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from perceiver_dist.checkpoint.best_score import BestScore
 from perceiver_dist.training.tracker.logged_metrics import EvaluationMetrics, StepMetrics
 
 
@@ -19,6 +20,8 @@ class TrainingStatus:
         messages: Lines for the screen, in order.
         user_error: One line on an error that only the user can fix, after which nothing is retried; "" for none.
         quarantined: Bad samples, each counted once.
+        best: The best evaluation by `train.best_metric`; None without it, and until the newest workers evaluate.
+        stopped_early: Why the run is complete before its last step; "" if it is not.
         save_error: Why the last checkpoint of the run could not be written; "" if it could.
         preempted: Whether the run was requested to save and stop.
         started_from: Step from which the newest group of workers started; None before the first.
@@ -36,6 +39,8 @@ class TrainingStatus:
     messages: list[str] = field(default_factory=list)
     user_error: str = ""
     quarantined: int = 0
+    best: BestScore | None = None
+    stopped_early: str = ""
     save_error: str = ""
     preempted: bool = False
     started_from: int | None = None

@@ -124,6 +124,15 @@ def test_a_metric_needs_held_out_shards_of_its_sources(metric: str) -> None:
         check_metric(metric, training)
 
 
+def test_trials_do_not_end_early_by_themselves() -> None:
+    training = small_training()
+    train = replace(training.train, eval_every=5, best_metric="squares/accuracy", patience=2)
+    with pytest.raises(
+        UserError, match=r"train\.patience is 2; a search compares trials after the same steps"
+    ):
+        check_metric("mean", replace(training, train=train))
+
+
 def test_a_new_search_may_have_any_options(tmp_path: Path) -> None:
     check_same_search(search_run(space=LATENTS), str(tmp_path))
 

@@ -1,0 +1,1 @@
+"""Augmentation of batches on the device: mixing of images, masks of spectrograms."""
