@@ -309,4 +309,6 @@ def _order_options(tree: Mapping[str, Any]) -> dict[str, Any]:
     for source in tree["sources"]:
         for name in ("train_shards", "weight"):
             options[f"sources.{source['name']}.{name}"] = source[name]
+        # Not in the configurations of older versions.
+        options[f"sources.{source['name']}.balance"] = source.get("balance", 0.0)
     return options

@@ -4,7 +4,7 @@ One dataset has the units of all sources to train on, in the order in which the 
 share one executor of Ray Data, its readers and its memory, without anything to be divided among them.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,9 @@ from perceiver_dist.errors import UserError
 from perceiver_dist.training.tracker.handle import TrackerHandle
 from pipelines.shards.shard_index import SourceIndex
 from pipelines.shards.source import SourceConfig
+from pipelines.units.balanced_plan import BalancedPlan, ClassDraws
 from pipelines.units.block_order import BlockOrder, SingleUnits, UnitBlock
+from pipelines.units.class_numbers import class_numbers
 from pipelines.units.plan import EvaluationPlan, TrainingPlan
 from pipelines.units.schedule import Schedule
 from pipelines.units.unit_datasource import unit_dataset
@@ -33,19 +35,30 @@ class TrainingGivenUpError(RuntimeError):
     """The workers failed too often without reaching another checkpoint."""
 
 
+def training_makers(config: RunConfig, data: Mapping[str, SourceData]) -> dict[str, UnitMaker]:
+    """Return the maker of each source's training units.
+
+    Args:
+        config: The resolved configuration.
+        data: Indexed shards by source name.
+
+    Raises:
+        ShardError: A source is balanced, and its labels cannot be told apart or storage fails.
+    """
+    return {source.name: training_units(config, source, data[source.name].train) for source in config.sources}
+
+
 def make_datasets(
-    config: RunConfig, data: dict[str, SourceData], tracker: TrackerHandle
+    config: RunConfig, data: Mapping[str, SourceData], makers: dict[str, UnitMaker], tracker: TrackerHandle
 ) -> dict[str, Callable[[], Dataset]]:
     """Return a factory for each dataset. Ray Train's controller calls it at every start of a group of workers.
 
     Args:
         config: The resolved configuration.
         data: Indexed shards by source name.
+        makers: From `training_makers`.
         tracker: Knows the step to start from, and whether an error has ended the run for which a restart is no remedy.
     """
-    makers = {
-        source.name: training_units(config, source, data[source.name].train) for source in config.sources
-    }
     datasets: dict[str, Callable[[], Dataset]] = {
         TRAINING_DATASET: partial(_training_dataset, config, makers, tracker)
     }
@@ -66,9 +79,15 @@ def training_units(config: RunConfig, source: SourceConfig, index: SourceIndex) 
         config: The resolved configuration.
         source: One of the run's sources.
         index: The source's indexed shards.
+
+    Raises:
+        ShardError: The source is balanced, and its labels cannot be told apart or storage fails.
     """
     train = config.train
     plan = TrainingPlan(source.name, index.samples, train.micro_batch, config.data.chunk_size, train.seed)
+    if source.balance:
+        draws = ClassDraws(class_numbers(index, source, config.data), source.balance)
+        plan = BalancedPlan.of(source.name, draws, train.micro_batch, train.seed)
     return UnitMaker(source, config.inputs(source), index, plan, config.data)
 
 

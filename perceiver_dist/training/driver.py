@@ -47,7 +47,12 @@ from perceiver_dist.tracking.mlflow_environment import MlflowPlace
 from perceiver_dist.tracking.mlflow_store import RunStatus
 from perceiver_dist.training.console import ShownStatus, show_result, show_status, show_waiting
 from perceiver_dist.training.controller_callbacks import ControllerHeartbeat, LeaveOutSlowNodes
-from perceiver_dist.training.datasets import ReadingOptions, TrainingGivenUpError, make_datasets
+from perceiver_dist.training.datasets import (
+    ReadingOptions,
+    TrainingGivenUpError,
+    make_datasets,
+    training_makers,
+)
 from perceiver_dist.training.hang_watch import HangError, HangWatch, end_this_process
 from perceiver_dist.training.launch import ReleasePlacementGroup, fit_with_restarts, name_for_others
 from perceiver_dist.training.liveness.hang import HangBounds
@@ -61,6 +66,7 @@ from perceiver_dist.training.tracker.status import TrainingStatus
 from perceiver_dist.training.worker import WorkerJob, train_worker
 from pipelines.storage.files import STORAGE_ERRORS, reason_of, write_text
 from pipelines.storage.write_check import check_writable
+from pipelines.units.unit_maker import UnitMaker
 
 
 def run_training(
@@ -139,6 +145,7 @@ def _train(job: _Job, lease: Lease | None, fence: Fence) -> dict[str, Any]:
         data = index_sources(run.config, run.shards)
         for warning in check_fields(run.config, data):
             line.message(f"warning: {warning}")
+        makers = training_makers(run.config, data)
         if lease is not None:
             lease.confirm()
         write_text(run.folder.config, to_yaml(run.config))
@@ -151,7 +158,7 @@ def _train(job: _Job, lease: Lease | None, fence: Fence) -> dict[str, Any]:
             tracker, run.folder, HangBounds.of(run.config), ray_is_own(), line.message, on_error
         )
         shown = show_status(line, tracker, watch, run.config.last_step, job.on_status)
-        trainer = partial(_trainer, run.config, who, data, tracker)
+        trainer = partial(_trainer, run.config, who, data, makers, tracker)
         # A search watches the room of all its trials.
         elastic = isinstance(run.config.train.num_workers, WorkerRange)
         fewest = (f"{who} (workers)", fewest_workers(run.config)) if elastic else None
@@ -290,7 +297,11 @@ def _reason(error: ray.train.TrainingFailedError, tracker: TrackerHandle) -> str
 
 
 def _trainer(
-    config: RunConfig, who: str, data: dict[str, SourceData], tracker: TrackerHandle
+    config: RunConfig,
+    who: str,
+    data: dict[str, SourceData],
+    makers: dict[str, UnitMaker],
+    tracker: TrackerHandle,
 ) -> TorchTrainer:
     train = config.train
     gpus = gpus_per_worker(config)
@@ -317,7 +328,7 @@ def _trainer(
             failure_config=ray.train.FailureConfig(max_failures=-1),
             callbacks=_callbacks(train, who, tracker),
         ),
-        datasets={**make_datasets(config, data, tracker)},
+        datasets={**make_datasets(config, data, makers, tracker)},
         dataset_config=ReadingOptions(config),
     )
 

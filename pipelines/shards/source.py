@@ -29,6 +29,10 @@ class SourceConfig:
             of the json field. For multilabel: a list of numbers (json), or numbers separated by commas (text).
         weight: Share of the optimizer steps, relative to the weights of the other sources. With equal weights, as by
             default (1.0), all sources get the same share, whatever their sizes.
+        balance: How far training evens out classes of unequal sizes, 0 to 1: per epoch a class of n samples is drawn
+            n^(1 - balance) * N^balance times, where N is the size of the largest class. 1 draws all classes equally
+            often, 0.5 is usual for very unequal ones. Default 0: each sample once. Only for softmax, with the label in
+            a field of its own. Evaluation takes every sample once.
         class_names: Names of the classes in figures and tables, in the order of the labels. Default: the numbers.
         modality_dropout: Probability, by modality, that training drops the modality from a sample, so that the model
             does not rely on it alone. {video: 0.3} is the paper's setting for AudioSet. A sample that would have no
@@ -44,6 +48,7 @@ class SourceConfig:
     task: Literal["softmax", "multilabel"] = "softmax"
     label: str = "cls"
     weight: float = 1.0
+    balance: float = 0.0
     class_names: list[str] = field(default_factory=list)
     modality_dropout: dict[str, float] = field(default_factory=dict)
     augment: AugmentConfig = NO_AUGMENT
@@ -54,8 +59,8 @@ class SourceConfig:
         Raises:
             UserError: The name is not an identifier, a modality is unknown or named twice, the number of classes is
                 below 2 or differs from the number of class names, modality dropout names a modality that the source
-                does not have, MixUp or CutMix is set for a source that has more than images, or the label is json
-                without a key.
+                does not have, MixUp or CutMix is set for a source that has more than images, the label is json
+                without a key, or balance is set for labels that it cannot tell apart.
         """
         where = f"source '{self.name}'"
         if not self.name.isidentifier():
@@ -85,6 +90,12 @@ class SourceConfig:
             raise UserError(
                 f"{where}: augment.mixup and augment.cutmix mix images alone, modalities is {self.modalities}; "
                 "set both to 0"
+            )
+        check_range(self, f"{where}: ", ["balance"], at_least=0, at_most=1)
+        if self.balance and (self.task != "softmax" or "." in self.label):
+            raise UserError(
+                f"{where}: balance is {self.balance}, but its task is {self.task} and its label '{self.label}'; it "
+                "needs softmax and a field that holds the class number alone: set it to 0"
             )
         if self.label in ("json", "json."):
             raise UserError(f"{where}: label is '{self.label}'; name the entry, as in json.label")

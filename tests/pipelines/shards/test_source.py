@@ -49,6 +49,17 @@ def test_label_is_a_field_or_an_entry_of_json(label: str) -> None:
             {"class_names": ["yes", "no"]},
             "source 'speech': class_names has 2 names for 3 classes; name all or none",
         ),
+        ({"balance": 1.5}, "source 'speech': balance is 1.5, must be between 0 and 1"),
+        (
+            {"balance": 0.5, "task": "multilabel"},
+            "source 'speech': balance is 0.5, but its task is multilabel and its label 'cls'; it needs softmax and a "
+            "field that holds the class number alone: set it to 0",
+        ),
+        (
+            {"balance": 1.0, "label": "json.label"},
+            "source 'speech': balance is 1.0, but its task is softmax and its label 'json.label'; it needs softmax and "
+            "a field that holds the class number alone: set it to 0",
+        ),
         ({"label": "json"}, "source 'speech': label is 'json'; name the entry, as in json.label"),
         ({"label": "json."}, "source 'speech': label is 'json.'; name the entry, as in json.label"),
     ],
