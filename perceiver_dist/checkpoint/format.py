@@ -17,8 +17,8 @@ tensors. DeepSpeed's checkpoints hold the partitions of one stage, and have to b
 before another stage or world size loads them. Here nothing is converted, nothing is gathered to save, and a model is
 read without DeepSpeed.
 
-Resuming is exact: fp32 values are copied bit for bit, the learning rate and the order of samples are functions of the
-number of steps, and nothing in the forward pass is random.
+Resuming is exact: fp32 values are copied bit for bit, and the learning rate, the order of samples and what training
+leaves out at random are functions of the number of steps.
 """
 
 import hashlib

@@ -43,6 +43,9 @@ class OptimConfig:
         label_smoothing: Share of each training label that is spread evenly over all classes; for multilabel sources
             over the class and its absence. The authors' code has 0.1 on ImageNet. Only the training loss has it: losses
             of evaluations are plain, so the two are not comparable.
+        latent_dropout: Share of the latents, drawn for each unit, that training leaves out, for small data; 0 for none.
+        stochastic_depth: Probability that training leaves the last latent self-attention layer out of a sample; of
+            earlier layers it is less, in proportion to their place. For small data; 0 for none.
         ema_decay: Decay per step of an exponential moving average of the weights, such as 0.999; 0 keeps none. In the
             first steps it is (1 + step) / (10 + step), if that is less. Training continues with the weights
             themselves; evaluations and everything that uses the trained model take the average, which checkpoints hold
@@ -66,6 +69,8 @@ class OptimConfig:
     eps: float | None = None
     clip_norm: float = 1.0
     label_smoothing: float = 0.0
+    latent_dropout: float = 0.0
+    stochastic_depth: float = 0.0
     ema_decay: float = 0.0
 
     def __post_init__(self) -> None:
@@ -79,6 +84,7 @@ class OptimConfig:
         check_range(
             self, "optim.", ["learning_rate_batch"] * (self.learning_rate_batch is not None), at_least=1
         )
-        check_range(self, "optim.", ["label_smoothing", "ema_decay"], at_least=0, below=1)
+        shares = ["label_smoothing", "latent_dropout", "stochastic_depth", "ema_decay"]
+        check_range(self, "optim.", shares, at_least=0, below=1)
         check_range(self, "optim.", ["warmup_steps", "weight_decay", "clip_norm"], at_least=0)
         check_range(self, "optim.", fractions, at_least=0, at_most=1)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from perceiver_dist.model.attention import CrossAttend
-from perceiver_dist.model.layers import LatentBlock, SelfAttend
+from perceiver_dist.model.layers import LatentBlock, SelfAttend, updated
 from perceiver_dist.model.precision import compute_dtype
 
 
@@ -69,13 +69,16 @@ class _ForwardPass:
         model.register_forward_pre_hook(self._begin)
         model.register_forward_hook(self._end, always_call=True)
 
-    def run(self, run: Callable[..., Tensor], block: LatentBlock, latents: Tensor) -> Tensor:
+    def run(
+        self, run: Callable[..., Tensor], block: LatentBlock, latents: Tensor, depth: Tensor | None = None
+    ) -> Tensor:
         """Run the graph of a block.
 
         Args:
             run: `_run`, compiled.
             block: The block.
             latents: (B, N, D).
+            depth: (layers, B), as for the block.
 
         Returns:
             (B, N, D).
@@ -84,7 +87,7 @@ class _ForwardPass:
         known = {} if self._weights is None else self._weights
         if block not in known:
             known[block] = [_cast_weights(layer) for layer in block]
-        return run(list(block), known[block], latents)
+        return run(list(block), known[block], latents, depth)
 
     def _begin(self, *_: Any) -> None:
         self._weights = {}
@@ -104,8 +107,14 @@ def _cast_weights(layer: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _run(layers: Sequence[SelfAttend], weights: Sequence[dict[str, Tensor]], latents: Tensor) -> Tensor:
+def _run(
+    layers: Sequence[SelfAttend],
+    weights: Sequence[dict[str, Tensor]],
+    latents: Tensor,
+    depth: Tensor | None,
+) -> Tensor:
     """Call layers one after the other with other weights in place of their own: (B, N, D) -> (B, N, D)."""
-    for layer, of_layer in zip(layers, weights, strict=True):
-        latents = functional_call(layer, of_layer, (latents,))
+    for number, (layer, of_layer) in enumerate(zip(layers, weights, strict=True)):
+        after: Tensor = functional_call(layer, of_layer, (latents,))
+        latents = after if depth is None else updated(latents, after, depth[number])
     return latents

@@ -125,18 +125,34 @@ class LatentBlock(nn.ModuleList):
         super().__init__(SelfAttend(width, heads) for _ in range(layers))
         self.checkpointing = checkpointing
 
-    def forward(self, latents: Tensor) -> Tensor:
+    def forward(self, latents: Tensor, depth: Tensor | None = None) -> Tensor:
         """Update the latents.
 
         Args:
             latents: (B, N, D).
+            depth: (layers, B), by how much each layer updates each sample, as for `updated`; None for 1.
 
         Returns:
             (B, N, D).
         """
-        for layer in self:
-            latents = run(layer, latents, checkpointing=self.checkpointing)
+        for number, layer in enumerate(self):
+            after = run(layer, latents, checkpointing=self.checkpointing)
+            latents = after if depth is None else updated(latents, after, depth[number])
         return latents
+
+
+def updated(before: Tensor, after: Tensor, depth: Tensor) -> Tensor:
+    """Scale the update of a layer per sample: stochastic depth (Huang et al. 2016, arXiv 1603.09382).
+
+    Args:
+        before: (B, N, D), the latents before the layer.
+        after: (B, N, D), and after it.
+        depth: (B,) factor of the difference: 0 leaves the layer out.
+
+    Returns:
+        (B, N, D).
+    """
+    return before + depth.to(before.dtype)[:, None, None] * (after - before)
 
 
 def run(layer: nn.Module, *inputs: Any, checkpointing: bool) -> Tensor:

@@ -118,6 +118,11 @@ class ModelConfig:
         return tuple(min(step, first_shared) for step in range(self.cross_attends))
 
     @property
+    def self_attends(self) -> int:
+        """Number of latent self-attention layers that a forward pass runs, those that share weights among them."""
+        return self.cross_attends * self.latent_block_repeats * self.self_attends_per_block
+
+    @property
     def latent_block_order(self) -> tuple[int, ...]:
         """Index of the distinct latent block that each of the T iterations uses, for example (0, 0, 0, 0)."""
         return tuple(0 if self.share_latent_blocks else step for step in range(self.cross_attends))

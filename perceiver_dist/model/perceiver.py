@@ -34,7 +34,8 @@ NO_MASKS: Mapping[str, Tensor] = MappingProxyType({})
 class Perceiver(nn.Module):
     """Perceiver with one set of weights for all modalities and sources, and a linear head per source.
 
-    Initial weights depend on torch's random state; the forward pass is deterministic, without dropout.
+    Initial weights depend on torch's random state; the forward pass is deterministic. What training drops at random is
+    an argument of it.
 
     Args:
         config: Sizes, weight sharing and modalities.
@@ -81,6 +82,8 @@ class Perceiver(nn.Module):
         present: Mapping[str, Tensor],
         source: str,
         masked: Mapping[str, Tensor] = NO_MASKS,
+        kept: Tensor | None = None,
+        depth: Tensor | None = None,
     ) -> Tensor:
         """Return the logits of a batch of one source.
 
@@ -93,6 +96,9 @@ class Perceiver(nn.Module):
             source: Name of the source whose head is used.
             masked: (B, *grid) bool by modality, tokens whose content is replaced by the mean content of their
                 modality in that sample, as in SpecAugment.
+            kept: (n,) int64, numbers of the latents that take part; None for all N.
+            depth: (layers, B), by how much each latent self-attention layer updates each sample, in the order in which
+                they run (`ModelConfig.self_attends`); None for 1.
 
         Returns:
             (B, classes of the source) in the parameters' dtype.
@@ -101,7 +107,7 @@ class Perceiver(nn.Module):
             InternalError: The source or a modality is unknown, there is no array, or an array or presence mask does not
                 have the configured shape or dtype.
         """
-        logits, _ = self.logits_and_latents(arrays, present, source, masked)
+        logits, _ = self.logits_and_latents(arrays, present, source, masked, kept, depth)
         return logits
 
     def logits_and_latents(
@@ -110,6 +116,8 @@ class Perceiver(nn.Module):
         present: Mapping[str, Tensor],
         source: str,
         masked: Mapping[str, Tensor] = NO_MASKS,
+        kept: Tensor | None = None,
+        depth: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the logits of a batch and the latents after the last block, from which they are read.
 
@@ -118,6 +126,8 @@ class Perceiver(nn.Module):
             present: As for `forward`.
             source: As for `forward`.
             masked: As for `forward`.
+            kept: As for `forward`.
+            depth: As for `forward`.
 
         Returns:
             (B, classes of the source), and (B, N, D).
@@ -131,7 +141,7 @@ class Perceiver(nn.Module):
         tokens = self.tokenize(arrays, names, encodings, positions, masked)
         batch = tokens[0].content.shape[0]
         presence = read_presence(present, names, batch, self.latents.device)
-        latents = self.encode(self._attendable(tokens, presence), batch)
+        latents = self.encode(self._attendable(tokens, presence), batch, kept, depth)
         pooled = (
             dict.fromkeys(self.heads, latents.mean(dim=1)) if self.decoder is None else self.decoder(latents)
         )
@@ -168,24 +178,35 @@ class Perceiver(nn.Module):
             for name in names
         ]
 
-    def encode(self, tokens: AttendableTokens, batch: int) -> Tensor:
+    def encode(
+        self,
+        tokens: AttendableTokens,
+        batch: int,
+        kept: Tensor | None = None,
+        depth: Tensor | None = None,
+    ) -> Tensor:
         """Run the T iterations of cross-attend and latent block.
 
         Args:
             tokens: The tokens of B samples.
             batch: B.
+            kept: As for `forward`.
+            depth: As for `forward`.
 
         Returns:
             (B, N, D), the latents after the last block.
         """
         # Cast after expanding, so that the gradient is summed over the samples in fp32.
-        latents = self.latents.expand(batch, -1, -1).to(compute_dtype(self.latents))
+        initial = self.latents if kept is None else self.latents[kept]
+        latents = initial.expand(batch, -1, -1).to(compute_dtype(self.latents))
+        # One piece for each run of a block.
+        pieces = iter(() if depth is None else torch.split(depth, self.config.self_attends_per_block))
         orders = zip(self.config.cross_attend_order, self.config.latent_block_order, strict=True)
         for cross_attend, block in orders:
             checkpointing = self.config.activation_checkpointing
             latents = run(self.cross_attends[cross_attend], latents, tokens, checkpointing=checkpointing)
             for _ in range(self.config.latent_block_repeats):
-                latents = self.latent_blocks[block](latents)
+                latents = self.latent_blocks[block](latents, next(pieces, None))
         return latents
 
     def _modalities_of(self, arrays: Mapping[str, Tensor], source: str) -> list[str]:

@@ -25,8 +25,9 @@ from perceiver_dist.metrics.evaluate import evaluate
 from perceiver_dist.metrics.metric_totals import Scores
 from perceiver_dist.metrics.subsets import modality_subsets
 from perceiver_dist.model.perceiver import Perceiver
+from perceiver_dist.training.augment.dropout import draw_kept
+from perceiver_dist.training.augment.hidden_tokens import hide_tokens
 from perceiver_dist.training.augment.mixing import mix
-from perceiver_dist.training.augment.spec_augment import spectrogram_masks
 from perceiver_dist.training.bad_samples import BadSamples
 from perceiver_dist.training.datasets import TRAINING_DATASET, block_order
 from perceiver_dist.training.early_stop import EarlyStop
@@ -187,10 +188,11 @@ class _Rank:
                 self.bad_samples.add(source.name, batch)
             self.state.begin("forward pass")
             mixed = mix(batch, source, train.seed)
-            masked = spectrogram_masks(batch, source, self.config.model.audio, train.seed)
+            shown = hide_tokens(mixed.arrays, batch, source, self.config.model, train.seed)
+            kept = draw_kept(batch, source.name, self.config, self.device)
             # In bf16 runs the engine enters autocast, see `deepspeed_config`.
             with self.forward_time.measured():
-                logits = self.engine(mixed.arrays, batch.present, source.name, masked)
+                logits = self.engine(shown.arrays, batch.present, source.name, shown.masked, *kept)
             loss = mixed.loss(logits.float(), batch.labels, source.task, self.optim.label_smoothing)
             self.state.begin("backward pass")
             self.engine.backward(loss if micro_step.weight == 1 else loss * micro_step.weight)

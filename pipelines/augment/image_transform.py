@@ -51,6 +51,9 @@ class AugmentConfig:
             uses SpecAugment on AudioSet and does not say how much.
         masked_time: Max width of a time mask, as a fraction of the window.
         masked_bands: Max width of a frequency mask, as a fraction of the bands.
+        token_dropout: Probability that the content of a token is hidden in training: it becomes the mean content of its
+            modality in the sample, like a mask. A point of a cloud becomes a copy of another one. Default 0: none; for
+            small data, of any modality.
     """
 
     crop: Literal["centre", "inception"] = "centre"
@@ -64,6 +67,7 @@ class AugmentConfig:
     masks: int = 0
     masked_time: float = 0.1
     masked_bands: float = 0.3
+    token_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -73,7 +77,7 @@ class AugmentConfig:
         """
         fractions = ["smallest_area", "masked_time", "masked_bands"]
         check_range(self, "augment.", fractions, above=0, at_most=1)
-        check_range(self, "augment.", ["colour"], at_least=0, below=1)
+        check_range(self, "augment.", ["colour", "token_dropout"], at_least=0, below=1)
         check_range(self, "augment.", ["operations", "mixup", "cutmix", "masks"], at_least=0)
         check_range(self, "augment.", ["magnitude"], at_least=0, at_most=MAX_MAGNITUDE)
 

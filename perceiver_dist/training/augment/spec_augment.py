@@ -5,10 +5,8 @@ authors found to matter least. The masks are drawn from the run's seed, the sour
 """
 
 import numpy as np
-from torch import Tensor
 
 from perceiver_dist.data.batches import Batch
-from perceiver_dist.data.device_copies import copies_to
 from perceiver_dist.modalities import AudioInput
 from pipelines.permutation import hash64
 from pipelines.shards.source import SourceConfig
@@ -16,7 +14,7 @@ from pipelines.shards.source import SourceConfig
 
 def spectrogram_masks(
     batch: Batch, source: SourceConfig, audio: AudioInput | None, seed: int
-) -> dict[str, Tensor]:
+) -> dict[str, np.ndarray]:
     """Return the masks of a unit's spectrograms, according to the source's `augment` options.
 
     Args:
@@ -39,7 +37,7 @@ def spectrogram_masks(
         for _ in range(augment.masks):
             spectrogram[_span(segments, augment.masked_time, random), :] = True
             spectrogram[:, _span(bands, augment.masked_bands, random)] = True
-    return copies_to(batch.arrays["audio"].device).send({"audio": hidden})
+    return {"audio": hidden}
 
 
 def _span(length: int, max_fraction: float, random: np.random.Generator) -> slice:

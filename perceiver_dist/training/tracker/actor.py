@@ -7,11 +7,9 @@ preemption: records go to a queue (`perceiver_dist/tracking/background_writer.py
 """
 
 import os
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perceiver_dist.checkpoint.best_score import BestScore
@@ -39,7 +37,7 @@ from perceiver_dist.training.tracker.restarts import FailureBudget
 from perceiver_dist.training.tracker.sample_log import SampleLog
 from perceiver_dist.training.tracker.status import TrainingStatus
 from perceiver_dist.training.tracker.throughput import ThroughputMeter
-from pipelines.storage.files import STORAGE_ERRORS, copy_file, reason_of, write_text
+from pipelines.storage.files import STORAGE_ERRORS, reason_of, write_text
 from pipelines.storage.retry import RETRY_SECONDS
 from pipelines.units.unit_maker import BadSample
 
@@ -388,12 +386,6 @@ class Tracker(FencedRecord):
 
     def _draw(self, scores: "Mapping[str, Scores]") -> None:
         # Here and not at the top: Matplotlib is needed for the first evaluation, long after the start.
-        from perceiver_dist.training.tracker.figures import draw_figures
+        from perceiver_dist.training.tracker.figures import keep_figures
 
-        with tempfile.TemporaryDirectory() as scratch:
-            for path in draw_figures(self._config.sources, scores, self._history.entries, Path(scratch)):
-                self._keep(path)
-
-    def _keep(self, path: Path) -> None:
-        self._log.artifact(path)
-        copy_file(str(path), self._folder.file(path.name), retry_seconds=0)
+        keep_figures(self._config.sources, scores, self._history.entries, self._folder, self._log)

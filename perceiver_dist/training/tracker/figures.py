@@ -1,9 +1,11 @@
 """Figures of a run: learning curves, and per source a confusion matrix, or a table if there are too many classes."""
 
 import csv
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from perceiver_dist.checkpoint.run_folder import RunFolder
 from perceiver_dist.display.run_figures import (
     MAX_DRAWN_CLASSES,
     confusion_matrix_figure,
@@ -11,8 +13,10 @@ from perceiver_dist.display.run_figures import (
 )
 from perceiver_dist.metrics.confusion import Confusion
 from perceiver_dist.metrics.metric_totals import Scores
+from perceiver_dist.tracking.mlflow_run import MlflowRun
 from perceiver_dist.training.tracker.logged_metrics import LoggedMetrics
 from pipelines.shards.source import SourceConfig
+from pipelines.storage.files import copy_file
 
 _CURVES = {
     "step", "train_loss", "loss", "accuracy", "mean_average_precision", "learning_rate", "gradient_norm",
@@ -23,6 +27,31 @@ modality subset has one point."""
 
 _MAX_CONFUSIONS = 1000
 """Rows of a table of confusions, the most frequent: more than anybody reads, and 50 KB."""
+
+
+def keep_figures(
+    sources: Sequence[SourceConfig],
+    scores: Mapping[str, Scores],
+    history: Sequence[LoggedMetrics],
+    folder: RunFolder,
+    log: MlflowRun,
+) -> None:
+    """Draw the figures of an evaluation and write the tables, in the run's folder and in MLflow.
+
+    Args:
+        sources: Sources of the run.
+        scores: Source name -> scores of the evaluation.
+        history: All logged metrics of the run.
+        folder: The run's folder.
+        log: The MLflow run.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        for path in draw_figures(sources, scores, history, Path(scratch)):
+            log.artifact(path)
+            copy_file(str(path), folder.file(path.name), retry_seconds=0)
 
 
 def draw_figures(

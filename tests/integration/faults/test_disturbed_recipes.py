@@ -22,6 +22,7 @@ from perceiver_dist.checkpoint.stored_model import find_model
 from perceiver_dist.config.command_line import to_yaml
 from perceiver_dist.config.run_config import DeepSpeedConfig, RunConfig
 from perceiver_dist.training.driver import run_training
+from pipelines.augment.image_transform import AugmentConfig
 
 pytestmark = [pytest.mark.runs, pytest.mark.usefixtures("ray_cluster")]
 
@@ -50,8 +51,17 @@ def recipe(data: Path, storage: Path, name: str, **train: Any) -> RunConfig:
         "eval_every": 5, "checkpoint_every": 3, "best_metric": "squares/accuracy", "patience": 3,
     }  # fmt: skip
     config = small_run.small_config(data, storage, name, **{**options, **train})
-    optim = replace(config.optim, ema_decay=0.9, label_smoothing=0.1, decay_latents=True)
-    return replace(config, optim=optim, deepspeed=DeepSpeedConfig(zero_stage=1))
+    optim = replace(
+        config.optim,
+        ema_decay=0.9,
+        label_smoothing=0.1,
+        decay_latents=True,
+        latent_dropout=0.2,
+        stochastic_depth=0.1,
+    )
+    augment = AugmentConfig(token_dropout=0.1)
+    sources = [replace(source, augment=augment, balance=0.5) for source in config.sources]
+    return replace(config, sources=sources, optim=optim, deepspeed=DeepSpeedConfig(zero_stage=1))
 
 
 def result_of(folder: Path) -> dict[str, Any]:
