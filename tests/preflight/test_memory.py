@@ -9,6 +9,7 @@ import torch
 from ranks import run_ranks
 
 from perceiver_dist.benchmarks.model_settings import SETTINGS
+from perceiver_dist.config.optim_config import OptimConfig
 from perceiver_dist.config.run_config import DeepSpeedConfig, RunConfig, TrainConfig, WorkerRange
 from perceiver_dist.modalities import AudioInput, ImageInput
 from perceiver_dist.model.model_config import CrossAttentionPath, ModelConfig
@@ -66,6 +67,8 @@ CASES += [
 ]
 # So few activations that the optimizer's step is the peak.
 CASES += [run(replace(MODEL, latents=4), stage, micro_batch=1) for stage in STAGES[1:]]
+# With an average of the weights, kept by the optimizer.
+CASES += [replace(run(MODEL, stage), optim=OptimConfig(ema_decay=0.9)) for stage in (0, 2)]
 CASES_OF_TWO_RANKS = [run(MODEL, stage, lanes=4, num_workers=2) for stage in STAGES]
 
 
@@ -113,6 +116,14 @@ def test_model_states_are_fp32_and_partitioned_by_stage(
         "reduction_buffer": buffer,
     }
     assert {name: memory[name] / count for name in expected} == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_average_of_the_weights_belongs_to_the_optimizer(stage: Literal[0, 1, 2, 3]) -> None:
+    config = run(MODEL, stage, lanes=4, num_workers=2)
+    averaged = replace(config, optim=OptimConfig(ema_decay=0.9))
+    more = training_memory(averaged, "cpu")["optimizer"] - training_memory(config, "cpu")["optimizer"]
+    assert more / reduction_bucket(config) == pytest.approx(2 if stage else 4, rel=1e-4)
 
 
 def test_the_step_of_the_source_with_the_most_modalities_counts() -> None:
