@@ -98,6 +98,7 @@ def test_masks_and_dropped_tokens_are_hidden_together() -> None:
     assert torch.equal(shown(5, masks=2)[1]["audio"], masks)
 
 
+@settings(max_examples=30)
 @given(unit=st.integers(0, 2**40), share=st.floats(0.01, 0.99))
 def test_as_many_latents_are_kept_for_every_unit(unit: int, share: float) -> None:
     latents = kept(unit, latent_dropout=share).latents
@@ -112,16 +113,16 @@ def test_as_many_latents_are_kept_for_every_unit(unit: int, share: float) -> Non
 
 def test_later_layers_are_left_out_more_often_and_the_mean_update_stays() -> None:
     depths = torch.stack(
-        [depth for unit in range(400) if (depth := kept(unit, stochastic_depth=0.8).depth) is not None]
+        [depth for unit in range(200) if (depth := kept(unit, stochastic_depth=0.8).depth) is not None]
     )
-    assert depths.shape == (400, 8, 8)
+    assert depths.shape == (200, 8, 8)
     for layer in range(8):
         probability = 0.8 * (layer + 1) / 8
         of_layer = depths[:, layer]
-        assert (of_layer == 0).float().mean() == pytest.approx(probability, abs=0.04)
+        assert (of_layer == 0).float().mean() == pytest.approx(probability, abs=0.05)
         assert sorted(set(of_layer.flatten().tolist())) == pytest.approx([0, 1 / (1 - probability)])
-        assert of_layer.mean() == pytest.approx(1, abs=0.15)
-    assert len({row.numpy().tobytes() for row in depths}) == 400
+        assert of_layer.mean() == pytest.approx(1, abs=0.2)
+    assert len({row.numpy().tobytes() for row in depths}) == 200
 
 
 @pytest.mark.parametrize(
