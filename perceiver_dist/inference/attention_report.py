@@ -8,7 +8,7 @@ import torch
 
 from perceiver_dist.inference.attention_figure import attention_figure
 from perceiver_dist.inference.trained_model import TrainedModel, probabilities_of
-from perceiver_dist.model.attention_maps import attention_maps
+from perceiver_dist.model.observation.attention_maps import attention_maps
 from pipelines.shards.shard_index import SourceIndex
 from pipelines.shards.source import SourceConfig
 from pipelines.units.plan import EvaluationPlan

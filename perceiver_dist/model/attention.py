@@ -22,6 +22,7 @@ The object that holds the tokens computes the softmax and the weighted sum, behi
 - `LatentTokens` are the latents themselves, which a decoder reads (readout.py).
 """
 
+from collections.abc import Sequence
 from math import sqrt
 from typing import Literal, Protocol
 
@@ -65,6 +66,30 @@ class AttendableTokens(Protocol):
         ...
 
 
+class ForwardObserver(Protocol):
+    """What measures a forward pass of the model without changing its results."""
+
+    def over(
+        self, attendable: AttendableTokens, tokens: Sequence[Tokens], presence: Presence | None
+    ) -> AttendableTokens:
+        """Return the tokens that the cross-attends are given, with the results of `attendable`.
+
+        Args:
+            attendable: The tokens of the batch, as keys and values.
+            tokens: The same by modality.
+            presence: Which modalities each sample has; None if no sample lacks one.
+        """
+        ...
+
+    def saw_latents(self, latents: Tensor) -> None:
+        """Take the latents after the last block.
+
+        Args:
+            latents: (B, N, D).
+        """
+        ...
+
+
 class DenseTokens:
     """Tokens as one array (B, M, C) for torch's fused attention.
 
@@ -75,18 +100,16 @@ class DenseTokens:
     """
 
     def __init__(self, tokens: list[Tokens], presence: Presence | None, dtype: torch.dtype) -> None:
-        normalised = torch.cat([_normalise(part) for part in tokens], dim=1)
-        self.channels = normalised.shape[-1]
+        keys = torch.cat([normalised(part) for part in tokens], dim=1)
+        self.channels = keys.shape[-1]
         self.padding = -self.channels % CHANNEL_MULTIPLE
         # One head: torch's fused attention takes (B, H, M, C).
-        self.keys = F.pad(normalised, (0, self.padding)).to(dtype)[:, None]
+        self.keys = F.pad(keys, (0, self.padding)).to(dtype)[:, None]
         self.presence = presence
         self.mask: Tensor | None = None
         if presence is not None:
-            columns = torch.split(presence.visible, 1, dim=1)
-            # (B, 1, 1, M): whether a token is visible, the same for all latents.
-            by_token = [column.expand_as(part.mean) for column, part in zip(columns, tokens, strict=True)]
-            self.mask = torch.cat(by_token, dim=1)[:, None, None, :]
+            # (B, 1, 1, M): the same for all latents.
+            self.mask = visible_tokens(presence, tokens)[:, None, None, :]
 
     def attend(self, query: Tensor) -> Tensor:
         """See `AttendableTokens.attend`.
@@ -130,13 +153,36 @@ class LatentTokens:
         return F.scaled_dot_product_attention(query[:, None], keys, keys, scale=1.0)[:, 0]
 
 
-def _normalise(tokens: Tokens) -> Tensor:
-    """Return xhat, (B, M, C): the concatenated parts, minus mean, times rstd."""
+def normalised(tokens: Tokens) -> Tensor:
+    """Return xhat, the concatenated parts, minus mean, times rstd.
+
+    Args:
+        tokens: Tokens of one modality.
+
+    Returns:
+        (B, M, C).
+    """
     batch, count, _ = tokens.content.shape
     position = tokens.position.expand(batch, -1, -1)
     encoding = tokens.encoding.expand(batch, count, -1)
     concatenated = torch.cat([tokens.content, position, encoding], dim=-1)
     return (concatenated - tokens.mean[:, :, None]) * tokens.rstd[:, :, None]
+
+
+def visible_tokens(presence: Presence, tokens: Sequence[Tokens]) -> Tensor:
+    """Return which tokens attention sees.
+
+    Args:
+        presence: Which modalities each sample has.
+        tokens: Tokens by modality.
+
+    Returns:
+        (B, M) bool, over the tokens of all modalities.
+    """
+    columns = torch.split(presence.visible, 1, dim=1)
+    return torch.cat(
+        [column.expand_as(part.mean) for column, part in zip(columns, tokens, strict=True)], dim=1
+    )
 
 
 def attention_path(config: ModelConfig, device: str) -> Literal["dense", "factored", "separable"]:

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from perceiver_dist.errors import InternalError, UserError
-from perceiver_dist.model.attention import AttendableTokens, CrossAttend, DenseTokens, attention_path
+from perceiver_dist.model.attention import (
+    AttendableTokens,
+    CrossAttend,
+    DenseTokens,
+    ForwardObserver,
+    attention_path,
+)
 from perceiver_dist.model.factored import FactoredTokens
 from perceiver_dist.model.inputs import (
     Presence,
@@ -41,6 +47,9 @@ class Perceiver(nn.Module):
         config: Sizes, weight sharing and modalities.
         heads: Number of classes by source name.
 
+    Attributes:
+        observer: Measures the forward passes; None for none.
+
     Raises:
         UserError: No modality is configured, or torch does not accept a source's name as the name of a module.
         InternalError: There is no head, or a head has no classes.
@@ -50,6 +59,7 @@ class Perceiver(nn.Module):
         super().__init__()
         _check_heads(heads)
         self.config = config
+        self.observer: ForwardObserver | None = None
         channels = token_channels(config)
         self.tokenizers = self._build_tokenizers()
         encodings = encoding_channels(config)
@@ -141,7 +151,12 @@ class Perceiver(nn.Module):
         tokens = self.tokenize(arrays, names, encodings, positions, masked)
         batch = tokens[0].content.shape[0]
         presence = read_presence(present, names, batch, self.latents.device)
-        latents = self.encode(self._attendable(tokens, presence), batch, kept, depth)
+        attendable = self._attendable(tokens, presence)
+        if self.observer is not None:
+            attendable = self.observer.over(attendable, tokens, presence)
+        latents = self.encode(attendable, batch, kept, depth)
+        if self.observer is not None:
+            self.observer.saw_latents(latents)
         pooled = (
             dict.fromkeys(self.heads, latents.mean(dim=1)) if self.decoder is None else self.decoder(latents)
         )

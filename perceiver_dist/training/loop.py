@@ -37,6 +37,7 @@ from perceiver_dist.training.liveness.hang import WAITING_FOR_DATA, HangBounds
 from perceiver_dist.training.liveness.rank_state import RankState
 from perceiver_dist.training.liveness.stragglers import RankTimes
 from perceiver_dist.training.preemption import StopSignal
+from perceiver_dist.training.signals.step_signals import StepSignals
 from perceiver_dist.training.skipped_steps import SkippedSteps
 from perceiver_dist.training.step_statistics import StepStatistics
 from perceiver_dist.training.tracker.handle import TrackerHandle
@@ -102,6 +103,7 @@ class _Rank:
         before = self.start.unlogged_losses if self.rank == 0 else {}
         self.statistics = StepStatistics(list(self.sources), self.device, before)
         self.forward_time = ForwardTime(self.device)
+        self.signals = StepSignals(self.engine, self.config, self.schedule)
         self.stop_signal = StopSignal(self.tracker, HangBounds.of(config).collective_timeout)
         self.early_stop = EarlyStop(config.train, start.best, self.stop_signal.group)
         self.skipped = SkippedSteps(
@@ -179,6 +181,7 @@ class _Rank:
         first_block = self.blocks.first_block(self.step)
         set_learning_rate(self.engine, learning_rate(self.step, train.steps, self.optim))
         losses: dict[int, Tensor] = {}
+        self.signals.begin_step(self.step)
         for micro_step in micro_steps_of_rank(self.rank, self.world_size, step_units, first_block):
             # Padding keeps the batch before: what it computes counts for nothing, but every rank has to take part in
             # ZeRO's collectives as often as the others, or they would wait for it without end.
@@ -197,6 +200,7 @@ class _Rank:
             self.state.begin("backward pass")
             self.engine.backward(loss if micro_step.weight == 1 else loss * micro_step.weight)
             self.state.begin("optimizer step")
+            self.signals.before_update(self.step)
             self.engine.step()
             if micro_step.is_padding:
                 continue
@@ -204,6 +208,7 @@ class _Rank:
             self.statistics.add(source.name, loss.detach())
             if self.config.tracking.samples:
                 self.tracker.saw_samples.remote(self.step, micro_step.unit, batch.keys)
+        self.signals.end_step(self.step)
         self.step += 1
         if self.skipped.check(self.step, source.name, step_units, losses) and self.average:
             self.average.update()
@@ -239,6 +244,7 @@ class _Rank:
             step_seconds=totals.seconds / steps,
             samples_seen=float(self.step * train.lanes * train.micro_batch),
             gpu_memory_bytes=float(torch.cuda.max_memory_allocated(self.device)) if on_gpu else None,
+            signals=self.signals.close(),
             ranks=tuple(RankTimes(computing / steps, waiting / steps) for computing, waiting in totals.ranks),
         )
         if self.rank == 0:

@@ -8,13 +8,13 @@ import pytest
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 from ray.data._internal.execution.interfaces.op_runtime_metrics import OpRuntimeMetrics
 
-from perceiver_dist.training.tracker.prometheus import GAUGES, RANK_GAUGES
+from perceiver_dist.training.tracker.prometheus import GAUGES, RANK_GAUGES, SIGNAL_GAUGES
 
 PANELS = json.loads((Path(__file__).parents[2] / "cluster" / "grafana.json").read_text())["panels"]
 SHOWN = {name for panel in PANELS for name in re.findall(r"ray_(\w+)", panel["targets"][0]["expr"])}
 
 
-EXPORTED = {gauge for gauge, _ in [*GAUGES.values(), *RANK_GAUGES.values()]}
+EXPORTED = {gauge for gauge, *_ in [*GAUGES.values(), *RANK_GAUGES.values(), *SIGNAL_GAUGES.values()]}
 
 
 def test_every_metric_of_a_run_has_a_panel() -> None:

@@ -25,6 +25,7 @@ from perceiver_dist.tracking.mlflow_store import RunStatus
 from perceiver_dist.training.tracker.failures import RankFailure, errors_reported
 from perceiver_dist.training.tracker.fenced import FencedRecord
 from perceiver_dist.training.tracker.history import History
+from perceiver_dist.training.tracker.learning_watch import LearningWatch
 from perceiver_dist.training.tracker.logged_metrics import (
     EvaluationMetrics,
     LoggedMetrics,
@@ -65,6 +66,7 @@ class Tracker(FencedRecord):
         self._status = TrainingStatus()
         self._throughput = ThroughputMeter()
         self._prometheus = PrometheusMetrics(config.storage.run_name or "")
+        self._learning = LearningWatch(config)
         self._history = History(folder.metrics)
         self._status.evaluations = evaluations_in(self._history.entries)
         self._samples = SampleLog(folder.samples)
@@ -250,6 +252,7 @@ class Tracker(FencedRecord):
         self._status.mean_samples_per_second, self._status.mean_data_wait_fraction = self._throughput.means()
         self._prometheus.show(metrics, {rank: place.host for rank, place in self._places().items()})
         self._status.messages += self._stragglers.add(metrics.ranks, self._places())
+        self._status.messages += [f"warning: {line}" for line in self._learning.add(metrics)]
         self._record(metrics)
 
     def evaluated(self, step: int, scores: "Mapping[str, Scores]", best: BestScore | None) -> None:

@@ -32,6 +32,7 @@ class StepMetrics:
         samples_seen: Samples learned from since the run began.
         gpu_memory_bytes: Peak GPU memory of rank 0; None on CPUs.
         quarantined: Samples that could not be used, each counted once; the tracker counts them.
+        signals: Signals by name, see `StepSignals.close`; their flat names are `signals/<name>`.
         ranks: Times of each rank; its flat names are `ranks/<rank>/...`, and left out with a single rank.
     """
 
@@ -48,6 +49,7 @@ class StepMetrics:
     samples_seen: float = 0.0
     gpu_memory_bytes: float | None = None
     quarantined: float = 0.0
+    signals: Mapping[str, float] = field(default_factory=dict)
     ranks: tuple[RankTimes, ...] = ()
 
     def flat(self) -> dict[str, float]:
@@ -60,7 +62,9 @@ class StepMetrics:
             if len(self.ranks) > 1
             for name, value in asdict(of_rank).items()
         }
-        return losses | {name: value for name, value in values.items() if value is not None} | times
+        known = {name: value for name, value in values.items() if value is not None}
+        signals = {f"{_SIGNALS}{name}": value for name, value in self.signals.items()}
+        return losses | known | signals | times
 
 
 _NAMES = {
@@ -79,6 +83,7 @@ _NAMES = {
 """Attribute of `StepMetrics` -> flat name, in the order of metrics.jsonl."""
 
 _SOURCE_LOSS = "/train_loss"
+_SIGNALS = "signals/"
 _RANKS = "ranks/"
 
 
@@ -159,8 +164,14 @@ def _from_record(record: dict[str, float]) -> LoggedMetrics:
         for name, value in record.items()
         if name.endswith(_SOURCE_LOSS)
     }
+    signals = {
+        name.removeprefix(_SIGNALS): value
+        for name, value in record.items()
+        # A source may be called "signals".
+        if name.startswith(_SIGNALS) and not name.endswith(_SOURCE_LOSS)
+    }
     values: dict[str, Any] = {attribute: record[name] for attribute, name in _NAMES.items() if name in record}
-    return StepMetrics(step=step, losses=losses, ranks=_ranks_in(record), **values)
+    return StepMetrics(step=step, losses=losses, signals=signals, ranks=_ranks_in(record), **values)
 
 
 def _ranks_in(record: Mapping[str, float]) -> tuple[RankTimes, ...]:

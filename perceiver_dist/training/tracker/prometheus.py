@@ -46,6 +46,37 @@ RANK_GAUGES = {
 }
 """Attribute of `RankTimes` -> name and description of its gauge, which has a rank and a host."""
 
+SIGNAL_GAUGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "entropy": (
+        "perceiver_attention_entropy",
+        "Mean entropy of a cross-attend's attention, as a fraction of that of even attention.",
+        ("source", "cross_attend"),
+    ),
+    "saturated": (
+        "perceiver_attention_saturated",
+        "Share of latents that give one token nearly all of their attention.",
+        ("source", "cross_attend"),
+    ),
+    "latent_cosine": (
+        "perceiver_latent_cosine",
+        "Mean cosine between two latents of a sample after the last block.",
+        ("source",),
+    ),
+    "weight_norm": ("perceiver_weight_norm", "L2 norm of the weights of a part of the model.", ("part",)),
+    "gradient_norm": (
+        "perceiver_gradient_norm_by_part",
+        "L2 norm of the last gradient of a part of the model, before clipping.",
+        ("part",),
+    ),
+    "update_ratio": (
+        "perceiver_update_ratio",
+        "L2 norm of the last update of a part of the model, divided by that of its weights.",
+        ("part",),
+    ),
+    "clipped": ("perceiver_clipped_fraction", "Share of the last logged steps that were clipped.", ()),
+}
+"""First word of a signal's name -> name and description of its gauge, and the labels that the other words are."""
+
 
 class PrometheusMetrics:
     """Gauges of one run, labelled with its name.
@@ -66,6 +97,10 @@ class PrometheusMetrics:
             attribute: Gauge(name, description=meaning, tag_keys=("run", "rank", "host"))
             for attribute, (name, meaning) in RANK_GAUGES.items()
         }
+        self._signals = {
+            kind: Gauge(name, description=meaning, tag_keys=("run", *labels))
+            for kind, (name, meaning, labels) in SIGNAL_GAUGES.items()
+        }
         self._run_name = run_name
         self._shown: dict[int, str] = {}
 
@@ -79,6 +114,8 @@ class PrometheusMetrics:
         for name, value in {**metrics.flat(), "step": float(metrics.step)}.items():
             if name in self._gauges:
                 self._gauges[name].set(value)
+        for name, value in metrics.signals.items():
+            self._show_signal(name, value)
         # A gauge keeps its last value, also of a rank that is gone or has moved.
         for gone in self._shown.items() - hosts.items():
             self._show_rank(*gone, RankTimes(0.0, 0.0))
@@ -86,6 +123,13 @@ class PrometheusMetrics:
         for rank, host in hosts.items():
             if rank < len(metrics.ranks):
                 self._show_rank(rank, host, metrics.ranks[rank])
+
+    def _show_signal(self, name: str, value: float) -> None:
+        kind, _, rest = name.partition("/")
+        *_, labels = SIGNAL_GAUGES[kind]
+        # From the right, since a source's name may contain a slash.
+        words = rest.rsplit("/", len(labels) - 1) if labels else []
+        self._signals[kind].set(value, tags={"run": self._run_name, **dict(zip(labels, words, strict=True))})
 
     def _show_rank(self, rank: int, host: str, times: RankTimes) -> None:
         tags = {"run": self._run_name, "rank": str(rank), "host": host}

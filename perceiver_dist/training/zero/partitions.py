@@ -69,6 +69,20 @@ def held_partitions(engine: Any, part: str) -> list[TensorPartition]:
     ]
 
 
+def held_spans(engine: Any, part: str) -> dict[str, Tensor]:
+    """Return this rank's spans of all parameters, or of one of their moments.
+
+    Args:
+        engine: The DeepSpeed engine.
+        part: "weight", or the name of a moment.
+
+    Returns:
+        (elements,) by name of the parameter, without padding; views of the training state. At stage 0 every rank has
+        all elements, at the other stages every element is on one rank.
+    """
+    return {partition.name: partition.values for partition in held_partitions(engine, part)}
+
+
 def pieces_by_parameter(engine: Any) -> dict[Tensor, list[Piece]]:
     """Return the positions of this rank's spans within the parameters of the optimizer.
 

@@ -25,6 +25,7 @@ STEP = StepMetrics(
     samples_seen=320.0,
     gpu_memory_bytes=1024.0,
     quarantined=3.0,
+    signals={"entropy/clips/1": 0.5, "clipped": 0.25},
     ranks=(RankTimes(0.25, 0.0), RankTimes(0.5, 0.125)),
 )
 LINES = (
@@ -32,6 +33,7 @@ LINES = (
     '"train/data_wait_fraction": 0.25, "train/learning_rate": 0.001, "train/gradient_norm": 0.5, '
     '"train/skipped_steps": 1.0, "train/samples_per_second": 32.0, "train/step_seconds": 0.4, '
     '"train/samples_seen": 320.0, "train/gpu_memory_bytes": 1024.0, "data/quarantined": 3.0, '
+    '"signals/entropy/clips/1": 0.5, "signals/clipped": 0.25, '
     '"ranks/0/forward_seconds": 0.25, "ranks/0/data_wait_seconds": 0.0, "ranks/1/forward_seconds": 0.5, '
     '"ranks/1/data_wait_seconds": 0.125}\n'
     '{"step": 10, "clips/samples": 4.0, "clips/accuracy": 0.75, "fashion/samples": 8.0}\n'

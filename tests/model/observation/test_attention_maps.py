@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from perceiver_dist.modalities import AudioInput, ImageInput, PointCloudInput, VideoInput
-from perceiver_dist.model.attention_maps import attention_maps
 from perceiver_dist.model.model_config import ModelConfig
+from perceiver_dist.model.observation.attention_maps import attention_maps
 from perceiver_dist.model.perceiver import Perceiver
 
 CONFIG = ModelConfig(

@@ -1,0 +1,1 @@
+"""Attention maps and statistics of a forward pass."""
