@@ -33,6 +33,11 @@ def build_parser() -> ArgumentParser:
         help="print parameters, FLOPs, memory, and what fits on which GPU as JSON, without training",
     )
     parser.add_argument(
+        "--first_step",
+        action="store_true",
+        help="print loss, gradients and attention of the new model on random samples as JSON, without training",
+    )
+    parser.add_argument(
         "--replay",
         metavar="SOURCE/UNIT",
         help="show the samples of a unit such as clips/1625, without training",
@@ -41,7 +46,7 @@ def build_parser() -> ArgumentParser:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Train; or compute the cost of a training with --dry_run, or show the samples of a unit with --replay.
+    """Train; or compute a training's cost with --dry_run or its start with --first_step, or show a unit with --replay.
 
     Args:
         arguments: The command line without the program's name.
@@ -56,6 +61,11 @@ def main(arguments: Sequence[str]) -> int:
         from perceiver_dist.preflight.dry_run import dry_run
 
         print(json.dumps(dry_run(config), indent=1))
+        return 0
+    if parsed.first_step:
+        from perceiver_dist.preflight.first_step import first_step
+
+        print(json.dumps(first_step(config), indent=1))
         return 0
     console = Console(highlight=False)
     if parsed.replay:

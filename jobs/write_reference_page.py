@@ -38,8 +38,9 @@ set the option.
 
 `--print_config` prints all options with the values they would have, as YAML that `--config` can read. `--dry_run`
 prints the cost of the run: parameters, FLOPs, the memory of a rank, the largest micro-batch by GPU, and the duration of
-the run on GPUs whose throughput was measured (`perceiver_dist/preflight/measured_throughput.yaml`). An unknown option
-or a value that is not allowed ends the job with one line before anything starts.
+the run on GPUs whose throughput was measured (`perceiver_dist/preflight/measured_throughput.yaml`). `--first_step`
+prints loss, gradients and attention of the new model, on random samples. An unknown option or a value that is not
+allowed ends the job with one line before anything starts.
 """
 
 _PLACES = {

@@ -17,6 +17,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     folder = tmp_path_factory.mktemp("signals")
     alone = [("whole adamw", signal_ranks.norms_of_whole_tensors, "adamw")]
     alone += [("whole lamb", signal_ranks.norms_of_whole_tensors, "lamb")]
+    # Two micro-steps in a step, where the others have two ranks.
+    alone += [("accumulated", signal_ranks.train, 2, "adamw", True)]
     pairs = [(0, "adamw"), (1, "adamw"), (2, "adamw"), (3, "adamw"), (2, "lamb")]
     work = [
         (f"{optimizer} {stage} {watched}", signal_ranks.train, stage, optimizer, watched)
@@ -36,6 +38,12 @@ def test_norms_are_those_of_whole_tensors(results: Results, run: str) -> None:
     first = results[f"{run} True"][ranks.STEPS]
     [expected] = results[f"whole {run.partition(' ')[0]}"]
     assert {name: first[name] for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-7)
+
+
+def test_norms_are_those_of_a_step_not_of_a_micro_step(results: Results) -> None:
+    alone, of_two = results["accumulated"][ranks.STEPS], results["adamw 2 True"][ranks.STEPS]
+    norms = {name: value for name, value in of_two.items() if "_norm/" in name or "_ratio/" in name}
+    assert {name: alone[name] for name in norms} == pytest.approx(norms, rel=1e-4, abs=1e-7)
 
 
 @pytest.mark.parametrize("stage", STAGES)
