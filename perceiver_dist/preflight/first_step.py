@@ -51,7 +51,7 @@ def _of_source(model: Perceiver, config: RunConfig, source: SourceConfig, sample
     model.zero_grad()
     model.observer = watch = ForwardWatch(config.model.cross_attends)
     logits, latents = model.logits_and_latents(arrays, {}, source.name)
-    loss_per_sample(logits, _labels(source, samples), source.task).mean().backward()
+    torch.autograd.backward(loss_per_sample(logits, _labels(source, samples), source.task).mean())
     attention, cosine = watch.statistics()
     repeated = logits.detach().repeat(_LABELS, 1)
     return {

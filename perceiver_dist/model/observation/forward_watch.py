@@ -22,10 +22,9 @@ SATURATED = 0.99
 """Largest weight of a softmax from which it counts as saturated. Its gradient is then at most 0.01 of its scores'."""
 
 _SCORES = 2**19
-"""Scores of a cross-attend that are computed again: all of a micro-batch of the default model, ten rows of 50,176
-pixels. On a CPU they take about a millisecond."""
+"""Most scores of a cross-attend that are computed again: ten rows of 50,176 pixels. The default model stays below."""
 
-_SAMPLES = 8
+_SAMPLES = 4
 """Samples whose latents are compared, and most samples whose attention is."""
 
 

@@ -29,8 +29,10 @@ class StepNorms:
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
-        self._weights = _copies(engine, WEIGHT)
-        self._moments = _copies(engine, MOMENTS[0])
+        # Views of the training state, which the step changes in place, and copies of it.
+        self._weights, self._moments = (held_spans(engine, part) for part in (WEIGHT, MOMENTS[0]))
+        self._before = [values.clone() for values in self._weights.values()]
+        self._gradients = [values.clone() for values in self._moments.values()]
 
     @torch.no_grad()
     def after_step(self, clip_norm: float) -> dict[str, dict[str, float]]:
@@ -44,30 +46,28 @@ class StepNorms:
             before clipping, left out if the global norm is not finite; and "update_ratio", the norm of the update
             divided by that of the weights before the step, left out if they were 0.
         """
-        weights, before, gradients = held_spans(self._engine, WEIGHT), self._weights, self._moments
+        weights, updates, gradients = list(self._weights.values()), self._before, self._gradients
         parts = list(dict.fromkeys(_part(name) for name, _ in self._engine.module.named_parameters()))
-        places = torch.tensor([parts.index(_part(name)) for name in weights], dtype=torch.int64)
+        places = torch.tensor([parts.index(_part(name)) for name in self._weights], dtype=torch.int64)
         squares = torch.zeros(4, len(parts), dtype=torch.float64, device=self._engine.device)
-        self._add(squares[0], places, list(weights.values()))
-        self._add(squares[1], places, list(before.values()))
         if weights:
+            self._add(squares[0], places, weights)
+            self._add(squares[1], places, updates)
             beta1, _ = base_optimizer(self._engine).param_groups[0]["betas"]
-            updates, moments = list(before.values()), list(gradients.values())
-            torch._foreach_sub_(updates, list(weights.values()))
-            torch._foreach_mul_(moments, -beta1)
-            torch._foreach_add_(moments, list(held_spans(self._engine, MOMENTS[0]).values()))
-            torch._foreach_div_(moments, 1 - beta1)
+            torch._foreach_sub_(updates, weights)
+            torch._foreach_mul_(gradients, -beta1)
+            torch._foreach_add_(gradients, list(self._moments.values()))
+            torch._foreach_div_(gradients, 1 - beta1)
             self._add(squares[2], places, updates)
-            self._add(squares[3], places, moments)
+            self._add(squares[3], places, gradients)
         if self._engine.zero_optimization_stage():
             torch.distributed.all_reduce(squares)
         return _named(parts, squares.sqrt().tolist(), self._unclipped(clip_norm))
 
     @staticmethod
     def _add(row: Tensor, places: Tensor, values: list[Tensor]) -> None:
-        if values:
-            norms = torch.stack(torch._foreach_norm(values, 2, dtype=torch.float64))
-            row.index_add_(0, places.to(row.device), norms.square().to(row.device))
+        norms = torch.stack(torch._foreach_norm(values, 2, dtype=torch.float64))
+        row.index_add_(0, places.to(row.device), norms.square().to(row.device))
 
     def _unclipped(self, clip_norm: float) -> float:
         """Return the factor from the clipped gradient to the gradient; NaN if the step was skipped."""
@@ -88,10 +88,6 @@ def _named(parts: list[str], norms: list[list[float]], unclipped: float) -> dict
         if before > 0:
             named[part]["update_ratio"] = update / before
     return named
-
-
-def _copies(engine: Any, part: str) -> dict[str, Tensor]:
-    return {name: values.clone() for name, values in held_spans(engine, part).items()}
 
 
 def _part(name: str) -> str:

@@ -1,6 +1,7 @@
 """Signals of training steps: they change no bit of it, and are the same at every ZeRO stage."""
 
 import math
+from typing import Any
 
 import pytest
 import ranks
@@ -15,7 +16,7 @@ Results = dict[str, list[dict[str, float]]]
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     folder = tmp_path_factory.mktemp("signals")
-    alone = [("whole adamw", signal_ranks.norms_of_whole_tensors, "adamw")]
+    alone: list[Any] = [("whole adamw", signal_ranks.norms_of_whole_tensors, "adamw")]
     alone += [("whole lamb", signal_ranks.norms_of_whole_tensors, "lamb")]
     # Two micro-steps in a step, where the others have two ranks.
     alone += [("accumulated", signal_ranks.train, 2, "adamw", True)]
