@@ -38,6 +38,9 @@ class OptimConfig:
         beta2: Decay rate of the moving average of the squared gradient, per step; 0.99 is below the usual 0.999, for
             short runs. The authors' code has 0.999.
         eps: Added to the root of the averaged squared gradient. null is the authors' 1e-8 for adamw and 1e-6 for lamb.
+        head_rate: Factor of the learning rate of the heads' weights, which begin small (`model.initial_logit_std`).
+            null means 10 with adamw, whose steps do not depend on a weight's size, and 1 with lamb, whose steps are
+            relative to it. 1 as in the papers.
         clip_norm: Maximum global L2 norm of the gradient; 0 disables clipping. The authors use 10; 1 is safer for small
             batches.
         label_smoothing: Share of each training label that is spread evenly over all classes; for multilabel sources
@@ -67,6 +70,7 @@ class OptimConfig:
     beta1: float = 0.9
     beta2: float = 0.99
     eps: float | None = None
+    head_rate: float | None = None
     clip_norm: float = 1.0
     label_smoothing: float = 0.0
     latent_dropout: float = 0.0
@@ -81,6 +85,7 @@ class OptimConfig:
         """
         fractions = ["final_fraction", "flat_fraction", "decay_factor", "beta1", "beta2", "decay_at"]
         check_range(self, "optim.", ["learning_rate"] + ["eps"] * (self.eps is not None), above=0)
+        check_range(self, "optim.", ["head_rate"] * (self.head_rate is not None), above=0)
         check_range(
             self, "optim.", ["learning_rate_batch"] * (self.learning_rate_batch is not None), at_least=1
         )

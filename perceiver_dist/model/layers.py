@@ -34,18 +34,21 @@ def init_weight(weight: Tensor) -> Tensor:
     return nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
 
 
-def linear(inputs: int, outputs: int) -> nn.Linear:
+def linear(inputs: int, outputs: int, scale: float = 1.0) -> nn.Linear:
     """Build a Linear with the authors' initialisation and zero bias.
 
     Args:
         inputs: Input channels.
         outputs: Output channels.
+        scale: Factor of the initial weights.
 
     Returns:
         The module, (..., inputs) -> (..., outputs).
     """
     module = nn.Linear(inputs, outputs)
     init_weight(module.weight)
+    with torch.no_grad():
+        module.weight.mul_(scale)
     nn.init.zeros_(module.bias)
     return module
 

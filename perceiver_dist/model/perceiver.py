@@ -80,7 +80,7 @@ class Perceiver(nn.Module):
         )
         self.decoder = Decoder(config.width, heads) if config.readout == "decoder" else None
         self.heads = nn.ModuleDict(
-            {source: linear(config.width, classes) for source, classes in heads.items()}
+            {source: linear(config.width, classes, _head_scale(config)) for source, classes in heads.items()}
         )
 
     def _build_tokenizers(self) -> nn.ModuleDict:
@@ -240,6 +240,13 @@ class Perceiver(nn.Module):
         if path == "dense":
             return DenseTokens(tokens, presence, compute_dtype(self.latents))
         return FactoredTokens(tokens, presence, by_axis=path == "separable")
+
+
+def _head_scale(config: ModelConfig) -> float:
+    """Return the factor of the heads' initial weights for which logits have `initial_logit_std`."""
+    if config.initial_logit_std is None:
+        return 1.0
+    return config.initial_logit_std / config.initial_output_std
 
 
 def _check_heads(heads: Mapping[str, int]) -> None:

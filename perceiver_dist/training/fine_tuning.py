@@ -23,7 +23,7 @@ _MAY_BE_NEW = ("heads.", "encodings.", "positions.", "decoder.queries.")
 """Prefixes of weights that the trained model need not have: there is one for each source or modality."""
 _MAY_GROW = ("cross_attends.", "encodings.")
 """Prefixes of weights that depend on the number of token channels."""
-_WITHOUT_WEIGHTS = {"activation_checkpointing", "cross_attention", "modality_channels"}
+_WITHOUT_WEIGHTS = {"activation_checkpointing", "cross_attention", "initial_logit_std", "modality_channels"}
 """Options of the model on which no weight depends, or that only add channels."""
 
 

@@ -125,10 +125,10 @@ def set_learning_rate(engine: Any, rate: float) -> None:
 
     Args:
         engine: The DeepSpeed engine.
-        rate: Learning rate of every parameter group that is not frozen.
+        rate: Learning rate of every parameter group that is not frozen, times the group's own factor.
     """
     for group in engine.optimizer.param_groups:
-        group["lr"] = 0.0 if group["frozen"] else rate
+        group["lr"] = 0.0 if group["frozen"] else rate * group["rate"]
 
 
 def _import_deepspeed() -> Any:

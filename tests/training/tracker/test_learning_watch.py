@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from perceiver_dist.config.run_config import OptimConfig, RunConfig, TrainConfig
+from perceiver_dist.config.optim_config import OptimConfig
+from perceiver_dist.config.run_config import RunConfig, TrainConfig
 from perceiver_dist.modalities import ImageInput
 from perceiver_dist.model.model_config import ModelConfig
 from perceiver_dist.training.tracker.learning_watch import LearningWatch
