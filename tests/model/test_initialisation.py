@@ -53,7 +53,8 @@ def test_logits_of_a_new_model_have_about_the_given_spread_at_any_depth(options:
 
 
 def test_heads_can_begin_at_zero_as_in_the_authors_code() -> None:
-    assert build(initial_logit_std=0.0).heads["all"].weight.abs().max() == 0
+    weights = dict(build(initial_logit_std=0.0).named_parameters())
+    assert weights["heads.all.weight"].abs().max() == 0
 
 
 def test_the_range_is_checked() -> None:

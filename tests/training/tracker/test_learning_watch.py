@@ -32,13 +32,13 @@ def warnings(
     losses: Mapping[str, float] = LEARNED,
     signals: Mapping[str, float] | None = None,
     config: RunConfig = CONFIG,
-    stop: int = 1000,
+    norm: float = 7.0,
 ) -> list[tuple[int, str]]:
     """Return the warnings of a run with the same numbers in every log, each with its step."""
     watch = LearningWatch(config)
     logs = [
-        StepMetrics(step=step, losses=losses, gradient_norm=7.0, signals=signals or {})
-        for step in range(10, stop + 1, 10)
+        StepMetrics(step=step, losses=losses, gradient_norm=norm, signals=signals or {})
+        for step in range(10, 1001, 10)
     ]
     return [(log.step, line) for log in logs for line in watch.add(log)]
 
@@ -69,13 +69,15 @@ def test_a_loss_that_rises_to_chance_late_is_reported() -> None:
     assert len(found) == 2
 
 
-def test_gradients_of_which_nearly_all_are_clipped_are_reported() -> None:
-    [(step, line)] = warnings(signals={"clipped": 0.99})
+def test_gradients_of_which_nearly_all_are_clipped_to_a_fraction_are_reported() -> None:
+    [(step, line)] = warnings(signals={"clipped": 0.99}, norm=37.0)
     assert step == 150
     assert line == (
-        "99% of the gradients are clipped to optim.clip_norm 1 in steps 51 to 150 (their median norm is 7): raise it, "
+        "99% of the gradients are clipped in steps 51 to 150: their median norm is 37, optim.clip_norm is 1; raise it, "
         "or lower optim.learning_rate"
     )
+    assert warnings(signals={"clipped": 0.5}, norm=37.0) == []
+    assert warnings(signals={"clipped": 0.99}, norm=4.0) == []
 
 
 def test_collapsed_attention_is_reported_by_cross_attend() -> None:
