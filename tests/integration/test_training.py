@@ -156,7 +156,7 @@ def test_order_and_losses_equal_the_golden_values(trained: Callable[[int], dict[
     golden = json.loads(GOLDEN.read_text())
     assert found["first_steps"] == golden["first_steps"]
     # Other CPUs sum in another order; a change of the computation makes a far larger difference.
-    assert found["losses"] == pytest.approx(golden["losses"], rel=1e-3)
+    assert found["losses"] == pytest.approx(golden["losses"], rel=1e-3, abs=1e-6)
 
 
 @pytest.mark.parametrize(("name", "value"), [("seed", 1), ("lanes", 8), ("micro_batch", 4)])
