@@ -76,7 +76,9 @@ def test_every_configuration_of_an_experiment_is_tested() -> None:
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == tested | {"default", "search", *SMALL}
 
 
-@pytest.mark.parametrize("name", {name for published in EXPERIMENTS for name in published.files.split()})
+@pytest.mark.parametrize(
+    "name", sorted({name for published in EXPERIMENTS for name in published.files.split()})
+)
 def test_every_value_says_where_it_is_from(name: str) -> None:
     part = ""
     for line in (CONFIGS / f"{name}.yaml").read_text().splitlines():

@@ -16,7 +16,7 @@ from laptop_cluster import METRICS, LaptopCluster, changed_copy, laptop_cluster,
 from perceiver_dist.checkpoint.run_folder import RunFolder
 from perceiver_dist.config.command_line import to_yaml
 from perceiver_dist.search.study.search_config import SearchConfig
-from perceiver_dist.training.tracker.prometheus import GAUGES, RANK_GAUGES
+from perceiver_dist.training.tracker.prometheus import GAUGES, RANK_GAUGES, SIGNAL_GAUGES
 
 pytestmark = pytest.mark.runs
 
@@ -100,8 +100,8 @@ def test_the_streamed_log_names_the_missing_resources(undisturbed: dict[str, Any
 
 
 def test_prometheus_gets_the_metrics_of_the_run(undisturbed: dict[str, Any]) -> None:
-    exported = [*GAUGES.values(), *RANK_GAUGES.values()]
-    on_cpu = {gauge for gauge, _ in exported} - {"perceiver_gpu_memory_bytes"}
+    exported = [*GAUGES.values(), *RANK_GAUGES.values(), *SIGNAL_GAUGES.values()]
+    on_cpu = {gauge for gauge, *_ in exported} - {"perceiver_gpu_memory_bytes"}
     assert undisturbed["gauges"].keys() == on_cpu
     assert undisturbed["gauges"]["perceiver_samples_per_second"] > 0
 
