@@ -250,8 +250,9 @@ class Tracker(FencedRecord):
         self._status.latest = metrics
         self._throughput.add(metrics)
         self._status.mean_samples_per_second, self._status.mean_data_wait_fraction = self._throughput.means()
-        self._prometheus.show(metrics, {rank: place.host for rank, place in self._places().items()})
-        self._status.messages += self._stragglers.add(metrics.ranks, self._places())
+        places = self._places()
+        self._prometheus.show(metrics, {rank: place.host for rank, place in places.items()})
+        self._status.messages += self._stragglers.add(metrics.ranks, places)
         self._status.messages += [f"warning: {line}" for line in self._learning.add(metrics)]
         self._record(metrics)
 

@@ -20,7 +20,7 @@ from faulty_proxy import wait
 from remote_run import STEPPING
 from rich.console import Console
 
-from perceiver_dist.config.run_config import RunConfig
+from perceiver_dist.checkpoint.run_folder import RunFolder
 
 pytestmark = pytest.mark.chaos
 
@@ -72,7 +72,7 @@ def test_a_job_all_of_whose_processes_are_killed_continues_exactly(tmp_path: Pat
             break
         _kill_all(job)
         kills += 1
-        steps.append(_saved(killed))
+        steps.append(RunFolder.of(killed).newest_step())
         screen = disturbed_run.screen_of(killed)
     assert disturbed_run.start(killed).wait() == 0, disturbed_run.screen_of(killed)
     report = Report(killed={"all processes": kills})
@@ -94,12 +94,6 @@ def _kill_all(job: "subprocess.Popen[bytes]") -> None:
         if process.is_running():
             process.kill()
     job.wait()
-
-
-def _saved(config: RunConfig) -> int:
-    """Return the step of the newest checkpoint."""
-    manifests = disturbed_run.folder_of(config).glob("step-*/manifest.json")
-    return max((int(path.parent.name[5:]) for path in manifests), default=0)
 
 
 def _evaluations(folder: Path) -> list[dict[str, float]]:

@@ -4,11 +4,9 @@ Each run starts a Ray of its own, as on a laptop. What hangs is ended after `HAN
 the samples and the losses of an undisturbed one, bit for bit.
 """
 
-import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -22,7 +20,7 @@ import small_run
 from disturbed_run import Report
 from rich.console import Console
 
-from perceiver_dist.config.command_line import to_yaml
+from perceiver_dist.checkpoint.run_folder import RunFolder
 from perceiver_dist.config.run_config import RunConfig
 
 HANG_SECONDS = 10.0
@@ -70,7 +68,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = _config(data, tmp_path_factory.mktemp("plain"), "plain")
-    with _job(config) as job:
+    with disturbed_run.start(config) as job:
         assert job.wait(_MAX_SECONDS_OF_RUN) == 0, disturbed_run.screen_of(config)
     return disturbed_run.folder_of(config)
 
@@ -104,14 +102,14 @@ def test_a_job_that_comes_back_after_it_was_replaced_writes_nothing(
 ) -> None:
     config = _config(data, tmp_path, "stopped")
     folder = disturbed_run.folder_of(config)
-    with _job(config) as job:
+    with disturbed_run.start(config) as job:
         try:
             _wait_for_step(job, config, 100)
             stopped = [psutil.Process(job.pid)]
             stopped += psutil.Process(job.pid).children(recursive=True) if whole else []
             for process in stopped:
                 process.send_signal(signal.SIGSTOP)
-            with _job(config, screen="successor") as successor:
+            with disturbed_run.start(config, screen="successor") as successor:
                 assert successor.wait(_MAX_SECONDS_OF_RUN) == 0, (tmp_path / "successor.txt").read_text()
             written = _contents(folder)
             for process in reversed(stopped):
@@ -142,24 +140,11 @@ def _config(data: Path, storage: Path, name: str) -> RunConfig:
     return replace(config, data=replace(config.data, storage_seconds=5))
 
 
-def _job(config: RunConfig, screen: str | None = None) -> "subprocess.Popen[bytes]":
-    file = Path(config.storage.path) / "config.yaml"
-    file.write_text(to_yaml(config))
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    with Path(config.storage.path, f"{screen or config.storage.run_name}.txt").open("w") as output:
-        return subprocess.Popen(
-            [sys.executable, "jobs/train_multimodal.py", "--config", str(file)],
-            env=environment,
-            stdout=output,
-            stderr=output,
-        )
-
-
 def _stop(data: Path, storage: Path, undisturbed: Path, kind: str, random: np.random.Generator) -> Outcome:
     """Run to the end; meanwhile stop a process of a kind, once, and never continue it."""
     config = _config(data, storage, "stopped")
     at = int(random.integers(1, STEPS - 100))
-    with _job(config) as job:
+    with disturbed_run.start(config) as job:
         try:
             step = _wait_for_step(job, config, at)
             stopped = _one(job, kind, random)
@@ -183,10 +168,10 @@ _HANG = re.compile(r"restarting the workers|starting again with a new Ray|worker
 
 def _wait_for_step(job: "subprocess.Popen[bytes]", config: RunConfig, at: int) -> int:
     """Return the last step that is on record, once that is at least `at`, or has been stored by a checkpoint."""
-    folder = disturbed_run.folder_of(config)
+    folder = RunFolder.of(config)
     deadline = time.monotonic() + _MAX_SECONDS_OF_RUN
     while time.monotonic() < deadline and job.poll() is None:
-        saved = max((int(path.parent.name[5:]) for path in folder.glob("step-*/manifest.json")), default=0)
+        saved = folder.newest_step()
         if saved + 20 > at:
             return saved
         time.sleep(0.1)

@@ -54,18 +54,26 @@ def config_of(data: Path, storage: Path, name: str, zero_stage: ZeroStage, **tra
     return replace(config, deepspeed=DeepSpeedConfig(zero_stage=zero_stage))
 
 
-def start(config: RunConfig, cluster: FaultyCluster | None = None) -> "subprocess.Popen[bytes]":
-    """Start or restart the training job, by default with a Ray of its own; its output is appended to a file."""
+def start(
+    config: RunConfig, cluster: FaultyCluster | None = None, screen: str | None = None
+) -> "subprocess.Popen[bytes]":
+    """Start or restart the training job, by default with a Ray of its own; its output is appended to a file.
+
+    Args:
+        config: The run's configuration.
+        cluster: The cluster to train on.
+        screen: Name of the file, without suffix; by default that of the run.
+    """
     alone = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     storage = Path(config.storage.path)
     file = storage / f"{config.storage.run_name}.yaml"
     file.write_text(to_yaml(config))
-    with (storage / f"{config.storage.run_name}.txt").open("a") as screen:
+    with (storage / f"{screen or config.storage.run_name}.txt").open("a") as output:
         return subprocess.Popen(
             [sys.executable, "-u", "jobs/train_multimodal.py", "--config", str(file)],
             env=cluster.environment if cluster else alone,
-            stdout=screen,
-            stderr=screen,
+            stdout=output,
+            stderr=output,
             start_new_session=True,
         )
 
