@@ -1,4 +1,4 @@
-"""Runs whose folder becomes read-only, whose /dev/shm is small, and whose web server's name is unknown for a while."""
+"""Runs whose folder becomes read-only, whose /dev/shm is small or full, and whose server has no name for a while."""
 
 import json
 import os
@@ -110,6 +110,26 @@ def test_a_run_with_little_shared_memory_completes(data: Path, tmp_path: Path) -
     assert job.wait() == 0, screen_of(config)
     result = json.loads((tmp_path / "runs" / "small" / "result.json").read_text())
     assert (result["exit"], result["restarts"]) == ("completed", 0)
+
+
+@pytest.mark.chaos
+def test_shared_memory_that_others_fill_for_a_while_changes_nothing(data: Path, tmp_path: Path) -> None:
+    plain = small_run.small_config(data, tmp_path / "runs", "plain", steps=300)
+    assert start(plain).wait() == 0, screen_of(plain)
+    config = small_run.small_config(data, tmp_path / "runs", "full", steps=300)
+    job = start(config, "mount -t tmpfs -o size=128m tmpfs /dev/shm")
+    wait_for_steps(config, job)
+    # The mount is the job's own; this is the way in.
+    memory = Path(f"/proc/{job.pid}/root/dev/shm")
+    free = os.statvfs(memory)
+    with (memory / "filler").open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize)
+    wait(20)
+    (memory / "filler").unlink()
+    assert job.wait() == 0, screen_of(config)
+    result = json.loads((tmp_path / "runs" / "full" / "result.json").read_text())
+    assert (result["exit"], result["quarantined"]) == ("completed", 0), screen_of(config)
+    assert small_run.losses(tmp_path / "runs" / "full") == small_run.losses(tmp_path / "runs" / "plain")
 
 
 @pytest.mark.chaos

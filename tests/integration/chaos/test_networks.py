@@ -4,12 +4,13 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import disturbed_run
 import network
+import numpy as np
 import pytest
 import small_run
 from disturbed_run import Report
@@ -22,17 +23,19 @@ from perceiver_dist.config.command_line import to_yaml
 from perceiver_dist.config.run_config import RunConfig
 
 PORT = 6399
-STEPS = 300
+STEPS = 1000
+"""Long enough for a run to meet its five faults."""
+_MAX_SECONDS_BETWEEN_FAULTS = 20.0
+"""About the time in which workers start, so that faults hit both starting and training workers."""
 
-QUALITIES: dict[str, tuple[Quality, float]] = {
-    "cut for 5 s": (Quality(cut=True), 5),
-    "cut for 30 s": (Quality(cut=True), 30),
-    "cut for 120 s": (Quality(cut=True), 120),
-    "loss 5%": (Quality(loss=0.05), 30),
-    "delay 200 ms": (Quality(delay=0.2), 30),
-    "1 Mbit/s": (Quality(bits_per_second=1e6), 30),
+FAULTS: dict[str, tuple[Quality, float, float]] = {
+    "short cut": (Quality(cut=True), 3, 8),
+    "long cut": (Quality(cut=True), 20, 40),
+    "loss 5%": (Quality(loss=0.05), 10, 30),
+    "delay 200 ms": (Quality(delay=0.2), 10, 30),
+    "1 Mbit/s": (Quality(bits_per_second=1e6), 10, 30),
 }
-"""What happens to the network, and for how many seconds."""
+"""What happens to the network, and for how many seconds at least and at most."""
 
 
 class TwoNodes:
@@ -119,6 +122,15 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
+class Fault(NamedTuple):
+    """What happens to the network: what it is called, how bad it is, after how many seconds, and for how many."""
+
+    name: str
+    quality: Quality
+    after: float
+    seconds: float
+
+
 class Cluster(NamedTuple):
     """The nodes, a folder for runs, and the shards."""
 
@@ -148,23 +160,46 @@ def undisturbed(cluster: Cluster) -> Path:
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("what", QUALITIES)
-def test_a_bad_network_between_nodes_changes_nothing(cluster: Cluster, undisturbed: Path, what: str) -> None:
-    name = what.replace(" ", "-").replace("%", "").replace("/", "-")
+@pytest.mark.parametrize("seed", range(4))
+def test_bad_networks_at_random_moments_change_nothing(
+    cluster: Cluster, undisturbed: Path, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    faults = [
+        Fault(name, quality, random.uniform(0, _MAX_SECONDS_BETWEEN_FAULTS), random.uniform(least, most))
+        for name, (quality, least, most) in [
+            list(FAULTS.items())[number] for number in random.permutation(len(FAULTS))
+        ]
+    ]
+    check(cluster, undisturbed, f"seed{seed}", faults)
+
+
+@pytest.mark.chaos
+def test_nodes_that_are_cut_off_for_two_minutes_change_nothing(cluster: Cluster, undisturbed: Path) -> None:
+    check(cluster, undisturbed, "cut", [Fault("cut", Quality(cut=True), after=0, seconds=120)])
+
+
+def check(cluster: Cluster, undisturbed: Path, name: str, faults: Sequence[Fault]) -> None:
+    """Run to the end while the faults come in order from the first step on, and compare with an undisturbed run."""
     config = disturbed_run.config_of(cluster.data, cluster.storage, name, 2, steps=STEPS)
-    quality, seconds = QUALITIES[what]
     cluster.nodes.wait_until_complete()
     job = cluster.nodes.run(config)
-    before = cluster.nodes.wire.dropped, cluster.nodes.restarts
+    restarts = cluster.nodes.restarts
     while not STEPPING.search(disturbed_run.screen_of(config)):
         assert job.poll() is None, disturbed_run.screen_of(config)
         wait(0.1)
-    cluster.nodes.wire.quality = quality
-    wait(seconds)
-    cluster.nodes.wire.quality = Quality()
+    for fault in faults:
+        wait(fault.after)
+        if job.poll() is not None:
+            break
+        dropped, passed = cluster.nodes.wire.dropped, cluster.nodes.wire.passed
+        cluster.nodes.wire.quality = fault.quality
+        wait(fault.seconds)
+        cluster.nodes.wire.quality = Quality()
+        dropped, passed = cluster.nodes.wire.dropped - dropped, cluster.nodes.wire.passed - passed
+        Console().print(f"{fault.name}: {fault.seconds:.0f} s, {dropped} packets dropped, {passed} passed on")
     assert job.wait() == 0, disturbed_run.screen_of(config)
     report = Report()
     disturbed_run.compare(report, disturbed_run.folder_of(config), undisturbed)
-    dropped, restarts = cluster.nodes.wire.dropped - before[0], cluster.nodes.restarts - before[1]
-    Console().print(f"{what}: {dropped} packets dropped, {restarts} restarts of the node, {report}")
+    Console().print(f"{name}: the node was started again {cluster.nodes.restarts - restarts} times, {report}")
     assert (report.lost, report.repeated, report.different_steps) == (0, 0, 0)
