@@ -126,6 +126,7 @@ class _Rank:
         A request of `StopSignal` saves in between, or saves and returns.
         """
         train = self.config.train
+        evaluated_last = False
         # A run that has stopped early, and is resumed for its last evaluation, takes no further step.
         while self.step < self.config.last_step and not self.early_stop.reason:
             self._take_step()
@@ -135,12 +136,13 @@ class _Rank:
             if last or self.step % train.log_every == 0:
                 self._log()
             evaluates = train.eval_every > 0 and self.step % train.eval_every == 0
-            # The last one follows after the loop. What chooses the best checkpoint comes before it is saved too: a run
-            # that pauses at `train.stop_at` has it on record, as one that does not.
+            # The last one follows after the loop. What chooses the best checkpoint comes before it is saved: a run that
+            # pauses at `train.stop_at` has it on record, as one that does not.
             evaluates = evaluates and (not last or train.best_metric is not None)
             if evaluates:
                 with self.statistics.paused():
-                    self._evaluate(all_subsets=False)
+                    self._evaluate(all_subsets=last)
+                evaluated_last = last
             self.state.begin("collective")
             request = self.stop_signal.poll()
             # After the evaluation, so that a run resumed from this checkpoint has the evaluation on record.
@@ -152,7 +154,8 @@ class _Rank:
                 return
         reason = self.early_stop.reason if self.step < train.steps else ""
         # After the last checkpoint: a run that is lost here is resumed here, without a step to repeat.
-        self._evaluate(all_subsets=True)
+        if not evaluated_last:
+            self._evaluate(all_subsets=True)
         if reason and self.rank == 0:
             ray.get(self.tracker.ends.remote("", reason))
 

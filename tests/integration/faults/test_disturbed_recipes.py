@@ -124,6 +124,9 @@ def test_a_run_that_pauses_ends_as_one_that_does_not(undisturbed: Path, data: Pa
     for stop_at in (10, 17, None):
         run_training(recipe(data, tmp_path, "paused", stop_at=stop_at), Console(file=StringIO()))
     assert_same_end(tmp_path / "paused", undisturbed)
+    # The evaluation that chooses the best checkpoint is the last one too.
+    lines = [json.loads(line) for line in (tmp_path / "paused" / "metrics.jsonl").read_text().splitlines()]
+    assert len([line for line in lines if line["step"] == 10 and "train/loss" not in line]) == 1
 
 
 def test_a_run_that_is_killed_ends_as_one_that_is_not(undisturbed: Path, data: Path, tmp_path: Path) -> None:
