@@ -33,8 +33,8 @@ class AugmentConfig:
             aspect ratio, 3:4 to 4:3, resized to the input's size (Szegedy et al. 2015); the papers' choice.
         smallest_area: Min area of an inception crop, as a fraction of the picture's. The default, 0.08, is usual for
             photographs. Small pictures, in which every part matters, need 0.5 or more.
-        flip: Whether half of the samples, drawn at random, are mirrored left to right. Not for letters, digits or road
-            signs; so the default is false.
+        flip: Whether half of the samples, drawn at random, are mirrored left to right: pictures, and clouds along their
+            first axis. Not for letters, digits or road signs; so the default is false.
         colour: Colour jitter: brightness, contrast and saturation are each multiplied by a random factor from
             1 - colour to 1 + colour. Default 0: none. The paper jitters the colours of videos and does not say how
             much.
@@ -51,6 +51,12 @@ class AugmentConfig:
             uses SpecAugment on AudioSet and does not say how much.
         masked_time: Max width of a time mask, as a fraction of the window.
         masked_bands: Max width of a frequency mask, as a fraction of the bands.
+        speed: Sounds are played faster or slower, which also shifts their pitch, by a random factor from 1 - speed to
+            1 + speed (Ko et al. 2015). Default 0: none; 0.1 is usual for speech. Not beside the frames of a video.
+        gain: Max change of a sound's level in dB, drawn evenly between -gain and +gain. Default 0: none. Only for raw
+            sound or where the level means nothing.
+        stretch: Clouds are stretched along each axis by a random factor of its own, from 1 - stretch to 1 + stretch.
+            Default 0: none; PointNet++'s code uses up to 1.25 along all axes alike. The result is not scaled again.
         token_dropout: Probability that the content of a token is hidden in training: it becomes the mean content of its
             modality in the sample, like a mask. A point of a cloud becomes a copy of another one. Default 0: none; for
             small data, of any modality.
@@ -67,6 +73,9 @@ class AugmentConfig:
     masks: int = 0
     masked_time: float = 0.1
     masked_bands: float = 0.3
+    speed: float = 0.0
+    gain: float = 0.0
+    stretch: float = 0.0
     token_dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -77,8 +86,8 @@ class AugmentConfig:
         """
         fractions = ["smallest_area", "masked_time", "masked_bands"]
         check_range(self, "augment.", fractions, above=0, at_most=1)
-        check_range(self, "augment.", ["colour", "token_dropout"], at_least=0, below=1)
-        check_range(self, "augment.", ["operations", "mixup", "cutmix", "masks"], at_least=0)
+        check_range(self, "augment.", ["colour", "speed", "stretch", "token_dropout"], at_least=0, below=1)
+        check_range(self, "augment.", ["operations", "mixup", "cutmix", "masks", "gain"], at_least=0)
         check_range(self, "augment.", ["magnitude"], at_least=0, at_most=MAX_MAGNITUDE)
 
 
@@ -91,6 +100,7 @@ class ImageTransform:
 
     The crop and the other changes have a random number generator each, seeded with (seed, 0) and (seed, 1), so neither
     depends on how many numbers the other draws. Each call starts them anew, so all frames of a video are treated alike.
+    Sounds and clouds have (seed, 2) and (seed, 3).
 
     Attributes:
         augment: Options of the source.

@@ -11,6 +11,7 @@ from math import prod
 import numpy as np
 
 from perceiver_dist.modalities import PointCloudInput
+from pipelines.augment.cloud_transform import transformed_cloud
 from pipelines.augment.randomness import SampleRandomness
 from pipelines.decode.mesh import Mesh, checked_coordinates, read_obj, read_off
 from pipelines.decode.ply import read_ply
@@ -29,7 +30,7 @@ def decode_points(data: bytes, field: str, spec: PointCloudInput, randomness: Sa
         data: A whole OFF, PLY, OBJ or npy file.
         field: Format: off, ply, obj or npy. It is given by the name, because OBJ has no signature.
         spec: Number of points, normalization and scale jitter.
-        randomness: Which points are drawn, and whether scale jitter is applied.
+        randomness: Which points are drawn, whether scale jitter is applied, and the augmentation.
 
     Returns:
         float32 (points, 3).
@@ -43,7 +44,8 @@ def decode_points(data: bytes, field: str, spec: PointCloudInput, randomness: Sa
         cloud = draw_from_surface(mesh, spec.points, random)
     else:
         cloud = draw_from_cloud(mesh.vertices, spec.points, random)
-    return _placed(cloud, spec, randomness, random).astype(np.float32)
+    placed = _placed(cloud, spec, randomness, random)
+    return transformed_cloud(placed, randomness.transform).astype(np.float32)
 
 
 def read_points(data: bytes, field: str) -> Mesh:

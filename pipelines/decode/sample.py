@@ -8,6 +8,7 @@ import numpy as np
 
 from perceiver_dist.modalities import AudioInput, ImageInput, ModalityInput, PointCloudInput, VideoInput
 from pipelines.augment.randomness import SampleRandomness
+from pipelines.augment.sound_transform import played_at, with_gain
 from pipelines.decode import decode_audio, decode_image, decode_points, decode_video
 from pipelines.errors import SampleError
 from pipelines.fields import FIELD_MODALITY
@@ -44,14 +45,17 @@ def decode_sample(
     if isinstance(image, ImageInput) and "image" in data:
         decoded["image"] = decode_image(data["image"], image, limits, randomness.transform)
     # An audio file takes precedence over the audio track of a video.
-    track = audio if isinstance(audio, AudioInput) and "audio" not in data else None
+    heard = played_at(audio, randomness.transform) if isinstance(audio, AudioInput) else None
+    track = heard if "audio" not in data else None
     frames = video if isinstance(video, VideoInput) else None
     if "video" in data and (frames or track):
         decoded["video"], decoded["audio"] = decode_video(
             data["video"], frames, track, randomness.window, limits, randomness.transform
         )
-    if isinstance(audio, AudioInput) and "audio" in data:
-        decoded["audio"] = decode_audio(data["audio"], audio, randomness.window, limits)
+    if heard and "audio" in data:
+        decoded["audio"] = decode_audio(data["audio"], heard, randomness.window, limits)
+    if (sound := decoded.get("audio")) is not None:
+        decoded["audio"] = with_gain(sound, randomness.transform)
     if isinstance(points, PointCloudInput) and "points" in data:
         decoded["points"] = decode_points(data["points"], fields["points"], points, randomness)
     return {modality: array for modality, array in decoded.items() if array is not None}

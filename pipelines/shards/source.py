@@ -91,6 +91,11 @@ class SourceConfig:
                 f"{where}: augment.mixup and augment.cutmix mix images alone, modalities is {self.modalities}; "
                 "set both to 0"
             )
+        if self.augment.speed and "video" in self.modalities:
+            raise UserError(
+                f"{where}: augment.speed is {self.augment.speed}, but modalities is {self.modalities}: sounds would no "
+                "longer fit their frames; set it to 0"
+            )
         check_range(self, f"{where}: ", ["balance"], at_least=0, at_most=1)
         if self.balance and (self.task != "softmax" or "." in self.label):
             raise UserError(
