@@ -45,7 +45,9 @@ def decode_points(data: bytes, field: str, spec: PointCloudInput, randomness: Sa
     else:
         cloud = draw_from_cloud(mesh.vertices, spec.points, random)
     placed = _placed(cloud, spec, randomness, random)
-    return transformed_cloud(placed, randomness.transform).astype(np.float32)
+    return transformed_cloud(placed, randomness.transform.augment, randomness.transform.seed).astype(
+        np.float32
+    )
 
 
 def read_points(data: bytes, field: str) -> Mesh:

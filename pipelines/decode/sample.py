@@ -41,11 +41,12 @@ def decode_sample(
     fields = {FIELD_MODALITY[field]: field for field in sample.fields if field in FIELD_MODALITY}
     data = {modality: sample.fields[field] for modality, field in fields.items()}
     image, audio, video, points = (inputs.get(name) for name in ("image", "audio", "video", "points"))
+    augment, seed = randomness.transform.augment, randomness.transform.seed
     decoded: dict[str, np.ndarray | None] = {}
     if isinstance(image, ImageInput) and "image" in data:
         decoded["image"] = decode_image(data["image"], image, limits, randomness.transform)
     # An audio file takes precedence over the audio track of a video.
-    heard = played_at(audio, randomness.transform) if isinstance(audio, AudioInput) else None
+    heard = played_at(audio, augment, seed) if isinstance(audio, AudioInput) else None
     track = heard if "audio" not in data else None
     frames = video if isinstance(video, VideoInput) else None
     if "video" in data and (frames or track):
@@ -55,7 +56,7 @@ def decode_sample(
     if heard and "audio" in data:
         decoded["audio"] = decode_audio(data["audio"], heard, randomness.window, limits)
     if (sound := decoded.get("audio")) is not None:
-        decoded["audio"] = with_gain(sound, randomness.transform)
+        decoded["audio"] = with_gain(sound, augment, seed)
     if isinstance(points, PointCloudInput) and "points" in data:
         decoded["points"] = decode_points(data["points"], fields["points"], points, randomness)
     return {modality: array for modality, array in decoded.items() if array is not None}

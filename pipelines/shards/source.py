@@ -6,7 +6,7 @@ from typing import Literal
 from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import MODALITIES
 from perceiver_dist.range_checks import check_range
-from pipelines.augment.image_transform import NO_AUGMENT, AugmentConfig
+from pipelines.augment.augment_config import NO_AUGMENT, AugmentConfig
 from pipelines.limits import DEFAULT_LIMITS, Limits
 
 

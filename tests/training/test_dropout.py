@@ -20,7 +20,7 @@ from perceiver_dist.model.model_config import ModelConfig
 from perceiver_dist.training.augment.dropout import Kept, draw_kept
 from perceiver_dist.training.augment.hidden_tokens import hide_tokens
 from perceiver_dist.training.augment.spec_augment import spectrogram_masks
-from pipelines.augment.image_transform import AugmentConfig
+from pipelines.augment.augment_config import AugmentConfig
 from pipelines.shards.source import SourceConfig
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ from perceiver_dist.data.batches import Batch
 from perceiver_dist.errors import UserError
 from perceiver_dist.metrics.losses import loss_per_sample
 from perceiver_dist.training.augment.mixing import mix
-from pipelines.augment.image_transform import AugmentConfig
+from pipelines.augment.augment_config import AugmentConfig
 from pipelines.shards.source import SourceConfig
 
 PICTURES = SourceConfig("pictures", "x.tar", ["image"], 8)

@@ -16,7 +16,7 @@ from perceiver_dist.model.inputs import Tokenizer
 from perceiver_dist.model.model_config import ModelConfig
 from perceiver_dist.model.perceiver import Perceiver
 from perceiver_dist.training.augment.spec_augment import spectrogram_masks
-from pipelines.augment.image_transform import AugmentConfig
+from pipelines.augment.augment_config import AugmentConfig
 from pipelines.shards.source import SourceConfig
 
 AUDIO = AudioInput(sample_rate=8000, samples=2560, segment=64, mel_bands=20)

@@ -22,7 +22,7 @@ from perceiver_dist.checkpoint.stored_model import find_model
 from perceiver_dist.config.command_line import to_yaml
 from perceiver_dist.config.run_config import DeepSpeedConfig, RunConfig
 from perceiver_dist.training.driver import run_training
-from pipelines.augment.image_transform import AugmentConfig
+from pipelines.augment.augment_config import AugmentConfig
 
 pytestmark = [pytest.mark.runs, pytest.mark.usefixtures("ray_cluster")]
 

@@ -11,7 +11,8 @@ from PIL import Image, ImageOps
 
 from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import ImageInput, VideoInput
-from pipelines.augment.image_transform import AugmentConfig, ImageTransform
+from pipelines.augment.augment_config import AugmentConfig
+from pipelines.augment.image_transform import ImageTransform
 from pipelines.decode import decode_image, decode_video
 from pipelines.demo.synthetic_clips import render_clip
 

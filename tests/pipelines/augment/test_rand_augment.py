@@ -7,7 +7,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from perceiver_dist.errors import UserError
-from pipelines.augment.image_transform import AugmentConfig, ImageTransform
+from pipelines.augment.augment_config import AugmentConfig
+from pipelines.augment.image_transform import ImageTransform
 from pipelines.augment.rand_augment import OPERATIONS, rand_augment
 
 RANDOM = np.random.default_rng(0)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from perceiver_dist.errors import UserError
 from perceiver_dist.modalities import AudioInput
-from pipelines.augment.image_transform import NO_TRANSFORM, AugmentConfig, ImageTransform
+from pipelines.augment.augment_config import NO_AUGMENT, AugmentConfig
+from pipelines.augment.image_transform import ImageTransform
 from pipelines.augment.randomness import SampleRandomness
 from pipelines.augment.sound_transform import played_at, with_gain
 from pipelines.decode.sample import decode_sample
@@ -40,7 +41,7 @@ def decoded(augment: AugmentConfig, seed: int) -> np.ndarray:
 
 @given(seed=st.integers(0, 2**64 - 1), speed=st.floats(0.01, 0.9))
 def test_the_rate_is_within_the_bounds(seed: int, speed: float) -> None:
-    found = played_at(SPEC, ImageTransform(AugmentConfig(speed=speed), seed)).sample_rate
+    found = played_at(SPEC, AugmentConfig(speed=speed), seed).sample_rate
     assert 8000 / (1 + speed) - 1 <= found <= 8000 / (1 - speed) + 1
 
 
@@ -48,7 +49,7 @@ def test_the_rate_is_within_the_bounds(seed: int, speed: float) -> None:
 def test_pitch_follows_the_speed(seed: int) -> None:
     augment = AugmentConfig(speed=0.3)
     sound = decoded(augment, seed)
-    rate = played_at(SPEC, ImageTransform(augment, seed)).sample_rate
+    rate = played_at(SPEC, augment, seed).sample_rate
     spectrum = np.abs(np.fft.rfft(sound * np.hanning(len(sound))))
     assert spectrum.argmax() * 8000 / len(sound) == pytest.approx(PITCH * 8000 / rate, rel=0.01)
     assert sound.shape == (4096,)
@@ -68,16 +69,16 @@ def test_a_loud_sound_is_clipped_instead_of_wrapping_around() -> None:
     seed = next(
         seed
         for seed in range(100)
-        if with_gain(np.array([1000], np.int16), ImageTransform(AugmentConfig(gain=20.0), seed))[0] > 2000
+        if with_gain(np.array([1000], np.int16), AugmentConfig(gain=20.0), seed)[0] > 2000
     )
-    loud = with_gain(np.array([-30_000, 30_000], np.int16), ImageTransform(AugmentConfig(gain=20.0), seed))
+    loud = with_gain(np.array([-30_000, 30_000], np.int16), AugmentConfig(gain=20.0), seed)
     assert loud.tolist() == [-32768, 32767]
 
 
 def test_nothing_changes_by_default() -> None:
     wave = np.arange(9, dtype=np.int16)
-    assert played_at(SPEC, NO_TRANSFORM) is SPEC
-    assert with_gain(wave, NO_TRANSFORM) is wave
+    assert played_at(SPEC, NO_AUGMENT, 0) is SPEC
+    assert with_gain(wave, NO_AUGMENT, 0) is wave
 
 
 def test_speed_beside_frames_is_refused() -> None:
