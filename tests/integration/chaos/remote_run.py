@@ -5,7 +5,6 @@ Each of the three is behind a `FaultyProxy`.
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from typing import Any
 import disturbed_run
 import numpy as np
 import small_run
-from disturbed_run import Report
+from disturbed_run import STEPPING, Report
 from faulty_proxy import FaultyProxy, Kind, wait
 from mlflow.tracking import MlflowClient
 from served_mlflow import ServedMlflow
@@ -29,8 +28,6 @@ from served_s3 import BUCKET, CREDENTIALS, served_s3
 from perceiver_dist.config.command_line import to_yaml
 from perceiver_dist.config.run_config import RunConfig
 
-STEPPING = re.compile(r"^step \d+/", re.MULTILINE)
-"""A line of a run that takes steps, on its screen."""
 MAX_SECONDS_OF_FAULT = 8.0
 """Some requests of a fault are retried by clients themselves, others by this project."""
 MAX_SECONDS_BETWEEN_FAULTS = 5.0

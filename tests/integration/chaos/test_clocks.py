@@ -12,9 +12,8 @@ from typing import Any
 import disturbed_run
 import pytest
 import small_run
-from disturbed_run import Report
+from disturbed_run import STEPPING, Report
 from faulty_proxy import wait
-from remote_run import STEPPING
 
 pytestmark = pytest.mark.chaos
 

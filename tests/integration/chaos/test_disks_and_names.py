@@ -14,8 +14,9 @@ from threading import Thread
 
 import pytest
 import small_run
+from disturbed_run import STEPPING
 from faulty_proxy import wait
-from remote_run import STEPPING, RangeServer
+from remote_run import RangeServer
 
 from perceiver_dist.checkpoint.run_folder import RunFolder
 from perceiver_dist.config.command_line import to_yaml

@@ -11,8 +11,8 @@ import disturbed_run
 import pytest
 import remote_run
 import small_run
+from disturbed_run import STEPPING
 from faulty_proxy import wait
-from remote_run import STEPPING
 
 pytestmark = pytest.mark.chaos
 

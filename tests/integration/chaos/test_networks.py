@@ -13,10 +13,9 @@ import network
 import numpy as np
 import pytest
 import small_run
-from disturbed_run import Report
+from disturbed_run import STEPPING, Report
 from faulty_proxy import wait
 from network import ADDRESSES, INTERFACE, Quality, Wire
-from remote_run import STEPPING
 from rich.console import Console
 
 from perceiver_dist.config.command_line import to_yaml

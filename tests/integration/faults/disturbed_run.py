@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,9 @@ STEPS = 400
 """Long enough for a run to meet nearly all of six faults."""
 _MAX_SECONDS_BETWEEN_FAULTS = 20.0
 """About twice the time in which workers start, so that faults hit both starting and training workers."""
+
+STEPPING = re.compile(r"^step \d+/", re.MULTILINE)
+"""A line of a run that takes steps, on its screen."""
 
 ZeroStage = Literal[0, 1, 2, 3]
 

@@ -12,7 +12,7 @@ import disturbed_run
 import numpy as np
 import pytest
 import small_run
-from disturbed_run import Report, ZeroStage
+from disturbed_run import STEPPING, Report, ZeroStage
 from faulty_cluster import Fault, FaultyCluster, faulty_cluster
 from rich.console import Console
 
@@ -125,7 +125,7 @@ def test_a_run_saves_when_a_node_is_preempted(data: Path, tmp_path: Path, cluste
     config = disturbed_run.config_of(data, tmp_path, "warned", 2, **options)
     job = disturbed_run.start(config, cluster)
     folder = disturbed_run.folder_of(config)
-    wait_until(job, lambda: "step 1/" in disturbed_run.screen_of(config))
+    wait_until(job, lambda: bool(STEPPING.search(disturbed_run.screen_of(config))))
     cluster.announce_preemption(seconds=30)
     wait_until(job, lambda: RunFolder(str(folder)).newest_step() > 0)
     saved = RunFolder(str(folder)).newest_step()
