@@ -15,9 +15,8 @@ import numpy as np
 import psutil
 import pytest
 import small_run
-from disturbed_run import Report
+from disturbed_run import STEPPING, Report
 from faulty_proxy import wait
-from remote_run import STEPPING
 from rich.console import Console
 
 from perceiver_dist.checkpoint.run_folder import RunFolder

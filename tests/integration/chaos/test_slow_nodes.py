@@ -11,8 +11,8 @@ import disturbed_run
 import psutil
 import pytest
 import small_run
+from disturbed_run import STEPPING
 from faulty_cluster import FaultyCluster, faulty_cluster
-from remote_run import STEPPING
 from waiting import wait_until
 
 pytestmark = pytest.mark.chaos
