@@ -61,6 +61,21 @@ def _kill_family(process: "subprocess.Popen[bytes]") -> None:
     process.kill()
 
 
+def kill_own_ray() -> None:
+    """Kill a Ray that this process has started and in which something hangs; do nothing if it joined a cluster.
+
+    Before `ray.shutdown`, which waits for an answer of the raylet, and that may be what hangs.
+    """
+    for process in own_processes():
+        _kill_family(process)
+        process.wait()
+
+
+def node_is_lost() -> bool:
+    """Return whether the server of a Ray that this process has started gave up its node: the raylet did not answer."""
+    return bool(own_processes()) and not any(node["Alive"] for node in ray.nodes())
+
+
 def ray_has_ended(asks_cluster: bool) -> bool:
     """Return whether the Ray that this process uses has ended.
 

@@ -35,7 +35,12 @@ from perceiver_dist.cluster.capacity import (
 )
 from perceiver_dist.cluster.connect import ray_is_own, start_ray
 from perceiver_dist.cluster.room_watch import RoomWatch
-from perceiver_dist.cluster.termination import EndedEarlyError, TerminationWatch
+from perceiver_dist.cluster.termination import (
+    EndedEarlyError,
+    TerminationWatch,
+    kill_own_ray,
+    node_is_lost,
+)
 from perceiver_dist.config.command_line import to_yaml
 from perceiver_dist.config.run_config import RunConfig, TrainConfig, WorkerRange
 from perceiver_dist.data.field_check import check_fields, shown_fields
@@ -105,7 +110,8 @@ def run_training(
         except HangError as error:
             console.print(f"{error}; starting again with a new Ray", markup=False, soft_wrap=True)
             hangs += 1
-            ray.shutdown()  # all processes of a Ray that was started here; else it leaves the cluster
+            kill_own_ray()
+            ray.shutdown()
 
 
 @dataclass(frozen=True)
@@ -237,6 +243,9 @@ def _fit(
             # Whatever Ray raises when it ends under the driver.
             if termination.reason is not None or termination.ray_has_ended():
                 return _ended_with_ray(termination.requested, shown.newest)
+            if node_is_lost():
+                lost = HangError("Ray's server has lost this machine, whose raylet did not answer it")
+                return _hung(lost, job.hangs, run.config, shown.newest)
             if isinstance(error, ray.train.TrainingFailedError):
                 return _Outcome("failed", _reason(error, tracker))
             raise
@@ -255,6 +264,7 @@ def _hung(error: HangError, before: int, config: RunConfig, known: TrainingStatu
     """
     if before < config.train.max_failures:
         raise error
+    kill_own_ray()
     return _Outcome("failed", f"{error}; the run hung in {before + 1} Rays", known)
 
 
