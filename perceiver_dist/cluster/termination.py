@@ -37,6 +37,10 @@ _CONNECT_SECONDS = 5.0
 """Time for a cluster to accept a connection. Only a refusal counts as its end, not silence."""
 
 
+_killed = threading.Event()
+"""Set when this process has killed a Ray of its own."""
+
+
 class RayEndedError(Exception):
     """The Ray that this process uses has ended, so nothing that runs there can be reached."""
 
@@ -69,6 +73,7 @@ def kill_own_ray() -> None:
     for process in own_processes():
         _kill_family(process)
         process.wait()
+        _killed.set()
 
 
 def node_is_lost() -> bool:
@@ -96,12 +101,17 @@ def ray_has_ended(asks_cluster: bool) -> bool:
 
 
 def leave_if_ray_has_ended(status: int) -> None:
-    """End this process at once if Ray has ended, since Ray's own handlers of an exit would look for it for long.
+    """End this process at once if Ray has ended or was killed before.
+
+    Ray's own handlers of an exit would look for an ended one for long, and threads of its client library that a killed
+    one leaves behind can crash as the interpreter ends (seen in one of two runs).
 
     Args:
         status: Exit status.
     """
-    if ray.is_initialized() and ray_has_ended(asks_cluster=True):
+    if _killed.is_set():
+        kill_own_ray()
+    if _killed.is_set() or (ray.is_initialized() and ray_has_ended(asks_cluster=True)):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
