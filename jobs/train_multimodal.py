@@ -75,10 +75,21 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     # Before the driver is imported, which takes seconds, in which the template imports what workers need.
     start_template(TRAINING)
-    from perceiver_dist.cluster.termination import leave_if_ray_has_ended
+    from perceiver_dist.cluster.termination import (
+        begin_anew,
+        end_left_ray,
+        hangs_before,
+        leave_if_ray_has_ended,
+    )
     from perceiver_dist.training.driver import run_training
+    from perceiver_dist.training.hang_watch import HangError
 
-    status = EXIT_STATUS[run_training(config, console)["exit"]]
+    end_left_ray()
+    try:
+        status = EXIT_STATUS[run_training(config, console, hangs=hangs_before())["exit"]]
+    except HangError as error:
+        console.print(f"{error}; starting again with a new Ray", markup=False, soft_wrap=True)
+        begin_anew()
     leave_if_ray_has_ended(status)
     return status
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 import ray
@@ -37,8 +37,10 @@ _CONNECT_SECONDS = 5.0
 """Time for a cluster to accept a connection. Only a refusal counts as its end, not silence."""
 
 
-_killed = threading.Event()
-"""Set when this process has killed a Ray of its own."""
+_LEFT = "TRAINING_LEFT_RAY"
+"""Environment variable with the processes of the Ray that a process has left. PERCEIVER_ is the prefix of options."""
+_HANGS = "TRAINING_HANGS"
+"""Environment variable with how often a job has begun anew."""
 
 
 class RayEndedError(Exception):
@@ -65,20 +67,44 @@ def _kill_family(process: "subprocess.Popen[bytes]") -> None:
     process.kill()
 
 
-def kill_own_ray() -> None:
-    """Kill a Ray that this process has started and in which something hangs; do nothing if it joined a cluster.
+def begin_anew() -> NoReturn:
+    """Replace this process by a new one with the same command, as after a kill of everything.
 
-    Before `ray.shutdown`, which waits for an answer of the raylet, and that may be what hangs.
+    For a Ray in which something hangs. Nothing ends it within this process: Ray's shutdown waits for an answer of the
+    raylet, which may be what hangs; and when raylet or server are killed, the client library ends this process, at once
+    or a minute later.
     """
-    for process in own_processes():
-        _kill_family(process)
-        process.wait()
-        _killed.set()
+    worker: Any = ray._private.worker
+    started = worker._global_node.all_processes if worker._global_node else {}
+    os.environ[_LEFT] = " ".join(str(info.process.pid) for kind in started.values() for info in kind)
+    os.environ[_HANGS] = str(hangs_before() + 1)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 # this process's own command
+
+
+def hangs_before() -> int:
+    """Return how often this job has begun anew (`begin_anew`)."""
+    return int(os.environ.get(_HANGS, "0"))
+
+
+def end_left_ray() -> None:
+    """Kill what `begin_anew` has left of a Ray, if this process has begun so."""
+    for pid in map(int, os.environ.pop(_LEFT, "").split()):
+        # They are children of this process, so nobody else can have got the number.
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            family = [process, *process.children(recursive=True)]
+            for member in family:
+                with suppress(psutil.NoSuchProcess):
+                    member.kill()
+            process.wait()
 
 
 def node_is_lost() -> bool:
     """Return whether the server of a Ray that this process has started gave up its node: the raylet did not answer."""
-    return bool(own_processes()) and not any(node["Alive"] for node in ray.nodes())
+    nodes: Any = ray.nodes  # Ray leaves it without types
+    return bool(own_processes()) and not any(node["Alive"] for node in nodes())
 
 
 def ray_has_ended(asks_cluster: bool) -> bool:
@@ -101,17 +127,12 @@ def ray_has_ended(asks_cluster: bool) -> bool:
 
 
 def leave_if_ray_has_ended(status: int) -> None:
-    """End this process at once if Ray has ended or was killed before.
-
-    Ray's own handlers of an exit would look for an ended one for long, and threads of its client library that a killed
-    one leaves behind can crash as the interpreter ends (seen in one of two runs).
+    """End this process at once if Ray has ended, since Ray's own handlers of an exit would look for it for long.
 
     Args:
         status: Exit status.
     """
-    if _killed.is_set():
-        kill_own_ray()
-    if _killed.is_set() or (ray.is_initialized() and ray_has_ended(asks_cluster=True)):
+    if ray.is_initialized() and ray_has_ended(asks_cluster=True):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

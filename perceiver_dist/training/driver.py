@@ -38,7 +38,6 @@ from perceiver_dist.cluster.room_watch import RoomWatch
 from perceiver_dist.cluster.termination import (
     EndedEarlyError,
     TerminationWatch,
-    kill_own_ray,
     node_is_lost,
 )
 from perceiver_dist.config.command_line import to_yaml
@@ -79,6 +78,7 @@ def run_training(
     console: Console,
     on_status: Callable[[TrainingStatus], None] | None = None,
     search: Fence | None = None,
+    hangs: int = 0,
 ) -> dict[str, Any]:
     """Train, and write config.yaml, result.json, checkpoints and figures to the run's folder.
 
@@ -87,6 +87,7 @@ def run_training(
         console: Where progress and the result table are shown.
         on_status: Called twice a second, in another thread, with the status of the training.
         search: Right to write of the search that has started it, which holds a lease for all of its trials.
+        hangs: How often the job has begun anew before, in another Ray.
 
     Returns:
         The content of result.json.
@@ -94,24 +95,17 @@ def run_training(
     Raises:
         UserError: A mistake in the configuration or the data, found before or during training; no file is left
             incomplete. Or another job trains the run.
+        HangError: The run hangs in this Ray, and may begin anew in another one, in a new process.
     """
     config, place = resolve(config), place_of(config)
     # Before the lease and demo data are written there.
     check_writable(config.storage.path, "storage.path")
-    hangs = 0
-    while True:
-        job = _Job(config, place, console, on_status, hangs)
-        if search is not None:
-            return _train(job, None, search)
-        try:
-            # A new lease each time: what is left of a Ray that was given up is fenced off by it.
-            with _lease(config, console) as lease:
-                return _train(job, lease, lease.fence)
-        except HangError as error:
-            console.print(f"{error}; starting again with a new Ray", markup=False, soft_wrap=True)
-            hangs += 1
-            kill_own_ray()
-            ray.shutdown()
+    job = _Job(config, place, console, on_status, hangs)
+    if search is not None:
+        return _train(job, None, search)
+    # A new lease each time: what is left of a Ray that was given up is fenced off by it.
+    with _lease(config, console) as lease:
+        return _train(job, lease, lease.fence)
 
 
 @dataclass(frozen=True)
@@ -264,7 +258,6 @@ def _hung(error: HangError, before: int, config: RunConfig, known: TrainingStatu
     """
     if before < config.train.max_failures:
         raise error
-    kill_own_ray()
     return _Outcome("failed", f"{error}; the run hung in {before + 1} Rays", known)
 
 
