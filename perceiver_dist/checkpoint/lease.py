@@ -9,6 +9,9 @@ Storages have no common operation that replaces a file only if it is the expecte
 lease at the same time holds it. The other finds out when it reads the file again: before it starts workers (`confirm`),
 and at each renewal. That is also how a process that was stopped for minutes learns that it has been replaced. Other
 processes of the job that write ask a `Fence` before they do.
+
+A job deletes its lease when it ends, unless it had found one of another: that job may only have been stopped, and would
+take a lease that is not there for its own. Then the file stays, and says that it is released.
 """
 
 import json
@@ -22,6 +25,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from perceiver_dist.cluster.process_state import is_stopped, started_at
 from perceiver_dist.errors import UserError
@@ -133,6 +137,7 @@ class Lease:
         self._me = Holder.this_process()
         self._renewals = 0
         self._lost: Holder | None = None
+        self._follows_another = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep, daemon=True)
 
@@ -159,7 +164,12 @@ class Lease:
         self._thread.join()
         # The next job takes a lease that could not be deleted once it is over.
         with suppress(*STORAGE_ERRORS):
-            if self._found_other(_RETRY_SECONDS_AT_END) is None:
+            if self._found_other(_RETRY_SECONDS_AT_END) is not None:
+                return
+            if self._follows_another:
+                # That one may come back, and would take a lease that is not there for its own.
+                self._write({"released": True}, _RETRY_SECONDS_AT_END)
+            else:
                 delete(self._file, _RETRY_SECONDS_AT_END)
                 # A job that was refused before it wrote anything leaves no folder. Other storages have no empty ones.
                 if "://" not in self._folder and not list_folder(self._folder):
@@ -192,7 +202,8 @@ class Lease:
             UserError: One that lives does.
         """
         found = read_text(self._file)
-        if found is None:
+        self._follows_another = found is not None
+        if found is None or _is_released(found):
             return
         holder = _parse(found)
         # A process that is stopped, by SIGSTOP or a debugger, may never continue: it is watched like those elsewhere.
@@ -208,7 +219,7 @@ class Lease:
         while time.monotonic() - waited_from < self._until_over:
             time.sleep(min(_SECONDS_BETWEEN_LOOKS, self._between_renewals))
             now = read_text(self._file)
-            if now is None:
+            if now is None or _is_released(now):
                 return
             if now != found:
                 raise self._refusal(_parse(now) or holder, "stop it there")
@@ -234,7 +245,10 @@ class Lease:
 
     def _renew(self, retry_seconds: float = RETRY_SECONDS) -> None:
         self._renewals += 1
-        content = {**asdict(self._me), "renewals": self._renewals}
+        self._write({}, retry_seconds)
+
+    def _write(self, more: dict[str, Any], retry_seconds: float) -> None:
+        content = {**asdict(self._me), "renewals": self._renewals, **more}
         write_text(self._file, json.dumps(content, indent=1) + "\n", retry_seconds)
 
     def _found_other(self, retry_seconds: float = RETRY_SECONDS) -> Holder | None:
@@ -295,10 +309,17 @@ def _parse(content: str) -> Holder | None:
     """Return the holder that a lease names; None if it cannot be read."""
     try:
         fields = json.loads(content)
-        del fields["renewals"]
-        return Holder(**fields)
+        return Holder(**{name: fields[name] for name in Holder.__dataclass_fields__})
     except (ValueError, TypeError, KeyError):
         return None
+
+
+def _is_released(content: str) -> bool:
+    """Return whether the job that wrote a lease has ended in order."""
+    try:
+        return bool(json.loads(content)["released"])
+    except (ValueError, TypeError, KeyError):
+        return False
 
 
 def _machine() -> str:

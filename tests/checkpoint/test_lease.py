@@ -72,6 +72,23 @@ def test_a_lease_is_given_back(folder: str) -> None:
     assert not Path(folder).exists()  # as before: nothing was written
 
 
+def test_a_stopped_job_learns_of_its_successor_even_after_that_has_ended(
+    holder: "subprocess.Popen[str]", tmp_path: Path
+) -> None:
+    folder = str(tmp_path / "run")
+    holder.send_signal(signal.SIGSTOP)
+    with lease(folder):
+        pass
+    lines: list[str] = []
+    with lease(folder, lines):
+        pass
+    assert lines == []  # nobody waits for a job that has ended
+    holder.send_signal(signal.SIGCONT)
+    assert holder.stdout
+    assert f"run 'x' was taken over by process {os.getpid()}" in holder.stdout.readline()
+    assert fields(folder)["released"]
+
+
 def test_a_lease_is_given_back_after_an_error(folder: str) -> None:
     with pytest.raises(KeyError), lease(folder):
         raise KeyError
