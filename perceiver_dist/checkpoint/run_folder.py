@@ -1,6 +1,6 @@
 """The folder of one run: the names of its files, and what they hold.
 
-lease.json                  which process trains the run, or trained it after another (`perceiver_dist/checkpoint/lease.py`)
+lease.json                  which process trains the run, or released it (`perceiver_dist/checkpoint/lease.py`)
 config.yaml                 the resolved configuration of the newest start
 metrics.jsonl               one line per logged step and per evaluation
 samples.jsonl               which samples each step learned from, with tracking.samples
