@@ -76,8 +76,8 @@ def test_a_float_option_with_an_integer_value_has_a_float_range() -> None:
         ({"search.trials": [1]}, "there is no option search.trials; see --help"),
         ({"model.latents.x": [1]}, "there is no option model.latents.x; did you mean model.latents?"),
         (
-            {"sources.squares.wait": [1]},
-            "there is no option sources.squares.wait; did you mean sources.weight?",
+            {"sources.squares.weigh": [1]},
+            "there is no option sources.squares.weigh; did you mean sources.weight?",
         ),
         ({"sources.weight": [1.0]}, "sources.weight names no source; write sources.SOURCE.OPTION"),
         ({"sources.cubes": [None]}, "sources.cubes names no source; write sources.SOURCE.OPTION"),
