@@ -155,7 +155,7 @@ def _train(job: _Job, lease: Lease | None, fence: Fence) -> dict[str, Any]:
         # A trial's error reaches nobody: its process ends instead, and the search restarts it.
         on_error = end_this_process if lease is None else None
         watch = HangWatch(
-            tracker, run.folder, HangBounds.of(run.config), ray_is_own(), line.message, on_error
+            tracker, run.folder, fence, HangBounds.of(run.config), ray_is_own(), line.message, on_error
         )
         shown = show_status(line, tracker, watch, run.config.last_step, job.on_status)
         trainer = partial(_trainer, run.config, who, data, makers, tracker)

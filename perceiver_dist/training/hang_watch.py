@@ -14,6 +14,7 @@ from collections.abc import Callable
 import ray
 from ray.exceptions import RayError
 
+from perceiver_dist.checkpoint.lease import Fence, LeaseLostError
 from perceiver_dist.checkpoint.run_folder import ERRORS, RunFolder
 from perceiver_dist.training.liveness.hang import HangBounds, describe, waits_for_data
 from perceiver_dist.training.liveness.hung_processes import end_processes
@@ -37,6 +38,7 @@ class HangWatch:
     Args:
         tracker: The `Tracker` actor.
         folder: The run's folder, for the stacks.
+        fence: The right to write there. Without it nobody is given up: another job trains the run.
         bounds: Time without progress from which the run hangs.
         workers_must_fit: Whether workers find room at once, so that waiting for them is a hang; false on a cluster,
             where room may come later.
@@ -53,6 +55,7 @@ class HangWatch:
         self,
         tracker: TrackerHandle,
         folder: RunFolder,
+        fence: Fence,
         bounds: HangBounds,
         workers_must_fit: bool,
         report: Callable[[str], None],
@@ -62,6 +65,7 @@ class HangWatch:
         self.life = RunLife()
         self.error: HangError | None = None
         self._tracker, self._folder, self._report, self._on_error = tracker, folder, report, on_error
+        self._fence = fence
         self._bounds, self._workers_must_fit, self._clock = bounds, workers_must_fit, clock
         self._answered_at = clock()
         self._ended_group, self._ended_at = 0, 0.0
@@ -115,7 +119,10 @@ class HangWatch:
         stacks = self._end_ranks(self.life)
         name = f"{ERRORS}/{_file_name(self.life)}.txt"
         try:
+            self._fence.check()
             write_text(self._folder.file(name), stacks)
+        except LeaseLostError:
+            return  # the driver learns it from its lease
         except STORAGE_ERRORS as error:
             self._report(f"{name} could not be written ({reason_of(error)})")
         self.error = HangError(f"{reason}; see {name}")

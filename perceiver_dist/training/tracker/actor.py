@@ -138,6 +138,7 @@ class Tracker(FencedRecord):
             name: Name of the file for their stacks, without folder and suffix.
             stacks: Their stacks.
         """
+        self.check_fence()
         self.keep_traceback(name, stacks)
         self._status.raised = True
         self._failure_budget.hung(line)
