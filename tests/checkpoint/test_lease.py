@@ -77,6 +77,7 @@ def test_a_stopped_job_learns_of_its_successor_even_after_that_has_ended(
 ) -> None:
     folder = str(tmp_path / "run")
     holder.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, holder.pid, os.WSTOPPED | os.WNOWAIT)
     with lease(folder):
         pass
     lines: list[str] = []
