@@ -22,10 +22,9 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from perceiver_dist.cluster.process_state import is_stopped, started_at
 from perceiver_dist.errors import UserError
@@ -70,6 +69,7 @@ class Holder:
         pid: Its process number.
         started: When the process started, in ticks since the machine's start, since process numbers are used again.
         since: When it took the lease, by its own clock.
+        released: Whether it has given the lease back, and only its name stays.
     """
 
     id: str
@@ -78,6 +78,7 @@ class Holder:
     pid: int
     started: int
     since: str
+    released: bool = False
 
     @classmethod
     def this_process(cls) -> "Holder":
@@ -168,7 +169,8 @@ class Lease:
                 return
             if self._follows_another:
                 # That one may come back, and would take a lease that is not there for its own.
-                self._write({"released": True}, _RETRY_SECONDS_AT_END)
+                self._me = replace(self._me, released=True)
+                self._renew(_RETRY_SECONDS_AT_END)
             else:
                 delete(self._file, _RETRY_SECONDS_AT_END)
                 # A job that was refused before it wrote anything leaves no folder. Other storages have no empty ones.
@@ -202,10 +204,12 @@ class Lease:
             UserError: One that lives does.
         """
         found = read_text(self._file)
-        self._follows_another = found is not None
-        if found is None or _is_released(found):
+        if found is None:
             return
+        self._follows_another = True
         holder = _parse(found)
+        if holder is not None and holder.released:
+            return
         # A process that is stopped, by SIGSTOP or a debugger, may never continue: it is watched like those elsewhere.
         if holder is not None and holder.is_here and not (holder.lives and is_stopped(holder.pid)):
             if holder.lives:
@@ -219,10 +223,13 @@ class Lease:
         while time.monotonic() - waited_from < self._until_over:
             time.sleep(min(_SECONDS_BETWEEN_LOOKS, self._between_renewals))
             now = read_text(self._file)
-            if now is None or _is_released(now):
+            if now is None:
                 return
             if now != found:
-                raise self._refusal(_parse(now) or holder, "stop it there")
+                newer = _parse(now)
+                if newer is not None and newer.released:
+                    return
+                raise self._refusal(newer or holder, "stop it there")
 
     def _refusal(self, holder: Holder | None, how: str) -> UserError:
         return UserError(
@@ -245,10 +252,7 @@ class Lease:
 
     def _renew(self, retry_seconds: float = RETRY_SECONDS) -> None:
         self._renewals += 1
-        self._write({}, retry_seconds)
-
-    def _write(self, more: dict[str, Any], retry_seconds: float) -> None:
-        content = {**asdict(self._me), "renewals": self._renewals, **more}
+        content = {**asdict(self._me), "renewals": self._renewals}
         write_text(self._file, json.dumps(content, indent=1) + "\n", retry_seconds)
 
     def _found_other(self, retry_seconds: float = RETRY_SECONDS) -> Holder | None:
@@ -309,17 +313,10 @@ def _parse(content: str) -> Holder | None:
     """Return the holder that a lease names; None if it cannot be read."""
     try:
         fields = json.loads(content)
-        return Holder(**{name: fields[name] for name in Holder.__dataclass_fields__})
+        del fields["renewals"]
+        return Holder(**fields)
     except (ValueError, TypeError, KeyError):
         return None
-
-
-def _is_released(content: str) -> bool:
-    """Return whether the job that wrote a lease has ended in order."""
-    try:
-        return bool(json.loads(content)["released"])
-    except (ValueError, TypeError, KeyError):
-        return False
 
 
 def _machine() -> str:

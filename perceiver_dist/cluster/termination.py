@@ -35,8 +35,6 @@ _SECONDS_OF_RAYS_END = 5.0
 """How long the processes of Ray take to end after SIGTERM; its workers are the first to go."""
 _CONNECT_SECONDS = 5.0
 """Time for a cluster to accept a connection. Only a refusal counts as its end, not silence."""
-
-
 _LEFT = "TRAINING_LEFT_RAY"
 """Environment variable with the processes of the Ray that a process has left. PERCEIVER_ is the prefix of options."""
 _HANGS = "TRAINING_HANGS"
@@ -55,16 +53,16 @@ def end_ray_by_sigkill() -> None:
     """Let Ray's own shutdown end the processes that it started by SIGKILL, since they do not get its SIGTERM."""
     for started in own_processes():
         # A method of this object only. Ray would wait for a second for each process, and kill it then.
-        setattr(started, "terminate", partial(_kill_family, started))  # noqa: B010
+        setattr(started, "terminate", partial(_kill_family, started.pid))  # noqa: B010
 
 
-def _kill_family(process: "subprocess.Popen[bytes]") -> None:
-    """Kill a process and its children: the agents of a raylet would look for its server for a minute."""
+def _kill_family(pid: int) -> None:
+    """Kill a child of this process and its children: the agents of a raylet would look for its server for a minute."""
     with suppress(psutil.NoSuchProcess):
-        for child in psutil.Process(process.pid).children():
+        process = psutil.Process(pid)
+        for member in (*process.children(), process):
             with suppress(psutil.NoSuchProcess):
-                child.kill()
-    process.kill()
+                member.kill()
 
 
 def begin_anew() -> NoReturn:
@@ -92,13 +90,9 @@ def end_left_ray() -> None:
     """Kill what `begin_anew` has left of a Ray, if this process has begun so."""
     for pid in map(int, os.environ.pop(_LEFT, "").split()):
         # They are children of this process, so nobody else can have got the number.
-        with suppress(psutil.NoSuchProcess):
-            process = psutil.Process(pid)
-            family = [process, *process.children(recursive=True)]
-            for member in family:
-                with suppress(psutil.NoSuchProcess):
-                    member.kill()
-            process.wait()
+        _kill_family(pid)
+        with suppress(ChildProcessError):
+            os.waitpid(pid, 0)
 
 
 def node_is_lost() -> bool:

@@ -44,10 +44,8 @@ def decode_points(data: bytes, field: str, spec: PointCloudInput, randomness: Sa
         cloud = draw_from_surface(mesh, spec.points, random)
     else:
         cloud = draw_from_cloud(mesh.vertices, spec.points, random)
-    placed = _placed(cloud, spec, randomness, random)
-    return transformed_cloud(placed, randomness.transform.augment, randomness.transform.seed).astype(
-        np.float32
-    )
+    placed, transform = _placed(cloud, spec, randomness, random), randomness.transform
+    return transformed_cloud(placed, transform.augment, transform.seed).astype(np.float32)
 
 
 def read_points(data: bytes, field: str) -> Mesh:

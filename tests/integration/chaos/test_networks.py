@@ -164,12 +164,11 @@ def test_bad_networks_at_random_moments_change_nothing(
     cluster: Cluster, undisturbed: Path, seed: int
 ) -> None:
     random = np.random.default_rng(seed)
-    faults = [
-        Fault(name, quality, random.uniform(0, _MAX_SECONDS_BETWEEN_FAULTS), random.uniform(least, most))
-        for name, (quality, least, most) in [
-            list(FAULTS.items())[number] for number in random.permutation(len(FAULTS))
-        ]
-    ]
+    faults = []
+    for name in random.permutation(list(FAULTS)):
+        quality, least, most = FAULTS[name]
+        after, seconds = random.uniform(0, _MAX_SECONDS_BETWEEN_FAULTS), random.uniform(least, most)
+        faults.append(Fault(name, quality, after, seconds))
     check(cluster, undisturbed, f"seed{seed}", faults)
 
 
