@@ -8,3 +8,5 @@ from pathlib import Path
 JOBS = Path(__file__).parents[2] / "jobs"
 DEFAULT_CONFIG = str(JOBS / "configs" / "default.yaml")
 """Configuration of the default run; absolute, so that a benchmark can be started from any folder."""
+SEARCH_CONFIG = str(JOBS / "configs" / "search.yaml")
+"""Configuration of the default search."""

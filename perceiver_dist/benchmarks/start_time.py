@@ -1,7 +1,8 @@
 """Benchmark of start-up: time from the command to the first step, by the job's own lines and by process.
 
 The job is started like by a user, several times with the same storage. The first start also renders and indexes shards;
-the last one finds no `.pyc` files, as a job that is the first of its installation.
+the last one finds no `.pyc` files, as a job that is the first of its installation. Trials of a search start one after
+the other in its Ray, each from the opening of its MLflow run, which comes first, to its first record there.
 """
 
 import os
@@ -11,12 +12,16 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from statistics import median
 
-from perceiver_dist.benchmarks import DEFAULT_CONFIG, JOBS
+from mlflow.tracking import MlflowClient
+
+from perceiver_dist.benchmarks import DEFAULT_CONFIG, JOBS, SEARCH_CONFIG
 from perceiver_dist.benchmarks.import_probe.sitecustomize import FOLDER
 from perceiver_dist.benchmarks.result_table import ResultTable
 from perceiver_dist.benchmarks.start_processes import PROBE, ProcessTimes, ProcessWatch, rows_of
 from perceiver_dist.errors import UserError
+from perceiver_dist.search.study.search_record import load_record
 
 _PHASES = {
     "preparing data": "imports, configuration",
@@ -105,18 +110,67 @@ class _Start:
         return rows + [[self.name, *row] for row in rows_of(self.processes)]
 
 
+_SEARCH = "start"
+
+
+def _trial_row(config: str, search: str, trials: int, storage: str) -> list[str]:
+    """Run a search, and return the table's row on the starts of its trials but the first one.
+
+    Raises:
+        UserError: The search failed.
+    """
+    options = (
+        f"--search.name={_SEARCH}",
+        f"--search.trials={trials + 1}",
+        "--search.max_concurrent=1",
+        "--search.scheduler=none",
+        "--search.evaluations=1",
+        "--train.steps=1",
+        "--train.log_every=1",
+        f"--storage.path={storage}",
+    )
+    command = [
+        sys.executable,
+        str(JOBS / "tune_perceiver.py"),
+        "--config",
+        config,
+        "--config",
+        search,
+        *options,
+    ]
+    job = subprocess.run(  # noqa: S603
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    record = load_record(f"{storage}/{_SEARCH}/search.json")
+    if job.returncode or record is None:
+        last = job.stdout.strip().splitlines()[-1:]
+        raise UserError(f"measuring the start of trials of {search}: the search failed with: {last}")
+    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    seconds = sorted(
+        (
+            client.get_metric_history(trial.mlflow_run_id, "train/loss")[0].timestamp
+            - client.get_run(trial.mlflow_run_id).info.start_time
+        )
+        / 1000
+        for trial in record.trials[1:]
+    )
+    what = f"its MLflow run to its first step, {_text(seconds[0])} to {_text(seconds[-1])}"
+    return ["trial of a search", what, str(trials), "", _text(median(seconds)), *[""] * 5]
+
+
 def _text(seconds: float) -> str:
     return f"{seconds:.1f}"
 
 
-def measure_start(config: str = DEFAULT_CONFIG, repeats: int = 3) -> ResultTable:
+def measure_start(config: str = DEFAULT_CONFIG, search: str = SEARCH_CONFIG, repeats: int = 3) -> ResultTable:
     """Measure the time from the command to the first step of a run, and where it goes.
 
     Of the later starts, the one with the median time is broken down.
 
     Args:
         config: YAML file of a run.
-        repeats: Starts after the first one, which also renders and indexes shards.
+        search: YAML file of a search, whose trials train it for one step each.
+        repeats: Starts after the first one, which also renders and indexes shards; and trials after the first one.
 
     Raises:
         UserError: An option is out of range, or the run failed.
@@ -127,6 +181,7 @@ def measure_start(config: str = DEFAULT_CONFIG, repeats: int = 3) -> ResultTable
         first = _Start("first", config, storage, {})
         later = sorted((_Start("later", config, storage, {}) for _ in range(repeats)), key=_seconds_of)
         compiling = _Start("without .pyc", config, storage, {"PYTHONPYCACHEPREFIX": no_pyc})
+        trial = _trial_row(config, search, repeats, storage)
     spread = f", {_text(later[0].seconds)} to {_text(later[-1].seconds)}"
     return ResultTable(
         (
@@ -141,7 +196,7 @@ def measure_start(config: str = DEFAULT_CONFIG, repeats: int = 3) -> ResultTable
             "waiting s",
             "CPU s",
         ),
-        [*first.rows(), *later[len(later) // 2].rows(spread), *compiling.rows()],
+        [*first.rows(), *later[len(later) // 2].rows(spread), *compiling.rows(), trial],
     )
 
 
