@@ -33,7 +33,7 @@ QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 """Options of `ray.init` that keep Ray's log off the terminal, which shows the job's progress."""
 
 
-def start_ray(cpus: int, dashboard: bool = False) -> None:
+def start_ray(cpus: int) -> None:
     """Connect to the cluster that RAY_ADDRESS names, or start Ray in this process.
 
     A Ray started here has more CPUs than the machine has cores (`local_cpus`), and as many as needed: Ray's CPUs are
@@ -41,7 +41,6 @@ def start_ray(cpus: int, dashboard: bool = False) -> None:
 
     Args:
         cpus: CPUs that are needed.
-        dashboard: Whether to start Ray's dashboard, which also frees the resources of a killed training.
 
     Raises:
         UserError: There is no cluster at RAY_ADDRESS, it rejects this process, or Ray does not start: not in time, or
@@ -57,7 +56,7 @@ def start_ray(cpus: int, dashboard: bool = False) -> None:
         if address:
             _connect(submitting_cluster() or address)
         else:
-            _start(cpus, dashboard)
+            _start(cpus)
 
 
 def ray_is_own() -> bool:
@@ -74,7 +73,7 @@ def local_cpus(cores: int) -> int:
     return cores + -(-cores // _CORES_PER_EXTRA_CPU)
 
 
-def _start(cpus: int, dashboard: bool) -> None:
+def _start(cpus: int) -> None:
     """Start Ray in this process.
 
     Raises:
@@ -86,8 +85,7 @@ def _start(cpus: int, dashboard: bool) -> None:
     # A run has some 12 processes however many cores there are. Ray prints a warning at 4 times this number.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
     # Ray's server would keep 4 KB on each of the last 100,000 tasks, which nobody can see without a dashboard.
-    if not dashboard:
-        os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
+    os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     # Otherwise Ray replaces the loopback address with the machine's own, so that other machines can join.
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
@@ -95,7 +93,7 @@ def _start(cpus: int, dashboard: bool) -> None:
             ray.init(
                 address="local",
                 num_cpus=max(local_cpus(os.cpu_count() or 1), cpus),
-                include_dashboard=dashboard,
+                include_dashboard=False,
                 _node_ip_address=_LOOPBACK,
                 **QUIET,
             )

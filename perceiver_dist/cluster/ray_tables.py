@@ -6,10 +6,7 @@ to choose if two Rays run there. Ray 2.60 has no public function for the actor t
 """
 
 import json
-import os
 import secrets
-import signal
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +19,6 @@ from perceiver_dist.cluster.resources import Bundle
 
 _rows: Any = generated  # Generated code has no types.
 
-_CLEANER = "PlacementGroupCleaner"
-"""Class of the actor with which Ray Train releases the workers of a controller that has ended. It belongs to no other
-actor, so Ray does not end it with the controller."""
 _MARK = " #"
 """Between what a reservation is for and the letters that make its name unique."""
 _LONGEST_COMMAND = 60
@@ -98,43 +92,6 @@ def give_back(reservation: Reservation) -> None:
         reservation: One that nobody holds.
     """
     remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(reservation.id))))
-
-
-def idle_cleaners() -> dict[str, int]:
-    """Return Ray Train's cleaners on this node that have nobody to clean up after: id of the actor -> process.
-
-    Their controller has ended, and their job is this one or has ended, too. Such a cleaner ends by itself once it finds
-    out, which it never does if it does not reach Ray's dashboard.
-
-    Raises:
-        RayError: The cluster does not answer.
-    """
-    alive = [_rows.ActorTableData.FromString(row) for row in _accessor().get_actor_table(None, "ALIVE")]
-    workers = {actor.address.worker_id for actor in alive}
-    here = ray.get_runtime_context().get_node_id()
-    idle = [
-        actor
-        for actor in alive
-        if actor.class_name == _CLEANER
-        and actor.owner_address.worker_id not in workers
-        and actor.address.node_id.hex() == here
-    ]
-    ended = {row.job_id for row in _jobs() if row.is_dead} if idle else set()
-    return {
-        actor.actor_id.hex(): actor.pid
-        for actor in idle
-        if actor.job_id.hex() == this_job() or actor.job_id in ended
-    }
-
-
-def end_cleaner(process: int) -> None:
-    """End a cleaner. Ray's own way of ending an actor needs a handle, which its controller had.
-
-    Args:
-        process: From `idle_cleaners`.
-    """
-    with suppress(ProcessLookupError):
-        os.kill(process, signal.SIGKILL)
 
 
 def job_names() -> dict[str, str]:

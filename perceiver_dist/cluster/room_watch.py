@@ -1,9 +1,9 @@
 """Watch over the room of a job: what nobody holds any more is given back, and a wait for room is said.
 
 Ray removes a placement group when the actor that made it and its job have both ended. The job of a search lives for
-hours, so Ray Train has an actor per training that removes it earlier (`PlacementGroupCleaner`). It asks Ray's
-dashboard, which may be gone, and does not know of the room that a trial reserves before its training. So the driver
-of a run or a search looks into Ray's tables itself, whoever should have cleaned up.
+hours, and every trial that is stopped leaves the groups of its training behind. So the driver of a run or a search
+looks into Ray's tables, and removes them. Ray Train's own actor for this is left out, since it may remove the group of
+a training that lives (`perceiver_dist/training/launch.py`).
 """
 
 import threading
@@ -14,19 +14,15 @@ from ray.exceptions import RayError
 
 from perceiver_dist.cluster.ray_tables import (
     Reservation,
-    end_cleaner,
     give_back,
-    idle_cleaners,
     reservations,
     this_job,
 )
-from perceiver_dist.cluster.resources import Bundle, text_of, total_of
+from perceiver_dist.cluster.resources import Bundle, total_of
 from perceiver_dist.cluster.room import WaitLine, free_now, purpose_of
 
-_SECONDS_BETWEEN_LOOKS = 2.0
+_SECONDS_BETWEEN_LOOKS = 1.0
 """Short beside the start of a trial that waits for the room."""
-_SECONDS_LEFT_TO_RAY = 10.0
-"""How long Ray's own cleaner may take: it looks once a second, and on a busy machine an answer takes seconds."""
 _SECONDS_OF_A_USUAL_WAIT = 5.0
 """Ray places a group within a second if there is room. Longer, a person wonders whether the job hangs."""
 _MAX_SECONDS_OF_A_LOOK = 5.0
@@ -47,9 +43,7 @@ class RoomWatch:
     ) -> None:
         self._report = report
         self._elastic = elastic
-        self._abandoned = _Times()
         self._waiting = _Times()
-        self._idle = _Times()
         self._lines: dict[str, WaitLine] = {}
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -69,24 +63,12 @@ class RoomWatch:
             try:
                 known = reservations()
                 own = [one for one in known if one.job == this_job()]
-                self._give_back([one for one in own if one.abandoned])
+                for one in own:
+                    if one.abandoned:
+                        give_back(one)
                 self._say([one for one in own if not one.abandoned], known)
             except RayError:
                 continue  # what comes of it is for the main thread to say
-
-    def _give_back(self, abandoned: list[Reservation]) -> None:
-        """Release what nobody holds, unless Ray may be about to do so."""
-        late = self._abandoned.longer_than(_SECONDS_LEFT_TO_RAY, (one.id for one in abandoned))
-        for one in abandoned:
-            if one.id in late:
-                give_back(one)
-                self._report(
-                    f"gave back {text_of(total_of(one.bundles))} of {purpose_of(one)}: the actor that reserved them "
-                    "has ended, and Ray did not release them"
-                )
-        cleaners = idle_cleaners()
-        for actor in self._idle.longer_than(_SECONDS_LEFT_TO_RAY, cleaners):
-            end_cleaner(cleaners[actor])
 
     def _say(self, own: list[Reservation], known: list[Reservation]) -> None:
         """Say what waits for room, and for what. By purpose, since Ray Train often replaces a group that waits."""

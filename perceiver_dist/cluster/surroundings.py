@@ -49,9 +49,9 @@ def cluster_address() -> str | None:
 def variables_of_cluster(address: str) -> dict[str, str]:
     """Return the variables with which Ray's code in a worker finds the cluster that the worker belongs to.
 
-    It looks there for the dashboard: Ray Train's actor that releases the room of lost trainings, and Ray Data's search
-    for hanging tasks. Without them it looks on the whole machine: it takes the Ray of the last `ray start`, living or
-    not (the file `ray_current_cluster`), and refuses to choose if several run.
+    Ray Data's search for hanging tasks looks there for the dashboard. Without them it looks on the whole machine: it
+    takes the Ray of the last `ray start`, living or not (the file `ray_current_cluster`), and refuses to choose if
+    several run.
 
     Args:
         address: Host and port of the cluster's server.

@@ -19,14 +19,12 @@ head node may have none; but Ray Tune cannot place an actor without any resource
 def start_ray_for_trials(config: SearchRunConfig) -> None:
     """Connect to a cluster, or start Ray on this machine with CPUs for one trial per `train.num_workers` cores.
 
-    The dashboard is on, since Ray Train uses it to find trainings that have died and to release their resources.
-
     Args:
         config: Configuration of the search.
     """
     cores = os.cpu_count() or 1
     trials = config.search.max_concurrent or max(cores // config.train.max_workers, 1)
-    start_ray(trials * cpus_of(config), dashboard=True)
+    start_ray(trials * cpus_of(config))
 
 
 def max_concurrent_trials(config: SearchRunConfig) -> int:

@@ -20,7 +20,7 @@ os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
 import ray
 import ray.train
 from ray.exceptions import RayTaskError
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 from ray.train.v2.api.config import ScalingConfig
 from rich.console import Console
 
@@ -58,7 +58,7 @@ from perceiver_dist.training.datasets import (
     training_makers,
 )
 from perceiver_dist.training.hang_watch import HangError, HangWatch, end_this_process
-from perceiver_dist.training.launch import ReleasePlacementGroup, fit_with_restarts, name_for_others
+from perceiver_dist.training.launch import ReleasePlacementGroup, Trainer, fit_with_restarts, name_for_others
 from perceiver_dist.training.liveness.hang import HangBounds
 from perceiver_dist.training.liveness.rank_state import RankState
 from perceiver_dist.training.prepare import PreparedRun, place_of, prepare, resolve
@@ -211,7 +211,7 @@ def _fit(
     run: PreparedRun,
     job: _Job,
     lease: Lease | None,
-    trainer: Callable[[], TorchTrainer],
+    trainer: Callable[[], Trainer],
     tracker: TrackerHandle,
     watching: AbstractContextManager[ShownStatus],
     announce: Callable[[], None],
@@ -305,10 +305,10 @@ def _trainer(
     data: dict[str, SourceData],
     makers: dict[str, UnitMaker],
     tracker: TrackerHandle,
-) -> TorchTrainer:
+) -> Trainer:
     train = config.train
     gpus = gpus_per_worker(config)
-    return TorchTrainer(
+    return Trainer(
         partial(train_worker, WorkerJob(config, tracker)),
         scaling_config=ScalingConfig(
             num_workers=(

@@ -1,18 +1,26 @@
-"""Workaround for the one loss of a worker after which Ray Train does not restart the group.
+"""Workarounds for two faults of Ray Train: a loss that it does not restart after, and workers that it loses itself.
 
 Ray Train restarts a group of workers if one is lost while the group is created or while it trains. In between, every
 worker receives the function to run, and imports modules for some seconds. In Ray Train 2.60 the loss of a worker in
 this window counts as an error of the controller and ends the training: `WorkerGroup._start_impl` sends the function
 outside its guard against lost actors. It does not release the placement group of these workers either, so the next
 start would wait for it forever.
+
+It also starts an actor per training, `PlacementGroupCleaner`, that removes the workers' placement group, and with it
+the workers, once it finds the controller dead. It asks the dashboard at the address in Ray's server. A Ray without a
+dashboard has an address there, too, port 8265, and a Ray that is started later on the machine takes that port. Its
+dashboard does not know the controller, which the actor takes for death: a training lost its workers when another Ray
+was started beside it (Ray 2.60). `Trainer` leaves the actor out; `perceiver_dist/cluster/room_watch.py` does its work.
 """
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from ray.exceptions import RayActorError
 from ray.train import ControllerError
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.worker_group import WorkerGroup, WorkerGroupContext
 from ray.train.v2._internal.execution.worker_group import worker_group as worker_group_module
@@ -75,6 +83,15 @@ class ReleasePlacementGroup(WorkerGroupCallback, ControllerCallback):
         if self._placement_group is not None:
             remove_placement_group(self._placement_group)
             self._placement_group = None
+
+
+class Trainer(TorchTrainer):
+    """Ray Train's trainer without the actor that may remove the workers of a training that lives."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        # For mypy, `TorchTrainer` is that of Ray Train's version 1.
+        callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
+        return [one for one in callbacks if not isinstance(one, PlacementGroupCleanerCallback)]
 
 
 def fit_with_restarts(make_trainer: Callable[[], TorchTrainer]) -> None:

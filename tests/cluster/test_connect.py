@@ -52,7 +52,7 @@ def test_a_ray_started_here_listens_on_loopback_only() -> None:
     code = """
 import json, psutil
 from perceiver_dist.cluster.connect import start_ray
-start_ray(2, dashboard=True)
+start_ray(2)
 processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
 listening = [
     connection.laddr.ip

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -43,23 +42,12 @@ def reserved(cpus: float, name: str = "") -> Iterator[None]:
 def start_trial() -> Any:
     """Start an actor that reserves room, to be killed. Its classes are local, so that Ray sends them by value."""
 
-    class PlacementGroupCleaner:
-        """An actor of the name of Ray Train's, which never finds out that its owner has ended."""
-
-        def ping(self) -> None:
-            """Answer."""
-
     class Trial:
         def reserve(self, cpus: float, name: str, ready: bool = True) -> None:
             """Make a placement group, and wait for it."""
             group = placement_group([{"CPU": cpus}], name=name)
             if ready:
                 ray.get(group.ready())
-
-        def start_a_cleaner(self) -> None:
-            cleaner: Any = ray.remote(num_cpus=0)(PlacementGroupCleaner)
-            self.cleaner = cleaner.options(lifetime="detached").remote()
-            ray.get(self.cleaner.ping.remote())
 
     actor: Any = ray.remote(num_cpus=0)(Trial)
     return actor.remote()
@@ -70,50 +58,18 @@ def own() -> dict[str, ray_tables.Reservation]:
     return {one.name: one for one in ray_tables.reservations() if one.job == ray_tables.this_job()}
 
 
-def test_what_a_killed_actor_has_reserved_is_given_back_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room_watch, "_SECONDS_LEFT_TO_RAY", 0.0)
+def test_what_a_killed_actor_has_reserved_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room_watch, "_SECONDS_BETWEEN_LOOKS", 0.1)
     trial = start_trial()
     ray.get(trial.reserve.remote(2, "trial 'shapes/trial-001' (workers)"))
-    ray.get(trial.start_a_cleaner.remote())
     with reserved(1, "trial 'shapes/trial-002' (workers)"):
         ray.kill(trial)
         wait_until(lambda: own()["trial 'shapes/trial-001' (workers)"].abandoned)
-        wait_until(ray_tables.idle_cleaners)
         lines: list[str] = []
         with RoomWatch(lines.append):
-            wait_until(lambda: not ray_tables.idle_cleaners() and len(own()) == 1)
+            wait_until(lambda: len(own()) == 1)
         assert list(own()) == ["trial 'shapes/trial-002' (workers)"], "what somebody holds is left alone"
-    assert lines == [
-        "gave back 2 CPUs of trial 'shapes/trial-001' (workers): the actor that reserved them has ended, and Ray did "
-        "not release them"
-    ]
-
-
-def test_what_ray_itself_releases_in_time_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room_watch, "_SECONDS_LEFT_TO_RAY", float(_MAX_WAIT_SECONDS))
-    monkeypatch.setattr(room_watch, "_SECONDS_BETWEEN_LOOKS", 0.0)
-    trial = start_trial()
-    ray.get(trial.reserve.remote(2, "abandoned"))
-    ray.kill(trial)
-    wait_until(lambda: own()["abandoned"].abandoned)
-    lines: list[str] = []
-    seen = threading.Event()
-    known = ray_tables.reservations
-
-    def counted() -> list[ray_tables.Reservation]:
-        if seen.is_set():
-            looked.set()
-        seen.set()
-        return known()
-
-    looked = threading.Event()
-    monkeypatch.setattr(room_watch, "reservations", counted)
-    with RoomWatch(lines.append):
-        assert looked.wait(_MAX_WAIT_SECONDS)
     assert lines == []
-    ray_tables.give_back(own()["abandoned"])
-    wait_until(lambda: not own())
 
 
 def test_a_trial_that_waits_says_for_what_and_who_has_it(monkeypatch: pytest.MonkeyPatch) -> None:

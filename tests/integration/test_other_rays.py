@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from ray.core.generated import gcs_pb2
 from ray.exceptions import RaySystemError
 from ray.util.placement_group import placement_group, remove_placement_group
 
+from perceiver_dist.checkpoint.run_folder import RunFolder
 from perceiver_dist.cluster import ray_tables
-from perceiver_dist.config.command_line import to_yaml
+from perceiver_dist.config.command_line import EXIT_TERMINATED, to_yaml
 from perceiver_dist.search.study.search_config import SearchConfig
 
 pytestmark = [pytest.mark.runs, pytest.mark.usefixtures("ray_cluster")]
@@ -97,27 +99,17 @@ class Search:
         return any(one.class_name == "TrainController" for one in ended)
 
     def left_behind(self) -> list[str]:
-        """Return the placement groups and cleaners whose creator has ended."""
+        """Return the placement groups whose creator has ended."""
         rows: Any = gcs_pb2
         actors = [rows.ActorTableData.FromString(row) for row in self._tables.get_actor_table(None, None)]
         dead = {one.actor_id for one in actors if one.state == rows.ActorTableData.DEAD}
         groups = [
             rows.PlacementGroupTableData.FromString(row) for row in self._tables.get_placement_group_table()
         ]
-        owners = {one.address.worker_id for one in actors if one.actor_id not in dead}
         return [
-            *(
-                f"group {one.placement_group_id.hex()}"
-                for one in groups
-                if one.state != rows.PlacementGroupTableData.REMOVED and one.creator_actor_id in dead
-            ),
-            *(
-                f"cleaner {one.actor_id.hex()}"
-                for one in actors
-                if one.class_name == "PlacementGroupCleaner"
-                and one.actor_id not in dead
-                and one.owner_address.worker_id not in owners
-            ),
+            f"group {one.placement_group_id.hex()}"
+            for one in groups
+            if one.state != rows.PlacementGroupTableData.REMOVED and one.creator_actor_id in dead
         ]
 
     def stopped(self) -> int:
@@ -155,6 +147,39 @@ def test_stopped_and_killed_trials_give_everything_back(search: Search) -> None:
     assert search.job.wait() == 0
     states = [trial["state"] for trial in small_search.trials(search.folder)]
     assert set(states) == {"completed", "stopped"}
+
+
+_OTHER_RAY = """
+import ray
+print(ray.init(address="local", num_cpus=1, include_dashboard=True).dashboard_url, flush=True)
+input()
+"""
+
+
+def test_a_ray_that_is_started_beside_a_run_does_not_cost_it_its_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    small_run.write_data(tmp_path / "data")
+    config = small_run.small_config(tmp_path / "data", tmp_path, "run", steps=1_000_000, log_every=100)
+    (tmp_path / "run.yaml").write_text(to_yaml(config))
+    screen, folder = tmp_path / "output.txt", RunFolder.of(config)
+    command = [sys.executable, "jobs/train_multimodal.py", "--config", str(tmp_path / "run.yaml")]
+    with screen.open("w") as output, ExitStack() as started:
+        run = subprocess.Popen(command, stdout=output, stderr=output)
+        started.callback(run.terminate)
+        wait_until(lambda: folder.newest_step() or run.poll() is not None)
+        other = subprocess.Popen(
+            [sys.executable, "-c", _OTHER_RAY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        started.callback(other.communicate, "\n")
+        assert other.stdout is not None
+        # The address of a machine's first dashboard, which a Ray without one claims, too.
+        assert other.stdout.readline().strip() == "127.0.0.1:8265"
+        known = folder.newest_step()
+        wait_until(lambda: folder.newest_step() >= known + 500 or run.poll() is not None)
+    assert run.wait(_MAX_WAIT_SECONDS) == EXIT_TERMINATED
+    assert "workers were lost" not in screen.read_text()
 
 
 def test_a_run_on_a_cluster_says_what_it_waits_for_and_leaves_nothing(tmp_path: Path) -> None:
