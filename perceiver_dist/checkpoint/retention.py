@@ -221,6 +221,7 @@ class CheckpointList:
         """Keep the newest checkpoints and the best; delete older ones, and incomplete ones before the newest."""
         kept = 0
         try:
+            best = self._folder.best_kept(best) if best else None
             for step in self._folder.checkpoint_folders():
                 if step > self._newest:
                     # Being written, or left by an earlier group and overwritten when training reaches the step.
@@ -231,7 +232,7 @@ class CheckpointList:
                         continue
                 self._delete(step)
         except STORAGE_ERRORS as error:
-            self._report(f"checkpoint {checkpoint_name(step)} could not be deleted ({reason_of(error)})")
+            self._report(f"older checkpoints could not be deleted ({reason_of(error)})")
 
     def _delete(self, step: int) -> None:
         # The manifest first: a folder that is half deleted must not be taken for a checkpoint.

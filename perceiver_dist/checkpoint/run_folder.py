@@ -20,6 +20,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,26 @@ class RunFolder:
         """Return the step of the newest complete checkpoint, 0 if there is none."""
         return next((step for step in self.checkpoint_folders() if self.is_checkpoint(step)), 0)
 
+    def best_kept(self, best: int) -> int:
+        """Return the step of the best checkpoint that is there.
+
+        Args:
+            best: Step of the best evaluation. If its checkpoint could not be written, the newest one before it that was
+                the best in its time takes its place.
+
+        Returns:
+            0 if there is none.
+        """
+        if not best or self.is_checkpoint(best):
+            return best
+        for step in self.checkpoint_folders():
+            if step < best and self.is_checkpoint(step):
+                with suppress(UserError):  # a damaged one
+                    then = read_manifest(self.checkpoint(step)).progress.best
+                    if then is not None and then.step == step:
+                        return step
+        return 0
+
     def model_step(self) -> int:
         """Return the step of the checkpoint that the run stands for, 0 if there is none.
 
@@ -185,7 +206,7 @@ class RunFolder:
         if step and not self.is_checkpoint(step):
             raise UserError(
                 f"{self.checkpoint(step)}: the best checkpoint of the run (train.best_metric) is not there; name "
-                f"another one, such as {self.checkpoint(newest)}"
+                f"another one, such as {self.checkpoint(self.best_kept(step) or newest)}"
             )
         return step or newest
 

@@ -89,6 +89,18 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(run: Run) -> None:
     assert run.steps() == ["step-00000050"]
 
 
+def test_a_best_checkpoint_that_could_not_be_written_leaves_the_best_one_before_it(run: Run) -> None:
+    best = BestScore("pets/accuracy", 50, 0.5)  # of step 50, which was not stored
+    run.save(60, best.after(60, 0.4))
+    assert run.steps() == ["step-00000020", "step-00000060"]
+    with pytest.raises(
+        UserError, match=r"step-00000050: the best .* name another one, such as .*step-00000020$"
+    ):
+        find_model(str(run.folder))
+    run.save(70, best.after(70, 0.6))
+    assert run.steps() == ["step-00000070"]
+
+
 def test_a_resumed_run_knows_the_best_to_the_last_bit(run: Run) -> None:
     resumed = Run(run.folder)
     assert resumed.start.best == BestScore("pets/accuracy", 20, 1 / 3, 2)
