@@ -5,11 +5,7 @@ KIND ?= model
 # Two processes, for two cores: each runs whole files and starts a Ray of its own, in the order of tests/conftest.py.
 PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 LAPTOP = tests/integration/test_laptop_cluster.py
-INSTALL_TRANSFORMERS = .venv/bin/pip install -q --disable-pip-version-check --target .transformers --upgrade \
-  -c constraints.txt transformers
-# Without dependencies: theirs pin older versions of numpy and transformers, and bring clients of every cloud.
-INSTALL_DATA_PEERS = .venv/bin/pip install -q --disable-pip-version-check --target .peers --upgrade --no-deps \
-  -c constraints.txt mosaicml-streaming litdata torchvision brotli catalogue cramjam python-snappy xxhash zstd
+INSTALL = .venv/bin/pip install -q --disable-pip-version-check --upgrade -c constraints.txt --target
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
@@ -40,8 +36,7 @@ test-long: .venv/.installed  ## run slow end-to-end tests (full disks, MLflow ou
 faults: .venv/.installed  ## test fault tolerance: kill workers, nodes and drivers at 36 random moments, compare with undisturbed runs
 	@.venv/bin/pytest -m faults -s $(ARGS)
 
-chaos: .venv/.installed  ## test with processes, stores, MLflow, networks, clocks and disks that fail at random moments: two hours
-	@.venv/bin/pip install -q --disable-pip-version-check --target .chaos --upgrade --no-deps libfaketime
+chaos: .chaos/.installed  ## test with processes, stores, MLflow, networks, clocks and disks that fail at random moments: two hours
 	@PYTHONPATH=.chaos .venv/bin/pytest -m chaos -s tests/integration/chaos $(ARGS)
 
 soak: .venv/.installed  ## train for two hours and measure whether memory, files, threads and shared memory stay flat
@@ -53,29 +48,19 @@ fuzz: .venv/.installed  ## decode thousands of damaged files and report the outc
 test-gpu: .venv/.installed  ## run the tests that need a GPU: kernels, predicted memory, steps that never wait, losses; a minute or two
 	@.venv/bin/pytest -m gpu tests/gpu $(ARGS)
 
-test-transformers: .venv/.installed  ## compare with Hugging Face transformers, installed in .transformers
-	@$(INSTALL_TRANSFORMERS)
+test-transformers: .transformers/.installed  ## compare with Hugging Face transformers, installed in .transformers
 	@PYTHONPATH=.transformers .venv/bin/pytest tests/model/test_transformers_layout.py tests/export/test_transformers_folder.py
 
-test-onnx: .venv/.installed  ## test ONNX export, and a model from training to serving; the extra `export` is installed in .onnx
-	@.venv/bin/pip install -q --disable-pip-version-check --target .onnx --upgrade --no-deps -c constraints.txt \
-	  onnx onnxruntime onnxscript onnx-ir ml-dtypes flatbuffers
+test-onnx: .onnx/.installed  ## test ONNX export, and a model from training to serving; the extra `export` is installed in .onnx
 	@PYTHONPATH=.onnx .venv/bin/pytest -s tests/export/test_traced_files.py tests/integration/test_train_to_serving.py
 
-test-peers: .venv/.installed  ## test the benchmark's data pipelines with other libraries, installed in .peers
-	@$(INSTALL_DATA_PEERS)
-	@$(INSTALL_TRANSFORMERS)
+test-peers: .peers/.data .transformers/.installed  ## test the benchmark's data pipelines with other libraries, installed in .peers
 	@PYTHONPATH=.peers:.transformers .venv/bin/pytest tests/benchmarks/test_data_peers.py
 
-benchmark-model: .venv/.installed  ## benchmark the model (or KIND=sweep, gpu) against other libraries, installed in .peers
-	@.venv/bin/pip install -q --disable-pip-version-check --target .peers --upgrade --no-deps \
-	  perceiver-io perceiver-pytorch einops fairscale pytorch-lightning lightning-utilities
-	@$(INSTALL_TRANSFORMERS)
+benchmark-model: .peers/.model .transformers/.installed  ## benchmark the model (or KIND=sweep, gpu) against other libraries, installed in .peers
 	@PYTHONPATH=.peers:.transformers .venv/bin/python jobs/benchmark.py $(KIND) $(ARGS)
 
-benchmark-data: .venv/.installed  ## benchmark reading and decoding against other libraries, two of them installed in .peers
-	@$(INSTALL_DATA_PEERS)
-	@$(INSTALL_TRANSFORMERS)
+benchmark-data: .peers/.data .transformers/.installed  ## benchmark reading and decoding against other libraries, two of them installed in .peers
 	@PYTHONPATH=.peers:.transformers .venv/bin/python jobs/benchmark.py data $(ARGS)
 
 benchmark-gpu:  ## benchmark training steps on a GPU into docs/benchmarks.md, with other libraries; at most 6 minutes after warming up
@@ -106,4 +91,27 @@ laptop-cluster: .venv/.installed  ## start an autoscaling Ray cluster of several
 	@echo "Installing into .venv: some minutes the first time."
 	@$(PYTHON) -m venv .venv
 	@.venv/bin/pip install -q --disable-pip-version-check --use-pep517 -c constraints.txt -e ".[dev,server]"
+	@touch $@
+
+# Other libraries, each group in a folder of its own beside .venv.
+.transformers/.installed: .venv/.installed
+	@$(INSTALL) .transformers transformers
+	@touch $@
+
+.onnx/.installed: .venv/.installed
+	@$(INSTALL) .onnx --no-deps onnx onnxruntime onnxscript onnx-ir ml-dtypes flatbuffers
+	@touch $@
+
+# Without dependencies: theirs pin older versions of numpy and transformers, and bring clients of every cloud.
+.peers/.data: .venv/.installed
+	@$(INSTALL) .peers --no-deps mosaicml-streaming litdata torchvision brotli catalogue cramjam python-snappy xxhash zstd
+	@touch $@
+
+.peers/.model: .venv/.installed
+	@$(INSTALL) .peers --no-deps \
+	  perceiver-io perceiver-pytorch einops fairscale pytorch-lightning lightning-utilities
+	@touch $@
+
+.chaos/.installed: .venv/.installed
+	@$(INSTALL) .chaos --no-deps libfaketime
 	@touch $@
