@@ -43,6 +43,7 @@ from pipelines.units.block_format import BlockBuffer, StoredBlock
 from pipelines.units.block_order import UnitBlock
 from pipelines.units.block_size import tasks_of
 from pipelines.units.block_statistics import ForgetBlockStatistics
+from pipelines.units.scheduling_rest import RestWhenIdle
 from pipelines.units.unit_maker import UnitMaker
 
 _MAX_PLANNED_TASKS = 2000
@@ -195,7 +196,7 @@ def unit_dataset(makers: Makers, blocks: Iterable[UnitBlock], data: DataConfig) 
     context.target_max_block_size = 1
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
-    context.custom_execution_callback_classes = [ForgetBlockStatistics]
+    context.custom_execution_callback_classes = [ForgetBlockStatistics, RestWhenIdle]
     reference = ray.put(makers)
     tasks = _Tasks(blocks, {name: maker.unit_bytes for name, maker in makers.items()}, data.units_per_task)
     # None leaves the number of tasks to Ray Data, which fills the CPUs that it gets while it has room for their output.

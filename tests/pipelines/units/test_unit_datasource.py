@@ -1,11 +1,13 @@
 """Ray Dataset of units, on a real Ray: blocks of one row, in order, dealt to the ranks in turn."""
 
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -23,7 +25,7 @@ from perceiver_dist.training.zero.accumulation import units_of_rank
 from pipelines.errors import SampleError
 from pipelines.permutation import uniform
 from pipelines.shards.source import DataConfig, SourceConfig
-from pipelines.units import block_statistics, unit_datasource
+from pipelines.units import block_statistics, scheduling_rest, unit_datasource
 from pipelines.units.block_order import BlockOrder, SingleUnits, UnitBlock
 from pipelines.units.plan import TrainingPlan
 from pipelines.units.schedule import Schedule
@@ -38,6 +40,9 @@ from pipelines.units.unit_maker import Unit, UnitMaker
 
 SAMPLES, UNIT_SIZE, LANES = 37, 2, 4
 DATA = DataConfig(units_per_task=5, tasks=2, chunk_size=4)
+
+_MAX_WAIT_SECONDS = 300
+"""Generous, as it only ends a test that would wait forever."""
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 # Ray's workers cannot import this module.
@@ -245,3 +250,20 @@ def test_statistics_of_blocks_do_not_grow_with_the_dataset(
     assert count > 20
     # Those of the blocks that were handed on since the executor's last step.
     assert most < 12
+
+
+def test_the_scheduling_loop_rests_while_nobody_takes_blocks(
+    maker: UnevenMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rested = threading.Event()
+
+    def sleep(seconds: float) -> None:
+        assert seconds == scheduling_rest._REST_SECONDS
+        rested.set()
+
+    monkeypatch.setattr(scheduling_rest, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+    dataset = dataset_of(maker, order_of(0, 30))
+    blocks = iter(dataset._build_bundle_iterator(dataset._create_executor()))
+    next(blocks)
+    assert rested.wait(_MAX_WAIT_SECONDS)
+    assert len(list(blocks)) > 20
