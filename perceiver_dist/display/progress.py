@@ -235,7 +235,16 @@ def _cell(value: float | None) -> str:
     """Return a metric as text for a table; "-" for NaN, a value that no sample defines."""
     if value is None:
         return ""
-    return "-" if math.isnan(value) else f"{value:.4g}"
+    return "-" if math.isnan(value) else metric_text(value)
+
+
+def metric_text(value: float) -> str:
+    """Return a metric or a count as text, such as 0.8333 or 10,000.
+
+    Args:
+        value: Not NaN. Counts are integers above 1; a metric of exactly 1 is written like the others.
+    """
+    return f"{value:,.0f}" if float(value).is_integer() and value > 1 else f"{value:.4g}"
 
 
 def metric_rows(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from perceiver_dist.display.markdown import markdown_table
-from perceiver_dist.display.progress import metric_rows
+from perceiver_dist.display.progress import metric_rows, metric_text
 from perceiver_dist.display.run_figures import MAX_DRAWN_CLASSES, confusion_matrix_figure
 from perceiver_dist.inference.attention_report import draw_attention
 from perceiver_dist.inference.model_evaluation import ModelEvaluation, SourceEvaluation
@@ -178,10 +178,7 @@ def _confusions(found: SourceEvaluation) -> list[str]:
 
 
 def _text(value: float | None) -> str:
-    if value is None or math.isnan(value):
-        return ""
-    # Counts are integers above 1; a metric of exactly 1 is formatted like the others.
-    return f"{value:,.0f}" if float(value).is_integer() and value > 1 else f"{value:.4g}"
+    return "" if value is None or math.isnan(value) else metric_text(value)
 
 
 def _figure_name(found: SourceEvaluation) -> str:

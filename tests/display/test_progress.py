@@ -110,13 +110,19 @@ def test_an_interrupted_run_shows_its_last_step_and_propagates_the_error() -> No
 
 def test_the_table_has_a_row_per_source_and_untruncated_paths() -> None:
     console = Console(file=io.StringIO(), width=60)
-    metrics = {"fashion/accuracy": 0.91237, "fashion/loss": 0.25, "clips/map": 0.5, "loss": 1.0}
+    metrics = {
+        "fashion/samples": 1e4,
+        "fashion/accuracy": 0.91237,
+        "fashion/loss": 0.25,
+        "clips/map": 0.5,
+        "loss": 1.0,
+    }
     console.print(result_table(metrics, {"run": "runs/" + "x" * 80, "UI": "make ui"}))
     assert isinstance(console.file, io.StringIO)
     lines = console.file.getvalue().splitlines()
-    assert lines[0].split() == ["source", "accuracy", "loss", "map"]
+    assert lines[0].split() == ["source", "samples", "accuracy", "loss", "map"]
     assert [line.split() for line in lines[1:4]] == [
-        ["fashion", "0.9124", "0.25"],
+        ["fashion", "10,000", "0.9124", "0.25"],
         ["clips", "0.5"],
         ["all", "1"],
     ]
