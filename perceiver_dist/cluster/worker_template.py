@@ -135,6 +135,7 @@ def _serve(listener: socket.socket, imports: TemplateImports) -> _Request | None
             importlib.import_module(waiting.pop(0))
             if not _forks_differ():
                 return None
+            _keep_shared()
             continue
         connection, _ = listener.accept()
         # Ray may have killed the process that asks, whose end of the connection is closed then.
@@ -147,9 +148,7 @@ def _serve(listener: socket.socket, imports: TemplateImports) -> _Request | None
                 if not _forks_differ():
                     return None  # without an answer, the worker starts by itself
                 imported = True
-                # Keeps the collector of a fork from touching, and so copying, the memory of the imports.
-                gc.collect()
-                gc.freeze()
+                _keep_shared()
             worker = os.fork()
             if worker == 0:
                 return request
@@ -157,6 +156,15 @@ def _serve(listener: socket.socket, imports: TemplateImports) -> _Request | None
             for file in request.files:
                 os.close(file)
             connection.sendall(b"1")
+
+
+def _keep_shared() -> None:
+    """Keep the garbage collector of forks from touching, and so copying, the memory of the imports so far.
+
+    Ray collects garbage in all workers every 90 minutes.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _keep_generator_unused() -> None:
