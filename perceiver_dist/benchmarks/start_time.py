@@ -143,8 +143,10 @@ def _trial_row(config: str, search: str, trials: int, storage: str) -> list[str]
     )
     record = load_record(f"{storage}/{_SEARCH}/search.json")
     if job.returncode or record is None:
-        last = job.stdout.strip().splitlines()[-1:]
-        raise UserError(f"measuring the start of trials of {search}: the search failed with: {last}")
+        last = (job.stdout.strip().splitlines() or [""])[-1]
+        raise UserError(
+            f"measuring the start of trials of {search}: the search failed, its last line is: {last}"
+        )
     client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
     seconds = sorted(
         (

@@ -196,7 +196,7 @@ class CheckpointList:
                 self._delete(progress.steps)
         else:
             self._newest = progress.steps
-            self._delete_old(progress.best.step if progress.best else None)
+            self._delete_old(progress.best.step if progress.best else 0)
         return reason
 
     def _write_manifest(self, manifest: Manifest) -> str:
@@ -217,11 +217,11 @@ class CheckpointList:
             return reason_of(error)
         return ""
 
-    def _delete_old(self, best: int | None) -> None:
+    def _delete_old(self, best: int) -> None:
         """Keep the newest checkpoints and the best; delete older ones, and incomplete ones before the newest."""
         kept = 0
         try:
-            best = self._folder.best_kept(best) if best else None
+            best = self._folder.best_kept(best)
             for step in self._folder.checkpoint_folders():
                 if step > self._newest:
                     # Being written, or left by an earlier group and overwritten when training reaches the step.

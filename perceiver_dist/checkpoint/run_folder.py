@@ -170,8 +170,8 @@ class RunFolder:
         """Return the step of the best checkpoint that is there.
 
         Args:
-            best: Step of the best evaluation. If its checkpoint could not be written, the newest one before it that was
-                the best in its time takes its place.
+            best: Step of the best evaluation, 0 if there is none. If its checkpoint could not be written, the newest
+                one before it that was the best in its time takes its place.
 
         Returns:
             0 if there is none.

@@ -287,6 +287,8 @@ def test_the_process_of_a_wrong_option_exits_with_status_2_and_one_line(file: st
 def test_ctrl_c_ends_a_job_without_a_traceback() -> None:
     script = (
         "import os, signal, sys\n"
+        # As in a terminal: a shell lets what it starts in the background ignore SIGINT.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from perceiver_dist.config.command_line import run_job\n"
         "run_job(lambda arguments: os.kill(os.getpid(), signal.SIGINT))\n"
     )
