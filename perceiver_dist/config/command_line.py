@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+import select
 import signal
 import sys
 import textwrap
@@ -22,7 +23,8 @@ EXIT_USAGE = 2
 """Exit status of a usage error, as argparse and most command line tools have it."""
 EXIT_INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells report it: 128 plus SIGINT's number, 2."""
-
+EXIT_UNREAD = 141
+"""Exit status if nobody reads the output any more, as in `--help | head -1`: 128 plus SIGPIPE's number, 13."""
 EXIT_TERMINATED = 143
 """Exit status after SIGTERM, as shells report it: 128 plus its number, 15."""
 
@@ -149,17 +151,25 @@ def run_job(main: Callable[[Sequence[str]], int]) -> NoReturn:
 
     Raises:
         SystemExit: Always; status 2 and one line on standard error for a `UserError`, 130 after Ctrl-C, 143 after
-            SIGTERM, unless the job handles it.
+            SIGTERM, unless the job handles it, 141 if standard output is a pipe that nobody reads any more.
+        BrokenPipeError: Another pipe or connection broke, which is a bug.
     """
     signal.signal(signal.SIGTERM, _end)
     try:
         _check_encoding(sys.argv[1:])
         status = main(sys.argv[1:])
+        sys.stdout.flush()
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(EXIT_USAGE) from None
     except KeyboardInterrupt:
         raise SystemExit(EXIT_INTERRUPTED) from None
+    except BrokenPipeError:
+        if not _output_is_unread():
+            raise
+        # Python writes what is left when it ends, which would fail again, with a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(EXIT_UNREAD) from None
     raise SystemExit(status)
 
 
@@ -177,6 +187,13 @@ def _check_encoding(arguments: Sequence[str]) -> None:
                 f"the argument {argument!a} has bytes that are no {sys.getfilesystemencoding()} text, the encoding of "
                 "this process; set PYTHONUTF8=1, or a locale of UTF-8 such as LC_ALL=C.UTF-8"
             ) from error
+
+
+def _output_is_unread() -> bool:
+    """Return whether standard output is a pipe or socket whose other end is closed."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(event & select.POLLERR for _, event in output.poll(0))
 
 
 def _end(*_: object) -> NoReturn:

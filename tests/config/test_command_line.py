@@ -296,6 +296,31 @@ def test_ctrl_c_ends_a_job_without_a_traceback() -> None:
     assert (job.returncode, job.stderr) == (130, "")
 
 
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_output_that_nobody_reads_ends_a_job_without_a_traceback(lines: int) -> None:
+    script = (
+        "from perceiver_dist.config.command_line import run_job\n"
+        f"run_job(lambda arguments: print('line\\n' * {lines}) or 0)\n"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    job = subprocess.run([sys.executable, "-c", script], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (job.returncode, job.stderr) == (141, "")
+
+
+def test_another_broken_pipe_is_a_bug() -> None:
+    script = (
+        "from perceiver_dist.config.command_line import run_job\n"
+        "def main(arguments):\n"
+        "    raise BrokenPipeError('a connection to the storage')\n"
+        "run_job(main)\n"
+    )
+    job = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert job.returncode == 1
+    assert job.stderr.endswith("BrokenPipeError: a connection to the storage\n")
+
+
 def test_a_bug_ends_a_job_with_its_traceback_and_status_1() -> None:
     script = (
         "from perceiver_dist.config.command_line import run_job\n"
