@@ -14,7 +14,8 @@ from perceiver_dist.training.tracker.logged_metrics import StepMetrics
 
 _SHARE_OF_RUN = 0.02
 _FEWEST_STEPS, _FEWEST_LOGS = 100, 5
-"""Steps and logs that are looked at: a fiftieth of the run, and not so few that noise decides."""
+"""Steps and logs that are looked at: a fiftieth of the run, and not so few that noise decides. For the loss of a source
+these are steps of its own: a source with a small weight is learned later."""
 _AT_CHANCE = 0.98
 """Loss, as a fraction of that of guessing evenly, above which nothing has been learned. After a fiftieth of a run even
 a slow start is below: 6.77 of 6.91 with the 1,000 classes of ImageNet."""
@@ -38,6 +39,10 @@ class LearningWatch:
         self._config = config
         train = config.train
         self._steps = max(_FEWEST_STEPS, _FEWEST_LOGS * train.log_every, round(_SHARE_OF_RUN * train.steps))
+        weights = sum(source.weight for source in config.sources)
+        self._steps_by_source = {
+            source.name: round(self._steps * weights / source.weight) for source in config.sources
+        }
         self._logs: deque[StepMetrics] = deque()
         self._reported: set[str] = set()
 
@@ -55,7 +60,8 @@ class LearningWatch:
             self._logs.pop()
         if metrics.step > warmup:
             self._logs.append(metrics)
-        while self._logs and self._logs[0].step <= metrics.step - self._steps:
+        longest = max(self._steps_by_source.values())
+        while self._logs and self._logs[0].step <= metrics.step - longest:
             self._logs.popleft()
         if metrics.step < warmup + self._steps or len(self._logs) < _FEWEST_LOGS:
             return []
@@ -68,13 +74,16 @@ class LearningWatch:
         """Return, by source, that its loss is at chance."""
         found = {}
         for source in self._config.sources:
-            losses = [log.losses[source.name] for log in self._logs if source.name in log.losses]
+            steps = self._steps_by_source[source.name]
+            if self._logs[-1].step < self._config.optim.warmup_steps + steps:
+                continue
+            losses = [log.losses[source.name] for log in self._newest(steps) if source.name in log.losses]
             classes = source.num_classes if source.task == "softmax" else 2
             chance = math.log(classes)
             if len(losses) >= _FEWEST_LOGS and fmean(losses) > _AT_CHANCE * chance:
                 found[f"loss of {source.name}"] = (
-                    f"source '{source.name}' is not learned: {self._span()} its loss is {fmean(losses):.3f}, that of "
-                    f"guessing is ln {classes} = {chance:.3f}; lower optim.learning_rate, or check its labels with "
+                    f"source '{source.name}' is not learned: {self._span(steps)} its loss is {fmean(losses):.3f}, that "
+                    f"of guessing is ln {classes} = {chance:.3f}; lower optim.learning_rate, or check its labels with "
                     "jobs/inspect_data.py"
                 )
         return found
@@ -82,15 +91,16 @@ class LearningWatch:
     def _clipping(self) -> dict[str, str]:
         """Return that nearly all gradients are clipped, to a fraction of their norm."""
         limit = self._config.optim.clip_norm
-        shares = [log.signals["clipped"] for log in self._logs if "clipped" in log.signals]
-        norms = [log.gradient_norm for log in self._logs if log.gradient_norm is not None]
+        logs = self._newest(self._steps)
+        shares = [log.signals["clipped"] for log in logs if "clipped" in log.signals]
+        norms = [log.gradient_norm for log in logs if log.gradient_norm is not None]
         if len(shares) < _FEWEST_LOGS or fmean(shares) < _NEARLY_ALL or not norms:
             return {}
         if median(norms) < _FAR_ABOVE * limit:
             return {}
         return {
             "clipping": (
-                f"{fmean(shares):.0%} of the gradients are clipped {self._span()}: their median norm is "
+                f"{fmean(shares):.0%} of the gradients are clipped {self._span(self._steps)}: their median norm is "
                 f"{median(norms):.3g}, optim.clip_norm is {limit:g}; raise it, or lower optim.learning_rate"
             )
         }
@@ -98,17 +108,23 @@ class LearningWatch:
     def _attention(self) -> dict[str, str]:
         """Return, by cross-attend, that its attention has collapsed."""
         found = {}
-        for name in sorted({name for log in self._logs for name in log.signals}):
+        logs = self._newest(self._steps)
+        for name in sorted({name for log in logs for name in log.signals}):
             kind, _, place = name.partition("/")
-            shares = [log.signals[name] for log in self._logs if name in log.signals]
+            shares = [log.signals[name] for log in logs if name in log.signals]
             if kind != "saturated" or len(shares) < _FEWEST_LOGS or fmean(shares) < _NEARLY_ALL:
                 continue
             source, _, number = place.rpartition("/")
             found[name] = (
                 f"attention has collapsed: in cross-attend {number}, {fmean(shares):.0%} of the latents give a single "
-                f"token of source '{source}' nearly all of their attention {self._span()}; lower optim.learning_rate"
+                f"token of source '{source}' nearly all of their attention {self._span(self._steps)}; "
+                "lower optim.learning_rate"
             )
         return found
 
-    def _span(self) -> str:
-        return f"in steps {self._logs[-1].step - self._steps + 1} to {self._logs[-1].step}"
+    def _newest(self, steps: int) -> list[StepMetrics]:
+        """Return the logs of the newest steps."""
+        return [log for log in self._logs if log.step > self._logs[-1].step - steps]
+
+    def _span(self, steps: int) -> str:
+        return f"in steps {self._logs[-1].step - steps + 1} to {self._logs[-1].step}"

@@ -51,12 +51,18 @@ def test_a_run_that_learns_gets_no_warning() -> None:
 def test_a_loss_at_chance_after_the_warm_up_is_reported_once_for_each_source() -> None:
     digits, tags = warnings(losses=CHANCE)
     assert digits == (
-        150,
-        "source 'digits' is not learned: in steps 51 to 150 its loss is 2.303, that of guessing is ln 10 = 2.303; "
+        250,
+        "source 'digits' is not learned: in steps 51 to 250 its loss is 2.303, that of guessing is ln 10 = 2.303; "
         "lower optim.learning_rate, or check its labels with jobs/inspect_data.py",
     )
     assert "source 'tags'" in tags[1]
     assert "ln 2 = 0.693" in tags[1]
+
+
+def test_a_source_with_a_small_weight_is_judged_by_as_many_steps_of_its_own() -> None:
+    often, seldom = replace(SOURCES[0], weight=4.0), SOURCES[1]
+    config = replace(CONFIG, sources=[often, seldom])
+    assert [step for step, _ in warnings(losses=CHANCE, config=config)] == [180, 550]
 
 
 def test_a_loss_that_rises_to_chance_late_is_reported() -> None:
@@ -85,7 +91,7 @@ def test_collapsed_attention_is_reported_by_cross_attend() -> None:
     assert "in cross-attend 2, 97% of the latents give a single token of source 'digits'" in line
 
 
-@pytest.mark.parametrize(("steps", "first"), [(1000, 150), (20000, 450)])
+@pytest.mark.parametrize(("steps", "first"), [(1000, 250), (20000, 850)])
 def test_long_runs_have_longer_to_start(steps: int, first: int) -> None:
     config = replace(CONFIG, train=TrainConfig(steps=steps))
     assert warnings(losses=CHANCE, config=config)[0][0] == first
@@ -94,6 +100,6 @@ def test_long_runs_have_longer_to_start(steps: int, first: int) -> None:
 def test_steps_that_are_repeated_after_a_restart_count_once() -> None:
     watch = LearningWatch(CONFIG)
     bad = StepMetrics(losses=CHANCE)
-    for step in [*range(10, 141, 10), *range(100, 141, 10)]:
+    for step in [*range(10, 241, 10), *range(200, 241, 10)]:
         assert watch.add(replace(bad, step=step)) == []
-    assert len(watch.add(replace(bad, step=150))) == 2
+    assert len(watch.add(replace(bad, step=250))) == 2
