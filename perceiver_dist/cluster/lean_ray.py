@@ -21,8 +21,8 @@ def lean_ray() -> Iterator[None]:
     """Change how a Ray is started in this context.
 
     It has no autoscaler, since it has one node, and no process that forwards the workers' output, which `QUIET` turns
-    off in the driver. If there is a template, it forks the workers. What they look for in the environment is this Ray
-    (`variables_of_cluster`), whatever else runs on the machine.
+    off in the driver. It leaves Ray's fixed ports to clusters. If there is a template, it forks the workers. What they
+    look for in the environment is this Ray (`variables_of_cluster`), whatever else runs on the machine.
     """
     update, start_raylet = RayParams.update_if_absent, Node.start_raylet
     forks = take_template()
@@ -34,6 +34,8 @@ def lean_ray() -> Iterator[None]:
                 values[name] = forked_worker.__file__
         params.no_monitor = True
         params.include_log_monitor = False
+        # A free one. On the default port the job agent of a cluster that is started beside this Ray would be missing.
+        params.dashboard_agent_listen_port = 0
         update(params, **values)  # type: ignore[no-untyped-call] # Ray leaves it without types
 
     def start_raylet_here(node: Any, *arguments: Any, **options: Any) -> None:

@@ -48,14 +48,14 @@ def test_a_folder_that_ray_deletes_after_the_job_is_rejected(
         resolve(replace(CONFIG, storage=StorageConfig(path=folder)))
 
 
-def test_a_ray_started_here_listens_on_loopback_only() -> None:
+def test_a_ray_started_here_listens_on_loopback_only_and_leaves_the_ports_of_a_cluster_free() -> None:
     code = """
 import json, psutil
 from perceiver_dist.cluster.connect import start_ray
 start_ray(2)
 processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
 listening = [
-    connection.laddr.ip
+    connection.laddr
     for process in processes
     for connection in process.net_connections("inet")
     if connection.status == psutil.CONN_LISTEN
@@ -66,4 +66,7 @@ print(json.dumps(sorted(set(listening))))
     found = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
-    assert set(json.loads(found.stdout.splitlines()[-1])) == {"127.0.0.1", "::ffff:127.0.0.1"}
+    addresses = json.loads(found.stdout.splitlines()[-1])
+    assert {address for address, _ in addresses} == {"127.0.0.1", "::ffff:127.0.0.1"}
+    # Ray's fixed ports: server, clients, dashboard, agent of jobs. Someone may start a cluster beside the run.
+    assert not {port for _, port in addresses} & {6379, 10001, 8265, 52365}
