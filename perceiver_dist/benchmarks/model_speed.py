@@ -30,6 +30,10 @@ from perceiver_dist.model.cost import paper_flops
 from perceiver_dist.preflight.gpus import THROUGHPUT_FILE, MeasuredThroughput
 
 _MODULE = "perceiver_dist.benchmarks.model_steps"
+_GPU_COLUMNS = (
+    *("model", "batch", "samples/s", "step ms", "min", "max", "ratio"),
+    *("paper TFLOP/s", "TFLOP/s", "of a product", "GiB"),
+)
 GPU_PLAN = (
     ("imagenet", "bf16", (4, 32, 128)),
     ("imagenet", "fp32", (16,)),
@@ -120,11 +124,11 @@ def _table_of_steps(
         first: float | None = None
         for contender in (name for name in GPU_CONTENDERS if is_possible(name, config)):
             if time.monotonic() > deadline:
-                rows.append([contender, str(batch), "no time left", *["-"] * 9])
+                rows.append(_without_figures(contender, batch, "no time left"))
                 continue
             times = measure_steps(ModelTask(contender, setting, batch, precision, device), seconds)
             if times is None:
-                rows.append([contender, str(batch), "out of memory", *["-"] * 9])
+                rows.append(_without_figures(contender, batch, "out of memory"))
                 continue
             flops = computed_flops(contender, config, device)
             step = median(times.seconds)
@@ -154,13 +158,17 @@ def _table_of_steps(
                     date=datetime.now(UTC).date().isoformat(),
                 )
                 measured.append(row.as_yaml())
-    columns = ("model", "batch", "samples/s", "step ms", "min", "max", "ratio", "paper TFLOP/s", "TFLOP/s")
     notes = [
         f"a large product in {precision}: {rate / 1e12:.3g} TFLOP/s",
         f"rows for {THROUGHPUT_FILE}:",
         *measured,
     ]
-    return ResultTable((*columns, "of a product", "GiB"), rows, notes)
+    return ResultTable(_GPU_COLUMNS, rows, notes)
+
+
+def _without_figures(contender: str, batch: int, reason: str) -> list[str]:
+    row = [contender, str(batch), reason]
+    return [*row, *["-"] * (len(_GPU_COLUMNS) - len(row))]
 
 
 def _table_of_processes(setting: str, batch: int, precision: str, repeats: int) -> ResultTable:

@@ -101,7 +101,7 @@ def test_contenders_with_the_same_weights_give_the_same_logits() -> None:
 
 
 def test_a_gpu_is_measured_in_one_table_per_setting_and_printed_as_measured_throughput() -> None:
-    [(section, table)] = measure_gpu(seconds=0.01, device="cpu")
+    [(section, table)] = measure_gpu(seconds=0.01, minutes=60, device="cpu")
     assert section == "gpu_small_bf16"
     possible = [name for name in GPU_CONTENDERS if is_possible(name, SETTINGS["small"])]
     assert [row[:2] for row in table.rows] == [[name, batch] for batch in ("1", "2") for name in possible]
@@ -117,6 +117,7 @@ def test_a_gpu_is_measured_in_one_table_per_setting_and_printed_as_measured_thro
 def test_no_row_is_begun_after_the_time_is_spent() -> None:
     [(_, table)] = measure_gpu(minutes=0, device="cpu")
     assert {row[2] for row in table.rows} == {"no time left"}
+    assert {len(row) for row in table.rows} == {len(table.columns)}
 
 
 def test_out_of_memory_is_a_row_and_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
