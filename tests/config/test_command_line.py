@@ -309,30 +309,29 @@ def test_output_that_nobody_reads_ends_a_job_without_a_traceback(lines: int) -> 
     assert (job.returncode, job.stderr) == (141, "")
 
 
-def test_another_broken_pipe_is_a_bug() -> None:
-    script = (
-        "from perceiver_dist.config.command_line import run_job\n"
-        "def main(arguments):\n"
-        "    raise BrokenPipeError('a connection to the storage')\n"
-        "run_job(main)\n"
-    )
-    job = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert job.returncode == 1
-    assert job.stderr.endswith("BrokenPipeError: a connection to the storage\n")
-
-
-def test_a_bug_ends_a_job_with_its_traceback_and_status_1() -> None:
+@pytest.mark.parametrize(
+    ("bug", "last_line"),
+    [
+        (
+            "InternalError('3 rows instead of 4')",
+            "perceiver_dist.errors.InternalError: 3 rows instead of 4\n",
+        ),
+        # Not that of the output, which would be no bug.
+        ("BrokenPipeError('a connection to the storage')", "BrokenPipeError: a connection to the storage\n"),
+    ],
+)
+def test_a_bug_ends_a_job_with_its_traceback_and_status_1(bug: str, last_line: str) -> None:
     script = (
         "from perceiver_dist.config.command_line import run_job\n"
         "from perceiver_dist.errors import InternalError\n"
         "def main(arguments):\n"
-        "    raise InternalError('3 rows instead of 4')\n"
+        f"    raise {bug}\n"
         "run_job(main)\n"
     )
     job = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert job.returncode == 1
     assert job.stderr.startswith("Traceback (most recent call last):")
-    assert job.stderr.endswith("perceiver_dist.errors.InternalError: 3 rows instead of 4\n")
+    assert job.stderr.endswith(last_line)
 
 
 @pytest.mark.parametrize("part", [OptimConfig, SourceConfig, ImageInput, RunConfig])
