@@ -8,6 +8,7 @@ from rich.console import Console
 from perceiver_dist.config.command_line import run_job
 from perceiver_dist.config.subcommands import options_parser, parse_arguments
 from perceiver_dist.inference.inference_options import EvaluationOptions
+from perceiver_dist.standard_output import lasting_output
 
 
 def build_parser() -> ArgumentParser:
@@ -37,10 +38,11 @@ def main(arguments: Sequence[str]) -> int:
     from perceiver_dist.inference.model_evaluation import evaluate_model
 
     console = Console(highlight=False)
-    evaluation = evaluate_model(options, console)
-    files = write_report(evaluation, options.attention)
-    locations = {"report": evaluation.out, "MLflow run": record_evaluation(evaluation, files)}
-    console.print(result_table(evaluation.metrics, locations))
+    with lasting_output():
+        evaluation = evaluate_model(options, console)
+        files = write_report(evaluation, options.attention)
+        locations = {"report": evaluation.out, "MLflow run": record_evaluation(evaluation, files)}
+        console.print(result_table(evaluation.metrics, locations))
     return 0
 
 

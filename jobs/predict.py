@@ -10,6 +10,7 @@ from perceiver_dist.config.command_line import EXIT_USAGE, run_job
 from perceiver_dist.config.subcommands import options_parser, parse_arguments
 from perceiver_dist.errors import UserError
 from perceiver_dist.inference.inference_options import PredictionOptions
+from perceiver_dist.standard_output import lasting_output
 
 _TABLE_WIDTH = 160
 """Columns of a table that does not go to a terminal; rich's default of 80 would wrap long paths."""
@@ -55,11 +56,10 @@ def main(arguments: Sequence[str]) -> int:
     # Imported where it is needed, since files are predicted without Ray.
     from perceiver_dist.inference.shard_prediction import predict_shards
 
-    summary = predict_shards(options, console)
-    console.print(
-        f"{summary.samples:,} samples in {summary.out}; {summary.bad:,} without a prediction (see the column error)",
-        soft_wrap=True,
-    )
+    with lasting_output():
+        summary = predict_shards(options, console)
+        unusable = f"{summary.bad:,} without a prediction (see the column error)"
+        console.print(f"{summary.samples:,} samples in {summary.out}; {unusable}", soft_wrap=True)
     return 0
 
 

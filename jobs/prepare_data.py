@@ -16,6 +16,7 @@ from rich.progress import Progress
 from perceiver_dist.cluster.connect import start_ray
 from perceiver_dist.config.command_line import run_job
 from perceiver_dist.config.subcommands import parse_arguments, subcommand_parser
+from perceiver_dist.standard_output import lasting_output
 from pipelines.convert import (
     Conversion,
     convert_audioset,
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
         print(remark, file=sys.stderr)
     start_ray(1)
     console = Console(stderr=True, highlight=False)
-    with Progress(console=console, disable=not sys.stderr.isatty()) as progress:
+    with lasting_output(), Progress(console=console, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("shards", total=None)
 
         def show_progress(done: int, total: int) -> None:

@@ -16,6 +16,7 @@ from perceiver_dist.config.command_line import (
     run_parser,
 )
 from perceiver_dist.config.run_config import RunConfig
+from perceiver_dist.standard_output import lasting_output
 from perceiver_dist.training.worker_imports import TRAINING
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "default.yaml"
@@ -84,13 +85,14 @@ def main(arguments: Sequence[str]) -> int:
     from perceiver_dist.training.driver import run_training
     from perceiver_dist.training.hang_watch import HangError
 
-    end_left_ray()
-    try:
-        status = EXIT_STATUS[run_training(config, console, hangs=hangs_before())["exit"]]
-    except HangError as error:
-        console.print(f"{error}; starting again with a new Ray", markup=False, soft_wrap=True)
-        begin_anew()
-    leave_if_ray_has_ended(status)
+    with lasting_output():
+        end_left_ray()
+        try:
+            status = EXIT_STATUS[run_training(config, console, hangs=hangs_before())["exit"]]
+        except HangError as error:
+            console.print(f"{error}; starting again with a new Ray", markup=False, soft_wrap=True)
+            begin_anew()
+        leave_if_ray_has_ended(status)
     return status
 
 

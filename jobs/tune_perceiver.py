@@ -17,6 +17,7 @@ from perceiver_dist.config.command_line import (
     run_parser,
 )
 from perceiver_dist.search.study.search_config import SearchRunConfig
+from perceiver_dist.standard_output import lasting_output
 from perceiver_dist.training.worker_imports import TRAINING
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -79,9 +80,10 @@ def main(arguments: Sequence[str]) -> int:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = LOG_WIDTH
-    outcome = run_search(config, console, parsed.promote)
-    status = EXIT_STATUS.get(outcome.interrupted, 0 if outcome.record.best else 1)
-    leave_if_ray_has_ended(status)
+    with lasting_output():
+        outcome = run_search(config, console, parsed.promote)
+        status = EXIT_STATUS.get(outcome.interrupted, 0 if outcome.record.best else 1)
+        leave_if_ray_has_ended(status)
     return status
 
 

@@ -12,7 +12,6 @@ from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.exceptions import AuthenticationError
 
 from perceiver_dist.cluster.lean_ray import lean_ray
-from perceiver_dist.cluster.sigterm import keep_sigterm, without_sigterm
 from perceiver_dist.cluster.surroundings import (
     cluster_address,
     forwarded_variables,
@@ -21,6 +20,7 @@ from perceiver_dist.cluster.surroundings import (
 )
 from perceiver_dist.cluster.termination import end_ray_by_sigkill, own_processes
 from perceiver_dist.errors import UserError
+from perceiver_dist.termination_signals import keep_termination_signals, without_termination_signals
 
 _CONNECT_SECONDS = 10.0
 """Timeout of the reachability check: far above a connection's round trip, far below the minutes that Ray retries."""
@@ -51,7 +51,7 @@ def start_ray(cpus: int) -> None:
     if ray.is_initialized():
         return
     # Ray would end the process by SIGTERM with status 15, and without a word.
-    with keep_sigterm():
+    with keep_termination_signals():
         address = cluster_address()
         if address:
             _connect(submitting_cluster() or address)
@@ -80,7 +80,7 @@ def _start(cpus: int) -> None:
         UserError: It does not start: not in time, or the machine does not let it.
     """
     use_short_temporary_folder()
-    # It ends a worker by SIGTERM, which workers do not get (`without_sigterm`), and after this time by SIGKILL.
+    # It ends a worker by SIGTERM, which workers block (see below), and after this time by SIGKILL.
     os.environ.setdefault("RAY_kill_worker_timeout_milliseconds", "100")
     # A run has some 12 processes however many cores there are. Ray prints a warning at 4 times this number.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
@@ -89,7 +89,7 @@ def _start(cpus: int) -> None:
     # Otherwise Ray replaces the loopback address with the machine's own, so that other machines can join.
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
-        with lean_ray(), without_sigterm():
+        with lean_ray(), without_termination_signals():
             ray.init(
                 address="local",
                 num_cpus=max(local_cpus(os.cpu_count() or 1), cpus),

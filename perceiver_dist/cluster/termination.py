@@ -1,9 +1,10 @@
 """SIGTERM, when everybody gets it at once: timeout(1), batch systems, systemd and pods signal all processes of a job.
 
-Without precautions Ray ends before the run has saved: its processes are in the process group of the one that starts
-it, or in its control group. Therefore all processes of a Ray that a job starts here, and its workers, start with
-SIGTERM blocked (`perceiver_dist/cluster/sigterm.py`). The mask survives fork and exec, so it holds for whatever they
-start. Only the job's process acts on the signal; it asks the ranks to save, and ends Ray afterwards.
+A terminal that is closed does the same with SIGHUP; what is said of SIGTERM here holds for both. Without precautions
+Ray ends before the run has saved: its processes are in the process group of the one that starts it, or in its control
+group. Therefore all processes of a Ray that a job starts here, and its workers, start with both signals blocked
+(`perceiver_dist/termination_signals.py`). The mask survives fork and exec, so it holds for whatever they start. Only
+the job's process acts on the signal; it asks the ranks to save, and ends Ray afterwards.
 
 A Ray may end nevertheless: a cluster whose nodes got the signal too, or processes that were killed. Its client library
 then waits a minute for the lost server and ends the process with an error of its own. `TerminationWatch` notices, and
@@ -25,6 +26,8 @@ from typing import Any, NoReturn
 import psutil
 import ray
 from ray._private import ray_constants
+
+from perceiver_dist.termination_signals import handled_signals
 
 _SECONDS_BETWEEN_CHECKS = 0.5
 """How often to check for the end of Ray: little work, and short beside the seconds in which a job is to end."""
@@ -141,17 +144,17 @@ def own_processes() -> list["subprocess.Popen[bytes]"]:
 
 
 class TerminationWatch:
-    """Context in which SIGTERM asks the job to end, and the end of Ray does not go unnoticed.
+    """Context in which SIGTERM or SIGHUP asks the job to end, and the end of Ray does not go unnoticed.
 
     Python handles signals in the main thread only. In another one, such as that of a search's trial, it does nothing.
 
     Args:
-        request: Called at SIGTERM, in the handler of the signal: asks the job to save and end.
-        reason_to_end: Called twice a second with whether SIGTERM has arrived; an error to end the job with at once, or
+        request: Called at the first of them, in the handler of the signal: asks the job to save and end.
+        reason_to_end: Called twice a second with whether a signal has arrived; an error to end the job with at once, or
             None.
 
     Attributes:
-        requested: Whether SIGTERM has arrived.
+        requested: Whether a signal has arrived.
         reason: Why the main thread was interrupted: what `reason_to_end` has returned, or `RayEndedError`; else None.
 
     Raises:
@@ -169,26 +172,27 @@ class TerminationWatch:
         self._done = threading.Event()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._before: Any = None
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "TerminationWatch":
-        """Handle SIGTERM from now on."""
+        """Handle the signals from now on."""
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._handle)
+            self._before = {number: signal.signal(number, self._handle) for number in handled_signals()}
             signal.signal(_WAKE, self._wake)
             self._thread = threading.Thread(target=self._watch, daemon=True)
             self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop watching. After a SIGTERM others are ignored, since the job is about to write its result and end."""
+        """Stop watching. After a signal others are ignored, since the job is about to write its result and end."""
         if self._thread is not None:
             with self._lock:
                 self._done.set()
-            signal.signal(signal.SIGTERM, signal.SIG_IGN if self.requested else self._before)
+            for number, handler in self._before.items():
+                signal.signal(number, signal.SIG_IGN if self.requested else handler)
 
     def ray_has_ended(self) -> bool:
-        """Return whether Ray has ended. After SIGTERM, when errors come before the end, it waits a little for it."""
+        """Return whether Ray has ended. After a signal, when errors come before the end, it waits a little for it."""
         until = time.monotonic() + (_SECONDS_OF_RAYS_END if self.requested else 0)
         while not (ended := ray_has_ended(asks_cluster=True)) and time.monotonic() < until:
             time.sleep(_SECONDS_BETWEEN_CHECKS)

@@ -38,8 +38,8 @@ from pathlib import Path
 from typing import Any
 
 from perceiver_dist.cluster.forked_worker import SOCKET
-from perceiver_dist.cluster.sigterm import without_sigterm
 from perceiver_dist.cluster.surroundings import cluster_address, use_short_temporary_folder
+from perceiver_dist.termination_signals import without_termination_signals
 
 _GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """Devices of NVIDIA's driver, of AMD's, and of GPUs under Windows (WSL)."""
@@ -87,7 +87,7 @@ def start_template(imports: TemplateImports) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     # The template ends when its input does: with this process, however it ends. Until then it and its forks have to
     # work, also after a SIGTERM to all processes of the job.
-    with without_sigterm():
+    with without_termination_signals():
         _FREE.append(
             subprocess.Popen(  # noqa: S603
                 [sys.executable, __file__, json.dumps(asdict(imports))],

@@ -1,9 +1,9 @@
 """Command line and YAML parser of a `RunConfig`; a wrong option ends the job with one line and exit status 2."""
 
 import dataclasses
+import errno
 import os
 import re
-import select
 import signal
 import sys
 import textwrap
@@ -18,6 +18,8 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from perceiver_dist.config.options import nearest_option, option_groups, value_types
 from perceiver_dist.config.run_config import RunConfig
 from perceiver_dist.errors import UserError
+from perceiver_dist.standard_output import OutputError, checked_output
+from perceiver_dist.termination_signals import handled_signals
 
 EXIT_USAGE = 2
 """Exit status of a usage error, as argparse and most command line tools have it."""
@@ -26,7 +28,7 @@ EXIT_INTERRUPTED = 130
 EXIT_UNREAD = 141
 """Exit status if nobody reads the output any more, as in `--help | head -1`: 128 plus SIGPIPE's number, 13."""
 EXIT_TERMINATED = 143
-"""Exit status after SIGTERM, as shells report it: 128 plus its number, 15."""
+"""Exit status after SIGTERM, as shells report it: 128 plus its number, 15; also after SIGHUP."""
 
 Configuration = TypeVar("Configuration", bound=RunConfig)
 
@@ -150,26 +152,26 @@ def run_job(main: Callable[[Sequence[str]], int]) -> NoReturn:
         main: Takes the arguments, returns the exit status; raises `UserError` for what the user can fix.
 
     Raises:
-        SystemExit: Always; status 2 and one line on standard error for a `UserError`, 130 after Ctrl-C, 143 after
-            SIGTERM, unless the job handles it, 141 if standard output is a pipe that nobody reads any more.
-        BrokenPipeError: Another pipe or connection broke, which is a bug.
+        SystemExit: Always; status 2 and one line on standard error for a `UserError` and for a standard output that
+            cannot be written, but 141 if it is a pipe that nobody reads any more; 130 after Ctrl-C, 143 after
+            SIGTERM or SIGHUP, unless the job handles them.
     """
-    signal.signal(signal.SIGTERM, _end)
+    for number in handled_signals():
+        signal.signal(number, _end)
     try:
         _check_encoding(sys.argv[1:])
-        status = main(sys.argv[1:])
-        sys.stdout.flush()
+        with checked_output():
+            status = main(sys.argv[1:])
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(EXIT_USAGE) from None
     except KeyboardInterrupt:
         raise SystemExit(EXIT_INTERRUPTED) from None
-    except BrokenPipeError:
-        if not _output_is_unread():
-            raise
-        # Python writes what is left when it ends, which would fail again, with a traceback.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(EXIT_UNREAD) from None
+    except OutputError as error:
+        if error.errno == errno.EPIPE:
+            raise SystemExit(EXIT_UNREAD) from None
+        sys.stderr.write(f"error: standard output cannot be written: {error.strerror}\n")
+        raise SystemExit(EXIT_USAGE) from None
     raise SystemExit(status)
 
 
@@ -189,15 +191,8 @@ def _check_encoding(arguments: Sequence[str]) -> None:
             ) from error
 
 
-def _output_is_unread() -> bool:
-    """Return whether standard output is a pipe or socket whose other end is closed."""
-    output = select.poll()
-    output.register(sys.stdout.fileno(), select.POLLOUT)
-    return any(event & select.POLLERR for _, event in output.poll(0))
-
-
-def _end(*_: object) -> NoReturn:
-    sys.stderr.write("ended by SIGTERM\n")
+def _end(number: int, _: object) -> NoReturn:
+    sys.stderr.write(f"ended by {signal.Signals(number).name}\n")
     raise SystemExit(EXIT_TERMINATED)
 
 

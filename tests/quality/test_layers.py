@@ -13,6 +13,8 @@ LAYERS = [
     "perceiver_dist.range_checks",
     "perceiver_dist.modalities",
     "perceiver_dist.strict_json",
+    "perceiver_dist.standard_output",
+    "perceiver_dist.termination_signals",
     "pipelines.*",  # errors, limits and random numbers
     "pipelines.storage.*",
     "pipelines.augment.*",
