@@ -11,11 +11,8 @@ The frames and the audio of a video are cut from one window. Only the timestamps
 """
 
 from collections.abc import Iterator
-from itertools import chain
 
-import av
 import numpy as np
-from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
@@ -36,6 +33,7 @@ from pipelines.decode.container import (
     window_start,
 )
 from pipelines.decode.image import fit_image
+from pipelines.decode.resampling import resampled
 from pipelines.errors import SampleError
 from pipelines.limits import DEFAULT_LIMITS, Limits
 
@@ -48,9 +46,6 @@ SETTLING_TIME = 0.2
 GAP = 0.02
 """Seconds by which a timestamp must differ from the sample count before audio is moved. Smaller differences are
 rounding, such as Matroska's to milliseconds."""
-
-_MIXED_CHANNELS = 8
-"""Channels up to which FFmpeg mixes to mono by the layout. For more it has weights only if the file names a layout."""
 
 
 def decode_audio(
@@ -211,7 +206,7 @@ def _read_sound(media: MediaFile, track: AudioStream, start: float, spec: AudioI
     """Decode the audio from `start` on: int16 (samples,), zeros where there is none; None if the track has none."""
     sound = np.zeros(spec.samples, dtype=np.int16)
     cursor: int | None = None
-    for time, piece in _resampled(decoded_from(media, track, start - SETTLING_TIME), spec.sample_rate):
+    for time, piece in resampled(decoded_from(media, track, start - SETTLING_TIME), spec.sample_rate):
         stamped = round((time - start) * spec.sample_rate)
         if cursor is None or abs(stamped - cursor) > GAP * spec.sample_rate:
             cursor = stamped
@@ -225,37 +220,3 @@ def _read_sound(media: MediaFile, track: AudioStream, start: float, spec: AudioI
     wanted = start + spec.samples / spec.sample_rate
     require_reached(media, track, wanted, reached=start + (cursor or 0) / spec.sample_rate)
     return None if cursor is None else sound
-
-
-def _resampled(
-    frames: Iterator[tuple[float, AudioFrame | VideoFrame]], rate: int
-) -> Iterator[tuple[float, np.ndarray]]:
-    """Convert frames to 16-bit mono at `rate`; yield the time of the first sample, and int16 (samples,)."""
-    resampler = av.AudioResampler(format="s16", layout="mono", rate=rate)
-    sounds = (_mixable(frame) for _, frame in frames if isinstance(frame, AudioFrame))
-    for sound in chain(sounds, [None]):  # None flushes the samples that the resampler still holds.
-        for piece in resampler.resample(sound):
-            if piece is not None and piece.time is not None:
-                yield piece.time, piece.to_ndarray()[0]
-
-
-def _mixable(frame: AudioFrame) -> AudioFrame:
-    """Return a frame that FFmpeg can mix to mono: with more channels than it has weights for, their mean.
-
-    Raises:
-        SampleError: A sample of a floating-point format is not a number, or infinite.
-    """
-    is_float = frame.format.name.startswith(("flt", "dbl"))
-    channels = frame.layout.nb_channels
-    if not is_float and channels <= _MIXED_CHANNELS:
-        return frame
-    values = frame.to_ndarray()
-    if is_float and not np.isfinite(values).all():
-        raise SampleError(f"audio has samples that are not finite numbers, at {frame.time or 0:.2f} s")
-    if channels <= _MIXED_CHANNELS:
-        return frame
-    by_channel = values if frame.format.is_planar else values.reshape(-1, channels).T
-    mean = by_channel.mean(axis=0, keepdims=True).astype(values.dtype)
-    mono = AudioFrame.from_ndarray(mean, format=frame.format.packed.name, layout="mono")
-    mono.sample_rate, mono.pts, mono.time_base = frame.sample_rate, frame.pts, frame.time_base
-    return mono
