@@ -2,7 +2,8 @@
 
 Three causes are looked for over the newest logs, from some time after the warm-up: a loss as high as that of guessing,
 gradients of which nearly all are clipped to a fraction of their norm, and cross-attends in which nearly every latent
-reads a single token.
+reads a single token, so that most tokens are read by none. Where there are as many latents as tokens, a latent for each
+token is a good division of labour: that is how the default run learns images.
 """
 
 import math
@@ -10,6 +11,7 @@ from collections import deque
 from statistics import fmean, median
 
 from perceiver_dist.config.run_config import RunConfig
+from perceiver_dist.model.cost import tokens_per_modality
 from perceiver_dist.training.tracker.logged_metrics import StepMetrics
 
 _SHARE_OF_RUN = 0.02
@@ -26,6 +28,9 @@ _FAR_ABOVE = 10.0
 """Median norm of the gradients, in units of `optim.clip_norm`, from which clipping is reported. AdamW does not mind
 gradients that are all scaled down a little: the default run's are three to four times as long as the limit, and with a
 limit of 10 it learned no better (docs/experiments.md)."""
+
+_READ_ENOUGH = 0.5
+"""Latents per token above which attention to single tokens is not reported: most tokens can have their own latent."""
 
 
 class LearningWatch:
@@ -109,16 +114,23 @@ class LearningWatch:
         """Return, by cross-attend, that its attention has collapsed."""
         found = {}
         logs = self._newest(self._steps)
+        latents, tokens = self._config.model.latents, tokens_per_modality(self._config.model)
+        tokens_by_source = {
+            source.name: sum(tokens[modality] for modality in source.modalities)
+            for source in self._config.sources
+        }
         for name in sorted({name for log in logs for name in log.signals}):
             kind, _, place = name.partition("/")
             shares = [log.signals[name] for log in logs if name in log.signals]
             if kind != "saturated" or len(shares) < _FEWEST_LOGS or fmean(shares) < _NEARLY_ALL:
                 continue
             source, _, number = place.rpartition("/")
+            if latents > _READ_ENOUGH * tokens_by_source[source]:
+                continue
             found[name] = (
                 f"attention has collapsed: in cross-attend {number}, {fmean(shares):.0%} of the latents give a single "
-                f"token of source '{source}' nearly all of their attention {self._span(self._steps)}; "
-                "lower optim.learning_rate"
+                f"token of source '{source}' nearly all of their attention {self._span(self._steps)}, so at most "
+                f"{latents:,} of its {tokens_by_source[source]:,} tokens are read; lower optim.learning_rate"
             )
         return found
 

@@ -19,7 +19,7 @@ SOURCES = [
     SourceConfig("tags", "none", ["image"], num_classes=5, task="multilabel"),
 ]
 CONFIG = RunConfig(
-    ModelConfig(image=ImageInput(height=8, width=8)),
+    ModelConfig(latents=16, image=ImageInput(height=8, width=8)),
     SOURCES,
     optim=OptimConfig(warmup_steps=50),
     train=TrainConfig(steps=1000),
@@ -89,6 +89,12 @@ def test_gradients_of_which_nearly_all_are_clipped_to_a_fraction_are_reported() 
 def test_collapsed_attention_is_reported_by_cross_attend() -> None:
     [(_, line)] = warnings(signals={"saturated/digits/1": 0.3, "saturated/digits/2": 0.97})
     assert "in cross-attend 2, 97% of the latents give a single token of source 'digits'" in line
+    assert "so at most 16 of its 64 tokens are read; lower" in line
+
+
+def test_a_latent_for_each_token_is_no_collapse() -> None:
+    config = replace(CONFIG, model=replace(CONFIG.model, latents=33))
+    assert warnings(signals={"saturated/digits/1": 1.0}, config=config) == []
 
 
 @pytest.mark.parametrize(("steps", "first"), [(1000, 250), (20000, 850)])
