@@ -11,7 +11,7 @@ from collections import deque
 from statistics import fmean, median
 
 from perceiver_dist.config.run_config import RunConfig
-from perceiver_dist.model.cost import tokens_per_modality
+from perceiver_dist.modalities import tokens
 from perceiver_dist.training.tracker.logged_metrics import StepMetrics
 
 _SHARE_OF_RUN = 0.02
@@ -114,9 +114,9 @@ class LearningWatch:
         """Return, by cross-attend, that its attention has collapsed."""
         found = {}
         logs = self._newest(self._steps)
-        latents, tokens = self._config.model.latents, tokens_per_modality(self._config.model)
+        latents = self._config.model.latents
         tokens_by_source = {
-            source.name: sum(tokens[modality] for modality in source.modalities)
+            source.name: sum(tokens(spec) for spec in self._config.inputs(source).values())
             for source in self._config.sources
         }
         for name in sorted({name for log in logs for name in log.signals}):
