@@ -50,7 +50,7 @@ def test_no_threads_are_started() -> None:
     before = len(os.listdir("/proc/self/task"))
     pieces = resampled(sound("fltp", "stereo", 44100), 8000)
     next(pieces)
-    assert len(os.listdir("/proc/self/task")) == before
+    assert len(os.listdir("/proc/self/task")) <= before  # other tests may have left threads that end
     assert list(pieces)
 
 
