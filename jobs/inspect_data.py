@@ -51,8 +51,8 @@ def lint(
     if out:
         check_writable(folder_of(out), "--out")
     found = find_shards(shards, storage_path)
-    start_ray(cpus=1)
     with LiveDisplay(Console(stderr=True, highlight=False)) as view:
+        start_ray(1, view.message)
         report = lint_shards(found, index_folder(storage_path), rules, view.show_line, view.message)
     for line in lint_lines(report):
         Console().print(line, soft_wrap=True)

@@ -7,6 +7,7 @@ again.
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
+from functools import partial
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -62,9 +63,9 @@ def main(arguments: Sequence[str]) -> int:
     conversion = CONVERTERS[parsed.kind](**parsed[parsed.kind].as_dict())
     for remark in conversion.remarks:
         print(remark, file=sys.stderr)
-    start_ray(1)
     console = Console(stderr=True, highlight=False)
     with lasting_output(), Progress(console=console, disable=not sys.stderr.isatty()) as progress:
+        start_ray(1, partial(console.print, markup=False, soft_wrap=True))
         task = progress.add_task("shards", total=None)
 
         def show_progress(done: int, total: int) -> None:

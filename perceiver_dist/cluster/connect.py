@@ -3,9 +3,11 @@
 import json
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray._private import ray_constants, services
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
@@ -18,7 +20,8 @@ from perceiver_dist.cluster.surroundings import (
     submitting_cluster,
     use_short_temporary_folder,
 )
-from perceiver_dist.cluster.termination import end_ray_by_sigkill, own_processes
+from perceiver_dist.cluster.termination import end_children, end_ray_by_sigkill, own_processes
+from perceiver_dist.cluster.worker_template import replace_template
 from perceiver_dist.errors import UserError
 from perceiver_dist.termination_signals import keep_termination_signals, without_termination_signals
 
@@ -26,6 +29,8 @@ _CONNECT_SECONDS = 10.0
 """Timeout of the reachability check: far above a connection's round trip, far below the minutes that Ray retries."""
 _CORES_PER_EXTRA_CPU = 8
 """Between two tasks a reader waits for Ray, an eighth of its time: so many more readers keep all cores busy."""
+_ATTEMPTS = 3
+"""Ray allows its processes 15 to 30 seconds to start, too little beside other starts on a machine with few cores."""
 _LOOPBACK = "127.0.0.1"
 """A Ray node with this address listens on loopback only; with any other address it listens on all interfaces."""
 
@@ -33,7 +38,7 @@ QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 """Options of `ray.init` that keep Ray's log off the terminal, which shows the job's progress."""
 
 
-def start_ray(cpus: int) -> None:
+def start_ray(cpus: int, log: Callable[[str], None]) -> None:
     """Connect to the cluster that RAY_ADDRESS names, or start Ray in this process.
 
     A Ray started here has more CPUs than the machine has cores (`local_cpus`), and as many as needed: Ray's CPUs are
@@ -41,6 +46,7 @@ def start_ray(cpus: int) -> None:
 
     Args:
         cpus: CPUs that are needed.
+        log: Shows one line to the user: that Ray did not start in time and is started again.
 
     Raises:
         UserError: There is no cluster at RAY_ADDRESS, it rejects this process, or Ray does not start: not in time, or
@@ -56,7 +62,7 @@ def start_ray(cpus: int) -> None:
         if address:
             _connect(submitting_cluster() or address)
         else:
-            _start(cpus)
+            _start(cpus, log)
 
 
 def ray_is_own() -> bool:
@@ -73,8 +79,8 @@ def local_cpus(cores: int) -> int:
     return cores + -(-cores // _CORES_PER_EXTRA_CPU)
 
 
-def _start(cpus: int) -> None:
-    """Start Ray in this process.
+def _start(cpus: int, log: Callable[[str], None]) -> None:
+    """Start Ray in this process, again if it does not start in time.
 
     Raises:
         UserError: It does not start: not in time, or the machine does not let it.
@@ -88,11 +94,34 @@ def _start(cpus: int) -> None:
     os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     # Otherwise Ray replaces the loopback address with the machine's own, so that other machines can join.
     ray_constants.ENABLE_RAY_CLUSTER = False
+    cpus = max(local_cpus(os.cpu_count() or 1), cpus)
+    for attempt in range(1, _ATTEMPTS + 1):
+        if _starts_in_time(cpus):
+            end_ray_by_sigkill()
+            return
+        if attempt < _ATTEMPTS:
+            log(
+                f"Ray did not start within its limit of 30 seconds (attempt {attempt} of {_ATTEMPTS}); trying again"
+            )
+            replace_template()
+    raise UserError(
+        f"Ray did not start on this machine in {_ATTEMPTS} attempts, each within its limit of 30 seconds; start the "
+        "job again when the machine is less busy"
+    )
+
+
+def _starts_in_time(cpus: int) -> bool:
+    """Start Ray in this process. Return whether it has started; if not, none of its processes is left.
+
+    Raises:
+        UserError: The machine does not let it start.
+    """
+    others = psutil.Process().children()
     try:
         with lean_ray(), without_termination_signals():
             ray.init(
                 address="local",
-                num_cpus=max(local_cpus(os.cpu_count() or 1), cpus),
+                num_cpus=cpus,
                 include_dashboard=False,
                 _node_ip_address=_LOOPBACK,
                 **QUIET,
@@ -106,11 +135,9 @@ def _start(cpus: int) -> None:
     except Exception as error:  # Ray raises a plain Exception, so only the message tells.
         if "timed out during startup" not in str(error):
             raise
-        raise UserError(
-            "Ray did not start on this machine within its limit of 30 seconds; start the job again when the machine is "
-            "less busy"
-        ) from error
-    end_ray_by_sigkill()
+        end_children(others)
+        return False
+    return True
 
 
 def _connect(address: str) -> None:

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn
@@ -57,6 +57,18 @@ def end_ray_by_sigkill() -> None:
     for started in own_processes():
         # A method of this object only. Ray would wait for a second for each process, and kill it then.
         setattr(started, "terminate", partial(_kill_family, started.pid))  # noqa: B010
+
+
+def end_children(others: Collection[psutil.Process]) -> None:
+    """Kill the children of this process and theirs, except some: what is left of a Ray that did not start.
+
+    Args:
+        others: Children that are kept.
+    """
+    for child in psutil.Process().children():
+        if child not in others:
+            _kill_family(child.pid)
+            child.wait()
 
 
 def _kill_family(pid: int) -> None:

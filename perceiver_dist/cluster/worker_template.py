@@ -68,6 +68,8 @@ _FREE: list["subprocess.Popen[bytes]"] = []
 """The template of this process that no Ray uses yet, if there is one."""
 _USED: list["subprocess.Popen[bytes]"] = []
 """Templates of Rays that this process has started, kept so that their input stays open until this process ends."""
+_IMPORTS: list[TemplateImports] = []
+"""What the last template imports."""
 
 
 def start_template(imports: TemplateImports) -> None:
@@ -81,6 +83,7 @@ def start_template(imports: TemplateImports) -> None:
     """
     if cluster_address() or _FREE:
         return
+    _IMPORTS[:] = [imports]
     use_short_temporary_folder()
     folder = tempfile.mkdtemp(prefix="ray_workers_")  # only this user may enter it
     os.environ[SOCKET] = f"{folder}/socket"
@@ -97,6 +100,15 @@ def start_template(imports: TemplateImports) -> None:
                 start_new_session=True,
             )
         )
+
+
+def replace_template() -> None:
+    """End the template of a Ray that did not start, if it had one, and start another for the next Ray."""
+    if _USED:
+        ended = _USED.pop()
+        ended.kill()
+        ended.wait()
+        start_template(_IMPORTS[0])
 
 
 def take_template() -> bool:

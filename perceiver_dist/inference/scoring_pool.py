@@ -48,7 +48,7 @@ def allocate_pool(
     Raises:
         UserError: The device is cuda but the cluster has no GPUs, or the cluster is too small.
     """
-    start_ray((actors or 1) + (readers or 1))
+    start_ray((actors or 1) + (readers or 1), log)
     # Ray leaves these functions without types.
     resources: Any = ray.cluster_resources
     has_gpus = "GPU" in resources()

@@ -106,7 +106,7 @@ def _search(
     config = with_demo_data(config)
     shards = list_shards(config)
     if work_left:
-        start_ray_for_trials(config)
+        start_ray_for_trials(config, show)
         wait_for_capacity(config, f"search '{config.search.name}'", show)
         keep_data_actors_here()
         # Trials may run on GPUs that this machine does not have; the device decides what cross-attention costs.

@@ -1,6 +1,7 @@
 """Ray resources of a search: how many trials run at once, so that each of them can train and read."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -16,15 +17,16 @@ TRIAL_MEMORY = 2**30
 head node may have none; but Ray Tune cannot place an actor without any resources."""
 
 
-def start_ray_for_trials(config: SearchRunConfig) -> None:
+def start_ray_for_trials(config: SearchRunConfig, log: Callable[[str], None]) -> None:
     """Connect to a cluster, or start Ray on this machine with CPUs for one trial per `train.num_workers` cores.
 
     Args:
         config: Configuration of the search.
+        log: Shows one line to the user.
     """
     cores = os.cpu_count() or 1
     trials = config.search.max_concurrent or max(cores // config.train.max_workers, 1)
-    start_ray(trials * cpus_of(config))
+    start_ray(trials * cpus_of(config), log)
 
 
 def max_concurrent_trials(config: SearchRunConfig) -> int:

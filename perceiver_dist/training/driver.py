@@ -139,7 +139,7 @@ def _train(job: _Job, lease: Lease | None, fence: Fence) -> dict[str, Any]:
         run = prepare(config, job.place, line.message)
         if run.finished is not None:
             return _report_finished(run, run.finished, console)
-        start_ray(cpus_of(run.config))
+        start_ray(cpus_of(run.config), line.message)
         who = name_for_others(run.folder.uri, is_trial=lease is None)
         wait_for_capacity(run.config, who, line.message)
         data = index_sources(run.config, run.shards)

@@ -22,7 +22,7 @@ def test_an_address_without_a_cluster_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     with pytest.raises(UserError, match=r"RAY_ADDRESS is '127.0.0.1:9', where no cluster accepts this job"):
-        start_ray(1)
+        start_ray(1, print)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_a_ray_started_here_listens_on_loopback_only_and_leaves_the_ports_of_a_c
     code = """
 import json, psutil
 from perceiver_dist.cluster.connect import start_ray
-start_ray(2)
+start_ray(2, print)
 processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
 listening = [
     connection.laddr
@@ -70,3 +70,35 @@ print(json.dumps(sorted(set(listening))))
     assert {address for address, _ in addresses} == {"127.0.0.1", "::ffff:127.0.0.1"}
     # Ray's fixed ports: server, clients, dashboard, agent of jobs. Someone may start a cluster beside the run.
     assert not {port for _, port in addresses} & {6379, 10001, 8265, 52365}
+
+
+@pytest.mark.runs
+def test_a_ray_that_does_not_start_in_time_is_started_again_with_a_template() -> None:
+    code = """
+import json, os, threading, time
+import psutil, ray
+from perceiver_dist.cluster import worker_template
+from perceiver_dist.cluster.connect import start_ray
+
+def kill_raylet():
+    while not (raylets := [child for child in psutil.Process().children() if child.name() == "raylet"]):
+        time.sleep(0.01)
+    raylets[0].kill()
+
+worker_template.start_template(worker_template.TemplateImports((), ("ray",), (), ()))
+threading.Thread(target=kill_raylet).start()
+lines = []
+start_ray(2, lines.append)
+[template] = worker_template._USED
+forked = ray.get(ray.remote(lambda: os.getppid()).remote()) == template.pid
+print(json.dumps([lines, forked, sorted(child.name() for child in psutil.Process().children())]))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    lines, forked, children = json.loads(ended.stdout.splitlines()[-1])
+    assert lines == ["Ray did not start within its limit of 30 seconds (attempt 1 of 3); trying again"]
+    assert forked
+    assert [name for name in children if not name.startswith("python")] == ["gcs_server", "raylet"]
+    assert "Traceback" not in ended.stderr

@@ -158,7 +158,7 @@ LOOK = """
 import json, sys, ray
 from perceiver_dist.cluster.connect import start_ray
 from ray._private.services import canonicalize_bootstrap_address_or_die
-start_ray(1)
+start_ray(1, print)
 found = ray.get(ray.remote(canonicalize_bootstrap_address_or_die).remote(None), timeout=120)
 print(json.dumps([found, ray.get_runtime_context().gcs_address]))
 """

@@ -23,7 +23,7 @@ def blocked(process):
 
 before = signal.getsignal(signal.SIGTERM)
 worker_template.start_template(worker_template.TemplateImports((), ("ray",), (), ()))
-start_ray(2)
+start_ray(2, print)
 found = {"kept": signal.getsignal(signal.SIGTERM) is before, "own": blocked(psutil.Process())}
 
 @ray.remote(num_cpus=0)
@@ -49,7 +49,7 @@ _, left = psutil.wait_procs([p for p in everybody if p.pid != worker_template._U
 found["left"] = [process.name() for process in left]
 
 signal.signal(signal.SIGTERM, before)
-start_ray(2)
+start_ray(2, print)
 actor = Actor.remote()
 ray.get(actor.pid.remote())
 try:

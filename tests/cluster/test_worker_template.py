@@ -19,7 +19,7 @@ from perceiver_dist.cluster.connect import start_ray
 
 modules = worker_template.TemplateImports(("numpy",), ("ray.data",), (), ())
 worker_template.start_template(modules)
-start_ray(2)
+start_ray(2, print)
 assert nodes_being_added() == 0  # there is no autoscaler to ask
 template = psutil.Process(worker_template._USED[0].pid)
 
@@ -49,7 +49,7 @@ template.kill()
 template.wait()
 without = facts(RAY_MINE="later")
 ray.shutdown()
-start_ray(2)
+start_ray(2, print)
 next_ray = facts()
 assert not next_ray["forked"]
 print(json.dumps([plain, of_ray, of_others, without]))

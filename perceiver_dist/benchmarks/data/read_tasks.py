@@ -1,9 +1,11 @@
 """Benchmark of read throughput by number of read tasks, to choose how many CPUs a run needs for reading."""
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -122,7 +124,7 @@ def measure_throughput(
     if set_nodes:
         set_nodes(max(tasks))
     else:
-        start_ray(max(tasks))
+        start_ray(max(tasks), partial(print, file=sys.stderr))
     indexes = index_sources(config, shards)
     makers = {
         source.name: training_units(config, source, indexes[source.name].train) for source in config.sources
