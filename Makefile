@@ -3,7 +3,8 @@ PYTHON ?= python3
 ARGS ?=
 KIND ?= model
 # Two processes, for two cores: each runs whole files and starts a Ray of its own, in the order of tests/conftest.py.
-PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
+# A test process that crashes ends the tests: pytest-xdist would wait for ever for the tests it had.
+PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 LAPTOP = tests/integration/test_laptop_cluster.py
 INSTALL = .venv/bin/pip install -q --disable-pip-version-check --upgrade -c constraints.txt --target
 export MLFLOW_DISABLE_TELEMETRY := true

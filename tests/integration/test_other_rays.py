@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -15,11 +14,8 @@ import ray
 import small_run
 import small_search
 import waiting
-from ray import _raylet
-from ray._private.state import GlobalState
-from ray.core.generated import gcs_pb2
-from ray.exceptions import RaySystemError
 from ray.util.placement_group import placement_group, remove_placement_group
+from server_tables import ServerTables
 
 from perceiver_dist.checkpoint.run_folder import RunFolder
 from perceiver_dist.cluster import ray_tables
@@ -30,8 +26,6 @@ pytestmark = [pytest.mark.runs, pytest.mark.usefixtures("ray_cluster")]
 
 _MAX_WAIT_SECONDS = 300
 """Generous, as it only ends a test that would wait forever."""
-
-
 TRIALS = 6
 
 
@@ -55,9 +49,9 @@ class Search:
         self.output = storage / "output.txt"
         self.folder = storage / "shapes"
         self.job = small_search.start(config, storage)
-        self._tables: Any = None
-        wait_until(lambda: self._connect() or self.job.poll() is not None)
+        wait_until(lambda: self._server() or self.job.poll() is not None)
         assert self.job.poll() is None, self.output.read_text()
+        self._tables = ServerTables(self._server())
 
     def processes(self, title: str) -> list[psutil.Process]:
         """Return its processes with this text in their command."""
@@ -70,54 +64,28 @@ class Search:
                 continue
         return found
 
-    def _connect(self) -> bool:
-        """Connect to the server of its Ray, which is in the command of its raylet."""
+    def _server(self) -> str:
+        """Return the address of the server of its Ray, which is in the command of its raylet; "" before it has one."""
         arguments = [text for raylet in self.processes("--gcs-address=") for text in raylet.cmdline()]
-        address = next(
-            (text.partition("=")[2] for text in arguments if text.startswith("--gcs-address=")), ""
-        )
-        if not address:
-            return False
-        options: Any = _raylet
-        make_state: Any = GlobalState
-        state = make_state()
-        state._initialize_global_state(
-            options.GcsClientOptions.create(
-                address, None, allow_cluster_id_nil=True, fetch_cluster_id_if_nil=False
-            )
-        )
-        try:
-            self._tables = state._connect_and_get_accessor()
-        except RaySystemError:
-            return False
-        return True
+        return next((text.partition("=")[2] for text in arguments if text.startswith("--gcs-address=")), "")
 
     def controllers_ended(self) -> bool:
         """Return whether one of Ray Train's controllers has ended."""
-        rows: Any = gcs_pb2
-        ended = [rows.ActorTableData.FromString(row) for row in self._tables.get_actor_table(None, "DEAD")]
-        return any(one.class_name == "TrainController" for one in ended)
+        return self._tables.controllers_ended() is True
 
-    def left_behind(self) -> list[str]:
-        """Return the placement groups whose creator has ended."""
-        rows: Any = gcs_pb2
-        actors = [rows.ActorTableData.FromString(row) for row in self._tables.get_actor_table(None, None)]
-        dead = {one.actor_id for one in actors if one.state == rows.ActorTableData.DEAD}
-        groups = [
-            rows.PlacementGroupTableData.FromString(row) for row in self._tables.get_placement_group_table()
-        ]
-        return [
-            f"group {one.placement_group_id.hex()}"
-            for one in groups
-            if one.state != rows.PlacementGroupTableData.REMOVED and one.creator_actor_id in dead
-        ]
+    def gives_everything_back(self) -> bool:
+        """Return whether every placement group has a living creator, or the search has ended."""
+        return self.job.poll() is not None or self._tables.left_behind() == []
 
     def stopped(self) -> int:
         """Return the number of trials that were stopped."""
         return sum(trial["state"] == "stopped" for trial in small_search.trials(self.folder))
 
     def close(self) -> None:
-        """End it."""
+        """End it, if it has not ended."""
+        self._tables.close()
+        if self.job.poll() is not None:
+            return
         for process in [*psutil.Process(self.job.pid).children(recursive=True), psutil.Process(self.job.pid)]:
             process.kill()
         self.job.wait()
@@ -132,18 +100,17 @@ def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Search]:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     found = Search(tmp_path)
     yield found
-    if found.job.poll() is None:
-        found.close()
+    found.close()
 
 
 def test_stopped_and_killed_trials_give_everything_back(search: Search) -> None:
     wait_until(lambda: search.processes("RayTrainWorker"))
     search.processes("ImplicitFunc")[0].kill()
     wait_until(search.controllers_ended)
-    wait_until(lambda: not search.left_behind())
+    wait_until(search.gives_everything_back)
     for stopped in range(1, TRIALS + 1):
         wait_until(lambda: search.job.poll() is not None or search.stopped() >= stopped)  # noqa: B023 # called at once
-        wait_until(lambda: search.job.poll() is not None or not search.left_behind())
+        wait_until(search.gives_everything_back)
     assert search.job.wait() == 0
     states = [trial["state"] for trial in small_search.trials(search.folder)]
     assert set(states) == {"completed", "stopped"}
