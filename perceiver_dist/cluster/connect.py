@@ -38,6 +38,10 @@ QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 """Options of `ray.init` that keep Ray's log off the terminal, which shows the job's progress."""
 
 
+class _StartTimeoutError(Exception):
+    """Ray did not start within its own limit."""
+
+
 def start_ray(cpus: int, log: Callable[[str], None]) -> None:
     """Connect to the cluster that RAY_ADDRESS names, or start Ray in this process.
 
@@ -96,25 +100,26 @@ def _start(cpus: int, log: Callable[[str], None]) -> None:
     ray_constants.ENABLE_RAY_CLUSTER = False
     cpus = max(local_cpus(os.cpu_count() or 1), cpus)
     for attempt in range(1, _ATTEMPTS + 1):
-        if _starts_in_time(cpus):
-            end_ray_by_sigkill()
-            return
-        if attempt < _ATTEMPTS:
-            log(
-                f"Ray did not start within its limit of 30 seconds (attempt {attempt} of {_ATTEMPTS}); trying again"
-            )
+        try:
+            _start_once(cpus)
+            break
+        except _StartTimeoutError as error:
+            if attempt == _ATTEMPTS:
+                raise UserError(
+                    f"Ray did not start on this machine in {_ATTEMPTS} attempts, each within its limit of 30 seconds; "
+                    "start the job again when the machine is less busy"
+                ) from error
+            log(f"Ray did not start within its limit of 30 seconds ({attempt} of {_ATTEMPTS}); trying again")
             replace_template()
-    raise UserError(
-        f"Ray did not start on this machine in {_ATTEMPTS} attempts, each within its limit of 30 seconds; start the "
-        "job again when the machine is less busy"
-    )
+    end_ray_by_sigkill()
 
 
-def _starts_in_time(cpus: int) -> bool:
-    """Start Ray in this process. Return whether it has started; if not, none of its processes is left.
+def _start_once(cpus: int) -> None:
+    """Start Ray in this process.
 
     Raises:
         UserError: The machine does not let it start.
+        _StartTimeoutError: It did not start in time; none of its processes is left.
     """
     others = psutil.Process().children()
     try:
@@ -136,8 +141,7 @@ def _starts_in_time(cpus: int) -> bool:
         if "timed out during startup" not in str(error):
             raise
         end_children(others)
-        return False
-    return True
+        raise _StartTimeoutError from error
 
 
 def _connect(address: str) -> None:

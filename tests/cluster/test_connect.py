@@ -98,7 +98,7 @@ print(json.dumps([lines, forked, sorted(child.name() for child in psutil.Process
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     lines, forked, children = json.loads(ended.stdout.splitlines()[-1])
-    assert lines == ["Ray did not start within its limit of 30 seconds (attempt 1 of 3); trying again"]
+    assert lines == ["Ray did not start within its limit of 30 seconds (1 of 3); trying again"]
     assert forked
     assert [name for name in children if not name.startswith("python")] == ["gcs_server", "raylet"]
     assert "Traceback" not in ended.stderr
