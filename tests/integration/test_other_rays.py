@@ -26,6 +26,8 @@ pytestmark = [pytest.mark.runs, pytest.mark.usefixtures("ray_cluster")]
 
 _MAX_WAIT_SECONDS = 300
 """Generous, as it only ends a test that would wait forever."""
+
+
 TRIALS = 6
 
 
@@ -73,9 +75,9 @@ class Search:
         """Return whether one of Ray Train's controllers has ended."""
         return self._tables.controllers_ended() is True
 
-    def gives_everything_back(self) -> bool:
-        """Return whether every placement group has a living creator, or the search has ended."""
-        return self.job.poll() is not None or self._tables.left_behind() == []
+    def left_behind(self) -> list[str] | None:
+        """Return the placement groups whose creator has ended; None if the server has gone and gives no answer."""
+        return self._tables.left_behind()
 
     def stopped(self) -> int:
         """Return the number of trials that were stopped."""
@@ -107,10 +109,10 @@ def test_stopped_and_killed_trials_give_everything_back(search: Search) -> None:
     wait_until(lambda: search.processes("RayTrainWorker"))
     search.processes("ImplicitFunc")[0].kill()
     wait_until(search.controllers_ended)
-    wait_until(search.gives_everything_back)
+    wait_until(lambda: search.left_behind() == [])
     for stopped in range(1, TRIALS + 1):
         wait_until(lambda: search.job.poll() is not None or search.stopped() >= stopped)  # noqa: B023 # called at once
-        wait_until(search.gives_everything_back)
+        wait_until(lambda: search.job.poll() is not None or search.left_behind() == [])
     assert search.job.wait() == 0
     states = [trial["state"] for trial in small_search.trials(search.folder)]
     assert set(states) == {"completed", "stopped"}
